@@ -1,0 +1,125 @@
+"""What the scheduler and the streaming decoder ask of an engine. KV layout, padding, graphs stay inside engines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How a stream samples. `temperature == 0` is greedy; `top_k == 0` and `top_p == 1.0` switch those filters off."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0.0 or self.top_k == 1
+
+
+@dataclass(slots=True)
+class ExtendRow:
+    """Backbone over the tokens at positions [start, start + len(tokens)) of one slot.
+
+    `index` is the generated-token index (0 = first new token) of the sample to draw after the last row, or None when
+    the rows are a prefill chunk that needs no sample.
+    """
+
+    slot: int
+    start: int
+    tokens: Sequence[int]
+    index: int | None
+
+
+@dataclass(slots=True)
+class BurstRow:
+    """All K MCTP modules over rows [start, stop) of one slot.
+
+    `tokens` are the known tokens at positions start+1 ... (row j of module k reads token j+k+1). A sampling burst has
+    stop - start of them and yields K new tokens, of which the caller commits `commit`. A prefill chunk knows
+    stop - start + K tokens, samples nothing and has `index` None.
+    """
+
+    slot: int
+    start: int
+    stop: int
+    tokens: Sequence[int]
+    commit: int
+    index: int | None
+
+
+class LanguageModelEngine(Protocol):
+    """Backbone + MCTP over a fixed number of slots. Not thread safe: one worker drives it."""
+
+    slots: int
+    context: int  # tokens a slot holds
+    mctp_modules: int  # K
+    vocab_size: int
+
+    def open(self, slot: int, sampling: Sampling) -> None:
+        """Start a stream in a free slot."""
+        ...
+
+    def extend(self, rows: Sequence[ExtendRow]) -> list[int | None]:
+        """Run the backbone for several slots (at most one row each); sampled token per row, None for a prefill chunk."""
+        ...
+
+    def burst(self, rows: Sequence[BurstRow]) -> list[list[int]]:
+        """Run the fused cascade for several slots; per row the `commit` sampled tokens (empty for a prefill chunk)."""
+        ...
+
+    def release(self, slot: int) -> None:
+        """End the stream of a slot; its cache may be overwritten from now on."""
+        ...
+
+
+class SpeechTokenizerEngine(Protocol):
+    """WhisperVQ encoder: log-mel features to audio token ids."""
+
+    num_mel_bins: int
+
+    def tokens(self, features: Floats) -> Ints:
+        """features [mels, frames] of one piece of at most 30 s, frames even -> ids [ceil(frames / 8)] (int64)."""
+        ...
+
+
+class FlowEngine(Protocol):
+    """Flow-matching model: audio tokens to mel. All arrays carry a batch axis of windows of EQUAL geometry."""
+
+    mel_channels: int
+    block_tokens: int  # the token encoder attends in blocks of this many tokens (10)
+
+    def condition(self, tokens: Ints, frame_token: Ints) -> Floats:
+        """tokens [B, N]; frame_token [F] gives the window token (0..N-1) of each mel frame -> mu [B, mels, F]."""
+        ...
+
+    def velocity(self, x: Floats, mu: Floats, cond: Floats, t: float) -> Floats:
+        """One guided estimator call (classifier-free guidance included): all [B, mels, F] -> v [B, mels, F]."""
+        ...
+
+
+class VocoderEngine(Protocol):
+    """HiFT vocoder, split so that phase and noise can be carried across chunks."""
+
+    mel_channels: int
+    harmonics: int  # 9: the fundamental and 8 overtones
+    source_weight: Floats  # [harmonics], m_source.l_linear.weight
+    source_bias: float
+
+    def f0(self, mel: Floats) -> Floats:
+        """mel [B, mels, T] -> f0 in Hz [B, T]."""
+        ...
+
+    def synthesize(self, mel: Floats, source: Floats) -> Floats:
+        """mel [B, mels, T], source [B, 256 T] -> wave [B, 256 T], clamped to +-0.99."""
+        ...
