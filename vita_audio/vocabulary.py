@@ -27,7 +27,7 @@ _CONTEXT_OF_AUDIO = "<|context_of_audio|>"
 class Vocabulary:
     """Where everything lies among the ids. Ids from `tokens` on are rows that padding added to the embeddings.
 
-    `text_tokens`: the byte-level BPE is 0 .. text_tokens - 1. `audio_offset`: id of audio code 0 of `audio_codes` codes.
+    `text_tokens`: the byte-level BPE is 0 .. text_tokens - 1. `audio_offset`: id of the first of `audio_codes` codes.
     `context_of_audio` exists in the Plus layout only, where continuous speech features take the places of these ids.
     """
 
