@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -48,14 +49,20 @@ class ConfigFields:
             self.faults.append(f"{name} is {value}, must be an integer >= {minimum}")
         return value
 
-    def number(self, name: str, default: object = MISSING) -> float:
-        """A finite number > 0."""
-        value = self._get(name, default, (int, float), "a number > 0")
+    def number(self, name: str, default: object = MISSING, zero: bool = False) -> float:
+        """A finite number > 0 (or >= 0). Text such as 1e-06, which YAML does not take for a number, is accepted."""
+        wanted = f"a finite number {'>= 0' if zero else '> 0'}"
+        value = self._get(name, default, (int, float, str), wanted)
         if value is MISSING:
             return 1.0
-        if not 0 < value < float("inf"):
-            self.faults.append(f"{name} is {value}, must be a finite number > 0")
-        return float(value)
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not (0 <= number if zero else 0 < number) or number == math.inf:
+            self.faults.append(f"{name} is {value!r}, must be {wanted}")
+            return 1.0
+        return number
 
     def flag(self, name: str, default: bool) -> bool:
         value = self._get(name, default, (bool,), "true or false")
@@ -162,6 +169,206 @@ class LanguageModelConfig:
         fields.check(
             heads % kv_heads == 0,
             f"num_attention_heads {heads} must be a multiple of num_key_value_heads {kv_heads}",
+        )
+        fields.finish()
+        return config
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechTokenizerConfig:
+    """WhisperVQ encoder (`config.json` of glm-4-voice-tokenizer, facts/audio.md 1); names as released."""
+
+    d_model: int = 1280
+    encoder_attention_heads: int = 20
+    encoder_ffn_dim: int = 5120
+    num_mel_bins: int = 128
+    max_source_positions: int = 1500
+    pooling_kernel_size: int = 4
+    quantize_position: int = 16
+    quantize_vocab_size: int = 16384
+    quantize_causal_block_size: int = 200
+
+    @property
+    def layers(self) -> int:
+        """Encoder layers in use: later ones of the stored Whisper encoder are never run."""
+        return self.quantize_position
+
+    @property
+    def frames_per_token(self) -> int:
+        """Mel frames of one token: the second convolution halves the rate, then the pool."""
+        return 2 * self.pooling_kernel_size
+
+    @classmethod
+    def from_json(cls, text: str, source: str = "config.json") -> SpeechTokenizerConfig:
+        """Parse a released `config.json`. Raises CheckpointError naming every faulty field."""
+        fields = ConfigFields.from_json(text, source)
+        config = cls(
+            d_model=fields.integer("d_model"),
+            encoder_attention_heads=fields.integer("encoder_attention_heads"),
+            encoder_ffn_dim=fields.integer("encoder_ffn_dim"),
+            num_mel_bins=fields.integer("num_mel_bins"),
+            max_source_positions=fields.integer("max_source_positions", default=1500),
+            pooling_kernel_size=fields.integer("pooling_kernel_size", default=4),
+            quantize_position=fields.integer("quantize_position", default=16),
+            quantize_vocab_size=fields.integer("quantize_vocab_size"),
+            quantize_causal_block_size=fields.integer("quantize_causal_block_size", default=200),
+        )
+        fields.only("activation_function", "gelu")
+        fields.only("pooling_type", "avg")
+        fields.only("pooling_position", config.quantize_position)
+        fields.only("encoder_causal_convolution", True)
+        fields.only("encoder_causal_attention", False)
+        fields.only("quantize_causal_encoder", False)
+        fields.only("scale_embedding", False)
+        layers = fields.integer("encoder_layers", default=config.quantize_position)
+        fields.check(
+            layers >= config.quantize_position,
+            f"encoder_layers {layers} must be at least quantize_position {config.quantize_position}",
+        )
+        fields.check(
+            config.d_model % (2 * config.encoder_attention_heads) == 0,
+            f"d_model {config.d_model} must be a multiple of 2 x encoder_attention_heads "
+            f"({config.encoder_attention_heads})",
+        )
+        fields.finish()
+        return config
+
+
+@dataclass(frozen=True, slots=True)
+class FlowConfig:
+    """Token encoder, length regulator and flow estimator (facts/audio.md 2); defaults are the released sizes."""
+
+    vocab_size: int = 16384
+    input_size: int = 512
+    output_size: int = 80  # mel channels
+    spk_embed_dim: int = 192
+    encoder_output_size: int = 512
+    encoder_heads: int = 8
+    encoder_linear_units: int = 2048
+    encoder_blocks: int = 6
+    block_size: int = 10  # tokens
+    regulator_convs: int = 4  # len(sampling_ratios)
+    channels: tuple[int, ...] = (256, 256)
+    attention_head_dim: int = 64
+    n_blocks: int = 4
+    num_mid_blocks: int = 12
+    num_heads: int = 8
+    inference_cfg_rate: float = 0.7
+    training_cfg_rate: float = 0.2
+    sigma_min: float = 1e-6
+
+    @classmethod
+    def from_fields(cls, fields: ConfigFields) -> FlowConfig:
+        """Read flat fields (`flow.json`); absent ones take the defaults. Raises CheckpointError naming every fault."""
+        default = cls()
+        if isinstance(fields.values.get("channels"), int):  # one width for every level
+            fields.values = {**fields.values, "channels": [fields.values["channels"]] * 2}
+        input_size = fields.integer("input_size", default.input_size)
+        config = cls(
+            vocab_size=fields.integer("vocab_size", default.vocab_size),
+            input_size=input_size,
+            output_size=fields.integer("output_size", default.output_size),
+            spk_embed_dim=fields.integer("spk_embed_dim", default.spk_embed_dim),
+            encoder_output_size=fields.integer("encoder_output_size", input_size),
+            encoder_heads=fields.integer("encoder_heads", default.encoder_heads),
+            encoder_linear_units=fields.integer("encoder_linear_units", default.encoder_linear_units),
+            encoder_blocks=fields.integer("encoder_blocks", default.encoder_blocks),
+            block_size=fields.integer("block_size", default.block_size),
+            regulator_convs=fields.integer("regulator_convs", default.regulator_convs),
+            channels=fields.integers("channels", default.channels),
+            attention_head_dim=fields.integer("attention_head_dim", default.attention_head_dim),
+            n_blocks=fields.integer("n_blocks", default.n_blocks),
+            num_mid_blocks=fields.integer("num_mid_blocks", default.num_mid_blocks),
+            num_heads=fields.integer("num_heads", default.num_heads),
+            inference_cfg_rate=fields.number("inference_cfg_rate", default.inference_cfg_rate, zero=True),
+            training_cfg_rate=fields.number("training_cfg_rate", default.training_cfg_rate, zero=True),
+            sigma_min=fields.number("sigma_min", default.sigma_min, zero=True),
+        )
+        fields.check(
+            config.encoder_output_size % (2 * config.encoder_heads) == 0,
+            f"the token encoder's width {config.encoder_output_size} must be a multiple of 2 x encoder_heads "
+            f"({config.encoder_heads})",
+        )
+        for width in config.channels:
+            fields.check(width % 8 == 0, f"channels {width} must be a multiple of 8 (group norm groups)")
+        fields.finish()
+        return config
+
+
+@dataclass(frozen=True, slots=True)
+class VocoderConfig:
+    """HiFT generator (facts/audio.md 3); names and defaults as released."""
+
+    in_channels: int = 80
+    base_channels: int = 512
+    nb_harmonics: int = 8
+    sampling_rate: int = 22050
+    nsf_alpha: float = 0.1
+    nsf_sigma: float = 0.003
+    nsf_voiced_threshold: float = 10.0
+    upsample_rates: tuple[int, ...] = (8, 8)
+    upsample_kernel_sizes: tuple[int, ...] = (16, 16)
+    istft_n_fft: int = 16
+    istft_hop: int = 4
+    resblock_kernel_sizes: tuple[int, ...] = (3, 7, 11)
+    resblock_dilation_sizes: tuple[tuple[int, ...], ...] = ((1, 3, 5), (1, 3, 5), (1, 3, 5))
+    source_resblock_kernel_sizes: tuple[int, ...] = (7, 11)
+    source_resblock_dilation_sizes: tuple[tuple[int, ...], ...] = ((1, 3, 5), (1, 3, 5))
+    lrelu_slope: float = 0.1
+    audio_limit: float = 0.99
+    f0_channels: int = 512
+
+    @property
+    def samples_per_frame(self) -> int:
+        """PCM samples of one mel frame (256 in the released model)."""
+        return math.prod(self.upsample_rates) * self.istft_hop
+
+    @classmethod
+    def from_fields(cls, fields: ConfigFields) -> VocoderConfig:
+        """Read flat fields (`hift.json`); absent ones take the defaults. Raises CheckpointError naming every fault."""
+        default = cls()
+        config = cls(
+            in_channels=fields.integer("in_channels", default.in_channels),
+            base_channels=fields.integer("base_channels", default.base_channels),
+            nb_harmonics=fields.integer("nb_harmonics", default.nb_harmonics, minimum=0),
+            sampling_rate=fields.integer("sampling_rate", default.sampling_rate),
+            nsf_alpha=fields.number("nsf_alpha", default.nsf_alpha),
+            nsf_sigma=fields.number("nsf_sigma", default.nsf_sigma, zero=True),
+            nsf_voiced_threshold=fields.number("nsf_voiced_threshold", default.nsf_voiced_threshold, zero=True),
+            upsample_rates=fields.integers("upsample_rates", default.upsample_rates),
+            upsample_kernel_sizes=fields.integers("upsample_kernel_sizes", default.upsample_kernel_sizes),
+            istft_n_fft=fields.integer("istft_n_fft", default.istft_n_fft, minimum=2),
+            istft_hop=fields.integer("istft_hop", default.istft_hop),
+            resblock_kernel_sizes=fields.integers("resblock_kernel_sizes", default.resblock_kernel_sizes),
+            resblock_dilation_sizes=fields.integer_lists("resblock_dilation_sizes", default.resblock_dilation_sizes),
+            source_resblock_kernel_sizes=fields.integers(
+                "source_resblock_kernel_sizes", default.source_resblock_kernel_sizes
+            ),
+            source_resblock_dilation_sizes=fields.integer_lists(
+                "source_resblock_dilation_sizes", default.source_resblock_dilation_sizes
+            ),
+            lrelu_slope=fields.number("lrelu_slope", default.lrelu_slope, zero=True),
+            audio_limit=fields.number("audio_limit", default.audio_limit),
+            f0_channels=fields.integer("f0_channels", default.f0_channels),
+        )
+        levels = len(config.upsample_rates)
+        fields.check(
+            len(config.upsample_kernel_sizes) == levels
+            and len(config.source_resblock_kernel_sizes) == levels
+            and len(config.source_resblock_dilation_sizes) == levels,
+            f"upsample_kernel_sizes and source_resblock_* must have one entry for each of the {levels} upsample_rates",
+        )
+        fields.check(
+            len(config.resblock_kernel_sizes) == len(config.resblock_dilation_sizes),
+            "resblock_kernel_sizes and resblock_dilation_sizes must have equal lengths",
+        )
+        fields.check(
+            config.base_channels % 2**levels == 0,
+            f"base_channels {config.base_channels} must be a multiple of {2**levels}",
+        )
+        fields.check(
+            config.istft_n_fft % (2 * config.istft_hop) == 0,
+            f"istft n_fft {config.istft_n_fft} must be a multiple of 2 x hop_len ({config.istft_hop})",
         )
         fields.finish()
         return config
