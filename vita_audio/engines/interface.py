@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,8 +47,8 @@ class BurstRow:
     """All K MCTP modules over rows [start, stop) of one slot.
 
     `tokens` are the known tokens at positions start+1 ... (row j of module k reads token j+k+1). A sampling burst has
-    stop - start of them and yields K new tokens, of which the caller commits `commit`. A prefill chunk knows
-    stop - start + K tokens, samples nothing and has `index` None.
+    stop - start of them and yields K new tokens, of which the engine commits and returns the first `commit`. A prefill
+    chunk knows stop - start + K - 1 tokens (all that its rows read), samples nothing and has `index` None.
     """
 
     slot: int
@@ -71,7 +72,7 @@ class LanguageModelEngine(Protocol):
         ...
 
     def extend(self, rows: Sequence[ExtendRow]) -> list[int | None]:
-        """Run the backbone for several slots (at most one row each); sampled token per row, None for a prefill chunk."""
+        """Run the backbone, at most one row per slot; the sampled token of each row, None for a prefill chunk."""
         ...
 
     def burst(self, rows: Sequence[BurstRow]) -> list[list[int]]:

@@ -1,0 +1,279 @@
+"""Language model checkpoint -> two ONNX graphs for ONNX Runtime: one backbone step, one whole MCTP burst.
+
+The graphs are written node by node rather than traced, because what makes them fast is not in the PyTorch modules:
+GroupQueryAttention over caches that are bound in place, merged projections, fused norms, and sampling inside the graph,
+so that a burst is one run with no return to the host between modules (facts/onnx.md, facts/language_model.md).
+
+    backbone.onnx   tokens [B, S] + caches -> H0 [B, S, hidden], sampled token [B]       (B > 1 only with S = 1)
+    mctp.onnx       tokens [1, R], H0 rows [1, R, hidden] + caches -> sampled tokens [1, K]
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from vita_audio.configs import LanguageModelConfig
+
+OPSET = 21
+IR_VERSION = 10
+_FUSED = "com.microsoft"
+
+
+class _Graph:
+    """Collects nodes, weights, inputs and outputs; every helper returns the name of what it made."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.weights: dict[str, NDArray] = {}
+        self.inputs: list[onnx.ValueInfoProto] = []
+        self.outputs: list[onnx.ValueInfoProto] = []
+        self._count = 0
+
+    def op(self, kind: str, *inputs: str, outputs: int = 1, domain: str = "", **attributes: Any) -> str:
+        names = self.ops(kind, *inputs, outputs=outputs, domain=domain, **attributes)
+        return names[0]
+
+    def ops(self, kind: str, *inputs: str, outputs: int, domain: str = "", **attributes: Any) -> list[str]:
+        self._count += 1
+        names = [f"{kind}_{self._count}_{i}" for i in range(outputs)]
+        self.nodes.append(helper.make_node(kind, inputs, names, domain=domain, **attributes))
+        return names
+
+    def weight(self, name: str, value: NDArray) -> str:
+        self.weights.setdefault(name, np.asarray(value, order="C"))
+        return name
+
+    def ints(self, *values: int) -> str:
+        return self.weight("ints_" + "_".join(map(str, values)).replace("-", "m"), np.array(values, np.int64))
+
+    def number(self, value: float) -> str:
+        return self.weight(f"number_{value}", np.array(value, np.float32))
+
+    def input(self, name: str, kind: int, shape: Sequence[int | str]) -> str:
+        self.inputs.append(helper.make_tensor_value_info(name, kind, shape))
+        return name
+
+    def output(self, name: str, source: str, kind: int, shape: Sequence[int | str]) -> None:
+        self.nodes.append(helper.make_node("Identity", [source], [name]))
+        self.declare_output(name, kind, shape)
+
+    def declare_output(self, name: str, kind: int, shape: Sequence[int | str]) -> None:
+        self.outputs.append(helper.make_tensor_value_info(name, kind, shape))
+
+    def save(self, path: Path, name: str) -> None:
+        weights = [numpy_helper.from_array(value, key) for key, value in self.weights.items()]
+        graph = helper.make_graph(self.nodes, name, self.inputs, self.outputs, weights)
+        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(_FUSED, 1)]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="vita_audio")
+        onnx.save_model(model, path)
+
+
+class _LanguageModelGraph(_Graph):
+    """The parts both graphs share: decoder layers over in-place caches, norms, head and sampling."""
+
+    def __init__(self, config: LanguageModelConfig, tensors: Mapping[str, NDArray], banned: Sequence[int]) -> None:
+        super().__init__()
+        self.config, self.tensors, self.banned = config, tensors, banned
+        # GroupQueryAttention rotates heads of a multiple of 16: pad each rotary half with zeros up to that.
+        self.padded_dim = -(-config.head_dim // 16) * 16
+
+    def rms_norm(self, x: str, key: str) -> str:
+        weight = self.weight(key, self.tensors[key])
+        return self.op("SimplifiedLayerNormalization", x, weight, epsilon=self.config.rms_norm_eps, axis=-1)
+
+    def add_rms_norm(self, x: str, residual: str, key: str) -> tuple[str, str]:
+        """(RMSNorm(x + residual), x + residual) in one node."""
+        weight = self.weight(key, self.tensors[key])
+        names = self.ops(
+            "SkipSimplifiedLayerNormalization", x, residual, weight,
+            outputs=4, domain=_FUSED, epsilon=self.config.rms_norm_eps,
+        )  # fmt: skip
+        self.nodes[-1].output[1] = self.nodes[-1].output[2] = ""
+        return names[0], names[3]
+
+    def _pad_heads(self, weight: NDArray, heads: int, halves: int) -> NDArray:
+        """weight [heads * dim, ...] -> [heads * padded, ...], each of `halves` parts of a head padded on its own."""
+        dim, rest = self.config.head_dim, weight.shape[1:]
+        parts = weight.reshape(heads, halves, dim // halves, *rest)
+        missing = (self.padded_dim - dim) // halves
+        padded = np.pad(parts, [(0, 0), (0, 0), (0, missing)] + [(0, 0)] * len(rest))
+        return padded.reshape(heads * self.padded_dim, *rest)
+
+    def layer(self, index: int, x: str, residual: str | None, cache: tuple[str, str]) -> tuple[str, str]:
+        """One decoder layer. The hidden state is x + residual; returns it again as such a pair, not yet added."""
+        c, prefix = self.config, f"model.layers.{index}."
+        key = prefix + "input_layernorm.weight"
+        if residual is None:
+            normed, residual = self.rms_norm(x, key), x
+        else:
+            normed, residual = self.add_rms_norm(x, residual, key)
+        heads, kv = c.num_attention_heads, c.num_key_value_heads
+        parts = (("q", heads, 2), ("k", kv, 2), ("v", kv, 1))
+        weight = np.concatenate(
+            [self._pad_heads(self.tensors[f"{prefix}self_attn.{n}_proj.weight"], h, s) for n, h, s in parts]
+        )
+        bias = np.concatenate(
+            [self._pad_heads(self.tensors[f"{prefix}self_attn.{n}_proj.bias"], h, s) for n, h, s in parts]
+        )
+        qkv = self.op("MatMul", normed, self.weight(prefix + "qkv.weight", weight.T))
+        qkv = self.op("Add", qkv, self.weight(prefix + "qkv.bias", bias))
+        node = ["GroupQueryAttention", qkv, "", "", f"past_{cache[0]}", f"past_{cache[1]}"]
+        attended, *present = self.ops(
+            *node, "last_row", "total_length", "cos", "sin", outputs=3, domain=_FUSED,
+            num_heads=heads, kv_num_heads=kv, do_rotary=1, scale=c.head_dim**-0.5,
+        )  # fmt: skip
+        for name, made in zip(cache, present, strict=True):
+            self.nodes[-1].output[list(self.nodes[-1].output).index(made)] = f"present_{name}"
+        output = self.tensors[prefix + "self_attn.o_proj.weight"]  # [hidden, heads * dim]
+        output = self._pad_heads(output.T, heads, 1)
+        x = self.op("MatMul", attended, self.weight(prefix + "o_proj.weight", output))
+        normed, residual = self.add_rms_norm(x, residual, prefix + "post_attention_layernorm.weight")
+        gate_up = np.concatenate([self.tensors[f"{prefix}mlp.{n}_proj.weight"] for n in ("gate", "up")])
+        both = self.op("MatMul", normed, self.weight(prefix + "gate_up.weight", gate_up.T))
+        gate, up = self.ops("Split", both, outputs=2, axis=-1, num_outputs=2)
+        silu = self.op("QuickGelu", gate, domain=_FUSED, alpha=1.0)
+        down = self.weight(prefix + "down.weight", self.tensors[prefix + "mlp.down_proj.weight"].T)
+        return self.op("MatMul", self.op("Mul", silu, up), down), residual
+
+    def cache_inputs(self, layers: int) -> list[tuple[str, str]]:
+        """Declare `layers` K/V caches [B, kv_heads, context, dim], bound as inputs and outputs to the same memory."""
+        c, names = self.config, list[tuple[str, str]]()
+        shape: list[int | str] = ["batch", c.num_key_value_heads, "context", self.padded_dim]
+        for index in range(layers):
+            pair = (f"key_{index}", f"value_{index}")
+            names.append(pair)
+            for name in pair:
+                self.input(f"past_{name}", TensorProto.FLOAT, shape)
+                self.declare_output(f"present_{name}", TensorProto.FLOAT, shape)
+        self.input("last_row", TensorProto.INT32, ["batch"])  # cache index of the last row: past + S - 1
+        self.input("total_length", TensorProto.INT32, [1])
+        half = self.padded_dim // 2
+        self.input("cos", TensorProto.FLOAT, ["context", half])
+        self.input("sin", TensorProto.FLOAT, ["context", half])
+        return names
+
+    def embed(self, tokens: str) -> str:
+        return self.op("Gather", self.weight("embed", self.tensors["model.embed_tokens.weight"]), tokens)
+
+    def head(self, hidden: str) -> str:
+        """hidden [B, hidden] -> logits [B, vocab]; tokens that must never come out are at the lowest float."""
+        logits = self.op("MatMul", hidden, self.weight("lm_head", self.tensors["lm_head.weight"].T))
+        if len(self.banned):
+            bias = np.zeros(self.config.vocab_size, np.float32)
+            bias[list(self.banned)] = np.finfo(np.float32).min / 4
+            logits = self.op("Add", logits, self.weight("banned", bias))
+        return logits
+
+    def sampling_inputs(self, draws: int) -> None:
+        vocab = self.config.vocab_size
+        self.input("seen", TensorProto.BOOL, ["batch", vocab])
+        self.input("penalty", TensorProto.FLOAT, ["batch", 1])
+        self.input("temperature", TensorProto.FLOAT, ["batch", 1])
+        self.input("top_k", TensorProto.INT64, ["batch", 1])
+        self.input("top_p", TensorProto.FLOAT, ["batch", 1])
+        self.input("uniform", TensorProto.FLOAT, ["batch", draws])
+        self.input("candidates", TensorProto.INT64, [1])  # the largest top_k of the batch: how far to sort
+
+    def sample(self, logits: str, seen: str, uniform: str) -> str:
+        """logits [B, vocab], seen [B, vocab], uniform [B, 1] -> token [B, 1].
+
+        Order of Hugging Face's processors: repetition penalty, temperature, top-k, top-p; then the inverse of the
+        cumulative distribution at `uniform`. Greedy is top_k = 1.
+        """
+        down, up = self.op("Div", logits, "penalty"), self.op("Mul", logits, "penalty")
+        penalised = self.op("Where", self.op("Less", logits, self.number(0.0)), up, down)
+        logits = self.op("Where", seen, penalised, logits)
+        values, ids = self.ops("TopK", logits, "candidates", outputs=2, axis=-1, largest=1, sorted=1)
+        rank = self.op("Range", *(self.op("Squeeze", x) for x in (self.ints(0), "candidates", self.ints(1))))
+        scaled = self.op("Div", values, "temperature")
+        scaled = self.op("Where", self.op("Less", rank, "top_k"), scaled, self.number(-1e30))
+        p = self.op("Softmax", scaled, axis=-1)
+        before = self.op("CumSum", p, self.ints(1), exclusive=1)
+        p = self.op("Where", self.op("Less", before, "top_p"), p, self.number(0.0))
+        cumulative = self.op("CumSum", p, self.ints(1))
+        total = self.op("ReduceSum", p, self.ints(1), keepdims=1)
+        passed = self.op("LessOrEqual", cumulative, self.op("Mul", total, uniform))
+        chosen = self.op("ReduceSum", self.op("Cast", passed, to=TensorProto.INT64), self.ints(1), keepdims=1)
+        # A uniform draw just below 1 can pass every candidate by rounding: the last one with any mass is meant.
+        alive = self.op("Cast", self.op("Greater", p, self.number(0.0)), to=TensorProto.INT64)
+        last = self.op("Sub", self.op("ReduceSum", alive, self.ints(1), keepdims=1), self.ints(1))
+        return self.op("GatherElements", ids, self.op("Min", chosen, last), axis=1)
+
+
+def _backbone(config: LanguageModelConfig, tensors: Mapping[str, NDArray], banned: Sequence[int]) -> _Graph:
+    g = _LanguageModelGraph(config, tensors, banned)
+    x = g.embed(g.input("tokens", TensorProto.INT64, ["batch", "rows"]))
+    caches = g.cache_inputs(config.backbone_layers)
+    g.sampling_inputs(draws=1)
+    residual: str | None = None
+    for index, cache in enumerate(caches):
+        x, residual = g.layer(index, x, residual, cache)
+    assert residual is not None
+    hidden, _ = g.add_rms_norm(x, residual, "model.norm.weight")
+    last = g.op("Gather", hidden, g.weight("last", np.array(-1, np.int64)), axis=1)  # [B, hidden]
+    g.output("hidden", hidden, TensorProto.FLOAT, ["batch", "rows", config.hidden_size])
+    g.output("token", g.sample(g.head(last), "seen", "uniform"), TensorProto.INT64, ["batch", 1])
+    return g
+
+
+def _mctp(config: LanguageModelConfig, tensors: Mapping[str, NDArray], banned: Sequence[int]) -> _Graph:
+    g = _LanguageModelGraph(config, tensors, banned)
+    modules = config.mctp_modules
+    embedded = g.embed(g.input("tokens", TensorProto.INT64, [1, "rows"]))  # token j + 1 of rows j
+    hidden = g.input("hidden", TensorProto.FLOAT, [1, "rows", config.hidden_size])
+    # A prefill chunk knows the tokens after its rows: forced[k] >= 0 stands in for what module k samples.
+    forced = g.input("forced", TensorProto.INT64, [1, modules])
+    caches = g.cache_inputs(modules)
+    g.sampling_inputs(draws=modules)
+    seen, sampled = "seen", []
+    uniforms = g.ops("Split", "uniform", outputs=modules, axis=1, num_outputs=modules)
+    forces = g.ops("Split", forced, outputs=modules, axis=1, num_outputs=modules)
+    yes = g.weight("yes", np.ones((1, 1), bool))
+    for k in range(modules):
+        both = [g.rms_norm(embedded, f"mtp_embed_norms.{k}.weight"), g.rms_norm(hidden, f"mtp_hidden_norms.{k}.weight")]
+        projection = g.weight(f"mtp_projs.{k}", tensors[f"mtp_projs.{k}.weight"].T)
+        x = g.op("MatMul", g.op("Concat", *both, axis=-1), projection)
+        x, residual = g.layer(config.backbone_layers + k, x, None, caches[k])
+        hidden, _ = g.add_rms_norm(x, residual, "model.norm.weight")
+        last = g.op("Gather", hidden, g.weight("last", np.array(-1, np.int64)), axis=1)
+        token = g.sample(g.head(last), seen, uniforms[k])
+        token = g.op("Where", g.op("Less", forces[k], g.ints(0)), token, forces[k])
+        sampled.append(token)
+        if k + 1 < modules:
+            seen = g.op("ScatterElements", seen, token, yes, axis=1)
+            later = g.op("Slice", embedded, g.ints(1), g.ints(np.iinfo(np.int64).max), g.ints(1))
+            embedded = g.op("Concat", later, g.embed(token), axis=1)
+    g.output("sampled", g.op("Concat", *sampled, axis=1), TensorProto.INT64, [1, modules])
+    return g
+
+
+def export_language_model(
+    config: LanguageModelConfig,
+    tensors: Mapping[str, torch.Tensor],
+    folder: Path,
+    banned_ids: Sequence[int] = (),
+) -> None:
+    """Write backbone.onnx, mctp.onnx (when K > 0) and model.json (sizes) into `folder`.
+
+    Args:
+        tensors: the checkpoint, released keys (`vita_audio.checkpoint.load_language_model`).
+        banned_ids: token ids that must never be sampled (padding rows of the vocabulary).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = {key: value.to(torch.float32).numpy() for key, value in tensors.items()}
+    if config.tie_word_embeddings:
+        arrays.setdefault("lm_head.weight", arrays["model.embed_tokens.weight"])
+    _backbone(config, arrays, banned_ids).save(folder / "backbone.onnx", "backbone")
+    if config.mctp_modules:
+        _mctp(config, arrays, banned_ids).save(folder / "mctp.onnx", "mctp")
+    (folder / "model.json").write_text(json.dumps(asdict(config), indent=1) + "\n")

@@ -1,0 +1,26 @@
+"""Opens ONNX Runtime sessions the way every CPU engine here wants them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnxruntime as ort
+
+from ..errors import EngineError
+
+
+def open_session(path: Path, threads: int) -> ort.InferenceSession:
+    """A CPU session with `threads` intra-op threads that sleep, not spin, when idle (stages share the cores).
+
+    Raises:
+        EngineError: the file is missing or not a graph this runtime can load.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise EngineError(f"{path}: ONNX Runtime cannot load it ({str(error).splitlines()[0]}); rebuild it") from error

@@ -1,0 +1,151 @@
+"""Continuous batching: streams join and leave at any step; backbone and burst phases of all streams run together.
+
+A step runs the backbone once for every stream that wants it, then every burst that is due. Of all prompts being read,
+one step takes in at most one chunk of `prefill_chunk` tokens, through backbone and cascade alike, so a running stream
+waits for at most that many prompt tokens (and rows) of others. Chunk borders depend on the prompt alone, never on load:
+a request computes the same in any company.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection
+
+from ..engines.interface import BurstRow, ExtendRow, LanguageModelEngine
+from ..errors import InvalidRequest
+from ..messages import State
+from .request import GenerationRequest
+from .stream import Stream
+
+
+class Scheduler:
+    """Drives one engine; single-threaded (see `service.py` for the thread around it).
+
+    Args:
+        engine: backbone + MCTP.
+        end_tokens: ids that end a stream.
+        prefill_chunk: prompt tokens one step takes in at most.
+    """
+
+    def __init__(
+        self,
+        engine: LanguageModelEngine,
+        end_tokens: Collection[int],
+        prefill_chunk: int = 64,
+    ) -> None:
+        # A decode step extends by up to K + 1 tokens at once; a smaller chunk would cut it in two.
+        if prefill_chunk < engine.mctp_modules + 1:
+            raise ValueError(f"prefill_chunk: {prefill_chunk} is below K + 1 = {engine.mctp_modules + 1}")
+        self.engine = engine
+        self.end_tokens = frozenset(end_tokens)
+        self.prefill_chunk = prefill_chunk
+        self.running: list[Stream] = []
+        self.waiting: deque[Stream] = deque()
+        self._free = list(range(engine.slots - 1, -1, -1))  # lowest slot last: batches span slots [0, highest]
+
+    def check(self, request: GenerationRequest) -> None:
+        """Raises InvalidRequest when this engine can never serve the request."""
+        prompt, engine = request.prompt, self.engine
+        if len(prompt) == 0:
+            raise InvalidRequest("PROMPT_IDS", [], "at least one token")
+        if len(prompt) >= engine.context:
+            raise InvalidRequest(
+                "TEXT", f"a prompt of {len(prompt)} tokens", f"at most {engine.context - 1} tokens fit", "shorten it"
+            )
+        if not 0 <= min(prompt) <= max(prompt) < engine.vocab_size:
+            raise InvalidRequest("PROMPT_IDS", [min(prompt), max(prompt)], f"ids in [0, {engine.vocab_size})")
+        most = max(request.settings.pattern[1::2])
+        if most > engine.mctp_modules:
+            raise InvalidRequest("MODE", request.settings.mode, f"this model has {engine.mctp_modules} MCTP modules")
+
+    def submit(self, stream_id: str, request: GenerationRequest) -> Stream:
+        """Queue a stream for the next free slot. The caller has run `check` and bounds how many may wait."""
+        stream = Stream(stream_id, request, self.engine.mctp_modules, self.engine.context, self.end_tokens)
+        self.waiting.append(stream)
+        self._admit()
+        return stream
+
+    def end(self, stream: Stream, state: State, reason: str) -> None:
+        """End a stream now, running or waiting; its slot is free at once."""
+        stream.end(state, reason)
+        self._leave(stream)
+
+    @property
+    def idle(self) -> bool:
+        return not self.running and not self.waiting
+
+    def _admit(self) -> None:
+        while self._free and self.waiting:
+            stream = self.waiting.popleft()
+            stream.slot = self._free.pop()
+            self.engine.open(stream.slot, stream.request.sampling)
+            self.running.append(stream)
+
+    def _leave(self, stream: Stream) -> None:
+        if stream in self.waiting:
+            self.waiting.remove(stream)
+        elif stream in self.running:
+            self.running.remove(stream)
+            self.engine.release(stream.slot)
+            self._free.append(stream.slot)
+            self._free.sort(reverse=True)
+        self._admit()
+
+    def step(self) -> list[Stream]:
+        """Run one backbone phase and one burst phase.
+
+        Returns:
+            The streams that took part, among them those that have just ended (already without a slot).
+        """
+        active = list(self.running)
+        reading = next((s for s in active if self._is_reading(s)), None)
+        self._extend([s for s in active if not s.wants_burst and (s is reading or not self._is_reading(s))])
+        if reading is not None and reading.uses_mctp and not reading.ended:
+            self._read_cascade(reading)
+        self._burst([s for s in active if s.wants_burst and not s.ended])
+        for stream in active:
+            if stream.ended:
+                self._leave(stream)
+        return active
+
+    def _is_reading(self, stream: Stream) -> bool:
+        """Still on its prompt: backbone or cascade has more than a decode step's worth of rows to run."""
+        if stream.consumed < stream.prompt_tokens:
+            return True
+        return stream.wants_burst and self._cascade_lag(stream) > 0
+
+    def _cascade_lag(self, stream: Stream) -> int:
+        """Whole chunks of cascade rows that can be run before the burst that samples, in rows."""
+        lag = stream.cascade_rows_known - stream.cascaded
+        return lag if stream.consumed - stream.cascaded > self.prefill_chunk else 0
+
+    def _extend(self, streams: list[Stream]) -> None:
+        rows = []
+        for s in streams:
+            stop = min(len(s.tokens), s.consumed + self.prefill_chunk)
+            index = s.generated if stop == len(s.tokens) else None
+            rows.append(ExtendRow(s.slot, s.consumed, s.tokens[s.consumed : stop], index))
+        if not rows:
+            return
+        for s, row, token in zip(streams, rows, self.engine.extend(rows), strict=True):
+            s.extended(row.start + len(row.tokens), token)
+
+    def _read_cascade(self, s: Stream) -> None:
+        """Run the cascade over prompt rows that need no sampled token, at most one chunk."""
+        known = s.cascade_rows_known
+        if self._cascade_lag(s) == 0 and known - s.cascaded < self.prefill_chunk:
+            return
+        stop = min(known, s.cascaded + self.prefill_chunk)
+        tokens = s.tokens[s.cascaded + 1 : stop + self.engine.mctp_modules]
+        self.engine.burst([BurstRow(s.slot, s.cascaded, stop, tokens, 0, None)])
+        s.cascaded = stop
+
+    def _burst(self, streams: list[Stream]) -> None:
+        due = [s for s in streams if self._cascade_lag(s) == 0]
+        rows = [
+            BurstRow(s.slot, s.cascaded, s.consumed, s.tokens[s.cascaded + 1 :], s.burst_size, s.generated) for s in due
+        ]
+        if not rows:
+            return
+        for s, tokens in zip(due, self.engine.burst(rows), strict=True):
+            s.burst_done(tokens)

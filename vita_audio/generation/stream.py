@@ -1,0 +1,117 @@
+"""One stream's state: its tokens, how far backbone and cascade have come, and what its mode asks for next."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from ..messages import State
+from .request import GenerationRequest
+
+
+def segments(pattern: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """(m, n) pairs of a mode: m backbone tokens, then n MCTP tokens; the last pair repeats for ever."""
+    pairs = list(zip(pattern[::2], pattern[1::2], strict=True))
+    yield from pairs
+    while True:
+        yield pairs[-1]
+
+
+@dataclass(slots=True)
+class Stream:
+    """Positions: `consumed` is m, the tokens the backbone has run over; `cascaded` is `valid`, the cascade rows that
+    need no re-run (facts/language_model.md, the fused cascade)."""
+
+    id: str
+    request: GenerationRequest
+    mctp_modules: int
+    token_limit: int  # prompt + output, at most the engine's context
+    end_tokens: Collection[int]
+    tokens: list[int] = field(init=False)
+    slot: int = -1
+    consumed: int = 0
+    cascaded: int = 0
+    emitted: int = 0  # generated tokens already handed out
+    state: State = "running"
+    reason: str = ""
+    _segments: Iterator[tuple[int, int]] = field(init=False)
+    _backbone_left: int = field(init=False)
+    _burst: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.tokens = list(self.request.prompt)
+        self._segments = segments(self.request.settings.pattern)
+        self._backbone_left, self._burst = next(self._segments)
+
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self.request.prompt)
+
+    @property
+    def generated(self) -> int:
+        return len(self.tokens) - self.prompt_tokens
+
+    @property
+    def ended(self) -> bool:
+        return self.state != "running"
+
+    @property
+    def uses_mctp(self) -> bool:
+        return any(self.request.settings.pattern[1::2])
+
+    @property
+    def wants_burst(self) -> bool:
+        """The backbone's part of the segment is done and MCTP tokens are due."""
+        return self._backbone_left == 0
+
+    @property
+    def burst_size(self) -> int:
+        return min(self._burst, self._room)
+
+    @property
+    def cascade_rows_known(self) -> int:
+        """Cascade rows [0, this) read only tokens that are already there."""
+        return min(self.consumed, len(self.tokens) - self.mctp_modules)
+
+    @property
+    def _room(self) -> int:
+        limit = min(self.token_limit, self.prompt_tokens + self.request.settings.max_tokens)
+        return limit - len(self.tokens)
+
+    def extended(self, stop: int, token: int | None) -> None:
+        """The backbone has run over positions up to `stop` and sampled `token` (None: a prefill chunk)."""
+        self.consumed = stop
+        if token is None:
+            return
+        self._append([token])
+        self._backbone_left -= 1
+        if self._backbone_left == 0 and self._burst == 0:
+            self._next_segment()
+
+    def burst_done(self, tokens: Sequence[int]) -> None:
+        """A burst has committed `tokens`."""
+        self._append(tokens)
+        self.cascaded = max(0, min(self.consumed, len(self.tokens) - 1 - self.mctp_modules))
+        self._next_segment()
+
+    def _next_segment(self) -> None:
+        self._backbone_left, self._burst = next(self._segments)
+
+    def _append(self, tokens: Sequence[int]) -> None:
+        for token in tokens:
+            self.tokens.append(token)
+            if token in self.end_tokens:
+                return self.end("done", "end_token")
+        if self._room <= 0:
+            budget_spent = self.generated >= self.request.settings.max_tokens
+            self.end("done", "max_tokens" if budget_spent else "context_limit")
+
+    def end(self, state: State, reason: str) -> None:
+        if not self.ended:
+            self.state, self.reason = state, reason
+
+    def take_new(self) -> list[int]:
+        """Generated tokens not handed out before."""
+        new = self.tokens[self.prompt_tokens + self.emitted :]
+        self.emitted += len(new)
+        return new
