@@ -1,0 +1,57 @@
+"""All randomness of a spoken stream, a pure function of its seed and the absolute frame: never of the chunking."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vita_audio.contract import MEL_HOP_SAMPLES
+from vita_audio.engines.interface import Floats
+
+# The second key word of the counter-based generator: streams of one seed that must not share values.
+_FLOW, _SOURCE, _PHASES = 1, 2, 3
+# Frames drawn by one generator. A generator costs about as much to make as a thousand values.
+_FLOW_BLOCK, _SOURCE_BLOCK = 32, 8
+
+
+@dataclass(frozen=True, slots=True)
+class StreamNoise:
+    """Noise of one stream. `seed` is any integer; its low 64 bits count."""
+
+    seed: int
+
+    def flow(self, first: int, stop: int, mel_channels: int) -> Floats:
+        """Start values z of the flow for the mel frames [first, stop) of the stream -> [mels, frames], N(0, 1)."""
+        return self._frames(_FLOW, first, stop, mel_channels, _FLOW_BLOCK).T
+
+    def source(self, first: int, stop: int) -> Floats:
+        """Noise of the harmonic source for the mel frames [first, stop) -> [256 * frames], N(0, 1).
+
+        One value a sample serves all harmonics: they enter the source only through their weighted sum
+        (see `source.mixed_noise_scale`).
+        """
+        return self._frames(_SOURCE, first, stop, MEL_HOP_SAMPLES, _SOURCE_BLOCK).reshape(-1)
+
+    def phases(self, harmonics: int) -> NDArray[np.float64]:
+        """Phase offset of each harmonic in radians [harmonics]: 0 for the fundamental, U(-pi, pi) above it."""
+        phases = self._generator(_PHASES, 0).uniform(-np.pi, np.pi, harmonics)
+        phases[0] = 0.0
+        return phases
+
+    def _generator(self, purpose: int, block: int) -> np.random.Generator:
+        # 2^64 counter steps a block: blocks never overlap, however many values the ziggurat rejects.
+        key = (self.seed & (2**64 - 1)) | purpose << 64
+        return np.random.Generator(np.random.Philox(key=key, counter=block << 64))
+
+    def _frames(self, purpose: int, first: int, stop: int, width: int, block_frames: int) -> Floats:
+        """Frames [first, stop) of an endless [frames, width] array that is drawn block by block."""
+        if stop <= first:
+            return np.zeros((0, width), np.float32)
+        blocks = range(first // block_frames, (stop - 1) // block_frames + 1)
+        values = np.concatenate(
+            [self._generator(purpose, b).standard_normal((block_frames, width), np.float32) for b in blocks]
+        )
+        offset = first - blocks.start * block_frames
+        return values[offset : offset + stop - first]
