@@ -56,9 +56,11 @@ def parse_audio_decoder_yaml(text: str, source: str = "config.yaml") -> tuple[Fl
         CheckpointError: not YAML, a section is missing, a field is wrong, or another architecture is described.
     """
     try:
-        document = yaml.load(text, Loader=_PlainLoader)  # noqa: S506 (a SafeLoader: no object is ever built)
+        document = yaml.load(text, Loader=_PlainLoader)  # a SafeLoader: no object is ever built
     except (yaml.YAMLError, RecursionError) as error:
-        raise CheckpointError(f"{source}: not valid YAML ({' '.join(str(error).split())}); copy the file again") from error
+        raise CheckpointError(
+            f"{source}: not valid YAML ({' '.join(str(error).split())}); copy the file again"
+        ) from error
     if not isinstance(document, dict):
         raise CheckpointError(f"{source}: a YAML mapping is expected, got {type(document).__name__}")
     document = _resolve(document, document)

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
-from vita_audio.configs import LanguageModelConfig
+from vita_audio.audio_decoder_config import parse_audio_decoder_yaml
+from vita_audio.configs import ConfigFields, FlowConfig, LanguageModelConfig, SpeechTokenizerConfig, VocoderConfig
 from vita_audio.errors import CheckpointError
+from vita_audio.models.flow import Flow
+from vita_audio.models.speech_tokenizer import SpeechTokenizer
+from vita_audio.models.vocoder import Vocoder
+from vita_audio.weight_files import Shapes, Weights, open_folder, open_safetensors, open_torch_file, read_text
 
-Shapes = dict[str, tuple[int, ...]]
-
-INDEX_NAME, SINGLE_NAME = "model.safetensors.index.json", "model.safetensors"
-LISTED = 8  # names an error shows for each kind of fault
-#: Parts of Plus checkpoints that are not the language model (facts/audio.md 9), and buffers of old exporters.
-NOT_LANGUAGE_MODEL = ("model.audio_model.", "model.audio_projection.")
+#: Parts of Plus checkpoints that are not the language model (facts/audio.md 9).
+_NOT_LANGUAGE_MODEL = ("model.audio_model.", "model.audio_projection.")
+#: Parts of a stored Whisper model beside the encoder layers in use (facts/audio.md 1).
+_NOT_SPEECH_TOKENIZER = re.compile(r"ema_count|ema_weight|layer_norm\.(weight|bias)|(model\.)?(decoder|proj_out)\..*")
 
 
 def load_language_model(
@@ -41,9 +41,9 @@ def load_language_model(
     """
     folder = Path(folder)
     config = LanguageModelConfig.from_json(read_text(folder / "config.json"), str(folder / "config.json"))
-    expected = language_model_shapes(config)
-    files = _safetensors_files(folder)
-    tensors = _load_safetensors(files, expected, str(folder), ignore=NOT_LANGUAGE_MODEL, dtype=dtype)
+    with open_folder(folder) as weights:
+        own = weights.renamed(lambda key: None if key.startswith(_NOT_LANGUAGE_MODEL) else key)
+        tensors = own.take(language_model_shapes(config), dtype)
     if config.tie_word_embeddings:
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
     return config, tensors
@@ -74,110 +74,160 @@ def language_model_shapes(config: LanguageModelConfig) -> Shapes:
     return shapes
 
 
-def read_text(path: Path) -> str:
-    """Raises CheckpointError when the file cannot be read as text."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: file is missing; give the folder of a complete checkpoint") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}); copy the file again") from error
+def load_speech_tokenizer(folder: str | Path) -> tuple[SpeechTokenizerConfig, dict[str, Tensor]]:
+    """Load a WhisperVQ folder: `config.json`, `model.safetensors` and, when there, `preprocessor_config.json`.
+
+    Both released key forms are read: plain, and below `model.encoder.` with a decoder and layers beyond the quantizer,
+    which are skipped. The golden layout (`speech_tokenizer.json`, `speech_tokenizer.safetensors`) is read too.
+
+    Returns:
+        The sizes and float32 tensors for `SpeechTokenizer.load_state_dict`.
+
+    Raises:
+        CheckpointError: as `load_language_model`.
+    """
+    folder = Path(folder)
+    golden = folder / "speech_tokenizer.json"
+    path = golden if golden.exists() else folder / "config.json"
+    config = SpeechTokenizerConfig.from_json(read_text(path), str(path))
+    _check_preprocessor(folder / "preprocessor_config.json", config)
+
+    def rename(key: str) -> str | None:
+        key = re.sub(r"^(model\.)?encoder\.", "", key)
+        later_layer = re.match(r"layers\.(\d+)\.", key)
+        unused = _NOT_SPEECH_TOKENIZER.fullmatch(key) or (later_layer and int(later_layer[1]) >= config.layers)
+        return None if unused else key
+
+    weights = golden.with_suffix(".safetensors")
+    opened = open_safetensors({weights: None}, str(weights)) if golden.exists() else open_folder(folder)
+    with opened as stored:
+        return config, stored.renamed(rename).take(_module_shapes(SpeechTokenizer, config), torch.float32)
 
 
-def _listing(names: Iterable[str]) -> str:
-    items = sorted(names)
-    shown = ", ".join(items[:LISTED])
-    return shown if len(items) <= LISTED else f"{shown}, ... ({len(items)} in all)"
+def load_flow(folder: str | Path) -> tuple[FlowConfig, dict[str, Tensor]]:
+    """Load the flow of an `audio_decoder` folder: `config.yaml` + `flow.pt` (or golden `flow.json` + `.safetensors`).
+
+    Returns:
+        The sizes and float32 tensors for `Flow.load_state_dict`.
+
+    Raises:
+        CheckpointError: as `load_language_model`; also when the torch file holds anything but tensors.
+    """
+    folder = Path(folder)
+    if (folder / "flow.json").exists():
+        path = folder / "flow.safetensors"
+        with open_safetensors({path: None}, str(path)) as weights:
+            config = FlowConfig.from_fields(_flat_fields(folder / "flow.json", _flow_sizes(weights.shapes)))
+            return config, weights.take(_module_shapes(Flow, config), torch.float32)
+    config, _ = _yaml_sizes(folder)
+    return config, open_torch_file(folder / "flow.pt").take(_module_shapes(Flow, config), torch.float32)
 
 
-def _count(names: Iterable[str], what: str) -> str:
-    items = list(names)
-    return f"{len(items)} {what}{'' if len(items) == 1 else 's'}: {_listing(items)}"
+def load_vocoder(folder: str | Path) -> tuple[VocoderConfig, dict[str, Tensor]]:
+    """Load the vocoder of an `audio_decoder` folder: `config.yaml` + `hift.pt` (or golden `hift.json` + weights).
+
+    Returns:
+        The sizes and float32 tensors for `Vocoder.load_state_dict`, weight norm folded.
+
+    Raises:
+        CheckpointError: as `load_flow`.
+    """
+    folder = Path(folder)
+    if (folder / "hift.json").exists():
+        path = folder / "hift.safetensors"
+        with open_safetensors({path: None}, str(path)) as weights:
+            config = VocoderConfig.from_fields(_flat_fields(folder / "hift.json", _vocoder_sizes(weights.shapes)))
+            return config, _take_folded(weights, config)
+    _, config = _yaml_sizes(folder)
+    return config, _take_folded(open_torch_file(folder / "hift.pt"), config)
 
 
-def compare(found: Mapping[str, tuple[int, ...]], expected: Shapes) -> list[str]:
-    """Faults (missing, unexpected and wrongly shaped tensors) between what a file holds and what its config wants."""
-    faults = []
-    if missing := expected.keys() - found.keys():
-        faults.append(_count(missing, "missing tensor"))
-    if extra := found.keys() - expected.keys():
-        faults.append(_count(extra, "unexpected tensor"))
-    if wrong := [
-        f"{key} is {list(found[key])}, must be {list(expected[key])}"
-        for key in expected.keys() & found.keys()
-        if tuple(found[key]) != expected[key]
-    ]:
-        faults.append(_count(wrong, "wrong shape"))
-    return faults
+def fold_weight_norm(direction: Tensor, magnitude: Tensor) -> Tensor:
+    """w = g v / ||v||, the norm over all axes but the first (of a transposed convolution: its input channels)."""
+    norm = direction.flatten(1).norm(dim=1).view(-1, *[1] * (direction.dim() - 1))
+    return direction * (magnitude / norm)
 
 
-def raise_faults(source: str, faults: list[str]) -> None:
-    """One CheckpointError for all faults of one source, if there are any."""
-    if faults:
-        raise CheckpointError(
-            f"{source}: {'; '.join(faults)}; download the checkpoint again or use the config that came with it"
-        )
+def split_weight_norm(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The released form of a folded vocoder state dict: `weight` -> `weight_g`, `weight_v` where `hift.pt` has them."""
+    split: dict[str, Tensor] = {}
+    for key, value in tensors.items():
+        if _is_weight_normed(key):
+            norm = value.flatten(1).norm(dim=1)
+            split[key + "_g"], split[key + "_v"] = norm.view(-1, *[1] * (value.dim() - 1)), value.clone()
+        else:
+            split[key] = value
+    return split
 
 
-def _safetensors_files(folder: Path) -> dict[Path, set[str] | None]:
-    """The weight files of a folder, each with the keys its index puts there (None: no index, whatever it holds)."""
-    single, index = folder / SINGLE_NAME, folder / INDEX_NAME
-    if not index.exists():
-        if not single.exists():
-            raise CheckpointError(
-                f"{folder}: neither {SINGLE_NAME} nor {INDEX_NAME} is there; give the folder of a complete checkpoint"
-            )
-        return {single: None}
-    try:
-        weight_map = json.loads(read_text(index))["weight_map"]
-        files: dict[Path, set[str] | None] = {}
-        for key, name in weight_map.items():
-            if Path(name).name != name:
-                raise ValueError(f"{key} is placed in {name!r}, which is not a file name")
-            keys = files.setdefault(folder / name, set())
-            assert keys is not None
-            keys.add(key)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index}: not a weight index ({error!r}); download the file again") from error
-    return files
+def _is_weight_normed(key: str) -> bool:
+    """All convolutions of the vocoder but the source's down-sampling; linear layers have none (facts/audio.md 3)."""
+    linear = ("source_downs.", "m_source.", "f0_predictor.classifier.")
+    return key.endswith(".weight") and not key.startswith(linear)
 
 
-def _load_safetensors(
-    files: Mapping[Path, set[str] | None],
-    expected: Shapes,
-    source: str,
-    ignore: tuple[str, ...],
-    dtype: torch.dtype | None,
-) -> dict[str, Tensor]:
-    """All expected tensors of the files. Every header is checked before the first tensor is read."""
-    faults: list[str] = []
-    found: Shapes = {}
-    tensors: dict[str, Tensor] = {}
-    with ExitStack() as stack:
-        readers: dict[str, Any] = {}
-        for path, listed in files.items():
-            try:
-                reader = stack.enter_context(safe_open(path, framework="pt"))
-            except (SafetensorError, OSError) as error:
-                faults.append(f"{path.name} is missing, truncated or not safetensors ({_one_line(error)})")
-                for key in listed or ():
-                    found[key] = expected.get(key, ())  # its file is the fault, not each of its tensors
-                continue
-            keys = set(reader.keys())
-            if listed is not None and keys != listed:
-                faults += [f"{path.name} does not hold what {INDEX_NAME} says: {_listing(keys ^ listed)}"]
-            for key in keys:
-                found[key] = tuple(reader.get_slice(key).get_shape())
-                readers[key] = reader
-        wanted = {key: shape for key, shape in found.items() if not key.startswith(ignore)} if ignore else found
-        if found or not faults:
-            faults += compare(wanted, expected)
-        raise_faults(source, faults)
-        for key in expected:
-            tensor = readers[key].get_tensor(key)
-            tensors[key] = tensor if dtype is None else tensor.to(dtype)
-    return tensors
+def _take_folded(weights: Weights, config: VocoderConfig) -> dict[str, Tensor]:
+    expected = _module_shapes(Vocoder, config)
+    stored: Shapes = {}
+    for key, shape in expected.items():
+        if _is_weight_normed(key) and key not in weights.shapes:  # a file with folded weights is taken as it is
+            stored[key + "_g"], stored[key + "_v"] = (shape[0], *[1] * (len(shape) - 1)), shape
+        else:
+            stored[key] = shape
+    tensors = weights.take(stored, torch.float32)
+    return {
+        key: tensors[key] if key in tensors else fold_weight_norm(tensors[key + "_v"], tensors[key + "_g"])
+        for key in expected
+    }
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def _module_shapes(module: type[nn.Module], config: object) -> Shapes:
+    """Key -> shape of the state dict of a module of this size, without allocating it."""
+    with torch.device("meta"):
+        return {key: tuple(value.shape) for key, value in module(config).state_dict().items()}
+
+
+def _yaml_sizes(folder: Path) -> tuple[FlowConfig, VocoderConfig]:
+    return parse_audio_decoder_yaml(read_text(folder / "config.yaml"), str(folder / "config.yaml"))
+
+
+def _flat_fields(path: Path, from_weights: Mapping[str, int]) -> ConfigFields:
+    """Fields of a flat JSON config; sizes it does not state are those of the weights."""
+    fields = ConfigFields.from_json(read_text(path), str(path))
+    fields.values = {**from_weights, **fields.values}
+    return fields
+
+
+def _flow_sizes(shapes: Shapes) -> dict[str, int]:
+    speaker, encoder = shapes.get("spk_embed_affine_layer.weight"), shapes.get("encoder.after_norm.weight")
+    sizes = dict(zip(("output_size", "spk_embed_dim"), speaker, strict=True)) if speaker and len(speaker) == 2 else {}
+    return sizes | ({"encoder_output_size": encoder[0]} if encoder else {})
+
+
+def _vocoder_sizes(shapes: Shapes) -> dict[str, int]:
+    mixer, first = shapes.get("m_source.l_linear.weight"), shapes.get("f0_predictor.condnet.0.weight_v")
+    sizes = {"nb_harmonics": mixer[1] - 1} if mixer and len(mixer) == 2 else {}
+    return sizes | ({"in_channels": first[1], "f0_channels": first[0]} if first and len(first) == 3 else {})
+
+
+def _check_preprocessor(path: Path, config: SpeechTokenizerConfig) -> None:
+    """Refuse a feature extractor other than the one in `speech_features.py`."""
+    if path.exists():
+        fields = ConfigFields.from_json(read_text(path), str(path))
+        for name, value in (("feature_size", config.num_mel_bins), ("sampling_rate", 16000), ("n_fft", 400)):
+            fields.only(name, value)
+        for name, value in (("hop_length", 160), ("chunk_length", 30)):
+            fields.only(name, value)
+        fields.finish()
+
+
+__all__ = [
+    "CheckpointError",
+    "fold_weight_norm",
+    "language_model_shapes",
+    "load_flow",
+    "load_language_model",
+    "load_speech_tokenizer",
+    "load_vocoder",
+    "split_weight_norm",
+]

@@ -59,7 +59,7 @@ class ConfigFields:
             number = float(value)
         except ValueError:
             number = math.nan
-        if not (0 <= number if zero else 0 < number) or number == math.inf:
+        if not (number > 0 or (zero and number == 0)) or number == math.inf:
             self.faults.append(f"{name} is {value!r}, must be {wanted}")
             return 1.0
         return number
