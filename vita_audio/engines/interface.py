@@ -89,8 +89,11 @@ class SpeechTokenizerEngine(Protocol):
 
     num_mel_bins: int
 
-    def tokens(self, features: Floats) -> Ints:
-        """features [mels, frames] of one piece of at most 30 s, frames even -> ids [ceil(frames / 8)] (int64)."""
+    def tokens(self, features: Floats, valid_frames: int) -> Ints:
+        """features [mels, frames] of one piece of at most 30 s, frames even -> ids [ceil(valid_frames / 8)] (int64).
+
+        Only the first `valid_frames` frames hold speech; the rest is padding, which no position attends to.
+        """
         ...
 
 
