@@ -111,7 +111,7 @@ class Vocabulary:
         elif any(codes.get(code) != offset + code for code in range(len(codes))):
             faults.append(f"the {len(codes)} audio tokens are not numbered from 0 with contiguous ids")
         text_tokens = min(added.values(), default=0)
-        text_ids = sorted(token for token in bpe_ids if token not in set(added.values()))
+        text_ids = sorted(set(bpe_ids) - set(added.values()))
         if text_ids != list(range(text_tokens)):
             faults.append("the text tokens are not the ids below the first added token")
         if faults:
