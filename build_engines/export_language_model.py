@@ -32,7 +32,8 @@ _FUSED = "com.microsoft"
 class _Graph:
     """Collects nodes, weights, inputs and outputs; every helper returns the name of what it made."""
 
-    def __init__(self) -> None:
+    def __init__(self, prefix: str = "") -> None:
+        self.prefix = prefix
         self.nodes: list[onnx.NodeProto] = []
         self.weights: dict[str, NDArray] = {}
         self.inputs: list[onnx.ValueInfoProto] = []
@@ -45,7 +46,7 @@ class _Graph:
 
     def ops(self, kind: str, *inputs: str, outputs: int, domain: str = "", **attributes: Any) -> list[str]:
         self._count += 1
-        names = [f"{kind}_{self._count}_{i}" for i in range(outputs)]
+        names = [f"{self.prefix}{kind}_{self._count}_{i}" for i in range(outputs)]
         self.nodes.append(helper.make_node(kind, inputs, names, domain=domain, **attributes))
         return names
 
@@ -70,6 +71,11 @@ class _Graph:
     def declare_output(self, name: str, kind: int, shape: Sequence[int | str]) -> None:
         self.outputs.append(helper.make_tensor_value_info(name, kind, shape))
 
+    def as_branch(self, name: str, result: str) -> onnx.GraphProto:
+        """The nodes as a branch of an If that yields `result`, a column of token ids; weights stay with the parent."""
+        output = helper.make_tensor_value_info(result, TensorProto.INT64, ["batch", 1])
+        return helper.make_graph(self.nodes, self.prefix + name, [], [output])
+
     def save(self, path: Path, name: str) -> None:
         weights = [numpy_helper.from_array(value, key) for key, value in self.weights.items()]
         graph = helper.make_graph(self.nodes, name, self.inputs, self.outputs, weights)
@@ -86,6 +92,8 @@ class _LanguageModelGraph(_Graph):
         self.config, self.tensors, self.banned = config, tensors, banned
         # GroupQueryAttention rotates heads of a multiple of 16: pad each rotary half with zeros up to that.
         self.padded_dim = -(-config.head_dim // 16) * 16
+        self.greedy = ""
+        self._branches = 0
 
     def rms_norm(self, x: str, key: str) -> str:
         weight = self.weight(key, self.tensors[key])
@@ -175,39 +183,56 @@ class _LanguageModelGraph(_Graph):
         return logits
 
     def sampling_inputs(self, draws: int) -> None:
-        vocab = self.config.vocab_size
-        self.input("seen", TensorProto.BOOL, ["batch", vocab])
+        # Ids the repetition penalty applies to, any order, repeats allowed: shorter lists are padded with their own.
+        self.input("seen", TensorProto.INT64, ["batch", "seen_ids"])
         self.input("penalty", TensorProto.FLOAT, ["batch", 1])
         self.input("temperature", TensorProto.FLOAT, ["batch", 1])
         self.input("top_k", TensorProto.INT64, ["batch", 1])
         self.input("top_p", TensorProto.FLOAT, ["batch", 1])
         self.input("uniform", TensorProto.FLOAT, ["batch", draws])
         self.input("candidates", TensorProto.INT64, [1])  # the largest top_k of the batch: how far to sort
+        one = self.op("Squeeze", self.ints(1))
+        self.greedy = self.op("Equal", self.op("Squeeze", "candidates"), one)
 
     def sample(self, logits: str, seen: str, uniform: str) -> str:
-        """logits [B, vocab], seen [B, vocab], uniform [B, 1] -> token [B, 1].
+        """logits [B, vocab], seen [B, ids], uniform [B, 1] -> token [B, 1].
 
-        Order of Hugging Face's processors: repetition penalty, temperature, top-k, top-p; then the inverse of the
-        cumulative distribution at `uniform`. Greedy is top_k = 1.
+        Order of Hugging Face's processors: repetition penalty, temperature, top-k, top-p. Greedy (candidates = 1) takes
+        the short branch.
         """
-        down, up = self.op("Div", logits, "penalty"), self.op("Mul", logits, "penalty")
-        penalised = self.op("Where", self.op("Less", logits, self.number(0.0)), up, down)
-        logits = self.op("Where", seen, penalised, logits)
-        values, ids = self.ops("TopK", logits, "candidates", outputs=2, axis=-1, largest=1, sorted=1)
-        rank = self.op("Range", *(self.op("Squeeze", x) for x in (self.ints(0), "candidates", self.ints(1))))
-        scaled = self.op("Div", values, "temperature")
-        scaled = self.op("Where", self.op("Less", rank, "top_k"), scaled, self.number(-1e30))
-        p = self.op("Softmax", scaled, axis=-1)
-        before = self.op("CumSum", p, self.ints(1), exclusive=1)
-        p = self.op("Where", self.op("Less", before, "top_p"), p, self.number(0.0))
-        cumulative = self.op("CumSum", p, self.ints(1))
-        total = self.op("ReduceSum", p, self.ints(1), keepdims=1)
-        passed = self.op("LessOrEqual", cumulative, self.op("Mul", total, uniform))
-        chosen = self.op("ReduceSum", self.op("Cast", passed, to=TensorProto.INT64), self.ints(1), keepdims=1)
+        picked = self.op("GatherElements", logits, seen, axis=1)  # [B, ids]
+        down, up = self.op("Div", picked, "penalty"), self.op("Mul", picked, "penalty")
+        penalised = self.op("Where", self.op("Less", picked, self.number(0.0)), up, down)
+        logits = self.op("ScatterElements", logits, seen, penalised, axis=1)
+        names = {"then_branch": self._greedy(logits), "else_branch": self._draw(logits, uniform)}
+        return self.op("If", self.greedy, **names)
+
+    def _greedy(self, logits: str) -> onnx.GraphProto:
+        branch = self._branch()
+        return branch.as_branch("greedy", branch.op("ArgMax", logits, axis=1, keepdims=1))
+
+    def _draw(self, logits: str, uniform: str) -> onnx.GraphProto:
+        """The inverse of the cumulative distribution, after temperature, top-k and top-p, at `uniform`."""
+        g = self._branch()
+        values, ids = g.ops("TopK", logits, "candidates", outputs=2, axis=-1, largest=1, sorted=1)
+        rank = g.op("Range", *(g.op("Squeeze", x) for x in (self.ints(0), "candidates", self.ints(1))))
+        scaled = g.op("Div", values, "temperature")
+        scaled = g.op("Where", g.op("Less", rank, "top_k"), scaled, self.number(-1e30))
+        p = g.op("Softmax", scaled, axis=-1)
+        before = g.op("CumSum", p, self.ints(1), exclusive=1)
+        p = g.op("Where", g.op("Less", before, "top_p"), p, self.number(0.0))
+        cumulative = g.op("CumSum", p, self.ints(1))
+        total = g.op("ReduceSum", p, self.ints(1), keepdims=1)
+        passed = g.op("LessOrEqual", cumulative, g.op("Mul", total, uniform))
+        chosen = g.op("ReduceSum", g.op("Cast", passed, to=TensorProto.INT64), self.ints(1), keepdims=1)
         # A uniform draw just below 1 can pass every candidate by rounding: the last one with any mass is meant.
-        alive = self.op("Cast", self.op("Greater", p, self.number(0.0)), to=TensorProto.INT64)
-        last = self.op("Sub", self.op("ReduceSum", alive, self.ints(1), keepdims=1), self.ints(1))
-        return self.op("GatherElements", ids, self.op("Min", chosen, last), axis=1)
+        alive = g.op("Cast", g.op("Greater", p, self.number(0.0)), to=TensorProto.INT64)
+        last = g.op("Sub", g.op("ReduceSum", alive, self.ints(1), keepdims=1), self.ints(1))
+        return g.as_branch("draw", g.op("GatherElements", ids, g.op("Min", chosen, last), axis=1))
+
+    def _branch(self) -> _Graph:
+        self._branches += 1
+        return _Graph(prefix=f"branch{self._branches}_")
 
 
 def _backbone(config: LanguageModelConfig, tensors: Mapping[str, NDArray], banned: Sequence[int]) -> _Graph:
@@ -238,7 +263,6 @@ def _mctp(config: LanguageModelConfig, tensors: Mapping[str, NDArray], banned: S
     seen, sampled = "seen", []
     uniforms = g.ops("Split", "uniform", outputs=modules, axis=1, num_outputs=modules)
     forces = g.ops("Split", forced, outputs=modules, axis=1, num_outputs=modules)
-    yes = g.weight("yes", np.ones((1, 1), bool))
     for k in range(modules):
         both = [g.rms_norm(embedded, f"mtp_embed_norms.{k}.weight"), g.rms_norm(hidden, f"mtp_hidden_norms.{k}.weight")]
         projection = g.weight(f"mtp_projs.{k}", tensors[f"mtp_projs.{k}.weight"].T)
@@ -250,7 +274,7 @@ def _mctp(config: LanguageModelConfig, tensors: Mapping[str, NDArray], banned: S
         token = g.op("Where", g.op("Less", forces[k], g.ints(0)), token, forces[k])
         sampled.append(token)
         if k + 1 < modules:
-            seen = g.op("ScatterElements", seen, token, yes, axis=1)
+            seen = g.op("Concat", seen, token, axis=1)
             later = g.op("Slice", embedded, g.ints(1), g.ints(np.iinfo(np.int64).max), g.ints(1))
             embedded = g.op("Concat", later, g.embed(token), axis=1)
     g.output("sampled", g.op("Concat", *sampled, axis=1), TensorProto.INT64, [1, modules])

@@ -45,12 +45,12 @@ class OnnxLanguageModel:
         self._backbone = _Graph(folder / "backbone.onnx", self.config.backbone_layers, self, threads)
         self._mctp = _Graph(folder / "mctp.onnx", self.mctp_modules, self, threads) if self.mctp_modules else None
         self._hidden: Floats = np.zeros((slots, context, self.config.hidden_size), np.float32)  # H0 of each position
-        self._seen = np.zeros((slots, self.vocab_size), bool)
+        self._seen = [_SeenIds() for _ in range(slots)]
         self._length = np.zeros(slots, np.int32)  # backbone rows in the cache; where a batch parks idle slots
         self._sampling = [Sampling() for _ in range(slots)]
 
     def open(self, slot: int, sampling: Sampling) -> None:
-        self._seen[slot] = False
+        self._seen[slot] = _SeenIds()
         self._length[slot] = 0
         self._sampling[slot] = sampling
 
@@ -60,7 +60,7 @@ class OnnxLanguageModel:
     def extend(self, rows: Sequence[ExtendRow]) -> list[int | None]:
         tokens: list[int | None] = [None] * len(rows)
         for row in rows:
-            self._seen[row.slot, np.asarray(row.tokens)] = True
+            self._seen[row.slot].add(row.tokens)
         single = [i for i, row in enumerate(rows) if len(row.tokens) == 1]
         if len(single) > 1:
             for i, token in zip(single, self._extend_batch([rows[i] for i in single]), strict=True):
@@ -101,7 +101,7 @@ class OnnxLanguageModel:
         return sampled
 
     def _commit(self, slot: int, token: int) -> int:
-        self._seen[slot, token] = True
+        self._seen[slot].add((token,))
         return token
 
     def burst(self, rows: Sequence[BurstRow]) -> list[list[int]]:
@@ -124,6 +124,34 @@ class OnnxLanguageModel:
         if row.index is None:
             return []
         return [self._commit(slot, int(token)) for token in sampled[0, : row.commit]]
+
+
+class _SeenIds:
+    """The distinct ids of a stream's prompt and output, for the repetition penalty."""
+
+    def __init__(self) -> None:
+        self._known: set[int] = set()
+        self._ids = np.zeros(64, np.int64)
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def add(self, ids: Sequence[int]) -> None:
+        for token in ids:
+            if token not in self._known:
+                if len(self._known) == len(self._ids):
+                    self._ids = np.concatenate([self._ids, np.zeros_like(self._ids)])
+                self._ids[len(self._known)] = token
+                self._known.add(token)
+
+    def padded(self, width: int) -> np.ndarray:
+        """[width], filled up with the first id: the graph does not mind repeats."""
+        count = len(self._known)
+        return (
+            self._ids[:width]
+            if count == width
+            else np.concatenate([self._ids[:count], np.full(width - count, self._ids[0])])
+        )
 
 
 class _Graph:
@@ -162,11 +190,12 @@ class _Graph:
         self._fed[name] = np.ascontiguousarray(value)
 
     def feed_sampling(
-        self, seen: np.ndarray, samplings: Sequence[Sampling], index: Sequence[int | None], draws: int
+        self, seen: Sequence[_SeenIds], samplings: Sequence[Sampling], index: Sequence[int | None], draws: int
     ) -> None:
         """Sampling inputs of a batch; a row without index draws a token that nobody reads."""
         top_k = [1 if s.greedy or i is None else s.top_k or self._vocab for s, i in zip(samplings, index, strict=True)]
-        self.feed("seen", seen)
+        width = max(len(ids) for ids in seen)
+        self.feed("seen", np.stack([ids.padded(width) for ids in seen]))
         self.feed("penalty", np.array([[s.repetition_penalty] for s in samplings], np.float32))
         self.feed("temperature", np.array([[s.temperature or 1.0] for s in samplings], np.float32))
         self.feed("top_k", np.array([[min(k, self._vocab)] for k in top_k], np.int64))
