@@ -1,0 +1,54 @@
+"""Streaming client of the `vita_audio` ensemble: library (`Client`, `AsyncClient`) and command line (`vita`)."""
+
+from vita_audio.errors import InvalidRequest, VitaError
+from vita_client.aio import AsyncClient, AsyncStream
+from vita_client.channel import Connection, Tls
+from vita_client.client import Client, Stream
+from vita_client.errors import (
+    AccessDenied,
+    BadResponse,
+    ClientClosed,
+    ClientError,
+    DeadlineExceeded,
+    GenerationFailed,
+    RequestRejected,
+    ServerUnavailable,
+    StreamBroken,
+    StreamCancelled,
+)
+from vita_client.events import Event, Metrics, Pcm, Reply, StatusUpdate, TextDelta, TokensDelta
+from vita_client.health import Health
+from vita_client.request import Request, build_request
+from vita_client.wav import WavWriter
+
+__all__ = [
+    "AccessDenied",
+    "AsyncClient",
+    "AsyncStream",
+    "BadResponse",
+    "Client",
+    "ClientClosed",
+    "ClientError",
+    "Connection",
+    "DeadlineExceeded",
+    "Event",
+    "GenerationFailed",
+    "Health",
+    "InvalidRequest",
+    "Metrics",
+    "Pcm",
+    "Reply",
+    "Request",
+    "RequestRejected",
+    "ServerUnavailable",
+    "StatusUpdate",
+    "Stream",
+    "StreamBroken",
+    "StreamCancelled",
+    "TextDelta",
+    "Tls",
+    "TokensDelta",
+    "VitaError",
+    "WavWriter",
+    "build_request",
+]

@@ -1,0 +1,114 @@
+"""How a client reaches a server: address, TLS, headers, keepalive and size limits, the same for sync and asyncio."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+
+from vita_audio.contract import ENSEMBLE
+from vita_audio.errors import InvalidRequest
+
+DEFAULT_URL = "localhost:8001"
+DEFAULT_TIMEOUT_S = 120.0
+DEFAULT_CONNECT_TIMEOUT_S = 5.0
+#: A server that answers no ping for this long (interval, then wait) is gone. gRPC sends at most two pings without data
+#: between them, which is what a Triton with default settings tolerates.
+KEEPALIVE_INTERVAL_S, KEEPALIVE_WAIT_S = 20.0, 10.0
+DEFAULT_MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+
+_PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """Encrypt the connection. With `certificate` and `key` the client proves itself too (mutual TLS); PEM files.
+
+    `root_ca` None trusts the machine's roots. `server_name` replaces the host name that the certificate must carry.
+    """
+
+    root_ca: _PathLike | None = None
+    certificate: _PathLike | None = None
+    key: _PathLike | None = None
+    server_name: str | None = None
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """Read the files.
+
+        Raises:
+            InvalidRequest: a file cannot be read, or only one of certificate and key is given.
+        """
+        if (self.certificate is None) != (self.key is None):
+            given = "certificate" if self.key is None else "key"
+            raise InvalidRequest("TLS", given, "a client certificate and its key belong together", "give both or none")
+        return grpc.ssl_channel_credentials(_pem(self.root_ca), _pem(self.key), _pem(self.certificate))
+
+
+def _pem(path: _PathLike | None) -> bytes | None:
+    if path is None:
+        return None
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise InvalidRequest("TLS", os.fspath(path), f"it cannot be read ({error.strerror})") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """Everything about the way to a server. `headers` go with every call; per-request headers are added to them."""
+
+    url: str = DEFAULT_URL
+    model: str = ENSEMBLE
+    tls: Tls | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    connect_timeout_s: float = DEFAULT_CONNECT_TIMEOUT_S
+    keepalive_s: float = KEEPALIVE_INTERVAL_S
+    max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
+
+    def __post_init__(self) -> None:
+        if not self.url or "://" in self.url or any(character.isspace() for character in self.url):
+            raise InvalidRequest("url", self.url, "it has the form host:port", f"for example {DEFAULT_URL}")
+        for name, value in (("connect_timeout_s", self.connect_timeout_s), ("keepalive_s", self.keepalive_s)):
+            if not 0 < value <= 3600:
+                raise InvalidRequest(name, value, "it is above 0 and at most 3600 seconds")
+
+    def options(self) -> list[tuple[str, str | int]]:
+        """gRPC channel arguments."""
+        options: list[tuple[str, str | int]] = [
+            ("grpc.keepalive_time_ms", round(self.keepalive_s * 1e3)),
+            ("grpc.keepalive_timeout_ms", round(min(self.keepalive_s, KEEPALIVE_WAIT_S) * 1e3)),
+            # The name is gRPC's; what it bounds is one attempt to connect.
+            ("grpc.min_reconnect_backoff_ms", round(self.connect_timeout_s * 1e3)),
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 1000),
+            # A call is never sent twice behind the caller's back.
+            ("grpc.enable_retries", 0),
+            ("grpc.max_receive_message_length", self.max_message_bytes),
+            ("grpc.max_send_message_length", self.max_message_bytes),
+            # Every client has its own connection, not one shared by all clients of the process.
+            ("grpc.use_local_subchannel_pool", 1),
+        ]
+        if self.tls is not None and self.tls.server_name:
+            options.append(("grpc.ssl_target_name_override", self.tls.server_name))
+        return options
+
+    def metadata(self, extra: Mapping[str, str] | None = None) -> tuple[tuple[str, str], ...]:
+        """Headers of one call, such as `traceparent` or `authorization`.
+
+        Raises:
+            InvalidRequest: field headers; gRPC would refuse the name or the value.
+        """
+        merged = {**self.headers, **(extra or {})}
+        for name, value in merged.items():
+            named = isinstance(name, str) and name.isascii() and name and set(name.lower()) <= _NAME_CHARACTERS
+            if not named or name.lower().endswith("-bin"):
+                raise InvalidRequest("headers", name, "a name has letters, digits, '-', '_', '.' and no ending -bin")
+            if not isinstance(value, str) or not all(" " <= character <= "~" for character in value):
+                raise InvalidRequest("headers", name, "its value is printable ASCII")
+        return tuple((name.lower(), value) for name, value in merged.items())
+
+
+_NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-_.")

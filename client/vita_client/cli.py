@@ -1,0 +1,176 @@
+"""The command line `vita`: say, ask, chat, transcribe, health.
+
+Exit codes: 0 done, 2 bad input, 3 no server (or a full one, or no access), 4 failed or too late, 130 interrupted.
+Errors are one line on standard error.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, BinaryIO
+
+import typer
+
+from vita_audio.errors import InvalidRequest, VitaError
+from vita_client.client import Client
+from vita_client.errors import AccessDenied, RequestRejected, ServerUnavailable
+from vita_client.options import ServerOptions, StreamOptions, with_options
+from vita_client.request import Request, build_request
+from vita_client.session import run_stream
+from vita_client.terminal import choose_view
+
+OK, BAD_INPUT, NO_SERVER, FAILED, INTERRUPTED = 0, 2, 3, 4, 130
+
+app = typer.Typer(
+    name="vita",
+    help="Speak with a VITA-Audio server: text or speech in, streamed text and speech out.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+#: The base of "no such option" and the like; typer does not export its name.
+_USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
+
+_Text = Annotated[str, typer.Argument(help="the text, or - to read it from standard input")]
+_Speech = Annotated[str, typer.Argument(help="a sound file (any format and rate libsndfile reads), or - for stdin")]
+
+
+@app.command()
+@with_options
+def say(text: _Text, options: StreamOptions) -> None:
+    """Speak a text aloud (text to speech)."""
+    if options.output is None and not options.play:
+        _fail(InvalidRequest("output", None, "the sound needs a place to go", "give -o FILE or --play"))
+    _run(options, lambda: build_request(_read_text(text), **options.fields("tts")))
+
+
+@app.command()
+@with_options
+def ask(speech: _Speech, options: StreamOptions) -> None:
+    """Ask a spoken question; the answer is text and speech."""
+    _run(options, lambda: build_request(**options.fields("chat", _read_speech(speech))))
+
+
+@app.command()
+@with_options
+def chat(
+    text: _Text,
+    options: StreamOptions,
+    text_only: Annotated[bool, typer.Option("--text-only", help="answer in text, without speech")] = False,
+) -> None:
+    """Ask a typed question; the answer is text and speech."""
+    task = "text" if text_only else "chat"
+    _run(options, lambda: build_request(_read_text(text), **options.fields(task)))
+
+
+@app.command()
+@with_options
+def transcribe(speech: _Speech, options: StreamOptions) -> None:
+    """Write down what was said (speech recognition)."""
+    _run(options, lambda: build_request(**options.fields("asr", _read_speech(speech))))
+
+
+@app.command()
+@with_options
+def health(
+    options: ServerOptions,
+    wait: Annotated[float, typer.Option("--wait", help="wait up to this many seconds until it is ready")] = 0.0,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
+) -> None:
+    """Tell whether the server and its model are ready (exit code 0 or 3)."""
+    try:
+        with Client(connection=options.connection()) as client:
+            if wait:
+                client.wait_ready(wait)
+            answer = client.health()
+    except VitaError as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+    if as_json:
+        fields = {"ready": answer.ready, "server": answer.server, "model": answer.model, "reason": answer.reason}
+        print(json.dumps(fields))
+    elif answer.ready:
+        print(f"ready: {options.url}")
+    else:
+        _complain(answer.reason)
+    raise typer.Exit(OK if answer.ready else NO_SERVER)
+
+
+def main() -> None:
+    """Entry point: SIGTERM ends a stream as cleanly as Ctrl-C."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+    except _USAGE_ERROR as error:
+        _complain(f"{getattr(error, 'format_message', error.__str__)()}; see --help")
+        code = BAD_INPUT
+    except typer.Abort:
+        code = INTERRUPTED
+    sys.exit(code)
+
+
+def _run(options: StreamOptions, make_request: Callable[[], Request]) -> None:
+    """Send the request and show its stream; always ends in an exit code."""
+    view = choose_view(options.json)
+    try:
+        run_stream(options, make_request, view)
+    except VitaError as error:
+        view.stop()
+        _fail(error)
+    except KeyboardInterrupt:
+        view.stop()
+        raise typer.Exit(INTERRUPTED) from None
+    except BrokenPipeError:
+        # Nobody reads our output any more; keep the interpreter from complaining about it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(FAILED) from None
+    except OSError as error:
+        view.stop()
+        _complain(str(error))
+        raise typer.Exit(FAILED) from None
+
+
+def _read_text(argument: str) -> str:
+    if argument != "-":
+        return argument
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidRequest("TEXT", "standard input", f"it is not UTF-8 at byte {error.start}") from error
+
+
+def _read_speech(argument: str) -> Path | BinaryIO:
+    # libsndfile seeks, a pipe cannot.
+    return io.BytesIO(sys.stdin.buffer.read()) if argument == "-" else Path(argument)
+
+
+def _complain(message: str) -> None:
+    print(f"vita: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+
+
+def _fail(error: VitaError) -> None:
+    """One line on standard error and the exit code of this kind of error."""
+    _complain(str(error))
+    if isinstance(error, (InvalidRequest, RequestRejected)):
+        code = BAD_INPUT
+    elif isinstance(error, (ServerUnavailable, AccessDenied)):
+        code = NO_SERVER
+    else:
+        code = FAILED
+    raise typer.Exit(code) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""What a stream yields: one small type per kind of event, and the numbers measured while it ran.
+
+One response of the server becomes up to four events, always in this order: text, tokens, sound, status.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vita_audio.contract import OUTPUT_SAMPLE_RATE_HZ
+from vita_audio.messages import Status
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """The next piece of text (never empty, always whole characters)."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokensDelta:
+    """The ids of the next tokens, text and audio, as the language model wrote them (never empty)."""
+
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pcm:
+    """The next piece of sound: `samples` int16 [samples], mono, to be played right after the piece before it."""
+
+    samples: NDArray[np.int16]
+    sample_rate_hz: int = OUTPUT_SAMPLE_RATE_HZ
+
+    @property
+    def seconds(self) -> float:
+        return len(self.samples) / self.sample_rate_hz
+
+
+@dataclass(frozen=True, slots=True)
+class StatusUpdate:
+    """The server's word on the stream; the last one has a state other than "running"."""
+
+    status: Status
+
+
+Event = TextDelta | TokensDelta | Pcm | StatusUpdate
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """Times measured at the client, in milliseconds since the request was sent; None where nothing came."""
+
+    elapsed_ms: float
+    first_response_ms: float | None
+    first_text_ms: float | None
+    first_audio_ms: float | None
+    last_audio_ms: float | None
+    responses: int
+    tokens: int
+    audio_s: float
+
+    @property
+    def ttfa_ms(self) -> float | None:
+        """Time to first audio: from sending the request to holding the first samples."""
+        return self.first_audio_ms
+
+    @property
+    def real_time_factor(self) -> float | None:
+        """Seconds spent for each second of sound, up to the last sound: below 1 is faster than real time."""
+        if self.last_audio_ms is None or not self.audio_s:
+            return None
+        return self.last_audio_ms / 1e3 / self.audio_s
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Tokens over the whole time since the request was sent, waiting included."""
+        return self.tokens / (self.elapsed_ms / 1e3) if self.tokens and self.elapsed_ms else None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reply:
+    """A whole stream, collected: what `collect()` returns. `pcm` is int16 [samples], possibly empty."""
+
+    text: str
+    tokens: tuple[int, ...]
+    pcm: NDArray[np.int16]
+    sample_rate_hz: int
+    status: Status | None
+    metrics: Metrics

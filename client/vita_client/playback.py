@@ -1,0 +1,90 @@
+"""Sound out: plays PCM on the machine's output device while it streams (optional package `sounddevice`)."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vita_audio.contract import OUTPUT_SAMPLE_RATE_HZ
+from vita_audio.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+#: Samples handed to the device at once, so that `stop()` takes effect within 0.1 s.
+_BLOCK_SAMPLES = OUTPUT_SAMPLE_RATE_HZ // 10
+
+
+class Player:
+    """Plays int16 mono samples in the order given. `write` never waits for the device: a thread feeds it.
+
+    Raises:
+        InvalidRequest: field play; no `sounddevice` package, or no output device.
+    """
+
+    def __init__(self, sample_rate_hz: int = OUTPUT_SAMPLE_RATE_HZ) -> None:
+        self._device = _open_device(sample_rate_hz)
+        self._pieces: queue.Queue[NDArray[np.int16] | None] = queue.Queue()
+        self._stopped = threading.Event()
+        self._failure: Exception | None = None
+        self._thread = threading.Thread(target=self._feed, name="vita-playback", daemon=True)
+        self._thread.start()
+
+    def write(self, samples: NDArray[np.int16]) -> None:
+        """Queue int16 [samples]; an error of the device since the last call is raised here."""
+        if self._failure is not None:
+            raise OSError(f"the output device failed: {self._failure}")
+        self._pieces.put(samples)
+
+    def finish(self) -> None:
+        """Wait until everything has been played."""
+        self._pieces.put(None)
+        self._thread.join()
+        self._device.close()
+
+    def stop(self) -> None:
+        """Fall silent now."""
+        self._stopped.set()
+        self.finish()
+
+    def _feed(self) -> None:
+        try:
+            while (samples := self._pieces.get()) is not None:
+                for start in range(0, len(samples), _BLOCK_SAMPLES):
+                    if self._stopped.is_set():
+                        return
+                    self._device.write(np.ascontiguousarray(samples[start : start + _BLOCK_SAMPLES]))
+            self._device.stop()  # waits for what the device still holds
+        except Exception as error:  # noqa: BLE001 - kept for the caller's thread, see write()
+            self._failure = error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.finish()
+        else:
+            self.stop()
+
+
+def _open_device(sample_rate_hz: int) -> Any:
+    try:
+        import sounddevice
+    except (ImportError, OSError) as error:  # OSError: the package is there, the PortAudio library is not
+        raise InvalidRequest(
+            "play", True, f"sound cannot be played here ({error})", "install the extra 'play', or write a file with -o"
+        ) from error
+    try:
+        device = sounddevice.OutputStream(samplerate=sample_rate_hz, channels=1, dtype="int16")
+        device.start()
+    except sounddevice.PortAudioError as error:
+        raise InvalidRequest("play", True, f"no output device ({error})", "write a file with -o") from error
+    return device

@@ -1,0 +1,85 @@
+"""One stream of the command line: sends a request and hands its events to the screen, the WAV file and the speaker."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+from vita_audio.errors import InvalidRequest, VitaError
+from vita_client.client import Client, Stream
+from vita_client.collect import Collector
+from vita_client.events import Pcm, TextDelta
+from vita_client.options import StreamOptions
+from vita_client.playback import Player
+from vita_client.request import Request, check_timeout
+from vita_client.terminal import View
+from vita_client.wav import WavWriter
+
+
+def run_stream(options: StreamOptions, make_request: Callable[[], Request], view: View) -> None:
+    """Run one request to its end.
+
+    The WAV file is made when the server's first answer comes, so that a request that fails at once harms no old file;
+    from then on it is valid at every moment.
+
+    Raises:
+        VitaError: bad input, or any way a stream can fail. OSError: the file or the screen cannot be written.
+        KeyboardInterrupt: after the stream was cancelled on the server and the file closed.
+    """
+    check_timeout(options.timeout)
+    connection = options.connection()
+    if options.output is not None:
+        _check_writable(options.output)
+    request = make_request()
+    with ExitStack() as stack:
+        player = stack.enter_context(Player()) if options.play else None
+        client = stack.enter_context(Client(connection=connection))
+        stream = stack.enter_context(client.send(request, timeout_s=options.timeout))
+        _consume(stream, options.output, player, view)
+
+
+def _consume(stream: Stream, output: Path | None, player: Player | None, view: View) -> None:
+    collector, wav, outcome, problem = Collector(), None, "failed", ""
+    try:
+        for event in stream:
+            if output is not None and wav is None:
+                wav = WavWriter(output)
+            collector.add(event)
+            if isinstance(event, TextDelta):
+                view.text(event.text, stream.metrics)
+            elif isinstance(event, Pcm):
+                if wav is not None:
+                    wav.write(event.samples)
+                if player is not None:
+                    player.write(event.samples)
+            view.progress(stream.metrics)
+        outcome = f"done ({stream.status.reason})" if stream.status and stream.status.reason else "done"
+    except KeyboardInterrupt:
+        outcome = "interrupted"
+        stream.cancel()
+        raise
+    except VitaError as error:
+        problem = str(error)
+        raise
+    finally:
+        if wav is not None:
+            wav.close()
+        view.stop()
+        reply = collector.reply(stream.status, stream.metrics)
+        view.summary(reply, str(output) if wav else None, wav.seconds if wav else 0.0, outcome, problem)
+
+
+def _check_writable(path: Path) -> None:
+    """Find out before anything is sent that a file cannot be written.
+
+    Raises:
+        InvalidRequest: field output.
+    """
+    if path.is_dir():
+        raise InvalidRequest("output", str(path), "it is a folder", "name a file in it")
+    if not path.parent.is_dir():
+        raise InvalidRequest("output", str(path), f"there is no folder {path.parent}", "make it first")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise InvalidRequest("output", str(path), "it may not be written", "check the permissions")

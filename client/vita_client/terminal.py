@@ -1,0 +1,162 @@
+"""What a person sees while a stream runs: live on a terminal, plain lines elsewhere, one JSON object for machines."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Protocol
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from vita_client.events import Metrics, Reply
+
+_REFRESH_PER_SECOND = 10
+
+
+class View(Protocol):
+    """Shows one stream. `stop` ends whatever is live on the screen and may be called twice."""
+
+    def text(self, delta: str, metrics: Metrics) -> None: ...
+
+    def progress(self, metrics: Metrics) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def summary(self, reply: Reply, wav: str | None, wav_s: float, outcome: str, problem: str) -> None: ...
+
+
+def numbers(metrics: Metrics) -> str:
+    """`first audio 93 ms | 4.2 s of sound | 0.31x real time | 210 tokens/s`, with what is known."""
+    parts = []
+    if metrics.ttfa_ms is not None:
+        parts.append(f"first audio {metrics.ttfa_ms:.0f} ms")
+    elif metrics.first_text_ms is not None:
+        parts.append(f"first text {metrics.first_text_ms:.0f} ms")
+    if metrics.audio_s:
+        parts.append(f"{metrics.audio_s:.1f} s of sound")
+    if metrics.real_time_factor is not None:
+        parts.append(f"real-time factor {metrics.real_time_factor:.2f}")
+    if metrics.tokens_per_s is not None:
+        parts.append(f"{metrics.tokens_per_s:.0f} tokens/s")
+    return " | ".join(parts) or f"waiting {metrics.elapsed_ms / 1e3:.1f} s"
+
+
+def summary_line(reply: Reply, wav: str | None, wav_s: float, outcome: str) -> str:
+    """The last line for a person: how it ended, the numbers, and where the sound went."""
+    sound = f" -> {wav} ({wav_s:.1f} s)" if wav else ""
+    return f"{outcome} | {numbers(reply.metrics)}{sound}"
+
+
+class PlainView:
+    """No terminal: the text as it comes on standard output, the numbers as one line on standard error at the end."""
+
+    def __init__(self) -> None:
+        self._mid_line = False
+
+    def text(self, delta: str, metrics: Metrics) -> None:
+        sys.stdout.write(delta)
+        sys.stdout.flush()
+        self._mid_line = not delta.endswith("\n")
+
+    def progress(self, metrics: Metrics) -> None:
+        pass
+
+    def stop(self) -> None:
+        if self._mid_line:
+            sys.stdout.write("\n")
+            sys.stdout.flush()
+            self._mid_line = False
+
+    def summary(self, reply: Reply, wav: str | None, wav_s: float, outcome: str, problem: str) -> None:
+        if reply.metrics.responses or not problem:  # else the error line says it all
+            print(summary_line(reply, wav, wav_s, outcome), file=sys.stderr, flush=True)
+
+
+class LiveView:
+    """A terminal: the end of the text that fits, and the numbers under it, redrawn; the whole text stays at the end."""
+
+    def __init__(self, console: Console) -> None:
+        self._console, self._text = console, ""
+        self._metrics: Metrics | None = None
+        self._live = Live(
+            console=console,
+            get_renderable=self._render,
+            refresh_per_second=_REFRESH_PER_SECOND,
+            transient=True,
+            redirect_stderr=False,
+        )
+        self._live.start()
+        self._stopped = False
+
+    def _render(self) -> Group:
+        lines = Text(self._text).wrap(self._console, self._console.width)
+        shown = list(lines)[-max(1, self._console.height - 2) :]
+        return Group(*shown, Text(numbers(self._metrics) if self._metrics else "connecting", style="dim"))
+
+    def text(self, delta: str, metrics: Metrics) -> None:
+        self._text += delta
+        self._metrics = metrics
+
+    def progress(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def stop(self) -> None:
+        if self._stopped:
+            return
+        self._stopped = True
+        self._live.stop()
+        if self._text:
+            self._console.print(Text(self._text))
+
+    def summary(self, reply: Reply, wav: str | None, wav_s: float, outcome: str, problem: str) -> None:
+        if reply.metrics.responses or not problem:
+            self._console.print(Text(summary_line(reply, wav, wav_s, outcome), style="dim"))
+
+
+class JsonView:
+    """Nothing while it runs; one JSON object on standard output at the end."""
+
+    def text(self, delta: str, metrics: Metrics) -> None:
+        pass
+
+    def progress(self, metrics: Metrics) -> None:
+        pass
+
+    def stop(self) -> None:
+        pass
+
+    def summary(self, reply: Reply, wav: str | None, wav_s: float, outcome: str, problem: str) -> None:
+        status, metrics = reply.status, reply.metrics
+        result = {
+            "outcome": outcome,
+            "error": problem or None,
+            "text": reply.text,
+            "tokens": metrics.tokens,
+            "audio_s": round(metrics.audio_s, 4),
+            "wav": wav,
+            "wav_s": round(wav_s, 4),
+            "ttfa_ms": _rounded(metrics.ttfa_ms),
+            "first_text_ms": _rounded(metrics.first_text_ms),
+            "elapsed_ms": _rounded(metrics.elapsed_ms),
+            "real_time_factor": _rounded(metrics.real_time_factor),
+            "tokens_per_s": _rounded(metrics.tokens_per_s),
+            "status": json.loads(status.to_json()) if status else None,
+        }
+        print(json.dumps(result, ensure_ascii=False), flush=True)
+
+
+def _rounded(number: float | None) -> float | None:
+    return None if number is None else round(number, 4)
+
+
+def choose_view(as_json: bool) -> View:
+    """The view that fits standard output."""
+    if as_json:
+        return JsonView()
+    if sys.stdout.isatty():
+        console = Console()
+        if console.is_terminal and not console.is_dumb_terminal:
+            return LiveView(console)
+    return PlainView()
