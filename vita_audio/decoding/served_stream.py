@@ -1,0 +1,118 @@
+"""One stream inside the decoding service: its requests in order, its text and its audio so far."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vita_audio.contract import OUTPUT_SAMPLE_RATE_HZ
+from vita_audio.decoding.decoder import Pcm, StreamingDecoder, StreamState
+from vita_audio.messages import State, Status
+
+
+class TokenKinds(Protocol):
+    """What the decoder asks of a vocabulary (`vocabulary.Vocabulary` is one)."""
+
+    def is_text(self, token: int) -> bool: ...
+
+    def audio_code(self, token: int) -> int | None: ...
+
+
+class Detokenizer(Protocol):
+    """Text of one stream as it comes (`text.IncrementalDetokenizer` is one)."""
+
+    def push(self, ids: Iterable[int]) -> str: ...
+
+    def flush(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedChunk:
+    """The answer to one message of the language model: the four outputs of the ensemble."""
+
+    text: str
+    tokens: NDArray[np.int32]
+    pcm: Pcm  # 22 050 Hz
+    status: Status
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One message of the language model, and whom to answer. `submitted` is in seconds of `time.perf_counter`."""
+
+    status: Status
+    tokens: Sequence[int]
+    reply: Callable[[DecodedChunk], None]
+    cancelled: Callable[[], bool]
+    submitted: float
+
+    def empty(self, state: State, reason: str) -> DecodedChunk:
+        """An answer without content that says how the stream ended."""
+        status = replace(self.status, state=state, reason=reason)
+        return DecodedChunk("", np.zeros(0, np.int32), np.zeros(0, np.int16), status)
+
+
+@dataclass(slots=True)
+class ServedStream:
+    """State of one live stream; touched by the decoding thread alone. Times in seconds of `time.perf_counter`."""
+
+    id: str
+    audio: StreamState
+    detokenizer: Detokenizer
+    last_seen: float
+    requests: deque[Request] = field(default_factory=deque)  # the first one is being decoded once `begun`
+    begun: bool = False
+    next_index: int = 0
+    text: str = ""  # of the request being decoded, as the three below
+    pcm: list[Pcm] = field(default_factory=list)
+    request_decode_ms: float = 0.0
+    decode_ms: float = 0.0
+    queue_ms: float = 0.0
+    samples: int = 0  # handed out
+    clock: float | None = None  # when its first audio token came, then when its first sample left
+
+    def begin(self, decoder: StreamingDecoder, vocabulary: TokenKinds) -> None:
+        """Take in the tokens of the first request: text to the detokeniser, codes to the decoder, tags to neither."""
+        request = self.requests[0]
+        status = request.status
+        if status.index != self.next_index:
+            raise ValueError(f"message {status.index} came when {self.next_index} was due")
+        self.next_index += 1
+        self.begun, self.text, self.pcm, self.request_decode_ms = True, "", [], 0.0
+        self.text = self.detokenizer.push([token for token in request.tokens if vocabulary.is_text(token)])
+        if status.final:
+            self.text += self.detokenizer.flush()
+        codes = [code for token in request.tokens if (code := vocabulary.audio_code(token)) is not None]
+        if codes and self.clock is None:
+            self.clock = request.submitted
+        # A stream that the language model broke off is not spoken to its end.
+        if status.state in ("running", "done"):
+            decoder.feed(self.audio, codes, end=status.state == "done")
+
+    def add(self, pcm: Pcm, decode_ms: float) -> None:
+        """A decode for the request being decoded has run."""
+        self.pcm.append(pcm)
+        self.request_decode_ms += decode_ms
+        self.decode_ms += decode_ms
+
+    def complete(self, now: float) -> DecodedChunk:
+        """The answer to the first request, whose decodes have all run."""
+        request = self.requests[0]
+        pcm = np.concatenate(self.pcm) if self.pcm else np.zeros(0, np.int16)
+        if len(pcm) and not self.samples:
+            self.clock = now
+        self.samples += len(pcm)
+        self.queue_ms += (now - request.submitted) * 1e3 - self.request_decode_ms
+        timings = {**request.status.timings_ms, "decode_queue": self.queue_ms, "decode": self.decode_ms}
+        status = replace(request.status, timings_ms=timings)
+        self.begun, self.last_seen = False, now
+        return DecodedChunk(self.text, np.asarray(request.tokens, np.int32), pcm, status)
+
+    def audio_ahead_s(self, now: float) -> float:
+        """Seconds until the listener runs out of audio; for a stream not heard yet, minus the time it has waited."""
+        return self.samples / OUTPUT_SAMPLE_RATE_HZ - (now - (self.clock or now))

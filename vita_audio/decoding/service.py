@@ -1,0 +1,285 @@
+"""The thread around the streaming decoder: messages of many streams in, exactly one answer to each."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from vita_audio.decoding.decoder import StreamingDecoder
+from vita_audio.decoding.served_stream import DecodedChunk, Detokenizer, Request, ServedStream, TokenKinds
+from vita_audio.decoding.stopper import Stopper
+from vita_audio.messages import State, Status
+
+log = logging.getLogger(__name__)
+
+#: Ended streams whose late messages are still answered with how they ended.
+_REMEMBERED_STREAMS = 1024
+_CLOSE_TIMEOUT_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class DecodingStats:
+    """A snapshot for metrics and tests; counts since the start."""
+
+    live_streams: int
+    waiting_requests: int
+    batches: dict[int, int]  # decodes by number of streams
+    busy_ms: float  # in engine steps
+    ended: dict[str, int]  # streams by done, cancelled, failed, evicted
+    stops: int
+    stop_errors: int
+    reply_errors: int
+
+
+class DecodingService:
+    """Batches the decodes of different streams in one thread; keeps each stream's order, frees each stream's state.
+
+    The streams with the least audio ahead go first, so a first chunk overtakes later chunks of others. Every request
+    gets exactly one answer: its part of the stream; or, empty, the state "cancelled" (its client is gone) or "failed"
+    (decoding broke, in one line); in both cases the language model is told to stop, on a thread of its own.
+
+    Args:
+        decoder: used by this service's thread alone.
+        vocabulary: tells text ids from audio codes.
+        detokenizer: makes the text state of one stream.
+        on_stop: stops the language model's stream of this id; may block, may raise (logged and counted).
+        max_batch: streams in one engine call.
+        idle_timeout_s: a stream that gets no message for so long is freed and stopped.
+    """
+
+    def __init__(
+        self,
+        decoder: StreamingDecoder,
+        vocabulary: TokenKinds,
+        detokenizer: Callable[[], Detokenizer],
+        on_stop: Callable[[str], None],
+        max_batch: int = 8,
+        idle_timeout_s: float = 60.0,
+    ) -> None:
+        self._decoder, self._vocabulary, self._detokenizer = decoder, vocabulary, detokenizer
+        self._max_batch, self._idle_timeout_s = max_batch, idle_timeout_s
+        self._changed = threading.Condition()  # guards the two fields below
+        self._inbox: list[Request] = []
+        self._closed = False
+        # Touched by the thread alone, but for snapshots.
+        self._streams: dict[str, ServedStream] = {}
+        self._ended: OrderedDict[str, tuple[State, str]] = OrderedDict()
+        self._batches: Counter[int] = Counter()
+        self._endings: Counter[str] = Counter()
+        self._busy_ms = 0.0
+        self._reply_errors = 0
+        self._stopper = Stopper(on_stop)
+        self._thread = threading.Thread(target=self._run, name="decoding", daemon=True)
+        self._thread.start()
+
+    def submit(
+        self,
+        status: Status,
+        tokens: Sequence[int],
+        reply: Callable[[DecodedChunk], None],
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Queue one message of the language model; returns at once and raises nothing.
+
+        Args:
+            status: of the message; index 0 opens the stream, a final state ends it.
+            tokens: new ids of the stream.
+            reply: gets the one answer, on the service's thread (after `close`: on this one).
+            cancelled: whether the client has gone; asked before decoding and before answering.
+        """
+        request = Request(status, [int(token) for token in tokens], reply, cancelled, time.perf_counter())
+        with self._changed:
+            closed = self._closed
+            if not closed:
+                self._inbox.append(request)
+                self._changed.notify()
+        if closed:
+            self._reply(request, request.empty("failed", "the audio decoder has been shut down"))
+
+    def stats(self) -> DecodingStats:
+        with self._changed:
+            waiting = len(self._inbox)
+        streams = list(self._streams.values())
+        return DecodingStats(
+            live_streams=len(streams),
+            waiting_requests=waiting + sum(len(stream.requests) for stream in streams),
+            batches=dict(self._batches),
+            busy_ms=self._busy_ms,
+            ended=dict(self._endings),
+            stops=self._stopper.calls,
+            stop_errors=self._stopper.errors,
+            reply_errors=self._reply_errors,
+        )
+
+    def close(self) -> None:
+        """End the threads. Requests not answered yet get the state "failed"; so do later ones."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+        if not self._stopper.close(_CLOSE_TIMEOUT_S):
+            log.warning("a stop of the language model did not return within %s s", _CLOSE_TIMEOUT_S)
+
+    def _run(self) -> None:
+        reason, crashed = "the audio decoder has been shut down", False
+        try:
+            while self._take_in():
+                self._evict_idle()
+                for stream in list(self._streams.values()):
+                    self._progress(stream)
+                batch = self._choose()
+                if batch:
+                    self._decode(batch)
+        except Exception as error:
+            # A fault of this loop itself: nobody may be left waiting for a thread that is gone.
+            log.exception("decoding thread failed")
+            reason, crashed = _reason(error), True
+        with self._changed:
+            self._closed = True
+            left, self._inbox = self._inbox, []
+        for stream in list(self._streams.values()):
+            self._end(stream, "failed", reason, stop=crashed)  # in a shutdown the language model ends as well
+        for request in left:
+            self._reply(request, request.empty("failed", reason))
+
+    def _take_in(self) -> bool:
+        """Wait for something to do and hand new requests to their streams. False when the service is closed."""
+        with self._changed:
+            ready = any(stream.requests for stream in self._streams.values())
+            if not self._inbox and not self._closed and not ready:
+                self._changed.wait(self._idle_timeout_s / 4 if self._streams else None)
+            if self._closed:
+                return False
+            inbox, self._inbox = self._inbox, []
+        for request in inbox:
+            stream = self._streams.get(request.status.stream)
+            if stream is not None:
+                stream.requests.append(request)
+            elif request.status.index == 0:
+                self._open(request)
+            else:
+                self._answer_late(request)
+        return True
+
+    def _open(self, request: Request) -> None:
+        status = request.status
+        try:
+            audio = self._decoder.init(status.seed)
+            stream = ServedStream(status.stream, audio, self._detokenizer(), last_seen=request.submitted)
+        except Exception as error:
+            log.exception("stream %s: cannot be opened", status.stream)
+            self._refuse(request, _reason(error))
+            return
+        stream.requests.append(request)
+        self._streams[stream.id] = stream
+        self._ended.pop(stream.id, None)
+
+    def _answer_late(self, request: Request) -> None:
+        """A message of a stream that is not open (any more)."""
+        status = request.status
+        if status.stream in self._ended:
+            self._reply(request, request.empty(*self._ended[status.stream]))
+        else:
+            self._refuse(request, f"message {status.index} belongs to no stream that the audio decoder knows")
+
+    def _refuse(self, request: Request, reason: str) -> None:
+        """A message that finds no stream: nobody would listen to the rest of it."""
+        if not request.status.final:
+            self._stopper.request(request.status.stream)
+        self._reply(request, request.empty("failed", reason))
+
+    def _progress(self, stream: ServedStream) -> None:
+        """Answer a stream's requests up to the first that waits for a decode; a fault here ends this one only."""
+        try:
+            while stream.requests and self._answer_first(stream):
+                pass
+        except Exception as error:
+            log.exception("stream %s: decoding failed", stream.id)
+            self._end(stream, "failed", _reason(error))
+
+    def _answer_first(self, stream: ServedStream) -> bool:
+        """Answer the first request; False if it waits for a decode, or the stream has ended with it."""
+        request = stream.requests[0]
+        if request.cancelled():
+            self._end(stream, "cancelled", "cancelled")
+            return False
+        if not stream.begun:
+            stream.begin(self._decoder, self._vocabulary)
+        if self._decoder.due(stream.audio) is not None:
+            return False
+        chunk = stream.complete(time.perf_counter())
+        stream.requests.popleft()
+        answered = self._reply(request, chunk)
+        if chunk.status.final:
+            self._end(stream, chunk.status.state, chunk.status.reason, stop=False)
+        elif not answered:
+            self._end(stream, "failed", "an answer could not be sent")
+        return answered and not chunk.status.final
+
+    def _choose(self) -> list[ServedStream]:
+        """The waiting stream with the least audio ahead, and others whose decode has the same geometry."""
+        now = time.perf_counter()
+        waiting = sorted(
+            (stream for stream in self._streams.values() if stream.begun), key=lambda stream: stream.audio_ahead_s(now)
+        )
+        geometry = self._decoder.due(waiting[0].audio) if waiting else None
+        return [stream for stream in waiting if self._decoder.due(stream.audio) == geometry][: self._max_batch]
+
+    def _decode(self, batch: list[ServedStream]) -> None:
+        start = time.perf_counter()
+        try:
+            parts = self._decoder.step([stream.audio for stream in batch])
+        except Exception as error:
+            log.exception("decoding failed for %s", ", ".join(stream.id for stream in batch))
+            if len(batch) == 1:
+                self._end(batch[0], "failed", _reason(error))
+            else:
+                for stream in batch:  # nobody's state has changed: find out whose fault it was
+                    self._decode([stream])
+            return
+        took_ms = (time.perf_counter() - start) * 1e3
+        self._batches[len(batch)] += 1
+        self._busy_ms += took_ms
+        for stream, pcm in zip(batch, parts, strict=True):
+            stream.add(pcm, took_ms)
+            self._progress(stream)
+
+    def _end(self, stream: ServedStream, state: State, reason: str, stop: bool = True, kind: str = "") -> None:
+        """Free a stream, answer what still waits, and tell the language model unless it has ended itself."""
+        del self._streams[stream.id]
+        self._endings[kind or state] += 1
+        self._ended[stream.id] = (state, reason)
+        while len(self._ended) > _REMEMBERED_STREAMS:
+            self._ended.popitem(last=False)
+        if stop and not any(request.status.final for request in stream.requests):
+            self._stopper.request(stream.id)
+        for request in stream.requests:
+            self._reply(request, request.empty(state, reason))
+
+    def _evict_idle(self) -> None:
+        oldest = time.perf_counter() - self._idle_timeout_s
+        for stream in list(self._streams.values()):
+            if not stream.requests and stream.last_seen < oldest:
+                log.warning("stream %s: no message for %s s, freed", stream.id, self._idle_timeout_s)
+                reason = f"no message for {self._idle_timeout_s} s"
+                self._end(stream, "failed", reason, kind="evicted")
+
+    def _reply(self, request: Request, chunk: DecodedChunk) -> bool:
+        """Send the one answer; an error of the receiver is counted, never raised and never answered again."""
+        try:
+            request.reply(chunk)
+        except Exception:
+            self._reply_errors += 1
+            log.exception("stream %s: sending an answer failed", request.status.stream)
+            return False
+        return True
+
+
+def _reason(error: Exception) -> str:
+    """One line for the client."""
+    lines = str(error).strip().splitlines()
+    return f"audio decoding failed: {type(error).__name__}" + (f": {lines[0]}" if lines else "")
