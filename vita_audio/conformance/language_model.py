@@ -1,0 +1,77 @@
+"""Golden language model cases: greedy tokens by every engine, alone and batched; the interleaving rule."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from build_engines.export_language_model import export_language_model
+
+from ..checkpoint import load_language_model
+from ..engines.interface import LanguageModelEngine
+from ..engines.onnxruntime_language_model import OnnxLanguageModel
+from ..engines.torch_language_model import TorchLanguageModel
+from ..generation.request import GenerationRequest
+from ..generation.scheduler import Scheduler
+from ..interleave import interleave
+from ..messages import GenerationSettings
+from .result import Result, compare_tokens
+
+SLOTS = 8
+
+
+def check_language_model(folder: Path) -> Iterator[Result]:
+    """`greedy_tokens.json` beside a checkpoint: every case alone, then all of them together."""
+    config, tensors = load_language_model(folder)
+    cases = json.loads((folder / "greedy_tokens.json").read_text())
+    context = max(len(c["prompt"]) + len(c["tokens"]) for c in cases) + 1
+    with TemporaryDirectory() as scratch:
+        export_language_model(config, tensors, Path(scratch))
+        engines: dict[str, LanguageModelEngine] = {
+            "torch": TorchLanguageModel(config, tensors, SLOTS, context),
+            "onnxruntime": OnnxLanguageModel(Path(scratch), SLOTS, context),
+        }
+        for name, engine in engines.items():
+            for index, case in enumerate(cases):
+                yield compare_tokens(_label(folder, index, case), name, _run(engine, [case])[0], case["tokens"])
+            together = zip(_run(engine, cases), cases, strict=True)
+            for index, (made, case) in enumerate(together):
+                yield compare_tokens(_label(folder, index, case), f"{name} batched", made, case["tokens"])
+
+
+def check_interleaving(path: Path) -> Iterator[Result]:
+    """`interleaving.json`: the training-time order of text and audio tokens."""
+    for index, case in enumerate(json.loads(path.read_text())):
+        made = interleave(case["input"], case["ratio"], case["begin_of_audio"], case["end_of_audio"])
+        yield compare_tokens(f"interleaving {index}", "python", made, case["interleaved"])
+
+
+def _label(folder: Path, index: int, case: dict[str, Any]) -> str:
+    pattern = ",".join(map(str, case["pattern"]))
+    return f"{folder.name} {index}: prompt {len(case['prompt'])}, [{pattern}], penalty {case['repetition_penalty']}"
+
+
+def _run(engine: LanguageModelEngine, cases: list[dict[str, Any]]) -> list[list[int]]:
+    scheduler = Scheduler(engine, end_tokens=())
+    streams = []
+    for case in cases:
+        settings = GenerationSettings(
+            task="text",
+            mode="",
+            pattern=tuple(case["pattern"]),
+            max_tokens=len(case["tokens"]),
+            temperature=0.0,
+            top_k=0,
+            top_p=1.0,
+            repetition_penalty=case["repetition_penalty"],
+            seed=0,
+        )
+        request = GenerationRequest(case["prompt"], settings)
+        scheduler.check(request)
+        streams.append(scheduler.submit("", request))
+    while not scheduler.idle:
+        scheduler.step()
+    return [s.tokens[s.prompt_tokens :] for s in streams]
