@@ -12,7 +12,7 @@ from vita_audio.engines.interface import Floats
 
 # The second key word of the counter-based generator: streams of one seed that must not share values.
 _FLOW, _SOURCE, _PHASES = 1, 2, 3
-# Frames drawn by one generator. A generator costs about as much to make as a thousand values.
+# Frames drawn from one counter: larger blocks waste more at the ends of a request, smaller ones cost more calls.
 _FLOW_BLOCK, _SOURCE_BLOCK = 32, 8
 
 
@@ -36,22 +36,24 @@ class StreamNoise:
 
     def phases(self, harmonics: int) -> NDArray[np.float64]:
         """Phase offset of each harmonic in radians [harmonics]: 0 for the fundamental, U(-pi, pi) above it."""
-        phases = self._generator(_PHASES, 0).uniform(-np.pi, np.pi, harmonics)
+        key = np.array([self.seed & (2**64 - 1), _PHASES], np.uint64)
+        phases = np.random.Generator(np.random.Philox(key=key)).uniform(-np.pi, np.pi, harmonics)
         phases[0] = 0.0
         return phases
-
-    def _generator(self, purpose: int, block: int) -> np.random.Generator:
-        # 2^64 counter steps a block: blocks never overlap, however many values the ziggurat rejects.
-        key = (self.seed & (2**64 - 1)) | purpose << 64
-        return np.random.Generator(np.random.Philox(key=key, counter=block << 64))
 
     def _frames(self, purpose: int, first: int, stop: int, width: int, block_frames: int) -> Floats:
         """Frames [first, stop) of an endless [frames, width] array that is drawn block by block."""
         if stop <= first:
             return np.zeros((0, width), np.float32)
         blocks = range(first // block_frames, (stop - 1) // block_frames + 1)
-        values = np.concatenate(
-            [self._generator(purpose, b).standard_normal((block_frames, width), np.float32) for b in blocks]
-        )
+        values = np.empty((len(blocks) * block_frames, width), np.float32)
+        bits = np.random.Philox(0)
+        generator, state = np.random.Generator(bits), bits.state  # to set a state is cheaper than a new generator
+        state["state"]["key"] = np.array([self.seed & (2**64 - 1), purpose], np.uint64)
+        for row, block in enumerate(blocks):
+            # 2^64 counter steps a block: blocks never overlap, however many values the ziggurat rejects.
+            state["state"]["counter"] = np.array([0, block, 0, 0], np.uint64)
+            bits.state = state
+            generator.standard_normal(out=values[row * block_frames : (row + 1) * block_frames], dtype=np.float32)
         offset = first - blocks.start * block_frames
         return values[offset : offset + stop - first]

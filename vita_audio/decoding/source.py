@@ -11,6 +11,8 @@ from vita_audio.engines.interface import Floats
 _SINE_AMPLITUDE = 0.1
 _VOICED_NOISE, _UNVOICED_NOISE = 0.003, 0.1 / 3
 _VOICED_ABOVE_HZ = 10.0
+_SAMPLE_NUMBER = np.arange(1, MEL_HOP_SAMPLES + 1, dtype=np.float32)
+_FRAMES_IN_CACHE = 16  # 32 kB of complex samples
 
 
 def mixed_noise_scale(weight: Floats) -> float:
@@ -46,20 +48,24 @@ def harmonic_source(
     Returns:
         [256 * frames] float32.
     """
-    step = f0.astype(np.float64) / OUTPUT_SAMPLE_RATE_HZ
-    cycles = phases[:, None] + step[:, None] * np.arange(1, MEL_HOP_SAMPLES + 1)  # [frames, 256]
-    angle = ((cycles - np.floor(cycles)) * (2 * np.pi)).astype(np.float32)
-    fundamental = np.empty(angle.shape, np.complex64)
-    np.cos(angle, out=fundamental.real)
-    np.sin(angle, out=fundamental.imag)
     # Harmonic h is the h-th power of the fundamental, so their weighted sum is a polynomial in it (Horner's rule).
     coefficients = (_SINE_AMPLITUDE * weight * np.exp(1j * offsets)).astype(np.complex64)
-    waves = np.full(angle.shape, coefficients[-1], np.complex64)
-    for coefficient in coefficients[-2::-1]:
-        waves *= fundamental
-        waves += coefficient
-    waves *= fundamental
-    voiced = (f0 > _VOICED_ABOVE_HZ)[:, None]
-    level = np.where(voiced, np.float32(_VOICED_NOISE), np.float32(_UNVOICED_NOISE))
-    mixed = waves.imag * voiced + level * noise.reshape(angle.shape) + np.float32(bias)
-    return np.tanh(mixed, dtype=np.float32).reshape(-1)
+    voiced = (f0 > _VOICED_ABOVE_HZ).astype(np.float32)[:, None]
+    level = _UNVOICED_NOISE + (_VOICED_NOISE - _UNVOICED_NOISE) * voiced
+    start = (2 * np.pi * phases).astype(np.float32)[:, None]
+    step = (2 * np.pi / OUTPUT_SAMPLE_RATE_HZ * f0)[:, None]  # radians a sample
+    mixed = noise.reshape(-1, MEL_HOP_SAMPLES) * level  # [frames, 256]
+    # A frame turns by a few cycles only, so float32 does once the phase at its start is known modulo 1.
+    for first in range(0, len(f0), _FRAMES_IN_CACHE):
+        part = slice(first, first + _FRAMES_IN_CACHE)
+        angle = start[part] + step[part] * _SAMPLE_NUMBER
+        fundamental = np.empty(angle.shape, np.complex64)
+        np.cos(angle, out=fundamental.real)
+        np.sin(angle, out=fundamental.imag)
+        waves = coefficients[-1] * fundamental
+        for coefficient in coefficients[-2::-1]:
+            waves += coefficient
+            waves *= fundamental
+        mixed[part] += waves.imag * voiced[part]
+    mixed += np.float32(bias)
+    return np.tanh(mixed, out=mixed).reshape(-1)
