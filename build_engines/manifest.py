@@ -1,0 +1,196 @@
+"""The engines' manifest: what a folder of engines was built from and holds. Read by the server, so no PyTorch here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from vita_audio.errors import EngineError
+from vita_audio.request import Limits
+from vita_audio.vocabulary import Vocabulary
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+#: Folder inside the engines where the builder keeps what it has done; not part of the engines.
+WORK_FOLDER = ".build"
+#: Packages whose version the engines of a target depend on, when they run.
+RUNTIME_PACKAGES: dict[str, tuple[str, ...]] = {"cpu": ("onnxruntime",)}
+
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """One file of the engines."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What the engines hold.
+
+    `sizes`: part (language_model, speech_tokenizer, flow, vocoder) -> fields of its config dataclass in
+    `vita_audio.configs`. `versions`: python and packages at build time. `files`: path inside the folder -> record.
+    """
+
+    target: str
+    checkpoint_name: str
+    checkpoint_sha256: str
+    versions: dict[str, str]
+    sizes: dict[str, dict[str, Any]]
+    vocabulary: Vocabulary
+    limits: Limits
+    files: dict[str, FileRecord]
+
+    def to_json(self) -> str:
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """Raises EngineError naming the field that is missing, unknown or of another format version."""
+        try:
+            fields = json.loads(text)
+            found = fields.pop("format", None)
+        except (ValueError, AttributeError) as error:
+            raise EngineError(f"it is not a JSON object ({error})") from error
+        if found != FORMAT:
+            raise EngineError(f"format: {found!r}, but this version reads {FORMAT}")
+        try:
+            fields["vocabulary"] = Vocabulary.from_dict(fields["vocabulary"])
+            fields["limits"] = Limits.from_dict(fields["limits"])
+            fields["files"] = {name: FileRecord(**record) for name, record in fields["files"].items()}
+            return cls(**fields)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise EngineError(f"a field is missing or unknown ({type(error).__name__}: {error})") from error
+
+
+def load_manifest(folder: Path) -> Manifest:
+    """Read `folder`/manifest.json.
+
+    Raises:
+        EngineError: it is missing or cannot be read; says how to build it.
+    """
+    path = folder / MANIFEST
+    remedy = f"build the engines: python -m build_engines --checkpoint DIR --target cpu --out {folder}"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise EngineError(f"{path}: cannot be read ({error.__class__.__name__}); {remedy}") from error
+    try:
+        return Manifest.from_json(text)
+    except EngineError as error:
+        raise EngineError(f"{path}: {error}; {remedy}") from error
+
+
+def check_manifest(folder: Path, checkpoint: Path | None = None, target: str = "cpu") -> Manifest:
+    """Check that the engines in a folder are complete and fit this installation, and a checkpoint when one is named.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        EngineError: naming the first field of the manifest that does not fit, its value and what was found.
+    """
+    manifest = load_manifest(folder)
+    path = folder / MANIFEST
+
+    def refuse(field: str, value: object, found: object) -> EngineError:
+        return EngineError(
+            f"{path}: {field} is {value!r} but {found}; build the engines again (python -m build_engines)"
+        )
+
+    if manifest.target != target:
+        raise refuse("target", manifest.target, f"{target!r} is asked for")
+    for package in RUNTIME_PACKAGES.get(target, ()):
+        installed, built = package_version(package), manifest.versions.get(package)
+        if installed != built:
+            raise refuse(f"versions.{package}", built, f"{installed} is installed")
+    sizes, limits, vocabulary = manifest.sizes, manifest.limits, manifest.vocabulary
+    language_model = sizes.get("language_model", {})
+    for field, value, expected in (
+        ("limits.mctp_modules", limits.mctp_modules, language_model.get("num_nextn_predict_layers")),
+        ("vocabulary.audio_codes", vocabulary.audio_codes, sizes.get("flow", {}).get("vocab_size")),
+        (
+            "vocabulary.audio_codes",
+            vocabulary.audio_codes,
+            sizes.get("speech_tokenizer", {}).get("quantize_vocab_size"),
+        ),
+    ):
+        if value != expected:
+            raise refuse(field, value, f"the engines have {expected}")
+    if vocabulary.tokens > language_model.get("vocab_size", 0):
+        raise refuse("vocabulary.tokens", vocabulary.tokens, f"the model has {language_model.get('vocab_size')} rows")
+    for name, record in manifest.files.items():
+        file = folder / name
+        if not file.is_file():
+            raise refuse(f"files.{name}", "present", "the file is missing")
+        if file.stat().st_size != record.bytes:
+            raise refuse(f"files.{name}.bytes", record.bytes, f"the file has {file.stat().st_size}")
+        if file_sha256(file) != record.sha256:
+            raise refuse(f"files.{name}.sha256", record.sha256[:12], "the file's content is another")
+    if checkpoint is not None:
+        found = checkpoint_sha256(checkpoint)
+        if found != manifest.checkpoint_sha256:
+            built_from = f"{manifest.checkpoint_name} {manifest.checkpoint_sha256[:12]}"
+            raise refuse("checkpoint_sha256", built_from, f"{checkpoint} has {found[:12]}")
+    return manifest
+
+
+def checkpoint_sha256(folder: Path) -> str:
+    """Hash of the names and contents of all files of a checkpoint bundle (hidden files do not count).
+
+    Raises:
+        EngineError: the folder is missing or empty.
+    """
+    files = visible_files(folder)
+    if not files:
+        raise EngineError(f"{folder}: no checkpoint there; name the folder that holds language_model/")
+    return combined_sha256({file.relative_to(folder).as_posix(): file_sha256(file) for file in files})
+
+
+def combined_sha256(parts: Mapping[str, str]) -> str:
+    """One hash of several named hashes."""
+    return hashlib.sha256(json.dumps(dict(sorted(parts.items()))).encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """Hash of one file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(_CHUNK_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def visible_files(folder: Path) -> list[Path]:
+    """All files below a folder, sorted, without hidden ones and those in hidden folders."""
+    files = (file for file in folder.rglob("*") if file.is_file())
+    return sorted(file for file in files if not any(part[0] == "." for part in file.relative_to(folder).parts))
+
+
+def file_records(folder: Path, names: Iterable[str]) -> dict[str, FileRecord]:
+    """Records of files inside a folder."""
+    return {name: FileRecord(file_sha256(folder / name), (folder / name).stat().st_size) for name in sorted(names)}
+
+
+def package_version(package: str) -> str:
+    """Installed version of a package, or "none"."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "none"
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that a kill leaves either the old or the new one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
