@@ -17,7 +17,8 @@ from vita_audio.decoding.decoder import Pcm, StreamingDecoder
 
 #: 10 ms at 22 050 Hz: how far a point's measures look to either side.
 REACH_SAMPLES = 220
-_INTERIOR_SPACING, _INTERIOR_DISTANCE = 997, 3 * REACH_SAMPLES  # a prime, so as not to beat with the hop
+# On the hop grid, as the seams are: a vocoder's wave need not be alike at all places of a hop.
+_INTERIOR_SPACING, _INTERIOR_DISTANCE = 3 * MEL_HOP_SAMPLES, 3 * REACH_SAMPLES
 _FLOOR = 1.0  # int16 units added to magnitudes: below one quantisation step, nothing is heard
 
 
