@@ -170,7 +170,7 @@ def _write_language_model(folder: Path, size: SeedSize, seed: int) -> None:
         "mtp_inference_mode": list(NAMED_MODES["boost"]),
     }
     _write_json(folder / "generation_config.json", generation)
-    save_file(language_model_weights(config, vocabulary, seed), folder / "model.safetensors", metadata={"format": "pt"})
+    _save_tensors(language_model_weights(config, vocabulary, seed), folder / "model.safetensors")
 
 
 def _write_speech_tokenizer(folder: Path, config: SpeechTokenizerConfig, seed: int) -> None:
@@ -204,8 +204,7 @@ def _write_speech_tokenizer(folder: Path, config: SpeechTokenizerConfig, seed: i
         "return_attention_mask": True,
     }
     _write_json(folder / "preprocessor_config.json", preprocessor)
-    tensors = {key: value.contiguous() for key, value in speech_tokenizer_weights(config, seed).items()}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    _save_tensors(speech_tokenizer_weights(config, seed), folder / "model.safetensors")
 
 
 def _write_audio_decoder(folder: Path, size: SeedSize, seed: int) -> None:
@@ -213,6 +212,11 @@ def _write_audio_decoder(folder: Path, size: SeedSize, seed: int) -> None:
     (folder / "config.yaml").write_text(write_audio_decoder_yaml(size.flow, size.vocoder), encoding="utf-8")
     torch.save(flow_weights(size.flow, seed), folder / "flow.pt")
     torch.save(vocoder_weights(size.vocoder, seed), folder / "hift.pt")
+
+
+def _save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    save_file(dict(tensors), path, metadata={"format": "pt"})
+    path.chmod(0o644)  # safetensors makes it private to this user; a server may be another
 
 
 def _write_json(path: Path, fields: Mapping[str, Any]) -> None:
