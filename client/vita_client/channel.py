@@ -15,9 +15,10 @@ from vita_audio.errors import InvalidRequest
 DEFAULT_URL = "localhost:8001"
 DEFAULT_TIMEOUT_S = 120.0
 DEFAULT_CONNECT_TIMEOUT_S = 5.0
-#: A server that answers no ping for this long (interval, then wait) is gone. gRPC sends at most two pings without data
-#: between them, which is what a Triton with default settings tolerates.
-KEEPALIVE_INTERVAL_S, KEEPALIVE_WAIT_S = 20.0, 10.0
+#: A server that answers no ping is gone: noticed within interval + wait. A server ends a connection that pings too
+#: often while it has nothing to send; at 40 s that takes 160 s of silence with the default settings of Triton
+#: (--grpc-http2-min-recv-ping-interval-without-data=300000, --grpc-http2-max-ping-strikes=2).
+KEEPALIVE_INTERVAL_S, KEEPALIVE_WAIT_S = 40.0, 10.0
 DEFAULT_MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 
 _PathLike = str | os.PathLike[str]
@@ -77,9 +78,14 @@ class Connection:
 
     def options(self) -> list[tuple[str, str | int]]:
         """gRPC channel arguments."""
+        wait_ms = round(min(self.keepalive_s, KEEPALIVE_WAIT_S) * 1e3)
         options: list[tuple[str, str | int]] = [
             ("grpc.keepalive_time_ms", round(self.keepalive_s * 1e3)),
-            ("grpc.keepalive_timeout_ms", round(min(self.keepalive_s, KEEPALIVE_WAIT_S) * 1e3)),
+            ("grpc.keepalive_timeout_ms", wait_ms),
+            # gRPC also pings to measure bandwidth, and a keepalive ping joins such a ping under way: same limit for it.
+            ("grpc.http2.ping_timeout_ms", wait_ms),
+            # A stream sends one message and then only listens: without this, gRPC stops pinging after two pings.
+            ("grpc.http2.max_pings_without_data", 0),
             # The name is gRPC's; what it bounds is one attempt to connect.
             ("grpc.min_reconnect_backoff_ms", round(self.connect_timeout_s * 1e3)),
             ("grpc.initial_reconnect_backoff_ms", 100),
