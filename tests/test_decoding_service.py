@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ class DetokenizerDouble:
     def __init__(self) -> None:
         self._kept = ""
 
-    def push(self, ids: list[int]) -> str:
+    def push(self, ids: Iterable[int]) -> str:
         text = self._kept + "".join(map(chr, ids))
         self._kept = text[-1:]
         return text[:-1]
@@ -113,10 +114,11 @@ def until(condition: Callable[[], bool], seconds: float = 10) -> None:
 
 def make(idle_timeout_s: float = 60.0, max_batch: int = 8, stop: Callable[[str], None] | None = None) -> Bench:
     flow, vocoder = GatedFlow(), VocoderDouble()
+    made: Bench
 
     def on_stop(stream: str) -> None:
-        bench.stopped.append(stream)
-        bench.stop_threads.add(threading.current_thread().name)
+        made.stopped.append(stream)
+        made.stop_threads.add(threading.current_thread().name)
         if stop is not None:
             stop(stream)
 
@@ -128,8 +130,8 @@ def make(idle_timeout_s: float = 60.0, max_batch: int = 8, stop: Callable[[str],
         max_batch=max_batch,
         idle_timeout_s=idle_timeout_s,
     )
-    bench = Bench(flow, vocoder, service)
-    return bench
+    made = Bench(flow, vocoder, service)
+    return made
 
 
 @pytest.fixture
@@ -461,7 +463,7 @@ def test_a_hundred_streams_cancelled_at_random_leave_nothing_behind() -> None:
     for number in range(100):
         for index in range(int(rng.integers(1, 6))):
             gone = index and rng.random() < 0.3
-            bench.send(f"s{number}", audio(8, 8 * index), cancelled=lambda gone=gone: bool(gone))
+            bench.send(f"s{number}", audio(8, 8 * index), cancelled=partial(bool, gone))
             sent += 1
         bench.send(f"s{number}", [], state="done" if rng.random() < 0.7 else "cancelled")
         sent += 1
