@@ -24,7 +24,13 @@ from vita_audio.generation.scheduler import Scheduler
 
 CONFIG = LanguageModelConfig(300, 64, 96, 3 + 10, 4, 2, 10, 512)
 TENSORS = random_weights(CONFIG)
-PATTERNS = {"vanilla": (8192, 0), "balance": (1, 4, 3, 8, 4, 10), "boost": (1, 10, 4, 10), "turbo": (1, 10), "odd": (2, 3, 1, 7)}  # fmt: skip
+PATTERNS = {
+    "vanilla": (8192, 0),
+    "balance": (1, 4, 3, 8, 4, 10),
+    "boost": (1, 10, 4, 10),
+    "turbo": (1, 10),
+    "odd": (2, 3, 1, 7),
+}
 
 
 @pytest.fixture(scope="module")

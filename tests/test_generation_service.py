@@ -18,7 +18,6 @@ from vita_audio.errors import InvalidRequest, ServerFull
 from vita_audio.generation.request import GenerationRequest, TokenDelta
 from vita_audio.generation.scheduler import Scheduler
 from vita_audio.generation.service import GenerationService
-from vita_audio.generation.stream import segments
 
 CONFIG = LanguageModelConfig(300, 32, 48, 2 + 10, 2, 1, 10, 512)
 BOOST, VANILLA, TURBO = (1, 10, 4, 10), (8192, 0), (1, 10)
@@ -102,11 +101,6 @@ def test_scheduler_runs_every_token_once_and_bounds_every_step(
         assert stream.tokens[n:] == [10 + n + i for i in range(max_tokens)]
         assert (stream.state, stream.reason) == ("done", "max_tokens")
     assert engine.opened == {}
-
-
-def test_pattern_repeats_its_last_pair() -> None:
-    cursor = segments((1, 4, 3, 8, 4, 10))
-    assert [next(cursor) for _ in range(5)] == [(1, 4), (3, 8), (4, 10), (4, 10), (4, 10)]
 
 
 @pytest.mark.parametrize("end_at", [5, 6, 9, 16, 17, 30])

@@ -1,1 +1,1 @@
-"""Runs a folder of golden cases through the reference and every engine available here: `python -m vita_audio.conformance DIR`."""
+"""Runs golden cases through the reference and every engine available here: `python -m vita_audio.conformance DIR`."""

@@ -9,16 +9,15 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from build_engines.export_language_model import export_language_model
-
-from ..checkpoint import load_language_model
-from ..engines.interface import LanguageModelEngine
-from ..engines.onnxruntime_language_model import OnnxLanguageModel
-from ..engines.torch_language_model import TorchLanguageModel
-from ..generation.request import GenerationRequest
-from ..generation.scheduler import Scheduler
-from ..interleave import interleave
-from ..messages import GenerationSettings
-from .result import Result, compare_tokens
+from vita_audio.checkpoint import load_language_model
+from vita_audio.conformance.result import Result, compare_tokens
+from vita_audio.engines.interface import LanguageModelEngine
+from vita_audio.engines.onnxruntime_language_model import OnnxLanguageModel
+from vita_audio.engines.torch_language_model import TorchLanguageModel
+from vita_audio.generation.request import GenerationRequest
+from vita_audio.generation.scheduler import Scheduler
+from vita_audio.interleave import interleave
+from vita_audio.messages import GenerationSettings
 
 SLOTS = 8
 

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from ..configs import LanguageModelConfig
-from ..errors import EngineError
-from .interface import BurstRow, ExtendRow, Floats, Sampling
-from .onnxruntime_session import open_session
-from .sampling import uniforms
+from vita_audio.configs import LanguageModelConfig
+from vita_audio.engines.interface import BurstRow, ExtendRow, Floats, Sampling
+from vita_audio.engines.onnxruntime_session import open_session
+from vita_audio.engines.sampling import uniforms
+from vita_audio.errors import EngineError
 
 
 class OnnxLanguageModel:

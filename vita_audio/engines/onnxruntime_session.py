@@ -6,7 +6,7 @@ from pathlib import Path
 
 import onnxruntime as ort
 
-from ..errors import EngineError
+from vita_audio.errors import EngineError
 
 
 def open_session(path: Path, threads: int) -> ort.InferenceSession:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..configs import LanguageModelConfig
-from ..errors import EngineError
-from ..models.language_model import Attend, LanguageModel
-from .interface import BurstRow, ExtendRow, Sampling
-from .sampling import uniforms
+from vita_audio.configs import LanguageModelConfig
+from vita_audio.engines.interface import BurstRow, ExtendRow, Sampling
+from vita_audio.engines.sampling import uniforms
+from vita_audio.errors import EngineError
+from vita_audio.models.language_model import Attend, LanguageModel
 
 
 class TorchLanguageModel:

@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection
 
-from ..engines.interface import BurstRow, ExtendRow, LanguageModelEngine
-from ..errors import InvalidRequest
-from ..messages import State
-from .request import GenerationRequest
-from .stream import Stream
+from vita_audio.engines.interface import BurstRow, ExtendRow, LanguageModelEngine
+from vita_audio.errors import InvalidRequest
+from vita_audio.generation.request import GenerationRequest
+from vita_audio.generation.stream import Stream
+from vita_audio.messages import State
 
 
 class Scheduler:

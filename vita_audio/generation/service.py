@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
-from ..engines.interface import LanguageModelEngine
-from ..errors import ServerFull
-from ..messages import State
-from .request import GenerationRequest, TokenDelta
-from .scheduler import Scheduler
-from .stream import Stream
+from vita_audio.engines.interface import LanguageModelEngine
+from vita_audio.errors import ServerFull
+from vita_audio.generation.request import GenerationRequest, TokenDelta
+from vita_audio.generation.scheduler import Scheduler
+from vita_audio.generation.stream import Stream
+from vita_audio.messages import State
 
 log = logging.getLogger(__name__)
 

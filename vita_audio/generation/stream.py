@@ -5,16 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from ..messages import State
-from .request import GenerationRequest
-
-
-def segments(pattern: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """(m, n) pairs of a mode: m backbone tokens, then n MCTP tokens; the last pair repeats for ever."""
-    pairs = list(zip(pattern[::2], pattern[1::2], strict=True))
-    yield from pairs
-    while True:
-        yield pairs[-1]
+from vita_audio.generation.request import GenerationRequest
+from vita_audio.messages import State
+from vita_audio.modes import Mode
 
 
 @dataclass(slots=True)
@@ -40,7 +33,8 @@ class Stream:
 
     def __post_init__(self) -> None:
         self.tokens = list(self.request.prompt)
-        self._segments = segments(self.request.settings.pattern)
+        settings = self.request.settings
+        self._segments = Mode(settings.mode, settings.pattern).segments()
         self._backbone_left, self._burst = next(self._segments)
 
     @property
