@@ -1,0 +1,117 @@
+"""Stage 1 of a build: is the checkpoint bundle complete, and do its parts fit each other?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from vita_audio.checkpoint import load_flow, load_language_model, load_speech_tokenizer, load_vocoder
+from vita_audio.configs import FlowConfig, LanguageModelConfig, SpeechTokenizerConfig, VocoderConfig
+from vita_audio.contract import OUTPUT_SAMPLE_RATE_HZ
+from vita_audio.errors import CheckpointError, InvalidRequest
+from vita_audio.modes import NAMED_MODES, mode_of
+from vita_audio.text import TextTokenizer
+from vita_audio.vocabulary import Vocabulary
+
+LANGUAGE_MODEL, SPEECH_TOKENIZER, AUDIO_DECODER = "language_model", "speech_tokenizer", "audio_decoder"
+TOKENIZER_FILE = f"{LANGUAGE_MODEL}/tokenizer.json"
+GENERATION_CONFIG_FILE = f"{LANGUAGE_MODEL}/generation_config.json"
+
+_Part = TypeVar("_Part")
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointSizes:
+    """What a checked bundle holds. `default_pattern` is the mode it was trained for."""
+
+    language_model: LanguageModelConfig
+    speech_tokenizer: SpeechTokenizerConfig
+    flow: FlowConfig
+    vocoder: VocoderConfig
+    vocabulary: Vocabulary
+    default_pattern: tuple[int, ...]
+
+    def sizes(self) -> dict[str, dict[str, Any]]:
+        """Part -> fields of its config, for the manifest."""
+        parts = ("language_model", "speech_tokenizer", "flow", "vocoder")
+        return {part: asdict(getattr(self, part)) for part in parts}
+
+
+def check_checkpoint(folder: Path) -> CheckpointSizes:
+    """Read every file of a bundle and check that the parts belong together.
+
+    Raises:
+        CheckpointError: one error with the faults of all parts.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder; make one with python -m build_engines.seed_checkpoint")
+    faults: list[str] = []
+
+    def part(read: Callable[[], _Part]) -> _Part | None:
+        try:
+            return read()
+        except CheckpointError as error:
+            faults.append(str(error))
+            return None
+
+    language_model = part(lambda: load_language_model(folder / LANGUAGE_MODEL, dtype=None)[0])
+    vocabulary = part(lambda: TextTokenizer(folder / TOKENIZER_FILE).vocabulary)
+    pattern = part(lambda: default_pattern(folder / GENERATION_CONFIG_FILE, language_model))
+    speech_tokenizer = part(lambda: load_speech_tokenizer(folder / SPEECH_TOKENIZER)[0])
+    flow = part(lambda: load_flow(folder / AUDIO_DECODER)[0])
+    vocoder = part(lambda: load_vocoder(folder / AUDIO_DECODER)[0])
+    if language_model and vocabulary and pattern and speech_tokenizer and flow and vocoder and not faults:
+        faults += _misfits(language_model, vocabulary, speech_tokenizer, flow, vocoder)
+        if not faults:
+            return CheckpointSizes(language_model, speech_tokenizer, flow, vocoder, vocabulary, pattern)
+    raise CheckpointError("; ".join(faults))
+
+
+def default_pattern(path: Path, config: LanguageModelConfig | None) -> tuple[int, ...]:
+    """`mtp_inference_mode` of a generation_config.json; without one, boost, or vanilla where K is too small for it.
+
+    Raises:
+        CheckpointError: the file is not JSON, or the mode is no pattern or asks for more than K tokens.
+    """
+    modules = None if config is None else config.mctp_modules
+    boost, vanilla = NAMED_MODES["boost"], NAMED_MODES["vanilla"]
+    fallback = vanilla if modules is not None and max(boost[1::2]) > modules else boost
+    if not path.exists():
+        return fallback
+    try:
+        numbers = json.loads(path.read_text(encoding="utf-8")).get("mtp_inference_mode")
+        return fallback if numbers is None else mode_of([int(number) for number in numbers], modules).pattern
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: not a readable generation_config.json ({error})") from error
+    except InvalidRequest as error:
+        raise CheckpointError(f"{path}: mtp_inference_mode: {error}") from error
+
+
+def _misfits(
+    language_model: LanguageModelConfig,
+    vocabulary: Vocabulary,
+    speech_tokenizer: SpeechTokenizerConfig,
+    flow: FlowConfig,
+    vocoder: VocoderConfig,
+) -> list[str]:
+    """What each part says that another one contradicts."""
+    codes = {
+        f"{TOKENIZER_FILE} has audio tokens": vocabulary.audio_codes,
+        f"{SPEECH_TOKENIZER} has codes": speech_tokenizer.quantize_vocab_size,
+        f"{AUDIO_DECODER} flow takes codes": flow.vocab_size,
+    }
+    faults = []
+    if len(set(codes.values())) > 1:
+        faults.append("audio vocabularies differ: " + ", ".join(f"{what} {count}" for what, count in codes.items()))
+    if vocabulary.tokens > language_model.vocab_size:
+        faults.append(
+            f"{TOKENIZER_FILE} has {vocabulary.tokens} tokens, {LANGUAGE_MODEL} only {language_model.vocab_size} rows"
+        )
+    if flow.output_size != vocoder.in_channels:
+        faults.append(f"the flow makes {flow.output_size} mel channels but the vocoder takes {vocoder.in_channels}")
+    if vocoder.sampling_rate != OUTPUT_SAMPLE_RATE_HZ:
+        faults.append(f"the vocoder makes {vocoder.sampling_rate} Hz, only {OUTPUT_SAMPLE_RATE_HZ} Hz is supported")
+    return faults

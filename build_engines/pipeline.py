@@ -1,0 +1,204 @@
+"""Runs the numbered stages of a build: skips what is unchanged, resumes after a kill, never leaves half a file.
+
+A stage writes into a temporary folder; its files are then moved to their places, and only then is the stage noted as
+done, with the hashes of what went in and what came out.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from build_engines.manifest import (
+    WORK_FOLDER,
+    combined_sha256,
+    file_sha256,
+    package_version,
+    visible_files,
+    write_atomically,
+)
+from vita_audio.errors import CheckpointError, EngineError
+
+PACKAGES = ("torch", "onnx", "onnxruntime", "tokenizers")
+_ROOT = Path(__file__).resolve().parent.parent
+#: Source files whose change makes every stage run again.
+_SOURCES = (
+    "build_engines/*.py",
+    "vita_audio/models/*.py",
+    "vita_audio/configs.py",
+    "vita_audio/audio_decoder_config.py",
+    "vita_audio/checkpoint.py",
+    "vita_audio/weight_files.py",
+    "vita_audio/vocabulary.py",
+)
+
+Facts = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Build:
+    """What is built, from what, where to. `context_tokens` and `max_tokens` bound what the engines will serve."""
+
+    checkpoint: Path
+    out: Path
+    target: str = "cpu"
+    context_tokens: int = 4096
+    max_tokens: int = 4096
+
+    @cached_property
+    def checkpoint_files(self) -> dict[str, str]:
+        """Path inside the checkpoint -> hash. Raises CheckpointError when there is nothing."""
+        files = visible_files(self.checkpoint)
+        if not files:
+            raise CheckpointError(
+                f"{self.checkpoint}: no checkpoint there; make one with python -m build_engines.seed_checkpoint"
+            )
+        return {file.relative_to(self.checkpoint).as_posix(): file_sha256(file) for file in files}
+
+    @cached_property
+    def surroundings(self) -> dict[str, str]:
+        """What every stage depends on besides the checkpoint: our sources and the packages that export."""
+        sources = {
+            file.relative_to(_ROOT).as_posix(): file_sha256(file)
+            for pattern in _SOURCES
+            for file in sorted(_ROOT.glob(pattern))
+        }
+        return {"sources": combined_sha256(sources), "target": self.target, **self.versions}
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Python and the packages a build uses."""
+        python = ".".join(map(str, sys.version_info[:3]))
+        return {"python": python, **{package: package_version(package) for package in PACKAGES}}
+
+    @property
+    def work(self) -> Path:
+        return self.out / WORK_FOLDER
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One step of a build.
+
+    `run(build, folder)` writes files into `folder` as they shall lie in the engines, and returns facts for later stages.
+    `reads`: folders or files of the checkpoint it depends on ("." is all of it). `needs`: numbers of the stages whose
+    facts and files it uses. `options`: fields of `Build` it depends on.
+    """
+
+    number: int
+    name: str
+    run: Callable[[Build, Path], Facts]
+    reads: tuple[str, ...] = ()
+    needs: tuple[int, ...] = ()
+    options: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class StageRecord:
+    """A finished stage: hash of its inputs, hashes of its files, and its facts."""
+
+    inputs: str
+    files: dict[str, str]
+    facts: Facts = field(default_factory=dict)
+
+    @property
+    def result(self) -> str:
+        """Hash of all that later stages see of it."""
+        return combined_sha256({**self.files, "facts": json.dumps(self.facts, sort_keys=True)})
+
+
+def load_record(build: Build, number: int) -> StageRecord | None:
+    """What is noted of a stage, or None when it has not finished."""
+    try:
+        return StageRecord(**json.loads(_record_path(build, number).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def needed_record(build: Build, number: int) -> StageRecord:
+    """The record of a stage another one needs. Raises EngineError when it has not run."""
+    record = load_record(build, number)
+    if record is None:
+        raise EngineError(f"stage {number} has not run: run it first (--stage {number}), or all without --stage")
+    return record
+
+
+def stage_inputs(build: Build, stage: Stage) -> str:
+    """Hash of everything that decides what a stage makes."""
+    parts = dict(build.surroundings)
+    for name, sha256 in build.checkpoint_files.items():
+        if any(PurePosixPath(name).is_relative_to(read) for read in stage.reads):
+            parts[f"checkpoint/{name}"] = sha256
+    for number in stage.needs:
+        parts[f"stage {number}"] = needed_record(build, number).result
+    parts.update({option: str(getattr(build, option)) for option in stage.options})
+    return combined_sha256(parts)
+
+
+def is_done(build: Build, stage: Stage) -> bool:
+    """Whether a stage's inputs and files are those of its last run."""
+    record = load_record(build, stage.number)
+    if record is None or any(load_record(build, number) is None for number in stage.needs):
+        return False
+    files = {name: build.out / name for name in record.files}
+    return (
+        record.inputs == stage_inputs(build, stage)
+        and all(path.is_file() for path in files.values())
+        and all(file_sha256(path) == record.files[name] for name, path in files.items())
+    )
+
+
+def run_stage(build: Build, stage: Stage) -> StageRecord:
+    """Run one stage and note it as done."""
+    inputs = stage_inputs(build, stage)
+    before = load_record(build, stage.number)
+    temporary = build.work / f"stage{stage.number}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    facts = stage.run(build, temporary)
+
+    made = {file.relative_to(temporary).as_posix(): file_sha256(file) for file in visible_files(temporary)}
+    _record_path(build, stage.number).unlink(missing_ok=True)  # from here to the end its files are not a set
+    for name in made:
+        (build.out / name).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(temporary / name, build.out / name)
+    for name in set(before.files if before else ()) - set(made):
+        (build.out / name).unlink(missing_ok=True)
+    shutil.rmtree(temporary)
+    record = StageRecord(inputs, made, facts)
+    write_atomically(_record_path(build, stage.number), json.dumps(asdict(record)) + "\n")
+    return record
+
+
+@contextmanager
+def build_lock(build: Build) -> Iterator[None]:
+    """One build at a time in a folder. Raises EngineError when another process holds it."""
+    build.work.mkdir(parents=True, exist_ok=True)
+    with (build.work / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise EngineError(f"{build.out}: another build is running there; wait for it") from error
+        yield
+
+
+def select(stages: Sequence[Stage], numbers: Sequence[int]) -> list[Stage]:
+    """The stages with these numbers, in order; all when none is named. Raises EngineError for an unknown number."""
+    known = {stage.number for stage in stages}
+    unknown = sorted(set(numbers) - known)
+    if unknown:
+        raise EngineError(f"--stage: {unknown[0]} is not a stage: choose from {min(known)} to {max(known)}")
+    return [stage for stage in stages if not numbers or stage.number in numbers]
+
+
+def _record_path(build: Build, number: int) -> Path:
+    return build.work / f"stage{number}.json"

@@ -1,0 +1,133 @@
+"""The seven stages that turn a checkpoint bundle into the engines of a CPU server."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+from build_engines.check_checkpoint import (
+    AUDIO_DECODER,
+    GENERATION_CONFIG_FILE,
+    LANGUAGE_MODEL,
+    SPEECH_TOKENIZER,
+    TOKENIZER_FILE,
+    check_checkpoint,
+)
+from build_engines.export_flow import export_flow
+from build_engines.export_language_model import export_language_model
+from build_engines.export_speech_tokenizer import export_speech_tokenizer
+from build_engines.export_vocoder import export_vocoder
+from build_engines.manifest import MANIFEST, Manifest, combined_sha256, file_records
+from build_engines.pipeline import Build, Facts, Stage, needed_record
+from vita_audio.checkpoint import load_flow, load_language_model, load_speech_tokenizer, load_vocoder
+from vita_audio.errors import EngineError
+from vita_audio.models.flow import Flow
+from vita_audio.models.speech_tokenizer import SpeechTokenizer
+from vita_audio.models.vocoder import Vocoder
+from vita_audio.request import Limits
+from vita_audio.vocabulary import Vocabulary
+
+#: Answer tokens when a request names no MAX_TOKENS: about 45 s of speech in the boost mode.
+DEFAULT_MAX_TOKENS = 1024
+
+
+def _check(build: Build, folder: Path) -> Facts:
+    found = check_checkpoint(build.checkpoint)
+    return {
+        "sizes": found.sizes(),
+        "vocabulary": found.vocabulary.to_dict(),
+        "default_pattern": list(found.default_pattern),
+    }
+
+
+def _speech_tokenizer(build: Build, folder: Path) -> Facts:
+    config, tensors = load_speech_tokenizer(build.checkpoint / SPEECH_TOKENIZER)
+    model = SpeechTokenizer(config).eval()
+    model.load_state_dict(tensors)
+    export_speech_tokenizer(model, folder)
+    return {}
+
+
+def _language_model(build: Build, folder: Path) -> Facts:
+    config, tensors = load_language_model(build.checkpoint / LANGUAGE_MODEL)
+    vocabulary = Vocabulary.from_tokenizer(build.checkpoint / TOKENIZER_FILE)
+    banned = vocabulary.banned_ids(config.vocab_size)
+    export_language_model(config, tensors, folder / LANGUAGE_MODEL, banned_ids=banned)
+    return {}
+
+
+def _flow(build: Build, folder: Path) -> Facts:
+    config, tensors = load_flow(build.checkpoint / AUDIO_DECODER)
+    model = Flow(config).eval()
+    model.load_state_dict(tensors)
+    export_flow(model, folder)
+    return {}
+
+
+def _vocoder(build: Build, folder: Path) -> Facts:
+    config, tensors = load_vocoder(build.checkpoint / AUDIO_DECODER)
+    model = Vocoder(config).eval()
+    model.load_state_dict(tensors)
+    export_vocoder(model, folder)
+    return {}
+
+
+def _tokenizer_and_limits(build: Build, folder: Path) -> Facts:
+    shutil.copyfile(build.checkpoint / TOKENIZER_FILE, folder / "tokenizer.json")
+    checked = needed_record(build, 1).facts
+    sizes = checked["sizes"]["language_model"]
+    for option in ("context_tokens", "max_tokens"):
+        if getattr(build, option) < 1:
+            raise EngineError(f"--{option.replace('_', '-')}: {getattr(build, option)} is not valid: at least 1")
+    context = min(build.context_tokens, sizes["max_position_embeddings"])
+    most = min(build.max_tokens, context)
+    limits = Limits(
+        context_tokens=context,
+        max_tokens=most,
+        default_max_tokens=min(DEFAULT_MAX_TOKENS, most),
+        mctp_modules=sizes["num_nextn_predict_layers"],
+        default_pattern=tuple(checked["default_pattern"]),
+    )
+    return {"limits": limits.to_dict()}
+
+
+def _manifest(build: Build, folder: Path) -> Facts:
+    checked = needed_record(build, 1).facts
+    names = [name for number in range(1, 7) for name in needed_record(build, number).files]
+    manifest = Manifest(
+        target=build.target,
+        checkpoint_name=build.checkpoint.resolve().name,
+        checkpoint_sha256=combined_sha256(build.checkpoint_files),
+        versions=build.versions,
+        sizes=checked["sizes"],
+        vocabulary=Vocabulary.from_dict(checked["vocabulary"]),
+        limits=Limits.from_dict(needed_record(build, 6).facts["limits"]),
+        files=file_records(build.out, names),
+    )
+    for number in range(1, 7):
+        for name, sha256 in needed_record(build, number).files.items():
+            if manifest.files[name].sha256 != sha256:
+                raise EngineError(f"{build.out / name}: changed since stage {number} made it: run --stage {number}")
+    (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    return {"versions": asdict(manifest)["versions"]}
+
+
+CPU_STAGES = (
+    Stage(1, "check checkpoint", _check, reads=(LANGUAGE_MODEL, SPEECH_TOKENIZER, AUDIO_DECODER)),
+    Stage(2, "speech tokenizer", _speech_tokenizer, reads=(SPEECH_TOKENIZER,)),
+    Stage(3, "language model", _language_model, reads=(LANGUAGE_MODEL,)),
+    Stage(4, "flow", _flow, reads=(AUDIO_DECODER,)),
+    Stage(5, "vocoder", _vocoder, reads=(AUDIO_DECODER,)),
+    Stage(
+        6,
+        "tokenizer and limits",
+        _tokenizer_and_limits,
+        reads=(TOKENIZER_FILE, GENERATION_CONFIG_FILE),
+        needs=(1,),
+        options=("context_tokens", "max_tokens"),
+    ),
+    Stage(7, "manifest", _manifest, reads=(".",), needs=(1, 2, 3, 4, 5, 6)),
+)
+
+STAGES = {"cpu": CPU_STAGES}
