@@ -1,0 +1,123 @@
+"""16 kHz speech -> log-mel features for the speech tokenizer, piece by piece, in numpy (facts/audio.md 1).
+
+Equals the released feature extractor (Whisper's, with padding to whole tokens) for any number of mel bands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import soxr
+from numpy.typing import NDArray
+
+from vita_audio.contract import INPUT_SAMPLE_RATE_HZ
+from vita_audio.engines.interface import Floats, Ints, SpeechTokenizerEngine
+
+N_FFT, HOP = 400, 160  # samples
+TOKEN_SAMPLES = 1280  # 80 ms
+PIECE_SAMPLES = 30 * INPUT_SAMPLE_RATE_HZ  # pieces are tokenised independently
+MAX_MEL_HZ = 8000.0
+_BLOCK_FRAMES = 1000  # frames transformed at once, so that memory stays bounded by one piece's features
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechPiece:
+    """Features of at most 30 s: [mels, frames], frames a whole number of tokens; `valid_frames` hold speech."""
+
+    features: Floats
+    valid_frames: int
+
+    @property
+    def tokens(self) -> int:
+        return -(-self.valid_frames * HOP // TOKEN_SAMPLES)
+
+
+def token_count(samples: int) -> int:
+    """Audio tokens of `samples` samples at 16 kHz: ceil(samples / 1280); pieces end on whole tokens."""
+    return -(-samples // TOKEN_SAMPLES)
+
+
+def to_16_khz(samples: Floats, rate_hz: int) -> Floats:
+    """Mono samples [n] at `rate_hz` -> float32 [about n * 16000 / rate_hz], at least one sample."""
+    samples = np.ascontiguousarray(samples, np.float32)
+    if rate_hz == INPUT_SAMPLE_RATE_HZ or not samples.size:
+        return samples
+    resampled = soxr.resample(samples, rate_hz, INPUT_SAMPLE_RATE_HZ)
+    return resampled if resampled.size else samples[:1]
+
+
+def speech_tokens(engine: SpeechTokenizerEngine, samples: Floats) -> Ints:
+    """Audio token ids of mono speech [n] at 16 kHz: int64 [ceil(n / 1280)]."""
+    ids = [engine.tokens(piece.features, piece.valid_frames) for piece in speech_pieces(samples, engine.num_mel_bins)]
+    return np.concatenate(ids) if ids else np.zeros(0, np.int64)
+
+
+def speech_pieces(samples: Floats, num_mel_bins: int) -> Iterator[SpeechPiece]:
+    """Cut mono speech [n] at 16 kHz into pieces of 30 s and make their features, one at a time."""
+    # The reference pads the pieces of a clip to the longest one. Only the very last frame can tell: its window
+    # sees the zeros beyond the piece instead of a mirror image.
+    longest = min(token_count(len(samples)) * TOKEN_SAMPLES, PIECE_SAMPLES)
+    for start in range(0, len(samples), PIECE_SAMPLES):
+        piece = np.asarray(samples[start : start + PIECE_SAMPLES], np.float32)
+        frames = token_count(len(piece)) * (TOKEN_SAMPLES // HOP)
+        yield SpeechPiece(log_mel(piece, frames, longest, num_mel_bins), -(-len(piece) // HOP))
+
+
+def log_mel(samples: Floats, frames: int, padded_samples: int, num_mel_bins: int) -> Floats:
+    """Whisper log-mel features of the first `frames` frames of `samples` followed by zeros up to `padded_samples`.
+
+    Values more than 8 below the loudest of the whole padded clip (log10) are raised to that floor.
+
+    Returns:
+        float32 [num_mel_bins, frames]; frame f is centred on sample 160 f.
+    """
+    # Up to two frames more see the end of the speech and may hold its maximum; zeros beyond those change nothing.
+    heard = min(padded_samples // HOP, frames + 2)
+    length = min(padded_samples, heard * HOP + N_FFT)
+    padded = np.zeros(length + N_FFT, np.float32)
+    edge = N_FFT // 2
+    padded[edge : edge + len(samples)] = samples
+    padded[:edge] = padded[2 * edge : edge : -1]  # reflection
+    padded[length + edge :] = padded[length + edge - 2 : length - 2 : -1]
+    windows = np.lib.stride_tricks.sliding_window_view(padded, N_FFT)[::HOP][:heard]  # [heard, n_fft], a view
+    bands, window = mel_filters(num_mel_bins), _hann_window()
+    features = np.empty((heard, num_mel_bins), np.float32)
+    for start in range(0, heard, _BLOCK_FRAMES):
+        spectrum = np.fft.rfft(windows[start : start + _BLOCK_FRAMES] * window)
+        power = np.square(spectrum.real) + np.square(spectrum.imag)  # [block, n_fft / 2 + 1]
+        features[start : start + _BLOCK_FRAMES] = np.log10(np.maximum(power @ bands, 1e-10))
+    np.maximum(features, features.max() - 8.0, out=features)
+    return np.ascontiguousarray(((features[:frames] + 4.0) / 4.0).T)
+
+
+@lru_cache(maxsize=4)
+def mel_filters(num_mel_bins: int) -> NDArray[np.float64]:
+    """Triangular filters on the Slaney mel scale, of equal area: [n_fft / 2 + 1, num_mel_bins]."""
+    centres_hz = _mel_to_hz(np.linspace(0.0, _hz_to_mel(MAX_MEL_HZ), num_mel_bins + 2))
+    bins_hz = np.linspace(0.0, INPUT_SAMPLE_RATE_HZ / 2, N_FFT // 2 + 1)[:, None]
+    widths = np.diff(centres_hz)
+    rising = (bins_hz - centres_hz[:-2]) / widths[:-1]
+    falling = (centres_hz[2:] - bins_hz) / widths[1:]
+    triangles = np.maximum(0.0, np.minimum(rising, falling))
+    return triangles * (2.0 / (centres_hz[2:] - centres_hz[:-2]))
+
+
+# Slaney's scale: linear below 1 kHz (66.67 Hz a mel), logarithmic above (27 mels for a factor of 6.4).
+_LINEAR_HZ, _KNEE_HZ, _KNEE_MEL, _LOG_STEP = 200.0 / 3, 1000.0, 15.0, np.log(6.4) / 27.0
+
+
+def _hz_to_mel(hz: float) -> float:
+    return hz / _LINEAR_HZ if hz < _KNEE_HZ else _KNEE_MEL + float(np.log(hz / _KNEE_HZ)) / _LOG_STEP
+
+
+def _mel_to_hz(mel: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.where(mel < _KNEE_MEL, mel * _LINEAR_HZ, _KNEE_HZ * np.exp(_LOG_STEP * (mel - _KNEE_MEL)))
+
+
+@lru_cache(maxsize=1)
+def _hann_window() -> NDArray[np.float64]:
+    """Periodic Hann window."""
+    return 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(N_FFT) / N_FFT)
