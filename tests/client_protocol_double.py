@@ -16,7 +16,7 @@ import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from vita_audio.contract import INPUTS, OUTPUT_SAMPLE_RATE_HZ
+from vita_audio.contract import INPUTS, OUTPUT_SAMPLE_RATE_HZ, OUTPUTS
 from vita_audio.messages import Status
 
 CHUNK_SAMPLES = 2205  # 0.1 s
@@ -48,7 +48,7 @@ def message(
         encoded, spoken = status.to_json().encode(), text.encode()
         tokens, pcm = tokens or [], np.zeros(0, np.int16) if pcm is None else pcm
         outputs = [
-            ("TEXT", "BYTES", [1], struct.pack("<I", len(spoken)) + spoken),
+            (OUTPUTS[0].name, "BYTES", [1], struct.pack("<I", len(spoken)) + spoken),
             ("TOKENS", "INT32", [len(tokens)], np.asarray(tokens, "<i4").tobytes()),
             ("PCM", "INT16", [len(pcm)], pcm.astype("<i2").tobytes()),
             ("STATUS", "BYTES", [1], struct.pack("<I", len(encoded)) + encoded),
@@ -189,7 +189,7 @@ def _abort(inputs: Inputs, context: grpc.ServicerContext, code: str, *words: str
 
 
 def _message_only(inputs: Inputs, context: grpc.ServicerContext, *words: str) -> Iterator[Message]:
-    yield Message(error_message="[request id: 7] " + " ".join(words))
+    yield Message(error_message=" ".join(words))
 
 
 def _late_abort(inputs: Inputs, context: grpc.ServicerContext) -> Iterator[Message]:

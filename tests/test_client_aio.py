@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+
 from client_protocol_double import ProtocolDouble, chunk_pcm, chunk_text
 from vita_client import (
     AsyncClient,
@@ -125,7 +126,7 @@ def test_a_timeout_of_the_caller_cancels_the_stream(double: ProtocolDouble) -> N
         ("bad-tensor utf8", BadResponse, "UTF-8"),
         ("abort INVALID_ARGUMENT TEXT: too long", RequestRejected, "TEXT: too long"),
         ("abort UNAVAILABLE server is full (1 running, 1 waiting)", ServerUnavailable, "server is full"),
-        ("message-only inference input 'TOP_K' wrong", RequestRejected, "TOP_K"),
+        ("message-only [request id: 7] inference input 'TOP_K' wrong", RequestRejected, "TOP_K"),
     ],
 )
 def test_typed_errors(double: ProtocolDouble, script: str, error: type[Exception], words: str) -> None:

@@ -17,10 +17,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from client_protocol_double import CHUNK_SAMPLES, ProtocolDouble, chunk_pcm, chunk_text
 from rich.console import Console
-from test_client_audio import read_wav
 from typer.testing import CliRunner, Result
+
+from client_protocol_double import CHUNK_SAMPLES, ProtocolDouble, chunk_pcm, chunk_text
+from test_client_audio import read_wav
 from vita_client import cli
 from vita_client.events import Metrics
 from vita_client.terminal import LiveView, numbers
@@ -125,9 +126,9 @@ def test_json(double: ProtocolDouble, tmp_path: Path) -> None:
         (["ask", "/nowhere.wav"], 2, "no such file"),
         (["say", "hi", "-o", "/nowhere/out.wav"], 2, "no folder /nowhere"),
         (["say", "hi", "-o", "/"], 2, "it is a folder"),
-        (["chat", "abort INVALID_ARGUMENT MODE: n > K"], 2, "vita: error: MODE: n > K"),
+        (["chat", "message-only MODE: '1,99' is not valid: n > K"], 2, "vita: error: MODE: '1,99' is not valid"),
         (
-            ["chat", "abort UNAVAILABLE server is full (4 running, 8 waiting)"],
+            ["chat", "message-only server is full (4 running, 8 waiting)"],
             3,
             "server is full (4 running, 8 waiting)",
         ),

@@ -16,7 +16,7 @@ DEFAULT_URL = "localhost:8001"
 DEFAULT_TIMEOUT_S = 120.0
 DEFAULT_CONNECT_TIMEOUT_S = 5.0
 #: A server that answers no ping is gone: noticed within interval + wait. A server ends a connection that pings too
-#: often while it has nothing to send; at 40 s that takes 160 s of silence with the default settings of Triton
+#: often while it has nothing to send; at 40 s that takes 120 s of silence with the default settings of Triton
 #: (--grpc-http2-min-recv-ping-interval-without-data=300000, --grpc-http2-max-ping-strikes=2).
 KEEPALIVE_INTERVAL_S, KEEPALIVE_WAIT_S = 40.0, 10.0
 DEFAULT_MAX_MESSAGE_BYTES = 64 * 1024 * 1024

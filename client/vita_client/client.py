@@ -25,7 +25,7 @@ from vita_client.events import Event, Metrics, Reply
 from vita_client.health import Health
 from vita_client.progress import Progress
 from vita_client.request import Request, RequestFields, build_request, check_timeout
-from vita_client.wire import STATUS_CODE_HEADER, infer_request
+from vita_client.wire import infer_request
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -95,7 +95,7 @@ class Client:
     ) -> Stream:
         """`stream()` for a request that is checked already (and may be sent many times)."""
         message = infer_request(request, uuid.uuid4().hex, self.connection.model)
-        metadata = (*self.connection.metadata(headers), STATUS_CODE_HEADER)
+        metadata = self.connection.metadata(headers)
         deadline_s = check_timeout(timeout_s)
         if self._closed:
             raise ClientClosed("this client is closed; open another one")

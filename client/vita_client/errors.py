@@ -1,8 +1,9 @@
 """What can go wrong between client and server, as typed one-line errors.
 
 A field the client itself finds wrong raises `vita_audio.errors.InvalidRequest` before anything is sent. Triton reports
-errors in two ways (both seen with tritonserver 2.51): as the gRPC status of the stream when the `triton_grpc_error`
-header is sent, and, for requests it refuses before any model ran, as a message without a code inside a response.
+an error of a stream as a message without a code inside a response, so the kind of error is read from its words; the
+words are those of `vita_audio.errors`. Triton can send a gRPC status with a code instead (header `triton_grpc_error`),
+but that must not be used: with several errors at once tritonserver 2.51 dies of it, by SIGSEGV or "API misuse".
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from vita_audio.errors import VitaError
 _MAX_MESSAGE_CHARS = 500
 #: What Triton puts before a model's own words.
 _TRITON_PREFIX = re.compile(r"^(\[request id: [^\]]*\] |in ensemble '[^']*', )+")
+#: Triton's own checks of a request (names, types and shapes of its tensors).
+_CORE_REFUSAL = re.compile(r"\[request id: |unexpected inference input|expected \d+ inputs")
 #: What gRPC puts before the reason why it could not connect.
 _CONNECT_PREFIX = re.compile(r"^failed to connect to all addresses; last error: (UNKNOWN|UNAVAILABLE|INTERNAL): ")
 
@@ -94,13 +97,13 @@ def from_rpc(code: grpc.StatusCode, details: str | None, *, url: str, timeout_s:
     return GenerationFailed(f"{text} ({code.name})")
 
 
-def from_message(message: str, *, url: str, responses: int) -> ClientError:
+def from_message(message: str, url: str) -> ClientError:
     """The error for a message inside a response, which carries no code."""
     text = one_line(message)
     if "unknown model" in text or "is not ready" in text:
         return ServerUnavailable(f"{url} does not serve this model: {text}")
     if "server is full" in text:
         return ServerUnavailable(text)
-    if responses:
-        return GenerationFailed(text)
-    return RequestRejected(text)
+    if "is not valid:" in text or _CORE_REFUSAL.match(message):
+        return RequestRejected(text)
+    return GenerationFailed(text)

@@ -45,7 +45,7 @@ class Progress:
         now_s = time.perf_counter()
         response = read_response(message)
         if response.error:
-            self.failure = from_message(response.error, url=self._url, responses=self._responses)
+            self.failure = from_message(response.error, self._url)
             return ()
         if not response.events:
             return ()

@@ -21,9 +21,7 @@ from vita_client.errors import BadResponse
 from vita_client.events import Event, Pcm, StatusUpdate, TextDelta, TokensDelta
 from vita_client.request import Request
 
-#: Asks Triton for a gRPC status with a code instead of a message inside a response.
-STATUS_CODE_HEADER = ("triton_grpc_error", "true")
-
+_TEXT, _TOKENS, _PCM, _STATUS = (spec.name for spec in OUTPUTS)
 _DATATYPES = {spec.name: spec.datatype for spec in INPUTS}
 _NUMPY_TYPES = {"FP32": "<f4", "INT32": "<i4", "UINT64": "<u8", "INT16": "<i2"}
 _STATUS_FIELDS = frozenset(field.name for field in dataclasses.fields(Status))
@@ -87,13 +85,13 @@ def read_response(message: service_pb2.ModelStreamInferResponse) -> Response:
         return Response((), final, message.error_message)
     tensors = _tensors(response)
     events: list[Event] = []
-    if (text := _string(tensors, "TEXT")) is not None and text:
+    if (text := _string(tensors, _TEXT)) is not None and text:
         events.append(TextDelta(text))
-    if (tokens := tensors.get("TOKENS")) is not None and len(tokens):
-        events.append(TokensDelta(tuple(_numbers("TOKENS", tokens, "INT32").tolist())))
-    if (pcm := tensors.get("PCM")) is not None and len(pcm):
-        events.append(Pcm(_numbers("PCM", pcm, "INT16").astype(np.int16, copy=False)))
-    if (status := _string(tensors, "STATUS")) is not None:
+    if (tokens := tensors.get(_TOKENS)) is not None and len(tokens):
+        events.append(TokensDelta(tuple(_numbers(_TOKENS, tokens, "INT32").tolist())))
+    if (pcm := tensors.get(_PCM)) is not None and len(pcm):
+        events.append(Pcm(_numbers(_PCM, pcm, "INT16").astype(np.int16, copy=False)))
+    if (status := _string(tensors, _STATUS)) is not None:
         events.append(StatusUpdate(_status(status)))
     return Response(tuple(events), final)
 
