@@ -12,57 +12,55 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from build_engines.manifest import file_records
-from build_engines.pipeline import Build, Stage, StageRecord, build_lock, is_done, load_record, run_stage, select
-from vita_audio.errors import EngineError, VitaError
+from build_engines.pipeline import Build, Stage, StageRecord, is_done, load_record
+from vita_audio.errors import VitaError
 
 _out, _error = Console(highlight=False), Console(stderr=True, highlight=False)
 
 
-def stages_of(target: str) -> Sequence[Stage]:
-    """The stages of a target. Raises EngineError for an unknown one."""
-    from build_engines.stages import STAGES  # loads PyTorch: not for --help
+class _Progress:
+    """One line for each stage, with a spinner while it runs."""
 
-    if target not in STAGES:
-        raise EngineError(f"--target: {target!r} is not valid: choose one of {', '.join(STAGES)}")
-    return STAGES[target]
+    def __init__(self, build: Build, stages: int) -> None:
+        self._build, self._stages = build, stages
+        self._status = _out.status("")
+        self._start = 0.0
 
+    def started(self, stage: Stage) -> None:
+        self._start = time.monotonic()
+        self._status.update(escape(self._label(stage)))
+        self._status.start()
 
-def run_build(build: Build, numbers: Sequence[int] = (), force: bool = False) -> None:
-    """Run the stages that are not done (or those named), and say so line by line.
+    def ended(self, stage: Stage, record: StageRecord | None) -> None:
+        self._status.stop()
+        words = "unchanged"
+        if record is not None:
+            made = _made(self._build, record)
+            words = f"{time.monotonic() - self._start:.1f} s" + (f", {made}" if made else "")
+        _out.print(f"{self._label(stage)}: {words}", markup=False, soft_wrap=True)
 
-    Raises:
-        CheckpointError, EngineError: what is wrong, in one line; finished stages stay finished.
-    """
-    stages = stages_of(build.target)
-    chosen = select(stages, numbers)
-    with build_lock(build):
-        for stage in chosen:
-            label = f"[{stage.number}/{len(stages)}] {stage.name}"
-            if not force and is_done(build, stage):
-                _out.print(f"{label}: unchanged", markup=False)
-                continue
-            start = time.monotonic()
-            with _out.status(escape(label)):
-                record = run_stage(build, stage)
-            _out.print(f"{label}: {time.monotonic() - start:.1f} s{_made(build, record)}", markup=False)
+    def stop(self) -> None:
+        self._status.stop()
 
-
-def list_stages(build: Build) -> None:
-    """Print what is done and what is to do."""
-    table = Table("stage", "name", "state", "files", title=f"{build.checkpoint} -> {build.out}")
-    for stage in stages_of(build.target):
-        record = load_record(build, stage.number) if is_done(build, stage) else None
-        made = _made(build, record).removeprefix(", ") if record else ""
-        table.add_row(str(stage.number), stage.name, "done" if record else "to do", made)
-    _out.print(table)
+    def _label(self, stage: Stage) -> str:
+        return f"[{stage.number}/{self._stages}] {stage.name}"
 
 
 def _made(build: Build, record: StageRecord) -> str:
-    if not record.files:
-        return ""
-    size = sum(found.bytes for found in file_records(build.out, record.files).values())
-    return f", {', '.join(record.files)} ({size / 1e6:.1f} MB)"
+    """Names and total size of the files of a stage."""
+    size = sum((build.out / name).stat().st_size for name in record.files)
+    return f"{', '.join(record.files)} ({size / 1e6:.1f} MB)" if record.files else ""
+
+
+def _table(build: Build, stages: Sequence[Stage]) -> Table:
+    """What is done and what is to do."""
+    table = Table("stage", "name", "state", "files", title=f"{build.checkpoint} -> {build.out}")
+    for stage in stages:
+        record = load_record(build, stage.number) if is_done(build, stage) else None
+        table.add_row(
+            str(stage.number), stage.name, "done" if record else "to do", _made(build, record) if record else ""
+        )
+    return table
 
 
 def main(
@@ -76,14 +74,21 @@ def main(
     max_tokens: Annotated[int, typer.Option(help="Most answer tokens a request may ask for.")] = 4096,
 ) -> None:
     """Build engines from a checkpoint, stage by stage; what is done and unchanged is skipped."""
+    from build_engines.stages import run_build, stages_of  # loads PyTorch: not for --help
+
     build = Build(checkpoint, out, target, context_tokens, max_tokens)
+    progress: _Progress | None = None
     try:
+        stages = stages_of(target)
         if list_only:
-            list_stages(build)
-        else:
-            run_build(build, stage or (), force)
+            _out.print(_table(build, stages))
+            return
+        progress = _Progress(build, len(stages))
+        run_build(build, stage or (), force, progress.started, progress.ended)
     except (VitaError, OSError) as error:
-        _error.print(f"error: {error}", style="red", markup=False)
+        if progress is not None:
+            progress.stop()
+        _error.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         raise typer.Exit(1) from error
 
 

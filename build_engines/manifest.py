@@ -59,7 +59,7 @@ class Manifest:
         try:
             fields = json.loads(text)
             found = fields.pop("format", None)
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, TypeError) as error:
             raise EngineError(f"it is not a JSON object ({error})") from error
         if found != FORMAT:
             raise EngineError(f"format: {found!r}, but this version reads {FORMAT}")

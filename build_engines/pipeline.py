@@ -89,7 +89,7 @@ class Build:
 class Stage:
     """One step of a build.
 
-    `run(build, folder)` writes files into `folder` as they shall lie in the engines, and returns facts for later stages.
+    `run(build, folder)` writes files into `folder` as they shall lie in the engines and returns facts for later stages.
     `reads`: folders or files of the checkpoint it depends on ("." is all of it). `needs`: numbers of the stages whose
     facts and files it uses. `options`: fields of `Build` it depends on.
     """

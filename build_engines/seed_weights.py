@@ -18,9 +18,10 @@ from vita_audio.vocabulary import Vocabulary
 _QUERY_KEY_GAIN = 1.5
 #: Logits spread by this: at temperature 1 a token has real competitors, and greedy does not sit on one.
 _LOGIT_SPREAD = 4.0
-#: End tokens get longer rows than others. Measured over 18 streams: 64 to more than 900 tokens, half below 540.
+#: End tokens get longer rows than others. Of 42 requests of all tasks and modes half ended within 314 tokens, the
+#: shortest at 14, and 6 ran into the limit of 1024.
 _END_TOKEN_GAIN = 1.25
-#: Centre and spread of the vocoder's f0, and how much louder than its default start it is (about -20 dB of full scale).
+#: Centre and spread of the vocoder's f0, and how much louder than its default start it is (about -25 dB of full scale).
 _F0_HZ, _F0_SPREAD_HZ = 150.0, 60.0
 _VOCODER_GAIN = 3.0
 _CODEBOOK_CLIP_SECONDS = 20

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from build_engines.check_checkpoint import (
@@ -14,12 +14,20 @@ from build_engines.check_checkpoint import (
     TOKENIZER_FILE,
     check_checkpoint,
 )
-from build_engines.export_flow import export_flow
+from build_engines.export_audio import export_flow, export_speech_tokenizer, export_vocoder
 from build_engines.export_language_model import export_language_model
-from build_engines.export_speech_tokenizer import export_speech_tokenizer
-from build_engines.export_vocoder import export_vocoder
 from build_engines.manifest import MANIFEST, Manifest, combined_sha256, file_records
-from build_engines.pipeline import Build, Facts, Stage, needed_record
+from build_engines.pipeline import (
+    Build,
+    Facts,
+    Stage,
+    StageRecord,
+    build_lock,
+    is_done,
+    needed_record,
+    run_stage,
+    select,
+)
 from vita_audio.checkpoint import load_flow, load_language_model, load_speech_tokenizer, load_vocoder
 from vita_audio.errors import EngineError
 from vita_audio.models.flow import Flow
@@ -110,7 +118,7 @@ def _manifest(build: Build, folder: Path) -> Facts:
             if manifest.files[name].sha256 != sha256:
                 raise EngineError(f"{build.out / name}: changed since stage {number} made it: run --stage {number}")
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-    return {"versions": asdict(manifest)["versions"]}
+    return {}
 
 
 CPU_STAGES = (
@@ -131,3 +139,35 @@ CPU_STAGES = (
 )
 
 STAGES = {"cpu": CPU_STAGES}
+
+
+def stages_of(target: str) -> Sequence[Stage]:
+    """The stages of a target. Raises EngineError for an unknown one."""
+    if target not in STAGES:
+        raise EngineError(f"--target: {target!r} is not valid: choose one of {', '.join(STAGES)}")
+    return STAGES[target]
+
+
+def run_build(
+    build: Build,
+    numbers: Sequence[int] = (),
+    force: bool = False,
+    on_start: Callable[[Stage], None] = lambda stage: None,
+    on_end: Callable[[Stage, StageRecord | None], None] = lambda stage, record: None,
+) -> None:
+    """Run the stages that are not done, or those named.
+
+    Args:
+        build: from what, where to.
+        numbers: only these stages; all when empty.
+        force: run them even if nothing changed.
+        on_start, on_end: called around each stage; the record is None when it was skipped as unchanged.
+
+    Raises:
+        CheckpointError, EngineError: what is wrong, in one line; finished stages stay finished.
+    """
+    chosen = select(stages_of(build.target), numbers)
+    with build_lock(build):
+        for stage in chosen:
+            on_start(stage)
+            on_end(stage, None if is_done(build, stage) and not force else run_stage(build, stage))
