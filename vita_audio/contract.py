@@ -48,8 +48,10 @@ INPUTS = (
     TensorSpec("REPETITION_PENALTY", "FP32", (1,)),
     TensorSpec("SEED", "UINT64", (1,)),
 )
+#: The text output cannot be called TEXT: an ensemble names its tensors in one space, so an output of the name of an
+#: input would feed the first step again (Triton refuses to load it).
 OUTPUTS = (
-    TensorSpec("TEXT", "STRING", (1,)),
+    TensorSpec("TEXT_DELTA", "STRING", (1,)),
     TensorSpec("TOKENS", "INT32", (-1,)),
     TensorSpec("PCM", "INT16", (-1,)),
     TensorSpec("STATUS", "STRING", (1,)),
