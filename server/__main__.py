@@ -1,0 +1,150 @@
+"""Command line: ``python -m server`` runs the server in the foreground; Ctrl-C drains and stops it."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from server.errors import CannotStart
+from server.launch import TritonServer
+from server.options import PROFILES, ServerOptions, TlsFiles
+from server.ports import is_loopback
+
+POLL_S = 0.1
+
+
+def parse_options(arguments: Sequence[str] | None = None) -> tuple[ServerOptions, Path | None]:
+    """Options and log file of a command line."""
+    default = ServerOptions()
+    parser = argparse.ArgumentParser(
+        prog="python -m server",
+        description="Start a Triton server for vita_audio: gRPC on this machine only, unless told otherwise.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--engines", type=Path, default=default.engines, help="folder made by `python -m build_engines`")
+    add("--checkpoint", type=Path, help="refuse engines that were not built from this checkpoint")
+    add("--profile", choices=PROFILES, default=default.profile, help="which config.pbtxt of each model is used")
+    add("--host", default=default.host, help="address of the gRPC and HTTP ports")
+    add("--allow-remote", action="store_true", help="needed for a --host that other machines can reach")
+    add("--grpc-port", type=int, default=default.grpc_port, help="0 picks a free port")
+    add(
+        "--http-port",
+        type=int,
+        help="HTTP is off unless a port is given (facts: open advisories on Triton's HTTP server)",
+    )
+    add("--metrics-port", type=int, default=default.metrics_port, help="Prometheus metrics, always on loopback")
+    add("--slots", type=int, default=default.slots, help="streams that run at the same time")
+    add(
+        "--queue",
+        type=int,
+        default=default.queue,
+        help="streams that may wait; the next one is told the server is full",
+    )
+    add("--threads", type=int, default=default.threads, help="CPU threads of each engine process")
+    add("--tls-cert", type=Path, help="PEM certificate: serve gRPC over TLS")
+    add("--tls-key", type=Path, help="PEM key of --tls-cert")
+    add("--tls-ca", type=Path, help="PEM authority of client certificates: demand one from every client (mutual TLS)")
+    add("--exit-timeout", type=int, default=default.exit_timeout_s, help="seconds that running streams may take to end")
+    add("--log-file", type=Path, help="log of Triton and the models (default: a new file in the temporary folder)")
+    add("--log-verbose", type=int, default=default.log_verbose, help="Triton's verbosity")
+    given = parser.parse_args(arguments)
+    if (given.tls_cert is None) != (given.tls_key is None) or (given.tls_ca and not given.tls_cert):
+        parser.error("--tls-cert and --tls-key belong together, and --tls-ca needs both")
+    options = ServerOptions(
+        engines=given.engines,
+        checkpoint=given.checkpoint,
+        host=given.host,
+        grpc_port=given.grpc_port,
+        http_port=given.http_port,
+        metrics_port=given.metrics_port,
+        profile=given.profile,
+        slots=given.slots,
+        queue=given.queue,
+        threads=given.threads,
+        log_verbose=given.log_verbose,
+        tls=TlsFiles(given.tls_cert, given.tls_key, given.tls_ca) if given.tls_cert else None,
+        allow_remote=given.allow_remote,
+        exit_timeout_s=given.exit_timeout,
+    )
+    return options, given.log_file
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run until a signal or the server's own end. Returns the exit status: 0 after a drain, 1 if it failed."""
+    options, log_file = parse_options(arguments)
+    server = TritonServer(options, log_file)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # while starting, both signals simply end it
+    try:
+        if options.allow_remote and not is_loopback(options.host):
+            say(f"WARNING: {options.host} is reachable from other machines. {remote_warning(options)}")
+        server.start()
+    except CannotStart as error:
+        say(f"cannot start: {error}")
+        return 1
+    except KeyboardInterrupt:
+        say("stopped before it was ready")
+        return 1
+    say(
+        f"ready after {server.start_seconds:.1f} s: {describe(server)}; log in {server.log_file}; Ctrl-C stops"
+    )
+    return serve_until_signal(server)
+
+
+def serve_until_signal(server: TritonServer) -> int:
+    """Forward the first signal as a drain, the second as an immediate end. Returns the exit status."""
+    asked: list[int] = []
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, on_signal)
+    stopper = threading.Thread(target=server.stop, name="stopper")
+    while not server.wait(POLL_S):
+        if asked and stopper.ident is None:
+            say(f"draining, at most {server.options.exit_timeout_s} s; once more stops now")
+            stopper.start()
+        elif len(asked) > 1:
+            server.kill()
+    server.kill()  # removes what is left of it
+    if stopper.ident is None:
+        say(f"the server ended by itself (status {server.exit_code}): see {server.log_file}")
+        return 1
+    stopper.join()
+    say("stopped")
+    return 0
+
+
+def describe(server: TritonServer) -> str:
+    """Where it listens, in one line."""
+    options = server.options
+    places = [f"gRPC{' with TLS' if options.tls else ''} on {server.grpc_url}"]
+    if server.http_url:
+        places.append(f"HTTP on {server.http_url}")
+    return ", ".join([*places, f"metrics on {server.metrics_url}"])
+
+
+def remote_warning(options: ServerOptions) -> str:
+    """What an operator must know before this server faces a network (facts/triton.md, Security)."""
+    transport = "Clients are not authenticated" if options.tls else "Nothing is encrypted and nobody is authenticated"
+    if options.tls and options.tls.client_ca:
+        transport = "Clients need a certificate"
+    return (
+        f"{transport}, and Triton up to 25.06 has published remote vulnerabilities: "
+        "put a current Triton, or a proxy that bounds request sizes, in front of a network you do not trust."
+    )
+
+
+def say(text: str) -> None:
+    """One line to the operator."""
+    print(f"vita-audio server: {text}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

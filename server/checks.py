@@ -1,0 +1,88 @@
+"""What is checked before Triton starts; every failure is one clear line that says what to do."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+
+from build_engines.manifest import check_manifest
+from server.errors import CannotStart
+from server.options import PROFILES, ServerOptions, TlsFiles
+from server.ports import is_loopback
+from vita_audio.errors import EngineError
+
+
+def check_options(options: ServerOptions) -> None:
+    """Everything that can be known before a port is claimed or a process started.
+
+    Raises:
+        CannotStart: on the first thing that is wrong.
+    """
+    check_numbers(options)
+    check_remote(options)
+    check_repository(options.repository)
+    check_engines(options.engines, options.checkpoint, options.profile)
+    if options.tls is not None:
+        check_tls(options.tls)
+
+
+def check_numbers(options: ServerOptions) -> None:
+    """Profile and counts are in range."""
+    if options.profile not in PROFILES:
+        raise CannotStart(f"--profile: {options.profile!r} is not valid: choose one of {', '.join(PROFILES)}")
+    for flag, value, least in (
+        ("--slots", options.slots, 1),
+        ("--queue", options.queue, 0),
+        ("--threads", options.threads, 1),
+        ("--exit-timeout", options.exit_timeout_s, 0),
+    ):
+        if value < least:
+            raise CannotStart(f"{flag}: {value} is not valid: at least {least}")
+
+
+def check_remote(options: ServerOptions) -> None:
+    """Listening beyond this machine is asked for explicitly, never by accident."""
+    if not options.allow_remote and not is_loopback(options.host):
+        raise CannotStart(
+            f"--host: {options.host} can be reached from other machines: add --allow-remote if that is meant "
+            "(and --tls-cert/--tls-key: without them speech and text travel in the clear)"
+        )
+
+
+def check_repository(repository: Path) -> None:
+    """The model repository is there."""
+    if not any(repository.glob("*/config.pbtxt")):
+        raise CannotStart(
+            f"{repository} is not a model repository (no */config.pbtxt): start from a checkout of this project"
+        )
+
+
+def check_engines(engines: Path, checkpoint: Path | None, target: str) -> None:
+    """The engines are built, complete, and fit this installation and (if named) the checkpoint.
+
+    The manifest's check reads every engine file once and names the first field that does not fit.
+    """
+    try:
+        check_manifest(engines, checkpoint, target)
+    except EngineError as error:
+        raise CannotStart(str(error)) from None
+
+
+def check_tls(files: TlsFiles) -> None:
+    """Certificate and key are readable PEM files that belong together; so is the clients' authority."""
+    for flag, path in (("--tls-cert", files.certificate), ("--tls-key", files.key), ("--tls-ca", files.client_ca)):
+        if path is not None and not path.is_file():
+            raise CannotStart(f"{flag}: {path} is not a file")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(files.certificate, files.key, password=lambda: "")  # never ask on the terminal
+    except (ssl.SSLError, OSError) as error:
+        raise CannotStart(
+            f"--tls-cert {files.certificate} and --tls-key {files.key}: "
+            f"not a PEM certificate and its unencrypted key ({error})"
+        ) from None
+    if files.client_ca is not None:
+        try:
+            context.load_verify_locations(files.client_ca)
+        except (ssl.SSLError, OSError) as error:
+            raise CannotStart(f"--tls-ca: {files.client_ca} is not a PEM certificate ({error})") from None

@@ -1,0 +1,98 @@
+"""Command line and environment of the tritonserver process."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+from server.locate import Triton
+from server.options import LOOPBACK, ServerOptions
+from vita_audio.serving_settings import ServingSettings
+
+#: Administration that no client of this project needs (facts/triton.md, Security). Health, metadata, inference, model
+#: configuration and statistics stay open: clients and benchmarks read them.
+RESTRICTED = "shared-memory,model-repository,trace,logging"
+#: Triton opens a restricted protocol to requests with a header of this name. Names of gRPC metadata are lower case, so
+#: nobody can send this one: the lock has no key, and it does not matter who can read the command line.
+LOCK = "NoKey"
+
+#: First size and growth step of the shared memory between Triton and each model process. A region grows on demand:
+#: measured, a 120 s clip at 192 kHz (92 MB) passes. It never shrinks, so the first size is small.
+SHARED_MEMORY_BYTES = 8 << 20
+
+#: A client that vanished without closing its connection (pulled cable) is noticed after these two, in ms.
+KEEPALIVE_TIME_MS, KEEPALIVE_TIMEOUT_MS = 30_000, 10_000
+
+
+def triton_arguments(options: ServerOptions, triton: Triton, backends: Path, shared_memory_prefix: str) -> list[str]:
+    """The command, program first. Ports must be claimed (no zeros).
+
+    Args:
+        shared_memory_prefix: begins the names of this server's regions in /dev/shm.
+    """
+    arguments = [
+        str(triton.binary),
+        f"--model-repository={options.repository}",
+        f"--backend-directory={backends}",
+        f"--backend-config=python,shm-default-byte-size={SHARED_MEMORY_BYTES}",
+        f"--backend-config=python,shm-growth-byte-size={SHARED_MEMORY_BYTES}",
+        f"--backend-config=python,shm-region-prefix-name={shared_memory_prefix}",
+        "--disable-auto-complete-config",
+        "--model-control-mode=none",
+        f"--exit-timeout-secs={options.exit_timeout_s}",
+        f"--log-verbose={options.log_verbose}",
+        f"--grpc-address={options.host}",
+        f"--grpc-port={options.grpc_port}",
+        f"--grpc-keepalive-time={KEEPALIVE_TIME_MS}",
+        f"--grpc-keepalive-timeout={KEEPALIVE_TIMEOUT_MS}",
+        f"--grpc-restricted-protocol={RESTRICTED}:{LOCK}={secrets.token_urlsafe(24)}",
+        f"--allow-http={_flag(options.http_port is not None)}",
+        f"--metrics-address={LOOPBACK}",
+        f"--metrics-port={options.metrics_port}",
+        "--metrics-config=histogram_latencies=true",
+        "--allow-gpu-metrics=" + _flag(options.profile == "gpu"),
+    ]
+    if options.http_port is not None:
+        arguments += [
+            f"--http-address={options.host}",
+            f"--http-port={options.http_port}",
+            f"--http-restricted-api={RESTRICTED}:{LOCK}={secrets.token_urlsafe(24)}",
+        ]
+    if options.profile == "cpu":
+        arguments.append("--pinned-memory-pool-byte-size=0")
+    else:
+        arguments.append(f"--model-config-name={options.profile}")
+    if options.tls is not None:
+        arguments += [
+            "--grpc-use-ssl=true",
+            f"--grpc-server-cert={options.tls.certificate}",
+            f"--grpc-server-key={options.tls.key}",
+        ]
+        if options.tls.client_ca is not None:
+            arguments += ["--grpc-use-ssl-mutual=true", f"--grpc-root-cert={options.tls.client_ca}"]
+    return arguments
+
+
+def triton_environment(options: ServerOptions, stub_python: Path, library_folders: list[Path]) -> dict[str, str]:
+    """Environment of Triton and of the model processes it starts.
+
+    Args:
+        stub_python: the ``bin`` folder made by `assemble_python`.
+        library_folders: where Triton's libraries and the shared Python library lie.
+    """
+    libraries = [str(folder) for folder in library_folders]
+    inherited = os.environ.get("LD_LIBRARY_PATH")
+    settings = ServingSettings(
+        engines=options.engines.resolve(), slots=options.slots, queue=options.queue, threads=options.threads
+    )
+    return {
+        **os.environ,
+        **settings.to_environment(),
+        "LD_LIBRARY_PATH": ":".join([*libraries, *([inherited] if inherited else [])]),
+        "PATH": f"{stub_python}:{os.environ.get('PATH', os.defpath)}",
+    }
+
+
+def _flag(value: bool) -> str:
+    return "true" if value else "false"

@@ -1,0 +1,211 @@
+"""A running Triton server as a context manager: check, start, wait until ready, drain, stop."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+
+from server.backend import assemble_backends
+from server.checks import check_options
+from server.command import triton_arguments, triton_environment
+from server.errors import CannotStart
+from server.locate import find_shared_python, find_triton
+from server.options import ServerOptions
+from server.ports import claim_ports
+from server.processes import remove_shared_memory, resident_bytes
+from server.readiness import wait_until_ready
+from server.stub_python import assemble_python
+
+CHILD = Path(__file__).with_name("child.py")
+
+#: Triton logs this when the last stream has ended and only the models are left.
+DRAINED = "All models are stopped, unloading models"
+#: What unloading may take before it is cut short. Nothing can be lost any more, but Triton takes 1.1 s for each model
+#: process, one after the other; and for ever (seen in 2.51) if a client cancelled a call that Triton had refused.
+UNLOAD_S = 1.5
+POLL_S = 0.05
+
+
+class TritonServer:
+    """One server; use it as a context manager, or `start` and `stop` it.
+
+    Example::
+
+        with TritonServer(ServerOptions(engines=engines, grpc_port=0, metrics_port=0)) as server:
+            client = VitaClient(server.grpc_url)
+
+    Attributes:
+        options: what runs; ports that were 0 have their number after `start`.
+        start_seconds: time from process start to ready.
+    """
+
+    def __init__(self, options: ServerOptions, log_file: Path | None = None) -> None:
+        self.options = options
+        self._log_file = log_file
+        self.start_seconds = 0.0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._start_error: OSError | None = None
+        self._started, self._ended = threading.Event(), threading.Event()
+        self._cleanup = contextlib.ExitStack()
+        self._shared_memory_prefix = f"vita_audio_{os.getpid()}_{secrets.token_hex(4)}_"
+
+    @property
+    def log_file(self) -> Path:
+        """What Triton and the models wrote (default: a new file in the temporary folder); it stays after `stop`."""
+        if self._log_file is None:
+            handle, name = tempfile.mkstemp(prefix="vita-audio-server-", suffix=".log")
+            os.close(handle)
+            self._log_file = Path(name)
+        return self._log_file
+
+    @property
+    def grpc_url(self) -> str:
+        """host:port of the gRPC endpoint."""
+        return f"{self.options.host}:{self.options.grpc_port}"
+
+    @property
+    def metrics_url(self) -> str:
+        """Prometheus metrics, on loopback."""
+        return f"http://127.0.0.1:{self.options.metrics_port}/metrics"
+
+    @property
+    def http_url(self) -> str | None:
+        """host:port of the HTTP endpoint, None while it is off."""
+        return None if self.options.http_port is None else f"{self.options.host}:{self.options.http_port}"
+
+    @property
+    def pid(self) -> int:
+        """Process id of tritonserver."""
+        if self._process is None:
+            raise CannotStart("the server was not started: call start() first")
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and not self._ended.is_set()
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs."""
+        return self._process.returncode if self._process is not None and self._ended.is_set() else None
+
+    def log(self) -> str:
+        """The log so far."""
+        return self._log_from(0)
+
+    def resident_bytes(self) -> int:
+        """Resident memory of tritonserver and all its model processes, shared pages counted once."""
+        return resident_bytes(self.pid)
+
+    def start(self) -> TritonServer:
+        """Check everything, start, return when the ensemble answers.
+
+        Raises:
+            CannotStart: a check failed, or Triton ended or hung while it loaded; one line says why.
+        """
+        check_options(self.options)
+        triton = find_triton()
+        shared_python = find_shared_python(triton.stub)
+        self.options = claim_ports(self.options)
+        folder = Path(self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="vita-audio-server-")))
+        backends = assemble_backends(triton, folder)
+        stub_python = assemble_python(folder)
+        libraries = [*triton.library_folders, *([shared_python] if shared_python else [])]
+        arguments = triton_arguments(self.options, triton, backends, self._shared_memory_prefix)
+        begin = time.monotonic()
+        threading.Thread(
+            target=self._keep,
+            args=(arguments, triton_environment(self.options, stub_python, libraries)),
+            name="triton-keeper",
+            daemon=True,
+        ).start()
+        try:
+            self._started.wait()
+            if self._start_error is not None:
+                raise CannotStart(f"{triton.binary} could not be started: {self._start_error}")
+            wait_until_ready(self.options, self._ended.is_set, self.log_file)
+        except BaseException:
+            self.kill()
+            raise
+        self.start_seconds = time.monotonic() - begin
+        return self
+
+    def request_stop(self) -> None:
+        """Ask Triton to drain: it takes no new requests, lets running streams end (up to `exit_timeout_s`), exits."""
+        self._signal(signal.SIGTERM)
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait for the end; False when `timeout_s` passed first."""
+        return self._ended.wait(timeout_s)
+
+    def stop(self) -> None:
+        """Drain and wait; what does not end in time is killed. Does nothing if it was not started."""
+        if self._process is None:
+            return
+        asked_at = self.log_file.stat().st_size
+        self.request_stop()
+        deadline = time.monotonic() + self.options.exit_timeout_s
+        while time.monotonic() < deadline and not self.wait(POLL_S):
+            if DRAINED in self._log_from(asked_at):
+                break
+        self.wait(UNLOAD_S)
+        self.kill()
+
+    def kill(self) -> None:
+        """End it now, with all its model processes, and remove what they leave."""
+        self._signal(signal.SIGKILL)
+        if self._process is not None:
+            self._ended.wait()
+        remove_shared_memory(self._shared_memory_prefix)
+        self._cleanup.close()
+
+    def __enter__(self) -> TritonServer:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _keep(self, arguments: list[str], environment: dict[str, str]) -> None:
+        """Start the process and wait for its end in one thread: Linux ends the child with the thread that made it."""
+        try:
+            with self.log_file.open("wb") as log:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-I", str(CHILD), str(os.getpid()), *arguments],
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,  # Ctrl-C on the terminal reaches the launcher only, which then drains
+                )
+        except OSError as error:
+            self._start_error = error
+            self._started.set()
+            return
+        self._started.set()
+        pid = self._process.pid
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)  # model processes that a crashed or killed server left behind
+        self._process.wait()
+        self._ended.set()
+
+    def _log_from(self, position: int) -> str:
+        with self.log_file.open("rb") as log:
+            log.seek(position)
+            return log.read().decode(errors="replace")
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process is not None and not self._ended.is_set():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._process.pid, number)

@@ -1,0 +1,65 @@
+"""What a server can be told: ports, engines, limits, TLS files. One frozen object."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vita_audio.serving_settings import DEFAULT_QUEUE, DEFAULT_SLOTS, default_threads
+
+ROOT = Path(__file__).resolve().parent.parent
+
+LOOPBACK = "127.0.0.1"
+#: Any free port; the launcher picks it and tells.
+FREE_PORT = 0
+
+DEFAULT_GRPC_PORT = 8001
+DEFAULT_METRICS_PORT = 8002
+DEFAULT_EXIT_TIMEOUT_S = 30
+
+PROFILES = ("cpu", "gpu")
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """PEM files for the gRPC port. With `client_ca` the server also demands a certificate from clients (mutual TLS)."""
+
+    certificate: Path
+    key: Path
+    client_ca: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """All settings of one server.
+
+    Args:
+        engines: folder with the engines and their ``manifest.json``.
+        checkpoint: if given, the manifest must have been built from exactly this checkpoint.
+        repository: Triton model repository.
+        host: address of the gRPC (and HTTP) port; anything but loopback needs `allow_remote`.
+        grpc_port, metrics_port: 0 picks a free one.
+        http_port: None leaves HTTP off (facts/triton.md, Security); 0 picks a free one.
+        profile: ``cpu`` reads each model's ``config.pbtxt``, ``gpu`` its ``configs/gpu.pbtxt`` where there is one.
+        slots, queue: streams that run, and that may wait.
+        threads: CPU threads of each engine process.
+        exit_timeout_s: how long running streams may go on after a stop was asked for.
+        start_timeout_s: how long loading and warming up may take.
+    """
+
+    engines: Path = ROOT / "engines" / "cpu"
+    checkpoint: Path | None = None
+    repository: Path = ROOT / "model_repository"
+    host: str = LOOPBACK
+    grpc_port: int = DEFAULT_GRPC_PORT
+    http_port: int | None = None
+    metrics_port: int = DEFAULT_METRICS_PORT
+    profile: str = "cpu"
+    slots: int = DEFAULT_SLOTS
+    queue: int = DEFAULT_QUEUE
+    threads: int = field(default_factory=default_threads)
+    log_verbose: int = 0
+    tls: TlsFiles | None = None
+    allow_remote: bool = False
+    exit_timeout_s: int = DEFAULT_EXIT_TIMEOUT_S
+    start_timeout_s: float = 120.0

@@ -1,0 +1,71 @@
+"""Settings that the server hands to the model processes through environment variables, defined once.
+
+Triton starts one process per Python model instance; the environment is the only channel that reaches all of them
+before they load. `server/` writes it, the adapters in `model_repository/` read it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from vita_audio.errors import EngineError
+
+ENGINES_VARIABLE = "VITA_ENGINES"
+SLOTS_VARIABLE = "VITA_SLOTS"
+QUEUE_VARIABLE = "VITA_QUEUE"
+THREADS_VARIABLE = "VITA_THREADS"
+
+DEFAULT_SLOTS = 8
+DEFAULT_QUEUE = 32
+
+
+def default_threads() -> int:
+    """Half of the usable cores for each engine process: the language model and the audio decoder run side by side."""
+    return max(1, len(os.sched_getaffinity(0)) // 2)
+
+
+@dataclass(frozen=True, slots=True)
+class ServingSettings:
+    """What every model process needs to know.
+
+    Args:
+        engines: folder made by ``python -m build_engines`` (holds ``manifest.json``).
+        slots: streams that generate at the same time (each owns a KV cache).
+        queue: streams that may wait for a slot; one more is answered "server is full".
+        threads: CPU threads of each engine process.
+    """
+
+    engines: Path
+    slots: int = DEFAULT_SLOTS
+    queue: int = DEFAULT_QUEUE
+    threads: int = 1
+
+    def to_environment(self) -> dict[str, str]:
+        """The variables of one server's model processes. OMP_NUM_THREADS keeps numpy's and torch's pools small too."""
+        return {
+            ENGINES_VARIABLE: str(self.engines),
+            SLOTS_VARIABLE: str(self.slots),
+            QUEUE_VARIABLE: str(self.queue),
+            THREADS_VARIABLE: str(self.threads),
+            "OMP_NUM_THREADS": str(self.threads),
+        }
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> ServingSettings:
+        """Read what `to_environment` wrote; only the engine folder has no default.
+
+        Raises:
+            EngineError: VITA_ENGINES is not set (the model repository was not started by ``python -m server``).
+        """
+        engines = environment.get(ENGINES_VARIABLE)
+        if not engines:
+            raise EngineError(f"{ENGINES_VARIABLE} is not set: start the server with `python -m server`, or set it")
+        return cls(
+            engines=Path(engines),
+            slots=int(environment.get(SLOTS_VARIABLE, DEFAULT_SLOTS)),
+            queue=int(environment.get(QUEUE_VARIABLE, DEFAULT_QUEUE)),
+            threads=int(environment.get(THREADS_VARIABLE, default_threads())),
+        )
