@@ -126,7 +126,7 @@ def test_speech_tokenizer_on_onnxruntime_equals_torch(config: SpeechTokenizerCon
 
 
 def test_padding_does_not_reach_speech() -> None:
-    """Frames beyond the speech are not attended to: more of them change no token but the last, whose mean they enter."""
+    """Frames beyond the speech are not attended to: they change no token but the last, whose mean they enter."""
     config = SPEECH_TOKENIZER_CONFIGS[0]
     model = SpeechTokenizer(config)
     randomise(model, 9)

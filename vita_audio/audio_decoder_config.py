@@ -18,6 +18,12 @@ _REFERENCE = re.compile(r"<([A-Za-z_]\w*)>")
 class _PlainLoader(yaml.SafeLoader):
     """SafeLoader that turns every unknown tag into plain data and remembers the tag's class name."""
 
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Aliases are refused: the released file has none, and they can make data endless or exponentially large."""
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(None, None, "aliases are not supported", self.peek_event().start_mark)
+        return super().compose_node(parent, index)
+
 
 class _Reference(str):
     """The text of a `!ref <name>` that is still to be looked up."""
