@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
+from build_engines.export_audio import export_flow, export_vocoder
 from vita_audio.checkpoint import load_flow, load_vocoder
 from vita_audio.contract import mel_frames, output_samples
 from vita_audio.decoding.decoder import Pcm, StreamingDecoder
@@ -20,16 +21,27 @@ from vita_audio.decoding.noise import StreamNoise
 from vita_audio.decoding.schedule import DecoderConfig
 from vita_audio.decoding.seams import PointMeasures, compare, measure, stream_all
 from vita_audio.decoding.vocoder_stream import MelChunk, VocoderState, run_chunks
+from vita_audio.engines.onnxruntime_audio import OnnxFlow, OnnxVocoder
 from vita_audio.engines.torch_audio import TorchFlow, TorchVocoder
+from vita_audio.models.flow import Flow
+from vita_audio.models.vocoder import Vocoder
 
-ENGINES = ("torch",)
 Record = Callable[[str, object], None]
 
 
-@pytest.fixture(scope="module", params=ENGINES)
-def decoder(request: pytest.FixtureRequest, golden: Path) -> StreamingDecoder:
-    folder = golden / "audio_decoder"
-    return StreamingDecoder(TorchFlow(*load_flow(folder)), TorchVocoder(*load_vocoder(folder)))
+@pytest.fixture(scope="module", params=("torch", "onnxruntime"))
+def decoder(request: pytest.FixtureRequest, golden: Path, tmp_path_factory: pytest.TempPathFactory) -> StreamingDecoder:
+    source = golden / "audio_decoder"
+    (flow_config, flow_tensors), (vocoder_config, vocoder_tensors) = load_flow(source), load_vocoder(source)
+    if request.param == "torch":
+        return StreamingDecoder(TorchFlow(flow_config, flow_tensors), TorchVocoder(vocoder_config, vocoder_tensors))
+    folder = tmp_path_factory.mktemp("engines")
+    flow, vocoder = Flow(flow_config).eval(), Vocoder(vocoder_config).eval()
+    flow.load_state_dict(flow_tensors)
+    vocoder.load_state_dict(vocoder_tensors)
+    export_flow(flow, folder)
+    export_vocoder(vocoder, folder)
+    return StreamingDecoder(OnnxFlow(folder), OnnxVocoder(folder))
 
 
 def codes_of(count: int, seed: int = 0) -> list[int]:

@@ -10,10 +10,10 @@ from functools import partial
 
 import numpy as np
 import pytest
-from decoding_doubles import FlowDouble, VocoderDouble
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from decoding_doubles import FlowDouble, VocoderDouble
 from vita_audio.contract import OUTPUT_SAMPLE_RATE_HZ, mel_frames, output_samples
 from vita_audio.decoding.decoder import StreamingDecoder
 from vita_audio.decoding.served_stream import DecodedChunk

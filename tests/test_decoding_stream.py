@@ -6,10 +6,10 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from decoding_doubles import FlowDouble, VocoderDouble
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from decoding_doubles import FlowDouble, VocoderDouble
 from vita_audio.contract import mel_frames, output_samples
 from vita_audio.decoding.decoder import StreamingDecoder, to_pcm
 from vita_audio.decoding.noise import StreamNoise

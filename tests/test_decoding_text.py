@@ -5,11 +5,11 @@ from __future__ import annotations
 import threading
 
 import pytest
-from decoding_doubles import FlowDouble, VocoderDouble
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from build_engines.seed_tokenizer import write_tokenizer
+from decoding_doubles import FlowDouble, VocoderDouble
 from vita_audio.contract import output_samples
 from vita_audio.decoding.decoder import StreamingDecoder
 from vita_audio.decoding.served_stream import DecodedChunk
