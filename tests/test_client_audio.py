@@ -11,6 +11,7 @@ import pytest
 import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from vita_client import InvalidRequest, WavWriter
 from vita_client.audio import load_speech
 

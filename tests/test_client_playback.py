@@ -8,6 +8,7 @@ import types
 
 import numpy as np
 import pytest
+
 from vita_client import InvalidRequest
 from vita_client.playback import Player
 

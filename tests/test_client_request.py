@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from vita_client import InvalidRequest, build_request
 from vita_client.wire import infer_request
 
@@ -25,6 +26,9 @@ SPEECH = np.zeros(1600, np.float32)
         ({"audio": SPEECH, "task": "tts"}, "TEXT"),
         ({"audio": SPEECH, "task": "text"}, "TEXT"),
         ({"text": "hi", "task": "asr"}, "AUDIO"),
+        ({"text": "hi", "audio": SPEECH, "task": "asr"}, "TEXT"),
+        ({"text": "hi", "audio": SPEECH, "task": "tts"}, "AUDIO"),
+        ({"text": "hi", "audio": SPEECH, "task": "text"}, "AUDIO"),
         ({"text": "hi", "sample_rate": 16_000}, "SAMPLE_RATE"),
         ({"text": "hi", "task": "sing"}, "TASK"),
         ({"text": "hi", "task": None}, "TASK"),

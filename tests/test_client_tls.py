@@ -9,6 +9,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+
 from client_protocol_double import ProtocolDouble
 from vita_client import Client, InvalidRequest, ServerUnavailable, Tls
 

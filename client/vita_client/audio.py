@@ -22,7 +22,7 @@ AudioSource = str | os.PathLike[str] | BinaryIO | NDArray[np.generic]
 #: More columns than this is a transposed array, not a recording.
 _MAX_CHANNELS = 32
 #: Filters and float files overshoot full scale a little, and are clipped; samples beyond this are in the wrong unit.
-_MAX_PEAK = 2.0
+_MAX_PEAK = 4.0
 
 
 def load_speech(source: AudioSource, sample_rate_hz: int | None = None) -> NDArray[np.float32]:
@@ -48,14 +48,14 @@ def load_speech(source: AudioSource, sample_rate_hz: int | None = None) -> NDArr
             raise InvalidRequest("SAMPLE_RATE", sample_rate_hz, "a file states its own rate", "leave it out")
         samples, rate = _from_file(source)
     if samples.shape[0] == 0:
-        raise InvalidRequest("AUDIO", _name(source), "it has no samples", "record something")
+        raise InvalidRequest("AUDIO", source_name(source), "it has no samples", "record something")
     _check_seconds(samples.shape[0] / rate, source)
     mono = samples.mean(axis=1, dtype=np.float32)  # [samples]
     _check_values(mono, rate, source)
     if rate != INPUT_SAMPLE_RATE_HZ:
         mono = soxr.resample(mono, rate, INPUT_SAMPLE_RATE_HZ).astype(np.float32)
         if len(mono) == 0:
-            raise InvalidRequest("AUDIO", _name(source), "it is shorter than one sample at 16 kHz", "record more")
+            raise InvalidRequest("AUDIO", source_name(source), "it is shorter than one sample at 16 kHz", "record more")
     return np.clip(mono, -1.0, 1.0)
 
 
@@ -73,15 +73,15 @@ def _from_file(source: str | os.PathLike[str] | BinaryIO) -> tuple[NDArray[np.fl
             _check_seconds(file.frames / file.samplerate, source)
             if file.channels > _MAX_CHANNELS:
                 raise InvalidRequest(
-                    "AUDIO", _name(source), f"it has {file.channels} channels, the limit is {_MAX_CHANNELS}"
+                    "AUDIO", source_name(source), f"it has {file.channels} channels, the limit is {_MAX_CHANNELS}"
                 )
             return file.read(dtype="float32", always_2d=True), file.samplerate
     except PermissionError as error:
-        raise InvalidRequest("AUDIO", _name(source), "it may not be read", "check its permissions") from error
+        raise InvalidRequest("AUDIO", source_name(source), "it may not be read", "check its permissions") from error
     except (soundfile.LibsndfileError, TypeError, ValueError, OSError) as error:
         # TypeError: soundfile takes a name ending in .raw for headerless data and asks for its rate.
         raise InvalidRequest(
-            "AUDIO", _name(source), "it is not a sound file that libsndfile can read", "use WAV, FLAC, OGG or MP3"
+            "AUDIO", source_name(source), "it is not a sound file that libsndfile can read", "use WAV, FLAC, OGG or MP3"
         ) from error
 
 
@@ -113,7 +113,7 @@ def _check_rate(rate_hz: int) -> None:
 def _check_seconds(seconds: float, source: AudioSource) -> None:
     if seconds > MAX_AUDIO_SECONDS:
         raise InvalidRequest(
-            "AUDIO", _name(source), f"it lasts {seconds:.1f} s, the limit is {MAX_AUDIO_SECONDS:g} s", "cut it"
+            "AUDIO", source_name(source), f"it lasts {seconds:.1f} s, the limit is {MAX_AUDIO_SECONDS:g} s", "cut it"
         )
 
 
@@ -123,18 +123,19 @@ def _check_values(mono: NDArray[np.float32], rate_hz: int, source: AudioSource) 
         first_s = float(np.argmin(finite)) / rate_hz
         raise InvalidRequest(
             "AUDIO",
-            _name(source),
+            source_name(source),
             f"{int((~finite).sum())} samples are NaN or infinite, the first at {first_s:.3f} s",
             "replace them",
         )
     peak = float(np.abs(mono).max())
     if peak > _MAX_PEAK:
         raise InvalidRequest(
-            "AUDIO", _name(source), f"its peak is {peak:g}, samples lie in [-1, 1]", "divide by the full scale"
+            "AUDIO", source_name(source), f"its peak is {peak:g}, samples lie in [-1, 1]", "divide by the full scale"
         )
 
 
-def _name(source: AudioSource) -> str:
+def source_name(source: AudioSource) -> str:
+    """What an error calls this source."""
     if isinstance(source, (str, os.PathLike)):
         return os.fspath(source)
     return f"array of {len(source)} samples" if isinstance(source, np.ndarray) else "standard input"

@@ -19,12 +19,12 @@ from vita_audio.contract import (
 )
 from vita_audio.errors import InvalidRequest
 from vita_audio.modes import parse_mode
-from vita_client.audio import AudioSource, load_speech
+from vita_client.audio import AudioSource, load_speech, source_name
 
 _INT32_MAX = 2**31 - 1
 _UINT64_MAX = 2**64 - 1
-#: What a task cannot do without.
-_NEEDS_TEXT, _NEEDS_AUDIO = ("tts", "text"), ("asr",)
+#: Tasks that take only one of TEXT and AUDIO; chat takes either, or both.
+_TEXT_TASKS, _AUDIO_TASKS = ("tts", "text"), ("asr",)
 
 
 class RequestFields(TypedDict, total=False):
@@ -69,8 +69,8 @@ def build_request(text: str | None = None, **fields: Unpack[RequestFields]) -> R
     """Check the fields of a request and load its speech.
 
     Args:
-        text: what to say, ask or answer to. At least one of `text` and `audio` is needed; "tts" and "text" need text,
-            "asr" needs audio.
+        text: what to say, ask or answer to. "chat" takes text, audio or both; "tts" and "text" take
+            text only, "asr" takes audio only.
         fields: `audio` (path, binary file or array, see `audio.load_speech`), `sample_rate` (of an array, in Hz),
             `task` (chat, tts, asr, text), `mode` (vanilla, balance, boost, turbo or "1,10,4,10"), `max_tokens`,
             `temperature` (0 = greedy), `top_k` (0 = off), `top_p` (1 = off), `repetition_penalty` (1 = off), `seed`.
@@ -86,10 +86,14 @@ def build_request(text: str | None = None, **fields: Unpack[RequestFields]) -> R
         raise InvalidRequest("TASK", task, f"it is one of {', '.join(TASKS)}")
     if text is None and audio is None:
         raise InvalidRequest("TEXT", None, "a request has TEXT or AUDIO", "give one of them")
-    if text is None and task in _NEEDS_TEXT:
+    if text is None and task in _TEXT_TASKS:
         raise InvalidRequest("TEXT", None, f"task {task} needs it")
-    if audio is None and task in _NEEDS_AUDIO:
+    if audio is None and task in _AUDIO_TASKS:
         raise InvalidRequest("AUDIO", None, f"task {task} needs it")
+    if text is not None and task in _AUDIO_TASKS:
+        raise InvalidRequest("TEXT", text, f"task {task} takes AUDIO only", "leave it out, or choose task chat")
+    if audio is not None and task in _TEXT_TASKS:
+        raise InvalidRequest("AUDIO", source_name(audio), f"task {task} takes TEXT only", "leave it out")
     if text is not None:
         _check_text(text)
     if audio is None and fields.get("sample_rate") is not None:
