@@ -90,9 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         say("stopped before it was ready")
         return 1
-    say(
-        f"ready after {server.start_seconds:.1f} s: {describe(server)}; log in {server.log_file}; Ctrl-C stops"
-    )
+    say(f"ready after {server.start_seconds:.1f} s: {describe(server)}; log in {server.log_file}; Ctrl-C stops")
     return serve_until_signal(server)
 
 

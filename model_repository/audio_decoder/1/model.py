@@ -1,0 +1,101 @@
+"""Triton adapter of `vita_audio.decoding.service`: TOKENS, LM_STATUS -> TEXT_DELTA, TOKENS, PCM, STATUS.
+
+`execute` only enqueues; the service's thread answers. Every request gets exactly one response with the final flag and
+never an error: after a decoupled model, an error would leave the ensemble's request in flight for ever (seen, see
+facts/triton.md), so a failure is a STATUS. When the client is gone or decoding failed, a STOP request ends the stream in
+speech_lm.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from build_engines.manifest import load_manifest
+from server.adapter import FINAL, Metrics, read, read_text, start_logging, text_tensor
+from vita_audio.decoding.decoder import StreamingDecoder
+from vita_audio.decoding.served_stream import DecodedChunk
+from vita_audio.decoding.service import DecodingService
+from vita_audio.engines.onnxruntime_audio import OnnxFlow, OnnxVocoder
+from vita_audio.messages import Status
+from vita_audio.serving_settings import ServingSettings
+from vita_audio.text import TextTokenizer
+from vita_audio.warm_up import warm_up_decoding
+
+log = logging.getLogger(__name__)
+
+
+class TritonPythonModel:
+    """Decodes the chunks of all streams in one worker."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        start_logging(args["model_name"])
+        settings = ServingSettings.from_environment()
+        engines = settings.engines
+        decoder = StreamingDecoder(OnnxFlow(engines, settings.threads), OnnxVocoder(engines, settings.threads))
+        warm_up_decoding(decoder)
+        tokenizer = TextTokenizer(engines / "tokenizer.json")
+        self._service = DecodingService(
+            decoder, load_manifest(engines).vocabulary, tokenizer.detokenizer, _stop, max_batch=settings.slots
+        )
+        self._metrics = Metrics(
+            self._measure,
+            {
+                "vita_streams": "Streams by stage and state",
+                "vita_busy_ms_total": "Milliseconds in engine steps by stage",
+                "vita_streams_ended_total": "Streams that have ended, by stage and reason",
+                "vita_decoder_waiting_requests": "Messages of the language model that wait for the decoder",
+            },
+        )
+
+    def execute(self, requests: list[pb_utils.InferenceRequest]) -> None:
+        for request in requests:
+            reply = partial(_send, request.get_response_sender())
+            try:
+                status = Status.from_json(read_text(request, "LM_STATUS"))
+                tokens = read(request, "TOKENS").tolist()
+            except Exception as error:
+                log.exception("not a message of speech_lm")
+                reason = f"audio decoding failed: not a message of speech_lm ({type(error).__name__})"
+                reply(DecodedChunk("", np.zeros(0, np.int32), np.zeros(0, np.int16), Status("", 0, "failed", reason)))
+                continue
+            self._service.submit(status, tokens, reply, request.is_cancelled)
+
+    def finalize(self) -> None:
+        self._metrics.close()
+        self._service.close()
+
+    def _measure(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+        stats, stage = self._service.stats(), ("stage", "audio_decoder")
+        return {
+            ("vita_streams", (stage, ("state", "running"))): stats.live_streams,
+            ("vita_busy_ms_total", (stage,)): stats.busy_ms,
+            ("vita_decoder_waiting_requests", ()): stats.waiting_requests,
+            **{
+                ("vita_streams_ended_total", (stage, ("reason", reason))): count
+                for reason, count in stats.ended.items()
+            },
+        }
+
+
+def _send(sender: pb_utils.InferenceResponseSender, chunk: DecodedChunk) -> None:
+    tensors = [
+        text_tensor("TEXT_DELTA", chunk.text),
+        pb_utils.Tensor("TOKENS", np.asarray(chunk.tokens, np.int32)),
+        pb_utils.Tensor("PCM", np.asarray(chunk.pcm, np.int16)),
+        text_tensor("STATUS", chunk.status.to_json()),
+    ]
+    sender.send(pb_utils.InferenceResponse(tensors), flags=FINAL)
+
+
+def _stop(stream: str) -> None:
+    """Tell speech_lm to end a stream; returns when it has taken note. Runs on the service's stop thread."""
+    request = pb_utils.InferenceRequest(
+        model_name="speech_lm", requested_output_names=[], inputs=[text_tensor("STOP", stream)]
+    )
+    for response in request.exec(decoupled=True):
+        if response.has_error():
+            raise RuntimeError(response.error().message())

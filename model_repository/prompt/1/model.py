@@ -1,0 +1,52 @@
+"""Triton adapter of `vita_audio.prompt_stage`: public inputs -> PROMPT_IDS, SETTINGS; asks speech_tokenizer."""
+
+from __future__ import annotations
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from build_engines.manifest import load_manifest
+from server.adapter import error_response, read, start_logging, text_tensor
+from vita_audio.contract import INPUTS
+from vita_audio.errors import EngineError
+from vita_audio.prompt_stage import PromptStage
+from vita_audio.serving_settings import ServingSettings
+from vita_audio.text import TextTokenizer
+
+
+class TritonPythonModel:
+    """One request at a time; there are several instances, so that a long clip does not hold up the others."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        start_logging(args["model_name"])
+        engines = ServingSettings.from_environment().engines
+        tokenizer = TextTokenizer(engines / "tokenizer.json")
+        self._stage = PromptStage(tokenizer, load_manifest(engines).limits, _speech_codes)
+        self._stage.prepare({"TEXT": "warm-up"})
+
+    def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse]:
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request: pb_utils.InferenceRequest) -> pb_utils.InferenceResponse:
+        try:
+            prompt = self._stage.prepare({spec.name: read(request, spec.name) for spec in INPUTS})
+            return pb_utils.InferenceResponse(
+                [
+                    pb_utils.Tensor("PROMPT_IDS", np.asarray(prompt.ids, np.int32)),
+                    text_tensor("SETTINGS", prompt.settings.to_json()),
+                ]
+            )
+        except Exception as error:  # noqa: BLE001 - becomes the answer
+            return error_response(error)
+
+
+def _speech_codes(speech: np.ndarray) -> np.ndarray:
+    """Mono speech [samples] at 16 kHz -> audio codes, by a call to the speech_tokenizer model."""
+    response = pb_utils.InferenceRequest(
+        model_name="speech_tokenizer",
+        requested_output_names=["CODES"],
+        inputs=[pb_utils.Tensor("AUDIO", np.ascontiguousarray(speech, np.float32))],
+    ).exec()
+    if response.has_error():
+        raise EngineError(f"speech tokenizer: {response.error().message()}")
+    return pb_utils.get_output_tensor_by_name(response, "CODES").as_numpy()

@@ -1,0 +1,104 @@
+"""Triton adapter of `vita_audio.generation.service`: PROMPT_IDS, SETTINGS -> TOKENS, LM_STATUS as they come; STOP ends.
+
+`execute` only enqueues; the service's thread answers. Every request gets exactly one final flag: with its last tokens,
+with an error, or alone (STOP).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from build_engines.manifest import load_manifest
+from server.adapter import FINAL, Metrics, error_response, read, read_text, start_logging, text_tensor
+from vita_audio.engines.onnxruntime_language_model import OnnxLanguageModel
+from vita_audio.errors import InvalidRequest
+from vita_audio.generation.request import GenerationRequest, TokenDelta
+from vita_audio.generation.service import GenerationService
+from vita_audio.messages import GenerationSettings, Status
+from vita_audio.serving_settings import ServingSettings
+from vita_audio.warm_up import warm_up_generation
+
+
+class TritonPythonModel:
+    """Continuous batching of all streams in one worker."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        start_logging(args["model_name"])
+        settings = ServingSettings.from_environment()
+        manifest = load_manifest(settings.engines)
+        engine = OnnxLanguageModel(
+            settings.engines / "language_model", settings.slots, manifest.limits.context_tokens, settings.threads
+        )
+        self._service = GenerationService(engine, manifest.vocabulary.end_tokens, settings.queue)
+        warm_up_generation(self._service, manifest.limits)
+        self._metrics = Metrics(
+            self._measure,
+            {
+                "vita_streams": "Streams by stage and state",
+                "vita_tokens_total": "Generated tokens",
+                "vita_busy_ms_total": "Milliseconds in engine steps by stage",
+                "vita_streams_ended_total": "Streams that have ended, by stage and reason",
+            },
+        )
+
+    def execute(self, requests: list[pb_utils.InferenceRequest]) -> None:
+        for request in requests:
+            sender = request.get_response_sender()
+            try:
+                self._accept(request, sender)
+            except Exception as error:  # noqa: BLE001 - becomes the answer
+                sender.send(error_response(error), flags=FINAL)
+
+    def finalize(self) -> None:
+        self._metrics.close()
+        self._service.close()
+
+    def _accept(self, request: pb_utils.InferenceRequest, sender: pb_utils.InferenceResponseSender) -> None:
+        stop = read_text(request, "STOP")
+        if stop is not None:
+            self._service.cancel(stop)
+            sender.send(flags=FINAL)
+            return
+        prompt, settings = read(request, "PROMPT_IDS"), read_text(request, "SETTINGS")
+        if prompt is None or settings is None:
+            raise InvalidRequest("PROMPT_IDS", prompt, "PROMPT_IDS and SETTINGS start a stream, STOP ends one")
+        try:
+            parsed = GenerationSettings.from_json(settings)
+        except (ValueError, TypeError, KeyError) as error:
+            raise InvalidRequest("SETTINGS", settings, f"it is written by `prompt` ({error})") from error
+        self._service.submit(GenerationRequest(prompt.tolist(), parsed), partial(_send, sender, parsed))
+
+    def _measure(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+        stats, stage = self._service.stats(), ("stage", "speech_lm")
+        return {
+            ("vita_streams", (stage, ("state", "running"))): stats.running,
+            ("vita_streams", (stage, ("state", "waiting"))): stats.waiting,
+            ("vita_tokens_total", ()): stats.tokens,
+            ("vita_busy_ms_total", (stage,)): stats.busy_ms,
+            **{
+                ("vita_streams_ended_total", (stage, ("reason", reason))): count
+                for reason, count in stats.finished.items()
+            },
+        }
+
+
+def _send(sender: pb_utils.InferenceResponseSender, settings: GenerationSettings, delta: TokenDelta) -> None:
+    """One delta as one response; runs on the service's thread."""
+    status = Status(
+        stream=delta.stream,
+        index=delta.index,
+        state=delta.state,
+        reason=delta.reason,
+        task=settings.task,
+        mode=settings.mode,
+        seed=settings.seed,
+        timings_ms=delta.timings_ms,
+    )
+    tensors = [
+        pb_utils.Tensor("TOKENS", np.asarray(delta.tokens, np.int32)),
+        text_tensor("LM_STATUS", status.to_json()),
+    ]
+    sender.send(pb_utils.InferenceResponse(tensors), flags=FINAL if delta.final else 0)

@@ -1,0 +1,40 @@
+"""Triton adapter of `vita_audio.speech_features` and the speech tokenizer engine: AUDIO (16 kHz) -> CODES."""
+
+from __future__ import annotations
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from server.adapter import error_response, read, start_logging
+from vita_audio.contract import INPUT_SAMPLE_RATE_HZ, MAX_AUDIO_SECONDS
+from vita_audio.engines.onnxruntime_audio import OnnxSpeechTokenizer
+from vita_audio.errors import InvalidRequest
+from vita_audio.serving_settings import ServingSettings
+from vita_audio.speech_features import speech_tokens
+from vita_audio.warm_up import warm_up_speech
+
+
+class TritonPythonModel:
+    """Speech in, audio token codes out."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        start_logging(args["model_name"])
+        settings = ServingSettings.from_environment()
+        self._engine = OnnxSpeechTokenizer(settings.engines, settings.threads)
+        warm_up_speech(self._engine)
+
+    def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse]:
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request: pb_utils.InferenceRequest) -> pb_utils.InferenceResponse:
+        try:
+            speech = read(request, "AUDIO")
+            # `prompt` has checked this for its own clients; this model can also be called directly.
+            if not 0 < speech.size <= MAX_AUDIO_SECONDS * INPUT_SAMPLE_RATE_HZ + 1 or not np.isfinite(speech).all():
+                raise InvalidRequest(
+                    "AUDIO", f"{speech.size} samples", f"finite, up to {MAX_AUDIO_SECONDS:g} s at 16 kHz"
+                )
+            codes = speech_tokens(self._engine, speech)
+            return pb_utils.InferenceResponse([pb_utils.Tensor("CODES", codes.astype(np.int32))])
+        except Exception as error:  # noqa: BLE001 - becomes the answer
+            return error_response(error)

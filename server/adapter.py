@@ -1,0 +1,125 @@
+"""What the adapters in `model_repository/` share: tensors, errors and metrics. Runs inside Triton's Python stubs only.
+
+Nothing may be raised out of `execute`: the caller would see a traceback, and the reply would not say what to do.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import triton_python_backend_utils as pb_utils  # exists in the stub only
+from numpy.typing import NDArray
+
+from vita_audio.errors import InvalidRequest, ServerFull, VitaError
+
+#: The flag of the last response to a request of a decoupled model.
+FINAL: int = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+
+_METRICS_INTERVAL_S = 0.2
+
+log = logging.getLogger(__name__)
+
+
+def start_logging(model: str) -> None:
+    """Send the log of this model process to the server's log, under the model's name."""
+    logging.basicConfig(level=logging.INFO, format=f"%(levelname)s {model}: %(message)s")
+
+
+def read(request: pb_utils.InferenceRequest, name: str) -> NDArray | None:
+    """An input as an array (strings as an object array of bytes), None when it was not sent."""
+    tensor = pb_utils.get_input_tensor_by_name(request, name)
+    return None if tensor is None else tensor.as_numpy()
+
+
+def read_text(request: pb_utils.InferenceRequest, name: str) -> str | None:
+    """The one string of an input, None when it was not sent.
+
+    Raises:
+        InvalidRequest: it is not UTF-8.
+    """
+    value = read(request, name)
+    if value is None:
+        return None
+    try:
+        return str(value.reshape(-1)[0].decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(name, value.reshape(-1)[0], f"byte {error.start} is not UTF-8", "send UTF-8") from error
+
+
+def text_tensor(name: str, text: str) -> pb_utils.Tensor:
+    """A STRING[1] tensor."""
+    return pb_utils.Tensor(name, np.array([text.encode("utf-8")], dtype=np.object_))
+
+
+def error_response(error: Exception) -> pb_utils.InferenceResponse:
+    """An error as one line with a code; what was not raised on purpose goes to the log with its traceback."""
+    if isinstance(error, InvalidRequest):
+        code = pb_utils.TritonError.INVALID_ARG
+    elif isinstance(error, ServerFull):
+        code = pb_utils.TritonError.UNAVAILABLE
+    else:
+        code = pb_utils.TritonError.INTERNAL
+    if isinstance(error, VitaError):
+        text = str(error)
+    else:
+        log.error("request failed", exc_info=error)
+        text = f"internal error: {type(error).__name__}: {error}"
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(" ".join(text.split()), code))
+
+
+class Metrics:
+    """Publishes numbers on Triton's metrics port, read from a function a few times a second.
+
+    Args:
+        read: returns (metric name, labels as sorted pairs) -> value. Names that end in ``_total`` count up, others are
+            gauges.
+        descriptions: metric name -> one line of help.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[], Mapping[tuple[str, tuple[tuple[str, str], ...]], float]],
+        descriptions: Mapping[str, str],
+    ) -> None:
+        self._read = read
+        # A family must live as long as its metrics (facts/triton.md).
+        self._families = {
+            name: pb_utils.MetricFamily(
+                name=name,
+                description=text,
+                kind=pb_utils.MetricFamily.COUNTER if name.endswith("_total") else pb_utils.MetricFamily.GAUGE,
+            )
+            for name, text in descriptions.items()
+        }
+        self._metrics: dict[tuple[str, tuple[tuple[str, str], ...]], pb_utils.Metric] = {}
+        self._closing = threading.Event()
+        self.publish()
+        self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
+        self._thread.start()
+
+    def publish(self) -> None:
+        """Bring all metrics up to date."""
+        for (name, labels), value in self._read().items():
+            metric = self._metrics.get((name, labels))
+            if metric is None:
+                metric = self._metrics[name, labels] = self._families[name].Metric(labels=dict(labels))
+            if name.endswith("_total"):
+                metric.increment(value - metric.value())
+            else:
+                metric.set(value)
+
+    def close(self) -> None:
+        """End the thread."""
+        self._closing.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._closing.wait(_METRICS_INTERVAL_S):
+            try:
+                self.publish()
+            except Exception:
+                log.exception("publishing metrics failed")
+                return
