@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 import threading
 import time
 from collections.abc import Callable, Collection
@@ -97,7 +98,8 @@ class GenerationService:
             if self._closing or running + waiting >= self._slots + self._queue_limit:
                 raise ServerFull(running, waiting)
             self._submitted += 1
-            live = _Live(f"s{self._submitted}", request, emit)
+            # Whoever knows an id can stop the stream (STOP of speech_lm), so it must not be guessable.
+            live = _Live(f"s{self._submitted}-{secrets.token_hex(8)}", request, emit)
             self._live[live.id] = live
             self._inbox.append(live)
             self._changed.notify_all()

@@ -2,8 +2,8 @@
 
 `execute` only enqueues; the service's thread answers. Every request gets exactly one response with the final flag and
 never an error: after a decoupled model, an error would leave the ensemble's request in flight for ever (seen, see
-facts/triton.md), so a failure is a STATUS. When the client is gone or decoding failed, a STOP request ends the stream in
-speech_lm.
+facts/triton.md), so a failure is a STATUS. When the client is gone or decoding failed, a STOP request ends the stream
+in speech_lm.
 """
 
 from __future__ import annotations
