@@ -33,7 +33,7 @@ def export_flow(model: Flow, folder: Path) -> None:
 
 
 def _condition_graph(model: Flow, weights: dict[str, NDArray]) -> Graph:
-    config, graph = model.config, Graph("flow_condition")
+    config, graph, layers = model.config, Graph("flow_condition"), model.config.encoder_blocks
     width, heads, mels = config.encoder_output_size, config.encoder_heads, config.output_size
     tokens = graph.input("tokens", INT64, ["batch", "tokens"])
     frame_token = graph.input("frame_token", INT64, ["frames"])
@@ -43,14 +43,12 @@ def _condition_graph(model: Flow, weights: dict[str, NDArray]) -> Graph:
 
     length = graph.size(tokens, 1)
     positions = _relative_positions(graph, length, width)
-    every = np.concatenate(
-        [weights[f"encoder.encoders.{i}.self_attn.linear_pos.weight"] for i in range(_layers(config))]
-    )
-    positions = graph.reshape(graph.linear(positions, "positions", every), -1, _layers(config) * heads, width // heads)
+    every = np.concatenate([weights[f"encoder.encoders.{i}.self_attn.linear_pos.weight"] for i in range(layers)])
+    positions = graph.reshape(graph.linear(positions, "positions", every), -1, layers * heads, width // heads)
     positions = graph.op("Transpose", positions, perm=[1, 2, 0])  # [layers * heads, d, 2N - 1]
     bias = _block_causal_bias(graph, length, config.block_size)
 
-    for index in range(_layers(config)):
+    for index in range(layers):
         layer = f"encoder.encoders.{index}."
         ours = graph.slice(positions, graph.ints(index * heads), graph.ints((index + 1) * heads), 0)
         normed = _layer_norm(graph, x, layer + "norm_mha", weights)
@@ -79,10 +77,6 @@ def _linear(graph: Graph, x: str, key: str, weights: dict[str, NDArray]) -> str:
 
 def _layer_norm(graph: Graph, x: str, key: str, weights: dict[str, NDArray]) -> str:
     return graph.layer_norm(x, key, weights[key + ".weight"], weights[key + ".bias"])
-
-
-def _layers(config: FlowConfig) -> int:
-    return config.encoder_blocks
 
 
 def _relative_positions(graph: Graph, length: str, width: int) -> str:
@@ -205,9 +199,8 @@ class _VelocityGraph:
         rates = 1000 * np.exp(np.arange(half) * (-np.log(10000.0) / (half - 1)))
         angles = graph.op("Mul", graph.reshape(t, 1, 1), graph.weight("time_rates", rates.astype(np.float32)))
         x = graph.op("Concat", graph.op("Sin", angles), graph.op("Cos", angles), axis=1)
-        for key in ("time_mlp.linear_1", "time_mlp.linear_2"):
-            x = graph.linear(x, key, weights[key + ".weight"], weights[key + ".bias"])
-            x = graph.op("QuickGelu", x, domain=FUSED, alpha=1.0) if key.endswith("1") else graph.mish(x)
+        x = graph.op("QuickGelu", self._gemm(x, "time_mlp.linear_1"), domain=FUSED, alpha=1.0)  # the SiLU
+        x = graph.mish(self._gemm(x, "time_mlp.linear_2"))  # every block begins with it
         self.resnets = [f"down_blocks.{i}.0." for i in range(len(self.config.channels))]
         self.resnets += [f"mid_blocks.{i}.0." for i in range(self.config.num_mid_blocks)]
         self.resnets += [f"up_blocks.{i}.0." for i in range(len(self.config.channels))]

@@ -68,9 +68,13 @@ class _VocoderGraph:
                 x = graph.op("Concat", graph.slice(x, graph.ints(1), graph.ints(2), 3), x, axis=3)
             stride = math.prod(config.upsample_rates[level + 1 :])
             pads = (stride // 2, stride // 2) if stride > 1 else (0, 0)
-            source = self._conv(spectrum, f"source_downs.{level}", pads=pads, stride=stride)
-            x = graph.op("Add", x, self._resblock(source, f"source_resblocks.{level}."))
-            blocks = [self._resblock(x, f"resblocks.{level * kernels + index}.") for index in range(kernels)]
+            source = self._conv(spectrum, f"source_downs.{level}", pads, stride)
+            dilations = config.source_resblock_dilation_sizes[level]
+            x = graph.op("Add", x, self._resblock(source, f"source_resblocks.{level}.", dilations))
+            blocks = [
+                self._resblock(x, f"resblocks.{level * kernels + index}.", dilations)
+                for index, dilations in enumerate(config.resblock_dilation_sizes)
+            ]
             x, scale = graph.op("Sum", *blocks), 1 / kernels
         x = graph.op("LeakyRelu", x, alpha=FINAL_SLOPE)
         weight = self.weights["conv_post.weight"] * np.float32(scale)
@@ -112,25 +116,14 @@ class _VocoderGraph:
         edges = graph.ints(n_fft // 2), graph.ints(-(n_fft // 2))
         return graph.op("Div", graph.slice(wave, *edges, 1), graph.slice(envelope, *edges, 1))
 
-    def _resblock(self, x: str, key: str) -> str:
+    def _resblock(self, x: str, key: str, dilations: tuple[int, ...]) -> str:
         graph = self.graph
-        index = 0
-        while f"{key}convs1.{index}.weight" in self.weights:
-            kernel = self.weights[f"{key}convs1.{index}.weight"].shape[2]
-            dilation = self._dilation(key, index)
-            padding = dilation * (kernel - 1) // 2
+        for index, dilation in enumerate(dilations):
             y = self._snake(x, f"{key}activations1.{index}")
-            y = self._conv(y, f"{key}convs1.{index}", (padding, padding), dilation=dilation)
+            y = self._conv(y, f"{key}convs1.{index}", dilation=dilation)
             y = self._snake(y, f"{key}activations2.{index}")
             x = graph.op("Add", x, self._conv(y, f"{key}convs2.{index}"))
-            index += 1
         return x
-
-    def _dilation(self, key: str, index: int) -> int:
-        kind, number = key.rstrip(".").split(".")
-        if kind == "source_resblocks":
-            return self.config.source_resblock_dilation_sizes[int(number)][index]
-        return self.config.resblock_dilation_sizes[int(number) % len(self.config.resblock_kernel_sizes)][index]
 
     def _snake(self, x: str, key: str) -> str:
         """x + sin^2(alpha x) / alpha."""
@@ -140,7 +133,7 @@ class _VocoderGraph:
         return graph.op("Add", x, graph.op("Mul", graph.op("Mul", sine, sine), inverse))
 
     def _conv(self, x: str, key: str, pads: tuple[int, int] | None = None, stride: int = 1, dilation: int = 1) -> str:
-        """A convolution of the checkpoint; pads default to "same"."""
+        """A convolution of the checkpoint; pads default to those that keep the length."""
         weight = self.weights[key + ".weight"]
-        same = (weight.shape[2] - 1) // 2
+        same = dilation * (weight.shape[2] - 1) // 2
         return self.graph.conv(x, key, weight, self.weights[key + ".bias"], pads or (same, same), stride, dilation)
