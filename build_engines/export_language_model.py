@@ -14,86 +14,28 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto
 
+from build_engines.onnx_graph import END, FLOAT, FUSED, INT64, Graph, weights_of
 from vita_audio.configs import LanguageModelConfig
 
-OPSET = 21
-IR_VERSION = 10
-_FUSED = "com.microsoft"
 
-
-class _Graph:
-    """Collects nodes, weights, inputs and outputs; every helper returns the name of what it made."""
-
-    def __init__(self, prefix: str = "") -> None:
-        self.prefix = prefix
-        self.nodes: list[onnx.NodeProto] = []
-        self.weights: dict[str, NDArray] = {}
-        self.inputs: list[onnx.ValueInfoProto] = []
-        self.outputs: list[onnx.ValueInfoProto] = []
-        self._count = 0
-
-    def op(self, kind: str, *inputs: str, outputs: int = 1, domain: str = "", **attributes: Any) -> str:
-        names = self.ops(kind, *inputs, outputs=outputs, domain=domain, **attributes)
-        return names[0]
-
-    def ops(self, kind: str, *inputs: str, outputs: int, domain: str = "", **attributes: Any) -> list[str]:
-        self._count += 1
-        names = [f"{self.prefix}{kind}_{self._count}_{i}" for i in range(outputs)]
-        self.nodes.append(helper.make_node(kind, inputs, names, domain=domain, **attributes))
-        return names
-
-    def weight(self, name: str, value: NDArray) -> str:
-        self.weights.setdefault(name, np.asarray(value, order="C"))
-        return name
-
-    def ints(self, *values: int) -> str:
-        return self.weight("ints_" + "_".join(map(str, values)).replace("-", "m"), np.array(values, np.int64))
-
-    def number(self, value: float) -> str:
-        return self.weight(f"number_{value}", np.array(value, np.float32))
-
-    def input(self, name: str, kind: int, shape: Sequence[int | str]) -> str:
-        self.inputs.append(helper.make_tensor_value_info(name, kind, shape))
-        return name
-
-    def output(self, name: str, source: str, kind: int, shape: Sequence[int | str]) -> None:
-        self.nodes.append(helper.make_node("Identity", [source], [name]))
-        self.declare_output(name, kind, shape)
-
-    def declare_output(self, name: str, kind: int, shape: Sequence[int | str]) -> None:
-        self.outputs.append(helper.make_tensor_value_info(name, kind, shape))
-
-    def as_branch(self, name: str, result: str) -> onnx.GraphProto:
-        """The nodes as a branch of an If that yields `result`, a column of token ids; weights stay with the parent."""
-        output = helper.make_tensor_value_info(result, TensorProto.INT64, ["batch", 1])
-        return helper.make_graph(self.nodes, self.prefix + name, [], [output])
-
-    def save(self, path: Path, name: str) -> None:
-        weights = [numpy_helper.from_array(value, key) for key, value in self.weights.items()]
-        graph = helper.make_graph(self.nodes, name, self.inputs, self.outputs, weights)
-        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(_FUSED, 1)]
-        model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="vita_audio")
-        onnx.save_model(model, path)
-
-
-class _LanguageModelGraph(_Graph):
+class _LanguageModelGraph(Graph):
     """The parts both graphs share: decoder layers over in-place caches, norms, head and sampling."""
 
-    def __init__(self, config: LanguageModelConfig, tensors: Mapping[str, NDArray], banned: Sequence[int]) -> None:
-        super().__init__()
+    def __init__(
+        self, name: str, config: LanguageModelConfig, tensors: Mapping[str, NDArray], banned: Sequence[int]
+    ) -> None:
+        super().__init__(name)
         self.config, self.tensors, self.banned = config, tensors, banned
         # GroupQueryAttention rotates heads of a multiple of 16: pad each rotary half with zeros up to that.
         self.padded_dim = -(-config.head_dim // 16) * 16
         self.greedy = ""
-        self._branches = 0
 
     def rms_norm(self, x: str, key: str) -> str:
         weight = self.weight(key, self.tensors[key])
@@ -104,7 +46,7 @@ class _LanguageModelGraph(_Graph):
         weight = self.weight(key, self.tensors[key])
         names = self.ops(
             "SkipSimplifiedLayerNormalization", x, residual, weight,
-            outputs=4, domain=_FUSED, epsilon=self.config.rms_norm_eps,
+            outputs=4, domain=FUSED, epsilon=self.config.rms_norm_eps,
         )  # fmt: skip
         self.nodes[-1].output[1] = self.nodes[-1].output[2] = ""
         return names[0], names[3]
@@ -137,7 +79,7 @@ class _LanguageModelGraph(_Graph):
         qkv = self.op("Add", qkv, self.weight(prefix + "qkv.bias", bias))
         node = ["GroupQueryAttention", qkv, "", "", f"past_{cache[0]}", f"past_{cache[1]}"]
         attended, *present = self.ops(
-            *node, "last_row", "total_length", "cos", "sin", outputs=3, domain=_FUSED,
+            *node, "last_row", "total_length", "cos", "sin", outputs=3, domain=FUSED,
             num_heads=heads, kv_num_heads=kv, do_rotary=1, scale=c.head_dim**-0.5,
         )  # fmt: skip
         for name, made in zip(cache, present, strict=True):
@@ -149,7 +91,7 @@ class _LanguageModelGraph(_Graph):
         gate_up = np.concatenate([self.tensors[f"{prefix}mlp.{n}_proj.weight"] for n in ("gate", "up")])
         both = self.op("MatMul", normed, self.weight(prefix + "gate_up.weight", gate_up.T))
         gate, up = self.ops("Split", both, outputs=2, axis=-1, num_outputs=2)
-        silu = self.op("QuickGelu", gate, domain=_FUSED, alpha=1.0)
+        silu = self.op("QuickGelu", gate, domain=FUSED, alpha=1.0)
         down = self.weight(prefix + "down.weight", self.tensors[prefix + "mlp.down_proj.weight"].T)
         return self.op("MatMul", self.op("Mul", silu, up), down), residual
 
@@ -161,13 +103,13 @@ class _LanguageModelGraph(_Graph):
             pair = (f"key_{index}", f"value_{index}")
             names.append(pair)
             for name in pair:
-                self.input(f"past_{name}", TensorProto.FLOAT, shape)
-                self.declare_output(f"present_{name}", TensorProto.FLOAT, shape)
+                self.input(f"past_{name}", FLOAT, shape)
+                self.declare_output(f"present_{name}", FLOAT, shape)
         self.input("last_row", TensorProto.INT32, ["batch"])  # cache index of the last row: past + S - 1
         self.input("total_length", TensorProto.INT32, [1])
         half = self.padded_dim // 2
-        self.input("cos", TensorProto.FLOAT, ["context", half])
-        self.input("sin", TensorProto.FLOAT, ["context", half])
+        self.input("cos", FLOAT, ["context", half])
+        self.input("sin", FLOAT, ["context", half])
         return names
 
     def embed(self, tokens: str) -> str:
@@ -184,13 +126,13 @@ class _LanguageModelGraph(_Graph):
 
     def sampling_inputs(self, draws: int) -> None:
         # Ids the repetition penalty applies to, any order, repeats allowed: shorter lists are padded with their own.
-        self.input("seen", TensorProto.INT64, ["batch", "seen_ids"])
-        self.input("penalty", TensorProto.FLOAT, ["batch", 1])
-        self.input("temperature", TensorProto.FLOAT, ["batch", 1])
-        self.input("top_k", TensorProto.INT64, ["batch", 1])
-        self.input("top_p", TensorProto.FLOAT, ["batch", 1])
-        self.input("uniform", TensorProto.FLOAT, ["batch", draws])
-        self.input("candidates", TensorProto.INT64, [1])  # the largest top_k of the batch: how far to sort
+        self.input("seen", INT64, ["batch", "seen_ids"])
+        self.input("penalty", FLOAT, ["batch", 1])
+        self.input("temperature", FLOAT, ["batch", 1])
+        self.input("top_k", INT64, ["batch", 1])
+        self.input("top_p", FLOAT, ["batch", 1])
+        self.input("uniform", FLOAT, ["batch", draws])
+        self.input("candidates", INT64, [1])  # the largest top_k of the batch: how far to sort
         one = self.op("Squeeze", self.ints(1))
         self.greedy = self.op("Equal", self.op("Squeeze", "candidates"), one)
 
@@ -208,12 +150,12 @@ class _LanguageModelGraph(_Graph):
         return self.op("If", self.greedy, **names)
 
     def _greedy(self, logits: str) -> onnx.GraphProto:
-        branch = self._branch()
-        return branch.as_branch("greedy", branch.op("ArgMax", logits, axis=1, keepdims=1))
+        g = self.branch("greedy")
+        return g.as_branch(g.op("ArgMax", logits, axis=1, keepdims=1), INT64, ["batch", 1])
 
     def _draw(self, logits: str, uniform: str) -> onnx.GraphProto:
         """The inverse of the cumulative distribution, after temperature, top-k and top-p, at `uniform`."""
-        g = self._branch()
+        g = self.branch("draw")
         values, ids = g.ops("TopK", logits, "candidates", outputs=2, axis=-1, largest=1, sorted=1)
         rank = g.op("Range", *(g.op("Squeeze", x) for x in (self.ints(0), "candidates", self.ints(1))))
         scaled = g.op("Div", values, "temperature")
@@ -224,20 +166,16 @@ class _LanguageModelGraph(_Graph):
         cumulative = g.op("CumSum", p, self.ints(1))
         total = g.op("ReduceSum", p, self.ints(1), keepdims=1)
         passed = g.op("LessOrEqual", cumulative, g.op("Mul", total, uniform))
-        chosen = g.op("ReduceSum", g.op("Cast", passed, to=TensorProto.INT64), self.ints(1), keepdims=1)
+        chosen = g.op("ReduceSum", g.op("Cast", passed, to=INT64), self.ints(1), keepdims=1)
         # A uniform draw just below 1 can pass every candidate by rounding: the last one with any mass is meant.
-        alive = g.op("Cast", g.op("Greater", p, self.number(0.0)), to=TensorProto.INT64)
+        alive = g.op("Cast", g.op("Greater", p, self.number(0.0)), to=INT64)
         last = g.op("Sub", g.op("ReduceSum", alive, self.ints(1), keepdims=1), self.ints(1))
-        return g.as_branch("draw", g.op("GatherElements", ids, g.op("Min", chosen, last), axis=1))
-
-    def _branch(self) -> _Graph:
-        self._branches += 1
-        return _Graph(prefix=f"branch{self._branches}_")
+        return g.as_branch(g.op("GatherElements", ids, g.op("Min", chosen, last), axis=1), INT64, ["batch", 1])
 
 
-def _backbone(config: LanguageModelConfig, tensors: Mapping[str, NDArray], banned: Sequence[int]) -> _Graph:
-    g = _LanguageModelGraph(config, tensors, banned)
-    x = g.embed(g.input("tokens", TensorProto.INT64, ["batch", "rows"]))
+def _backbone(config: LanguageModelConfig, tensors: Mapping[str, NDArray], banned: Sequence[int]) -> Graph:
+    g = _LanguageModelGraph("backbone", config, tensors, banned)
+    x = g.embed(g.input("tokens", INT64, ["batch", "rows"]))
     caches = g.cache_inputs(config.backbone_layers)
     g.sampling_inputs(draws=1)
     residual: str | None = None
@@ -245,19 +183,19 @@ def _backbone(config: LanguageModelConfig, tensors: Mapping[str, NDArray], banne
         x, residual = g.layer(index, x, residual, cache)
     assert residual is not None
     hidden, _ = g.add_rms_norm(x, residual, "model.norm.weight")
-    last = g.op("Gather", hidden, g.weight("last", np.array(-1, np.int64)), axis=1)  # [B, hidden]
-    g.output("hidden", hidden, TensorProto.FLOAT, ["batch", "rows", config.hidden_size])
-    g.output("token", g.sample(g.head(last), "seen", "uniform"), TensorProto.INT64, ["batch", 1])
+    last = g.op("Gather", hidden, g.integer(-1), axis=1)  # [B, hidden]
+    g.output("hidden", hidden, FLOAT, ["batch", "rows", config.hidden_size])
+    g.output("token", g.sample(g.head(last), "seen", "uniform"), INT64, ["batch", 1])
     return g
 
 
-def _mctp(config: LanguageModelConfig, tensors: Mapping[str, NDArray], banned: Sequence[int]) -> _Graph:
-    g = _LanguageModelGraph(config, tensors, banned)
+def _mctp(config: LanguageModelConfig, tensors: Mapping[str, NDArray], banned: Sequence[int]) -> Graph:
+    g = _LanguageModelGraph("mctp", config, tensors, banned)
     modules = config.mctp_modules
-    embedded = g.embed(g.input("tokens", TensorProto.INT64, [1, "rows"]))  # token j + 1 of rows j
-    hidden = g.input("hidden", TensorProto.FLOAT, [1, "rows", config.hidden_size])
+    embedded = g.embed(g.input("tokens", INT64, [1, "rows"]))  # token j + 1 of rows j
+    hidden = g.input("hidden", FLOAT, [1, "rows", config.hidden_size])
     # A prefill chunk knows the tokens after its rows: forced[k] >= 0 stands in for what module k samples.
-    forced = g.input("forced", TensorProto.INT64, [1, modules])
+    forced = g.input("forced", INT64, [1, modules])
     caches = g.cache_inputs(modules)
     g.sampling_inputs(draws=modules)
     seen, sampled = "seen", []
@@ -269,15 +207,15 @@ def _mctp(config: LanguageModelConfig, tensors: Mapping[str, NDArray], banned: S
         x = g.op("MatMul", g.op("Concat", *both, axis=-1), projection)
         x, residual = g.layer(config.backbone_layers + k, x, None, caches[k])
         hidden, _ = g.add_rms_norm(x, residual, "model.norm.weight")
-        last = g.op("Gather", hidden, g.weight("last", np.array(-1, np.int64)), axis=1)
+        last = g.op("Gather", hidden, g.integer(-1), axis=1)
         token = g.sample(g.head(last), seen, uniforms[k])
         token = g.op("Where", g.op("Less", forces[k], g.ints(0)), token, forces[k])
         sampled.append(token)
         if k + 1 < modules:
             seen = g.op("Concat", seen, token, axis=1)
-            later = g.op("Slice", embedded, g.ints(1), g.ints(np.iinfo(np.int64).max), g.ints(1))
+            later = g.op("Slice", embedded, g.ints(1), g.ints(END), g.ints(1))
             embedded = g.op("Concat", later, g.embed(token), axis=1)
-    g.output("sampled", g.op("Concat", *sampled, axis=1), TensorProto.INT64, [1, modules])
+    g.output("sampled", g.op("Concat", *sampled, axis=1), INT64, [1, modules])
     return g
 
 
@@ -294,10 +232,10 @@ def export_language_model(
         banned_ids: token ids that must never be sampled (padding rows of the vocabulary).
     """
     folder.mkdir(parents=True, exist_ok=True)
-    arrays = {key: value.to(torch.float32).numpy() for key, value in tensors.items()}
+    arrays = weights_of(tensors)
     if config.tie_word_embeddings:
         arrays.setdefault("lm_head.weight", arrays["model.embed_tokens.weight"])
-    _backbone(config, arrays, banned_ids).save(folder / "backbone.onnx", "backbone")
+    _backbone(config, arrays, banned_ids).save(folder / "backbone.onnx", {}, check=False)
     if config.mctp_modules:
-        _mctp(config, arrays, banned_ids).save(folder / "mctp.onnx", "mctp")
+        _mctp(config, arrays, banned_ids).save(folder / "mctp.onnx", {}, check=False)
     (folder / "model.json").write_text(json.dumps(asdict(config), indent=1) + "\n")

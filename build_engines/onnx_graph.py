@@ -31,12 +31,13 @@ class Graph:
         self.weights: dict[str, NDArray] = {}
         self.inputs: list[onnx.ValueInfoProto] = []
         self.outputs: list[onnx.ValueInfoProto] = []
+        self._branches = 0
 
     # Graph plumbing
 
     def ops(self, kind: str, *inputs: str, outputs: int, domain: str = "", **attributes: Any) -> list[str]:
         """Add a node with several results."""
-        names = [f"{kind}_{len(self.nodes)}_{index}" for index in range(outputs)]
+        names = [f"{self.name}/{kind}_{len(self.nodes)}_{index}" for index in range(outputs)]
         self.nodes.append(helper.make_node(kind, inputs, names, names[0], domain=domain, **attributes))
         return names
 
@@ -64,16 +65,33 @@ class Graph:
 
     def output(self, name: str, value: str, kind: int, shape: Sequence[int | str]) -> None:
         self.nodes.append(helper.make_node("Identity", [value], [name]))
+        self.declare_output(name, kind, shape)
+
+    def declare_output(self, name: str, kind: int, shape: Sequence[int | str]) -> None:
+        """A result that has its public name already."""
         self.outputs.append(helper.make_tensor_value_info(name, kind, shape))
 
-    def save(self, path: Path, metadata: Mapping[str, str]) -> None:
-        """Check the graph and write it; `metadata` is what an engine must know without a config file."""
+    def branch(self, name: str) -> Graph:
+        """An empty graph for one side of an If. It may read this graph's values; its own names do not clash."""
+        self._branches += 1
+        return Graph(f"{self.name}/{name}{self._branches}")
+
+    def as_branch(self, value: str, kind: int, shape: Sequence[int | str]) -> onnx.GraphProto:
+        """The nodes as one side of an If that yields `value`; weights have to be the parent's."""
+        return helper.make_graph(self.nodes, self.name, [], [helper.make_tensor_value_info(value, kind, shape)])
+
+    def save(self, path: Path, metadata: Mapping[str, str], check: bool = True) -> None:
+        """Write the graph; `metadata` is what an engine must know without a config file.
+
+        `check` runs ONNX's checker, which does not know the operators ONNX Runtime adds to the standard domain.
+        """
         weights = [numpy_helper.from_array(value, name) for name, value in self.weights.items()]
         graph = helper.make_graph(self.nodes, self.name, self.inputs, self.outputs, weights)
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(FUSED, 1)]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="vita_audio")
         helper.set_model_props(model, dict(metadata))
-        onnx.checker.check_model(model)
+        if check:
+            onnx.checker.check_model(model)
         path.parent.mkdir(parents=True, exist_ok=True)
         onnx.save_model(model, path)
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -40,7 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="a folder in the layout of the golden data")
     parser.add_argument("--failures", action="store_true", help="print failed cases only")
     options = parser.parse_args(arguments)
-    console = Console()
+    torch.set_num_threads(1)  # the cases are tiny: threads would only wait for each other
+    console = Console(width=None if sys.stdout.isatty() else 150)
     if not options.folder.is_dir():
         console.print(f"{options.folder}: no such folder", style="red")
         return 2

@@ -9,9 +9,9 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-from build_engines.export_audio import export_flow, export_speech_tokenizer, export_vocoder
 from safetensors.numpy import load_file
 
+from build_engines.export_audio import export_flow, export_speech_tokenizer, export_vocoder
 from vita_audio.checkpoint import load_flow, load_speech_tokenizer, load_vocoder
 from vita_audio.conformance.result import Result, compare_tokens, compare_values
 from vita_audio.contract import mel_frames
@@ -21,7 +21,7 @@ from vita_audio.engines.torch_audio import TorchFlow, TorchSpeechTokenizer, Torc
 from vita_audio.models.flow import Flow, offline_frame_map, time_grid
 from vita_audio.models.speech_tokenizer import SpeechTokenizer
 from vita_audio.models.vocoder import Vocoder
-from vita_audio.speech_features import extract_features
+from vita_audio.speech_features import speech_pieces
 
 # Limits between two correct float32 implementations (README of the golden data).
 FEATURES, RELATIVE, F0_HZ, WAVE = 1e-4, 1e-3, 1e-2, 1e-3
@@ -49,7 +49,7 @@ def check_speech_tokenizer(folder: Path) -> Iterator[Result]:
         }
         for case, golden in _cases(folder / "speech_tokenizer_io.safetensors").items():
             label = f"speech tokenizer {case} s"
-            pieces = list(extract_features(golden["wave"], config.num_mel_bins))
+            pieces = list(speech_pieces(golden["wave"], config.num_mel_bins))
             for index, piece in enumerate(pieces):
                 expected = golden[f"features{index}"][0]
                 yield compare_values(f"{label}, features {index}", "numpy", piece.features, expected, FEATURES)
