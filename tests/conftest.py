@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from server.launch import TritonServer
+from server.options import ServerOptions
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -17,3 +23,23 @@ def golden() -> Path:
     if not folder.is_dir():
         pytest.skip(f"golden data not found at {folder}: set VITA_GOLDEN")
     return folder
+
+
+@pytest.fixture(scope="session")
+def engines(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """CPU engines of the tiny seed checkpoint (real architecture, K = 10), built as a user builds them."""
+    folder = tmp_path_factory.mktemp("served")
+    checkpoint, out = folder / "checkpoint", folder / "engines"
+    for command in (
+        ["build_engines.seed_checkpoint", "--size", "tiny", "--out", str(checkpoint)],
+        ["build_engines", "--checkpoint", str(checkpoint), "--target", "cpu", "--out", str(out)],
+    ):
+        subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    return out
+
+
+@pytest.fixture(scope="session")
+def server(engines: Path) -> Iterator[TritonServer]:
+    """A real Triton on free loopback ports, shared by tests that leave it as they found it."""
+    with TritonServer(ServerOptions(engines=engines, grpc_port=0, metrics_port=0)) as running:
+        yield running

@@ -1,0 +1,23 @@
+"""Settings survive the trip through the environment of the model processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vita_audio.errors import EngineError
+from vita_audio.serving_settings import DEFAULT_QUEUE, DEFAULT_SLOTS, ServingSettings, default_threads
+
+
+def test_round_trip() -> None:
+    settings = ServingSettings(Path("/engines"), slots=3, queue=0, threads=2)
+    assert ServingSettings.from_environment(settings.to_environment()) == settings
+    assert settings.to_environment()["OMP_NUM_THREADS"] == "2"
+
+
+def test_defaults_but_for_the_engines() -> None:
+    settings = ServingSettings.from_environment({"VITA_ENGINES": "/engines"})
+    assert settings == ServingSettings(Path("/engines"), DEFAULT_SLOTS, DEFAULT_QUEUE, default_threads())
+    with pytest.raises(EngineError, match=r"VITA_ENGINES is not set.*python -m server"):
+        ServingSettings.from_environment({})
