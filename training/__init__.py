@@ -1,0 +1,1 @@
+"""Training of the language model and of the three audio networks, at any size."""
