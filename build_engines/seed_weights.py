@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from vita_audio.checkpoint import language_model_shapes, split_weight_norm
+from vita_audio.checkpoint import language_model_shapes
 from vita_audio.configs import FlowConfig, LanguageModelConfig, SpeechTokenizerConfig, VocoderConfig
 from vita_audio.models.flow import Flow
 from vita_audio.models.speech_tokenizer import SpeechTokenizer
@@ -53,8 +53,8 @@ def speech_tokenizer_weights(config: SpeechTokenizerConfig, seed: int) -> dict[s
     with torch.random.fork_rng(devices=[]), torch.inference_mode():
         torch.manual_seed(seed)
         model = SpeechTokenizer(config).eval()
-        model.embed_positions.weight.copy_(_sinusoids(*model.embed_positions.weight.shape))
-        model.embed_positions2.weight.copy_(_sinusoids(*model.embed_positions2.weight.shape))
+        model.embed_positions.weight.copy_(sinusoids(*model.embed_positions.weight.shape))
+        model.embed_positions2.weight.copy_(sinusoids(*model.embed_positions2.weight.shape))
         states: list[Tensor] = []
         while sum(map(len, states)) < config.quantize_vocab_size:
             states.append(model.encode(*_random_speech(config)).flatten(0, 1))
@@ -70,7 +70,7 @@ def flow_weights(config: FlowConfig, seed: int) -> dict[str, Tensor]:
 
 
 def vocoder_weights(config: VocoderConfig, seed: int) -> dict[str, Tensor]:
-    """The layers' own random start, louder and voiced, under the keys of `hift.pt` (weight norm split)."""
+    """The layers' own random start, louder and voiced, weight norm folded."""
     with torch.random.fork_rng(devices=[]), torch.inference_mode():
         torch.manual_seed(seed)
         model = Vocoder(config)
@@ -79,10 +79,10 @@ def vocoder_weights(config: VocoderConfig, seed: int) -> dict[str, Tensor]:
         bins = config.istft_n_fft // 2 + 1
         assert model.conv_post.bias is not None
         model.conv_post.bias[:bins] += math.log(_VOCODER_GAIN)  # these channels are log magnitudes
-        return split_weight_norm(model.state_dict())
+        return model.state_dict()
 
 
-def _sinusoids(positions: int, width: int) -> Tensor:
+def sinusoids(positions: int, width: int) -> Tensor:
     """Whisper's position table [positions, width]: sines in the first half, cosines in the second."""
     rates = torch.exp(-math.log(10_000.0) / (width // 2 - 1) * torch.arange(width // 2))
     angles = torch.arange(positions)[:, None] * rates
