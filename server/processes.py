@@ -6,7 +6,8 @@ from pathlib import Path
 
 
 def descendants(pid: int) -> list[int]:
-    """`pid` and every process below it that is alive now."""
+    """`pid` and every process below it that is alive now (a zombie is not)."""
+    alive: set[int] = set()
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -16,8 +17,9 @@ def descendants(pid: int) -> list[int]:
             except OSError:  # ended while we looked
                 continue
             if state != "Z":
+                alive.add(int(entry.name))
                 children.setdefault(int(parent), []).append(int(entry.name))
-    found, waiting = [], [pid] if Path(f"/proc/{pid}").exists() else []
+    found, waiting = [], [pid] if pid in alive else []
     while waiting:
         found.append(waiting.pop())
         waiting += children.get(found[-1], [])

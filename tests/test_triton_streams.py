@@ -1,0 +1,142 @@
+"""Many streams on a real Triton: together as alone; cancelled or killed, they leave nothing; a full server says so."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from server.launch import TritonServer
+from server.options import ROOT, ServerOptions
+from server.processes import descendants
+from triton_probe import in_flight_at_stop, metrics, wait_idle
+from vita_client import Client, ServerUnavailable
+
+pytestmark = pytest.mark.server
+
+SPEECH = np.random.default_rng(7).normal(0, 0.1, 24_000).astype(np.float32)
+EIGHT = (
+    {"text": "Hello there.", "mode": "vanilla"},
+    {"text": "Hello there.", "mode": "turbo"},
+    {"text": "Read this aloud.", "task": "tts", "mode": "boost", "temperature": 1.0, "top_k": 50},
+    {"text": "And this one, slowly.", "task": "tts", "mode": "balance", "temperature": 0.8, "top_p": 0.9},
+    {"audio": SPEECH, "task": "asr", "mode": "boost"},
+    {"audio": SPEECH, "mode": "2,3,1,7", "temperature": 1.0},
+    {"text": "Just type.", "task": "text", "temperature": 1.0},
+    {"text": "What is said here?", "audio": SPEECH[:9000], "mode": "boost", "repetition_penalty": 1.3},
+)
+
+
+def test_eight_streams_together_are_the_same_as_alone(server: TritonServer) -> None:
+    """Different tasks, modes and sampling, 5 times over in shuffled order: token for token, letter for letter."""
+
+    def ask(index: int) -> tuple:
+        with Client(server.grpc_url) as client:
+            reply = client.collect(**EIGHT[index], max_tokens=120, seed=index, timeout_s=60)
+        return reply.tokens, reply.text, len(reply.pcm), reply.status.reason
+
+    alone = [ask(index) for index in range(8)]
+    assert len({tokens for tokens, *_ in alone}) == 8
+    for shuffle in range(5):
+        order = random.Random(shuffle).sample(range(8), 8)
+        with ThreadPoolExecutor(8) as threads:
+            together = dict(zip(order, threads.map(ask, order), strict=True))
+        for index in range(8):
+            assert together[index] == alone[index], EIGHT[index]
+    assert set(wait_idle(server).values()) == {0.0}
+
+
+#: A client that streams from five threads until it is killed.
+CLIENT_TO_KILL = """
+import sys, threading
+from vita_client import Client
+def run(seed):
+    with Client(sys.argv[1]) as client:
+        for n in range(100):
+            for event in client.stream("Read this aloud.", task="tts", max_tokens=900, seed=100 * seed + n): pass
+for seed in range(5):
+    threading.Thread(target=run, args=(seed,)).start()
+print("streaming", flush=True)
+"""
+
+
+def test_a_hundred_streams_cancelled_at_random_moments_leave_nothing(engines: Path) -> None:
+    options = ServerOptions(engines=engines, grpc_port=0, metrics_port=0, slots=4, queue=60)
+    chance = random.Random(0)
+    plan = [(chance.uniform(0, 0.3), seed) for seed in range(75)]
+    with TritonServer(options) as server:
+
+        def cancelled(delay_s: float, seed: int) -> str:
+            with Client(server.grpc_url) as client:
+                stream = client.stream("Read this aloud.", task="tts", max_tokens=900, seed=seed, timeout_s=60)
+                timer = threading.Timer(delay_s, stream.cancel)
+                timer.start()
+                for _ in stream:
+                    pass
+                timer.cancel()
+                return "cancelled" if stream.cancelled else "ended"
+
+        killed = [
+            subprocess.Popen(
+                [sys.executable, "-c", CLIENT_TO_KILL, server.grpc_url],
+                cwd=ROOT,
+                env={"PYTHONPATH": f"{ROOT}:{ROOT / 'client'}"},
+                stdout=subprocess.PIPE,
+            )
+            for _ in range(5)
+        ]
+        with ThreadPoolExecutor(12) as threads:
+            outcomes = threads.map(lambda item: cancelled(*item), plan)
+            for process in killed:
+                assert process.stdout is not None
+                assert process.stdout.readline() == b"streaming\n"
+                time.sleep(chance.uniform(0.05, 0.5))
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                process.stdout.close()
+            counted = Counter(outcomes)
+        assert counted["cancelled"] > 50, counted
+        assert set(wait_idle(server).values()) == {0.0}
+        ended = {key: value for key, value in metrics(server).items() if "ended_total" in key}
+        assert ended['vita_streams_ended_total{reason="cancelled",stage="speech_lm"}'] > 20, ended
+        assert not any("failed" in key or "evicted" in key for key in ended), ended
+        processes = descendants(server.pid)
+        asked = time.monotonic()
+    assert time.monotonic() - asked < 3.0
+    assert in_flight_at_stop(server.log()) == 0
+    assert not any(descendants(pid) for pid in processes)
+
+
+def test_a_full_server_says_so_at_once_and_serves_on(engines: Path) -> None:
+    options = ServerOptions(engines=engines, grpc_port=0, metrics_port=0, slots=1, queue=1)
+    with TritonServer(options) as server, Client(server.grpc_url) as client:
+
+        def ask(seed: int) -> tuple[int, float, str]:
+            """Tokens, seconds and error of a long stream."""
+            asked = time.monotonic()
+            try:
+                reply = client.collect("One.", task="tts", mode="vanilla", max_tokens=900, seed=seed, timeout_s=60)
+                return len(reply.tokens), time.monotonic() - asked, ""
+            except ServerUnavailable as error:
+                return 0, time.monotonic() - asked, str(error)
+
+        long_seed = next(seed for seed in range(100) if ask(seed)[0] > 400)
+        with ThreadPoolExecutor(8) as threads:
+            answers = list(threads.map(ask, [long_seed] * 8))
+        served = [tokens for tokens, _, error in answers if not error]
+        refused = [(seconds, error) for _, seconds, error in answers if error]
+        assert len(served) == 2
+        assert min(served) > 400
+        assert {error for _, error in refused} == {"server is full (1 running, 1 waiting)"}
+        assert max(seconds for seconds, _ in refused) < 0.5
+        assert set(wait_idle(server).values()) == {0.0}
+        assert ask(long_seed)[0] == served[0]
