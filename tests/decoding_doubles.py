@@ -9,9 +9,12 @@ from __future__ import annotations
 import numpy as np
 
 from vita_audio.contract import MEL_HOP_SAMPLES
+from vita_audio.decoding.schedule import DecoderConfig
 from vita_audio.engines.interface import Floats, Ints
 
 MELS = 4
+#: Equal chunks, so that tests can count them.
+EVERY_20 = DecoderConfig(chunk_tokens=(20,))
 
 
 def shifted(x: np.ndarray, by: int) -> np.ndarray:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from build_engines.export_audio import export_flow, export_vocoder
+from decoding_doubles import EVERY_20
 from vita_audio.checkpoint import load_flow, load_vocoder
 from vita_audio.contract import mel_frames, output_samples
 from vita_audio.decoding.decoder import Pcm, StreamingDecoder
@@ -34,14 +35,16 @@ def decoder(request: pytest.FixtureRequest, golden: Path, tmp_path_factory: pyte
     source = golden / "audio_decoder"
     (flow_config, flow_tensors), (vocoder_config, vocoder_tensors) = load_flow(source), load_vocoder(source)
     if request.param == "torch":
-        return StreamingDecoder(TorchFlow(flow_config, flow_tensors), TorchVocoder(vocoder_config, vocoder_tensors))
+        return StreamingDecoder(
+            TorchFlow(flow_config, flow_tensors), TorchVocoder(vocoder_config, vocoder_tensors), EVERY_20
+        )
     folder = tmp_path_factory.mktemp("engines")
     flow, vocoder = Flow(flow_config).eval(), Vocoder(vocoder_config).eval()
     flow.load_state_dict(flow_tensors)
     vocoder.load_state_dict(vocoder_tensors)
     export_flow(flow, folder)
     export_vocoder(vocoder, folder)
-    return StreamingDecoder(OnnxFlow(folder), OnnxVocoder(folder))
+    return StreamingDecoder(OnnxFlow(folder), OnnxVocoder(folder), EVERY_20)
 
 
 def codes_of(count: int, seed: int = 0) -> list[int]:

@@ -22,9 +22,9 @@ def points(config: DecoderConfig, count: int) -> list[int]:
 
 
 def test_schedule_starts_with_the_first_burst_and_then_keeps_to_the_grid() -> None:
-    assert points(DecoderConfig(), 6) == [8, 20, 40, 60, 80, 100]
+    assert points(DecoderConfig(), 6) == [8, 20, 60, 100, 140, 180]
     assert points(DecoderConfig(chunk_tokens=(10, 20, 40)), 6) == [8, 10, 30, 70, 110, 150]
-    assert points(DecoderConfig(first_chunk_tokens=15), 3) == [15, 20, 40]
+    assert points(DecoderConfig(first_chunk_tokens=15, chunk_tokens=(20,)), 3) == [15, 20, 40]
 
 
 @given(

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from decoding_doubles import FlowDouble, VocoderDouble
+from decoding_doubles import EVERY_20, FlowDouble, VocoderDouble
 from vita_audio.contract import OUTPUT_SAMPLE_RATE_HZ, mel_frames, output_samples
 from vita_audio.decoding.decoder import StreamingDecoder
 from vita_audio.decoding.served_stream import DecodedChunk
@@ -123,7 +123,7 @@ def make(idle_timeout_s: float = 60.0, max_batch: int = 8, stop: Callable[[str],
             stop(stream)
 
     service = DecodingService(
-        StreamingDecoder(flow, vocoder),
+        StreamingDecoder(flow, vocoder, EVERY_20),
         VocabularyDouble(),
         DetokenizerDouble,
         on_stop,
@@ -166,7 +166,7 @@ def test_tokens_are_routed_and_the_stream_is_spoken_to_its_end(bench: Bench) -> 
     assert "".join(chunk.text for chunk in chunks) == "abcdefghi"
     assert [token for chunk in chunks for token in chunk.tokens] == ids
     assert chunks[0].tokens.dtype == np.int32
-    expected = StreamingDecoder(FlowDouble(), VocoderDouble())
+    expected = StreamingDecoder(FlowDouble(), VocoderDouble(), EVERY_20)
     state = expected.init(7)
     pcm = np.concatenate([expected.push(state, [t - AUDIO for t in ids if t >= AUDIO]), expected.finish(state)])
     np.testing.assert_array_equal(bench.pcm("a"), pcm)
@@ -212,7 +212,7 @@ def test_any_interleaving_of_streams_answers_each_message_once_in_order(messages
     for name, count in totals.items():
         assert [chunk.status.index for chunk in bench.of(name)] == list(range(len(bench.of(name))))
         assert len(bench.pcm(name)) == output_samples(count)
-        alone = StreamingDecoder(FlowDouble(), VocoderDouble())
+        alone = StreamingDecoder(FlowDouble(), VocoderDouble(), EVERY_20)
         state = alone.init(int(name))
         expected = np.concatenate([alone.push(state, [t - AUDIO for t in audio(count)]), alone.finish(state)])
         assert np.abs(bench.pcm(name).astype(int) - expected).max(initial=0) <= 1  # float rounding in batches

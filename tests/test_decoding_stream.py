@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from decoding_doubles import FlowDouble, VocoderDouble
+from decoding_doubles import EVERY_20, FlowDouble, VocoderDouble
 from vita_audio.contract import mel_frames, output_samples
 from vita_audio.decoding.decoder import StreamingDecoder, to_pcm
 from vita_audio.decoding.noise import StreamNoise
@@ -19,6 +19,7 @@ from vita_audio.errors import EngineError
 
 CONFIGS = [
     DecoderConfig(),
+    EVERY_20,
     DecoderConfig(chunk_tokens=(10, 30), context_tokens=10, flow_hold_back_frames=0, flow_fade_frames=0),
     DecoderConfig(first_chunk_tokens=5, flow_hold_back_frames=20, flow_fade_frames=20, vocoder_hold_back_frames=8),
 ]
@@ -29,7 +30,7 @@ def codes_of(count: int) -> list[int]:
 
 
 def make(config: DecoderConfig | None = None) -> StreamingDecoder:
-    return StreamingDecoder(FlowDouble(), VocoderDouble(), config)
+    return StreamingDecoder(FlowDouble(), VocoderDouble(), config or EVERY_20)
 
 
 def stream(decoder: StreamingDecoder, codes: list[int], cuts: list[int], seed: int = 5) -> tuple[np.ndarray, list[int]]:
@@ -97,7 +98,7 @@ def test_final_frames_condition_the_next_window_and_stay_as_they_are() -> None:
                 conditions.append((x[0].copy(), cond[0].copy()))
             return super().velocity(x, mu, cond, t)
 
-    decoder = StreamingDecoder(Recording(), VocoderDouble())
+    decoder = StreamingDecoder(Recording(), VocoderDouble(), EVERY_20)
     state, noise = decoder.init(5), StreamNoise(5)
     final = np.zeros((4, 0), np.float32)
     codes = codes_of(120)

@@ -35,7 +35,7 @@ class DecoderConfig:
     """
 
     first_chunk_tokens: int = 8
-    chunk_tokens: tuple[int, ...] = (20,)
+    chunk_tokens: tuple[int, ...] = (20, 40)
     context_tokens: int = 30
     flow_steps: int = 4
     flow_hold_back_frames: int = 12

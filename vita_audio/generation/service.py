@@ -20,9 +20,10 @@ log = logging.getLogger(__name__)
 
 Emit = Callable[[TokenDelta], None]
 
-#: A delta leaves at the first token, at the end, and when this many tokens or milliseconds have gathered (a full burst
-#: always is enough): single backbone tokens wait for company, because each delta costs a hop through the server.
+#: Each delta costs a hop through the server, so tokens travel in company: the first delta and the last leave at once,
+#: the others when this many tokens have gathered and the last delta is this old, or when a token has waited too long.
 TOKENS_PER_DELTA = 8
+SHORTEST_GAP_MS = 20.0
 LONGEST_WAIT_MS = 40.0
 
 
@@ -193,7 +194,8 @@ class GenerationService:
         assert stream is not None
         waiting = stream.generated - stream.emitted
         since_ms = (time.perf_counter() - live.last_emit) * 1e3 if live.last_emit else LONGEST_WAIT_MS
-        if stream.ended or (waiting and (waiting >= TOKENS_PER_DELTA or since_ms >= LONGEST_WAIT_MS)):
+        enough = waiting >= TOKENS_PER_DELTA and since_ms >= SHORTEST_GAP_MS
+        if stream.ended or enough or (waiting and since_ms >= LONGEST_WAIT_MS):
             self._emit(live, stream.take_new(), stream.state, stream.reason)
 
     def _emit(self, live: _Live, tokens: list[int], state: State, reason: str) -> None:

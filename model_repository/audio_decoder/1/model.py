@@ -15,7 +15,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from build_engines.manifest import load_manifest
-from server.adapter import FINAL, Metrics, read, read_text, start_logging, text_tensor
+from server.adapter import FINAL, Measured, Metrics, read, read_text, start_logging, text_tensor
 from vita_audio.decoding.decoder import StreamingDecoder
 from vita_audio.decoding.served_stream import DecodedChunk
 from vita_audio.decoding.service import DecodingService
@@ -38,8 +38,10 @@ class TritonPythonModel:
         decoder = StreamingDecoder(OnnxFlow(engines, settings.threads), OnnxVocoder(engines, settings.threads))
         warm_up_decoding(decoder)
         tokenizer = TextTokenizer(engines / "tokenizer.json")
+        # One stream per engine call: on a CPU a batch gains nothing, would make first chunks wait for each other, and
+        # alone a stream's sound is the same bits in any company.
         self._service = DecodingService(
-            decoder, load_manifest(engines).vocabulary, tokenizer.detokenizer, _stop, max_batch=settings.slots
+            decoder, load_manifest(engines).vocabulary, tokenizer.detokenizer, _stop, max_batch=1
         )
         self._metrics = Metrics(
             self._measure,
@@ -68,7 +70,7 @@ class TritonPythonModel:
         self._metrics.close()
         self._service.close()
 
-    def _measure(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    def _measure(self) -> Measured:
         stats, stage = self._service.stats(), ("stage", "audio_decoder")
         return {
             ("vita_streams", (stage, ("state", "running"))): stats.live_streams,
