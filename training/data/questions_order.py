@@ -1,0 +1,123 @@
+"""Questions about order: days, months, letters, and places in a list."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from itertools import permutations
+
+from training.data.families import Fact, Family, sentence
+from training.data.lexicon import CATEGORIES, DAYS, LETTERS, MONTHS, ORDINALS, THINGS, UNCOUNTED
+
+_ECHOES = 1000
+
+
+def _neighbours(name: str, kind: str, sequence: Sequence[str], circular: bool, two: bool) -> Family:
+    """What comes before and after each member; with `two` also two places away."""
+    facts = []
+    steps = [("after", 1), ("before", -1), *([("two {}s after", 2), ("two {}s before", -2)] if two else [])]
+    for index, member in enumerate(sequence):
+        for words, step in steps:
+            target = index + step
+            if not circular and not 0 <= target < len(sequence):
+                continue
+            answer, side = sequence[target % len(sequence)], words.format(kind)
+            facts.append(
+                Fact(
+                    f"{side} {member}",
+                    f"The {kind} {side} {member} is {answer}.",
+                    (answer,),
+                    {"side": side, "member": member},
+                )
+            )
+    return Family(
+        name,
+        tuple(facts),
+        (
+            f"What {kind} is {{side}} {{member}}?",
+            f"Which {kind} comes {{side}} {{member}}?",
+            f"Say the {kind} {{side}} {{member}}.",
+        ),
+        (f"What is the {kind} {{side}} {{member}}?",),
+    )
+
+
+def places() -> Family:
+    """The n-th day, month and letter."""
+    facts = []
+    for kind, whole, sequence in (("day", "week", DAYS), ("month", "year", MONTHS), ("letter", "alphabet", LETTERS)):
+        for ordinal, member in zip(ORDINALS, sequence, strict=False):
+            facts.append(
+                Fact(
+                    f"{ordinal} {kind}",
+                    f"The {ordinal} {kind} is {member}.",
+                    (member,),
+                    {"ordinal": ordinal, "kind": kind, "whole": whole},
+                )
+            )
+    return Family(
+        "places",
+        tuple(facts),
+        (
+            "What is the {ordinal} {kind} of the {whole}?",
+            "Which {kind} of the {whole} is the {ordinal}?",
+            "Name the {ordinal} {kind} of the {whole}.",
+        ),
+        ("Which is the {ordinal} {kind} of the {whole}?",),
+    )
+
+
+def lists() -> Family:
+    """The first, second or last of three words that were just said."""
+    pool = [word for word in (*CATEGORIES["animal"], *CATEGORIES["fruit"], *THINGS[::3]) if word not in UNCOUNTED]
+    facts = []
+    for number, triple in enumerate(permutations(pool, 3)):
+        if number % 29:  # a spread sample of all triples
+            continue
+        which, index = (("first", 0), ("second", 1), ("last", 2))[number // 29 % 3]
+        said = ", ".join(triple)
+        facts.append(
+            Fact(
+                f"{which} of {said}",
+                f"The {which} word is {triple[index]}.",
+                (triple[index],),
+                {"which": which, "said": said},
+            )
+        )
+    return Family(
+        "lists",
+        tuple(facts),
+        ("What is the {which} word, {said}?", "Which word is {which}, {said}?", "Say the {which} word, {said}."),
+        ("Which is the {which} word, {said}?",),
+        rule=True,
+        carriers=False,
+    )
+
+
+def echo() -> Family:
+    """Three words to say after the speaker."""
+    pool = list(dict.fromkeys((*CATEGORIES["colour"], *CATEGORIES["animal"], *THINGS)))
+    facts = []
+    draw = random.Random(0)
+    for _ in range(_ECHOES):
+        words = draw.sample(pool, 3)
+        said = ", ".join(words)
+        facts.append(Fact(said, sentence(said), (" ".join(words),), {"said": said}))
+    return Family(
+        "echo",
+        tuple(facts),
+        ("Repeat after me, {said}.", "Say after me, {said}.", "Say the words, {said}."),
+        ("Repeat the words, {said}.",),
+        rule=True,
+        carriers=False,
+    )
+
+
+FAMILIES = (
+    _neighbours("days", "day", DAYS, circular=True, two=True),
+    _neighbours("months", "month", MONTHS, circular=True, two=False),
+    _neighbours("letters", "letter", LETTERS, circular=False, two=False),
+    places(),
+    lists(),
+    echo(),
+)

@@ -1,0 +1,100 @@
+"""What to generate: counts per task, voices, variation of the input voices, and the two ready sizes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from training.errors import TrainingError
+
+VOICES = ("slt", "rms", "awb", "kal16")
+
+
+@dataclass(frozen=True, slots=True)
+class DataConfig:
+    """Counts are samples of the train split; `test_*` those of the test split, on content the train split never has.
+
+    tts, asr: sentences to be spoken and to be written down. spoken_chat, typed_chat: questions answered in speech.
+    text: questions answered in writing. asr_questions: spoken questions that also serve as ASR samples, and
+    tts_answers: spoken answers that also serve as TTS samples (no new sound).
+    clean_share: input clips without noise. stretch: bounds of the duration factor. gain_db: bounds of the level.
+    snr_db: bounds of the signal-to-noise ratio. held_out_facts: share of the facts of rule-based families (sums,
+    spelling, ...) that only the test split asks about. held_out_questions: share of (fact, wording) pairs.
+    processes: synthesisers at once; the result does not depend on it.
+    """
+
+    seed: int = 3
+    tts: int = 12_000
+    asr: int = 12_000
+    spoken_chat: int = 24_000
+    typed_chat: int = 6_000
+    text: int = 3_000
+    asr_questions: int = 8_000
+    tts_answers: int = 4_000
+    test_tts: int = 400
+    test_asr: int = 400
+    test_spoken_chat: int = 800
+    test_typed_chat: int = 200
+    test_text: int = 100
+    output_voice: str = "slt"
+    input_voices: tuple[str, ...] = VOICES
+    clean_share: float = 0.3
+    stretch: tuple[float, float] = (0.85, 1.15)
+    gain_db: tuple[float, float] = (-15.0, 0.0)
+    snr_db: tuple[float, float] = (15.0, 40.0)
+    held_out_facts: float = 0.05
+    held_out_questions: float = 0.05
+    processes: int = 2
+
+    def __post_init__(self) -> None:
+        """Raises TrainingError naming every field that is wrong."""
+        faults = [
+            f"data.{field.name}: {getattr(self, field.name)} is negative"
+            for field in fields(self)
+            if field.type == "int" and getattr(self, field.name) < 0
+        ]
+        faults += [
+            f"data.{name}: {value} is not a share from 0 to 0.5 (clean_share: to 1)"
+            for name, value, top in (
+                ("clean_share", self.clean_share, 1.0),
+                ("held_out_facts", self.held_out_facts, 0.5),
+                ("held_out_questions", self.held_out_questions, 0.5),
+            )
+            if not 0 <= value <= top
+        ]
+        faults += [
+            f"data.{name}: {bounds} is not a pair low <= high within {low:g} .. {high:g}"
+            for name, bounds, low, high in (
+                ("stretch", self.stretch, 0.5, 2.0),
+                ("gain_db", self.gain_db, -40.0, 0.0),
+                ("snr_db", self.snr_db, 0.0, 80.0),
+            )
+            if len(bounds) != 2 or not low <= bounds[0] <= bounds[1] <= high
+        ]
+        unknown = sorted({self.output_voice, *self.input_voices} - set(VOICES))
+        if unknown:
+            faults.append(f"data voices: {', '.join(unknown)} unknown; flite has {', '.join(VOICES)}")
+        if not self.input_voices:
+            faults.append("data.input_voices: empty; name at least one voice")
+        if self.processes < 1:
+            faults.append(f"data.processes: {self.processes} must be at least 1")
+        if faults:
+            raise TrainingError("\n".join(faults))
+
+
+SMALL = DataConfig()
+TINY = DataConfig(
+    tts=24,
+    asr=24,
+    spoken_chat=40,
+    typed_chat=12,
+    text=8,
+    asr_questions=12,
+    tts_answers=10,
+    test_tts=8,
+    test_asr=8,
+    test_spoken_chat=24,
+    test_typed_chat=8,
+    test_text=4,
+    processes=1,
+)
+PRESETS = {"small": SMALL, "tiny": TINY}
