@@ -1,0 +1,160 @@
+"""Trains the flow: conditional flow matching from tokens to mel of the output voice (facts/audio.md 2.4)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from training.audio.decoder_clips import DecoderClips
+from training.audio.device import autocast, pick_device
+from training.audio.flow_windows import FlowBatch, FlowWindows, output_voice_codes
+from training.run import Run, RunSettings, adamw, clip, set_seeds, step_generator
+from training.snapshots import write_torch_file
+from vita_audio.configs import FlowConfig
+from vita_audio.models.flow import Flow
+
+EXPORT = "flow.pt"  # state dict in a training's folder
+_HELD_OUT_TOKENS = (20, 40)  # geometry of the windows that are evaluated
+
+
+@dataclass(frozen=True, slots=True)
+class FlowTraining:
+    """How the flow is trained.
+
+    Attributes:
+        batch: windows of a step.
+        window_tokens: longest window; a served one has 30 to 39 tokens of context and 20 or 21 new ones.
+        output_voice: the voice it speaks with.
+        mean_weight: of the squared error of mu, which gives the estimator a first guess (0: mu learns through it only).
+        average: decay of the moving average of the weights, which is what is exported.
+        evaluation_steps: Euler steps of the samples that are compared with held-out speech.
+        device: auto, cpu, cuda or cuda:N.
+    """
+
+    model: FlowConfig
+    run: RunSettings
+    batch: int = 16
+    window_tokens: int = 70
+    output_voice: str = "slt"
+    mean_weight: float = 0.1
+    average: float = 0.999
+    evaluation_steps: int = 4
+    held_out_clips: int = 32
+    device: str = "auto"
+
+
+def condition(model: Flow, batch: FlowBatch) -> Tensor:
+    """mu of windows that have a frame map each: [B, mels, F] (`Flow.condition` takes one map for all)."""
+    states = model.encoder_proj(model.encode(batch.tokens)).transpose(1, 2)  # [B, mels, N]
+    owner = batch.frame_token[:, None].expand(-1, states.shape[1], -1)
+    return model.length_regulator.model(states.gather(2, owner))
+
+
+def flow_losses(model: Flow, batch: FlowBatch, draw: torch.Generator) -> dict[str, Tensor]:
+    """Flow-matching loss over the frames that are not given, and squared error of mu over all.
+
+    y = (1 - (1 - s) t) z + t x1 is pushed along u = x1 - (1 - s) z; tokens, speaker and condition are withheld together
+    from `training_cfg_rate` of the windows, so that guidance has something to compare with.
+    """
+    config, mel, device = model.config, batch.mel, batch.mel.device
+    rows = mel.shape[0]
+    with autocast(device):
+        mu = condition(model, batch).float()
+    noise = torch.randn(mel.shape, generator=draw, device=device)
+    t = 1 - torch.cos(math.pi / 2 * torch.rand(rows, generator=draw, device=device))  # as dense as the sampling grid
+    t_row = t[:, None, None]
+    y = (1 - (1 - config.sigma_min) * t_row) * noise + t_row * mel
+    u = mel - (1 - config.sigma_min) * noise
+    told = (torch.rand(rows, generator=draw, device=device) >= config.training_cfg_rate).float()[:, None, None]
+    cond = mel * batch.known[:, None]
+    spks = model.speaker().expand(rows, -1) * told[:, :, 0]
+    with autocast(device):
+        velocity = model.decoder.estimator(y, mu * told, t, spks, cond * told).float()
+    new = (~batch.known).float()
+    error = (velocity - u).square().mean(1) * new  # [B, F]
+    return {"flow": error.sum() / new.sum().clamp(min=1), "mean": (mu - mel).square().mean()}
+
+
+def train_flow(config: FlowTraining, data: Path, speech_tokenizer: Path, folder: Path) -> Path:
+    """Train on the output voice of `data/speech.jsonl` and the codes of a tokenizer in the released layout.
+
+    Returns:
+        The state dict file, float16, for `checkpoint.write_audio_checkpoint`.
+
+    Raises:
+        TrainingError: faulty data, settings that do not fit the snapshots, a full disk.
+        Stopped: asked to stop; everything is saved.
+    """
+    device = pick_device(config.device)
+    clips = DecoderClips(data, folder, config.output_voice, device)
+    codes = output_voice_codes(data, folder, clips, speech_tokenizer)
+    windows, held_out = (
+        FlowWindows(
+            clips,
+            indices,
+            [codes[clips.clips[index].id] for index in indices],
+            config.model.block_size,
+            config.window_tokens,
+            config.batch,
+            config.run.seed,
+        )
+        for indices in (clips.train, clips.test[: config.held_out_clips])
+    )
+    set_seeds(config.run.seed)
+    model = Flow(config.model)
+    mean = clips.mean_mel().cpu()
+    with torch.no_grad():  # both outputs start at the mean, so that training does not begin with finding it
+        model.decoder.estimator.final_proj.bias.copy_(mean)
+        model.length_regulator.model[-1].bias.copy_(mean)
+    model.to(device)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.average))
+    optimizer = adamw([(model.parameters(), 1.0)], config.run)
+    run = Run(
+        folder,
+        config.run,
+        {"model": model, "average": average, "optimizer": optimizer},
+        [optimizer],
+        identity={"model": config.model, "batch": config.batch, "data": clips.clips.fingerprint},
+    )
+    for step in run:
+        draw = torch.Generator(device).manual_seed(int(step_generator(config.run.seed, step, rank=1).integers(2**62)))
+        batch = windows[step]
+        losses = flow_losses(model, batch, draw)
+        total = losses["flow"] + config.mean_weight * losses["mean"]
+        optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        clip(model, config.run)
+        optimizer.step()
+        average.update_parameters(model)
+        run.log(loss=total, tokens=batch.tokens.numel(), **{f"loss_{name}": loss for name, loss in losses.items()})
+        if run.evaluation_due:
+            run.record("held_out", _evaluate(average.module, held_out, config))
+    export = folder / EXPORT
+    write_torch_file(export, {key: value.half().cpu() for key, value in average.module.state_dict().items()})
+    return export
+
+
+@torch.no_grad()
+def _evaluate(model: Flow, windows: FlowWindows, config: FlowTraining) -> dict[str, float]:
+    """Held-out windows from the clips' start: losses, and how far mels sampled with few steps are from the true ones."""
+    draw = torch.Generator(windows.clips.device).manual_seed(0)
+    values: dict[str, list[float]] = {}
+    for tokens in _HELD_OUT_TOKENS:
+        rows = np.flatnonzero(windows.lengths >= tokens)[: config.held_out_clips].tolist()
+        if not rows:
+            continue
+        batch = windows.make(rows, [0] * len(rows), tokens, [0.0] * len(rows))
+        for name, loss in flow_losses(model, batch, draw).items():
+            values.setdefault(f"loss_{name}", []).append(float(loss))
+        mu = condition(model, batch)
+        noise = torch.randn(mu.shape, generator=draw, device=mu.device)
+        made = model.sample(mu, torch.zeros_like(mu), noise, config.evaluation_steps)
+        values.setdefault("mel_error", []).append(float((made - batch.mel).abs().mean()))
+        values.setdefault("mean_error", []).append(float((mu - batch.mel).abs().mean()))
+    return {name: sum(found) / len(found) for name, found in values.items()}
