@@ -61,11 +61,7 @@ class Clips(Sequence[Clip]):
         Raises:
             TrainingError: there are none.
         """
-        found = [
-            index
-            for index, clip in enumerate(self.clips)
-            if clip.split == split and voice in (None, clip.voice)
-        ]
+        found = [index for index, clip in enumerate(self.clips) if clip.split == split and voice in (None, clip.voice)]
         if not found:
             voice_text = f" of voice {voice!r}" if voice else ""
             raise TrainingError(f"speech.jsonl has no clip{voice_text} in split {split!r}; make more data")

@@ -20,7 +20,9 @@ def pick_device(name: str) -> torch.device:
     try:
         return torch.zeros(1, device=name).device
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        raise TrainingError(f"device: {name!r} cannot be used ({str(error).splitlines()[0]}); take auto or cpu") from error
+        raise TrainingError(
+            f"device: {name!r} cannot be used ({str(error).splitlines()[0]}); take auto or cpu"
+        ) from error
 
 
 def autocast(device: torch.device) -> AbstractContextManager[None]:

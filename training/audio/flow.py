@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from training.audio.decoder_clips import DecoderClips
@@ -110,10 +111,11 @@ def train_flow(config: FlowTraining, data: Path, speech_tokenizer: Path, folder:
     model = Flow(config.model)
     mean = clips.mean_mel().cpu()
     with torch.no_grad():  # both outputs start at the mean, so that training does not begin with finding it
-        model.decoder.estimator.final_proj.bias.copy_(mean)
-        model.length_regulator.model[-1].bias.copy_(mean)
+        for last in (model.decoder.estimator.final_proj, model.length_regulator.model[-1]):
+            cast(nn.Conv1d, last).bias.copy_(mean)  # type: ignore[union-attr]
     model.to(device)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.average))
+    averaged = cast(Flow, average.module)
     optimizer = adamw([(model.parameters(), 1.0)], config.run)
     run = Run(
         folder,
@@ -134,15 +136,15 @@ def train_flow(config: FlowTraining, data: Path, speech_tokenizer: Path, folder:
         average.update_parameters(model)
         run.log(loss=total, tokens=batch.tokens.numel(), **{f"loss_{name}": loss for name, loss in losses.items()})
         if run.evaluation_due:
-            run.record("held_out", _evaluate(average.module, held_out, config))
+            run.record("held_out", _evaluate(averaged, held_out, config))
     export = folder / EXPORT
-    write_torch_file(export, {key: value.half().cpu() for key, value in average.module.state_dict().items()})
+    write_torch_file(export, {key: value.half().cpu() for key, value in averaged.state_dict().items()})
     return export
 
 
 @torch.no_grad()
 def _evaluate(model: Flow, windows: FlowWindows, config: FlowTraining) -> dict[str, float]:
-    """Held-out windows from the clips' start: losses, and how far mels sampled with few steps are from the true ones."""
+    """Held-out windows from the clips' start: losses, and how far mels sampled with few steps are from true ones."""
     draw = torch.Generator(windows.clips.device).manual_seed(0)
     values: dict[str, list[float]] = {}
     for tokens in _HELD_OUT_TOKENS:

@@ -67,7 +67,9 @@ class FlowWindows:
             ((len(ids), index, ids) for index, ids in pairs if len(ids) >= FEWEST_TOKENS), key=lambda p: p[:2]
         )
         if not long_enough:
-            raise TrainingError(f"no clip of the output voice has {FEWEST_TOKENS} tokens ({FEWEST_TOKENS * 0.08:.2f} s)")
+            raise TrainingError(
+                f"no clip of the output voice has {FEWEST_TOKENS} tokens ({FEWEST_TOKENS * 0.08:.2f} s)"
+            )
         self.lengths = np.array([length for length, _, _ in long_enough])
         self.indices = [index for _, index, _ in long_enough]
         self.codes = [ids for _, _, ids in long_enough]

@@ -1,4 +1,4 @@
-"""Log-mel features in torch, batched: the decoder's at 22.05 kHz and the tokenizer's at 16 kHz (facts/audio.md 1, 4)."""
+"""Log-mel features in torch: the decoder's at 22.05 kHz and the tokenizer's at 16 kHz (facts/audio.md 1, 4)."""
 
 from __future__ import annotations
 
@@ -73,7 +73,9 @@ class SpeechFeatures(nn.Module):
 
     def forward(self, wave: Tensor, samples: Tensor) -> Tensor:
         """wave [B, n], n a multiple of 1280, zeros after samples [B] -> [B, mels, n / 160]."""
-        spectrum = torch.stft(wave, N_FFT, HOP, window=self.get_buffer("window"), pad_mode="reflect", return_complex=True)
+        spectrum = torch.stft(
+            wave, N_FFT, HOP, window=self.get_buffer("window"), pad_mode="reflect", return_complex=True
+        )
         power = torch.view_as_real(spectrum).square().sum(-1)[:, :, :-1]  # the last frame is dropped
         bands = (power.transpose(1, 2) @ self.get_buffer("filters")).clamp(min=1e-10).log10()  # [B, frames, mels]
         loudest = bands.amax((1, 2), keepdim=True)  # zeros of the padding are never the loudest

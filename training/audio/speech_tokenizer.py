@@ -242,7 +242,9 @@ def tokenize_clips(
     by_length = sorted(indices, key=lambda index: clips[index].samples)
     for first in range(0, len(by_length), batch):
         part = by_length[first : first + batch]
-        wave, samples = (torch.from_numpy(a).to(device) for a in batch_of([clips.samples(i) for i in part], TOKEN_SAMPLES))
+        wave, samples = (
+            torch.from_numpy(a).to(device) for a in batch_of([clips.samples(i) for i in part], TOKEN_SAMPLES)
+        )
         ids = model(features(wave, samples), (samples + HOP - 1) // HOP).cpu().numpy()
         for index, row in zip(part, ids, strict=True):
             codes[index] = row[: -(-clips[index].samples // TOKEN_SAMPLES)]

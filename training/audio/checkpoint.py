@@ -1,0 +1,36 @@
+"""Puts trained audio networks into a checkpoint bundle of the released layout."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from build_engines.released_layout import write_audio_decoder
+from training.errors import TrainingError
+from vita_audio.configs import FlowConfig, VocoderConfig
+
+
+def write_audio_checkpoint(
+    checkpoint: Path, speech_tokenizer: Path, flow: tuple[FlowConfig, Path], vocoder: tuple[VocoderConfig, Path]
+) -> None:
+    """Write `checkpoint/speech_tokenizer` and `checkpoint/audio_decoder`, in the precision of the trained files.
+
+    Args:
+        speech_tokenizer: what `train_speech_tokenizer` returned.
+        flow, vocoder: sizes, and what `train_flow` and `train_vocoder` returned.
+
+    Raises:
+        TrainingError: a file is missing or the disk is full.
+    """
+    try:
+        shutil.copytree(speech_tokenizer, checkpoint / "speech_tokenizer", dirs_exist_ok=True)
+        write_audio_decoder(checkpoint / "audio_decoder", flow[0], _tensors(flow[1]), vocoder[0], _tensors(vocoder[1]))
+    except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
+        raise TrainingError(f"{checkpoint}: the audio networks cannot be written ({error})") from error
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    return torch.load(path, map_location="cpu", weights_only=True)
