@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from language_models import ENGINES, make_engine, random_weights, request
 
 from build_engines.export_language_model import export_language_model
+from language_models import ENGINES, make_engine, random_weights, request
 from vita_audio.checkpoint import load_language_model
 from vita_audio.configs import LanguageModelConfig
 from vita_audio.engines.interface import LanguageModelEngine

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from language_models import make_engine, random_weights, request
 
+from language_models import make_engine, random_weights, request
 from vita_audio.configs import LanguageModelConfig
 from vita_audio.engines.interface import BurstRow, ExtendRow, LanguageModelEngine, Sampling
 from vita_audio.errors import InvalidRequest, ServerFull
