@@ -79,30 +79,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run until a signal or the server's own end. Returns the exit status: 0 after a drain, 1 if it failed."""
     options, log_file = parse_options(arguments)
     server = TritonServer(options, log_file)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # while starting, both signals simply end it
-    try:
-        if options.allow_remote and not is_loopback(options.host):
-            say(f"WARNING: {options.host} is reachable from other machines. {remote_warning(options)}")
-        server.start()
-    except CannotStart as error:
-        say(f"cannot start: {error}")
-        return 1
-    except KeyboardInterrupt:
-        say("stopped before it was ready")
-        return 1
-    say(f"ready after {server.start_seconds:.1f} s: {describe(server)}; log in {server.log_file}; Ctrl-C stops")
-    return serve_until_signal(server)
-
-
-def serve_until_signal(server: TritonServer) -> int:
-    """Forward the first signal as a drain, the second as an immediate end. Returns the exit status."""
     asked: list[int] = []
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         asked.append(number)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, on_signal)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # while it starts, both signals simply end it
+    try:
+        if options.allow_remote and not is_loopback(options.host):
+            say(f"WARNING: {options.host} is reachable from other machines. {remote_warning(options)}")
+        server.start()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, on_signal)
+    except CannotStart as error:
+        say(f"cannot start: {error}")
+        return 1
+    except KeyboardInterrupt:
+        server.kill()
+        say("stopped before it was ready")
+        return 1
+    say(f"ready after {server.start_seconds:.1f} s: {describe(server)}; log in {server.log_file}; Ctrl-C stops")
+    return serve_until_signal(server, asked)
+
+
+def serve_until_signal(server: TritonServer, asked: Sequence[int]) -> int:
+    """Drain at the first signal in `asked`, end at once at the second. Returns the exit status."""
     stopper = threading.Thread(target=server.stop, name="stopper")
     while not server.wait(POLL_S):
         if asked and stopper.ident is None:

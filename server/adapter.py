@@ -13,10 +13,13 @@ import numpy as np
 import triton_python_backend_utils as pb_utils  # exists in the stub only
 from numpy.typing import NDArray
 
-from vita_audio.errors import InvalidRequest, ServerFull, VitaError
+from vita_audio.errors import InvalidRequest, ServerFull, ServerStopping, VitaError
 
 #: The flag of the last response to a request of a decoupled model.
 FINAL: int = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+
+#: (metric name, labels) -> value.
+Measured = Mapping[tuple[str, tuple[tuple[str, str], ...]], float]
 
 _METRICS_INTERVAL_S = 0.2
 
@@ -58,7 +61,7 @@ def error_response(error: Exception) -> pb_utils.InferenceResponse:
     """An error as one line with a code; what was not raised on purpose goes to the log with its traceback."""
     if isinstance(error, InvalidRequest):
         code = pb_utils.TritonError.INVALID_ARG
-    elif isinstance(error, ServerFull):
+    elif isinstance(error, (ServerFull, ServerStopping)):
         code = pb_utils.TritonError.UNAVAILABLE
     else:
         code = pb_utils.TritonError.INTERNAL
@@ -74,14 +77,13 @@ class Metrics:
     """Publishes numbers on Triton's metrics port, read from a function a few times a second.
 
     Args:
-        read: returns (metric name, labels as sorted pairs) -> value. Names that end in ``_total`` count up, others are
-            gauges.
+        read: the values now. Names that end in ``_total`` count up, others are gauges.
         descriptions: metric name -> one line of help.
     """
 
     def __init__(
         self,
-        read: Callable[[], Mapping[tuple[str, tuple[tuple[str, str], ...]], float]],
+        read: Callable[[], Measured],
         descriptions: Mapping[str, str],
     ) -> None:
         self._read = read

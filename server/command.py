@@ -21,6 +21,10 @@ LOCK = "NoKey"
 #: measured, a 120 s clip at 192 kHz (92 MB) passes. It never shrinks, so the first size is small.
 SHARED_MEMORY_BYTES = 8 << 20
 
+#: What Triton itself waits for when it is told to end: time for its models to unload. Streams are drained before that,
+#: because Triton (2.51) schedules no further steps of an ensemble once it is told to: they would hang, not end.
+TRITON_EXIT_TIMEOUT_S = 5
+
 #: A client that vanished without closing its connection (pulled cable) is noticed after these two, in ms.
 KEEPALIVE_TIME_MS, KEEPALIVE_TIMEOUT_MS = 30_000, 10_000
 
@@ -40,7 +44,7 @@ def triton_arguments(options: ServerOptions, triton: Triton, backends: Path, sha
         f"--backend-config=python,shm-region-prefix-name={shared_memory_prefix}",
         "--disable-auto-complete-config",
         "--model-control-mode=none",
-        f"--exit-timeout-secs={options.exit_timeout_s}",
+        f"--exit-timeout-secs={TRITON_EXIT_TIMEOUT_S}",
         f"--log-verbose={options.log_verbose}",
         f"--grpc-address={options.host}",
         f"--grpc-port={options.grpc_port}",
@@ -74,17 +78,24 @@ def triton_arguments(options: ServerOptions, triton: Triton, backends: Path, sha
     return arguments
 
 
-def triton_environment(options: ServerOptions, stub_python: Path, library_folders: list[Path]) -> dict[str, str]:
+def triton_environment(
+    options: ServerOptions, stub_python: Path, library_folders: list[Path], drain_file: Path
+) -> dict[str, str]:
     """Environment of Triton and of the model processes it starts.
 
     Args:
         stub_python: the ``bin`` folder made by `assemble_python`.
         library_folders: where Triton's libraries and the shared Python library lie.
+        drain_file: the models take no new stream once it exists.
     """
     libraries = [str(folder) for folder in library_folders]
     inherited = os.environ.get("LD_LIBRARY_PATH")
     settings = ServingSettings(
-        engines=options.engines.resolve(), slots=options.slots, queue=options.queue, threads=options.threads
+        engines=options.engines.resolve(),
+        slots=options.slots,
+        queue=options.queue,
+        threads=options.threads,
+        drain_file=drain_file,
     )
     return {
         **os.environ,

@@ -19,7 +19,8 @@ from server.checks import check_options
 from server.command import triton_arguments, triton_environment
 from server.errors import CannotStart
 from server.locate import find_shared_python, find_triton
-from server.options import ServerOptions
+from server.metrics import STREAMS, read_metrics
+from server.options import LOOPBACK, ServerOptions
 from server.ports import claim_ports
 from server.processes import remove_shared_memory, resident_bytes
 from server.readiness import wait_until_ready
@@ -27,12 +28,11 @@ from server.stub_python import assemble_python
 
 CHILD = Path(__file__).with_name("child.py")
 
-#: Triton logs this when the last stream has ended and only the models are left.
-DRAINED = "All models are stopped, unloading models"
 #: What unloading may take before it is cut short. Nothing can be lost any more, but Triton takes 1.1 s for each model
 #: process, one after the other; and for ever (seen in 2.51) if a client cancelled a call that Triton had refused.
 UNLOAD_S = 1.5
-POLL_S = 0.05
+#: Longer than the models take to refresh their metrics (0.2 s).
+DRAIN_POLL_S = 0.25
 
 
 class TritonServer:
@@ -56,6 +56,7 @@ class TritonServer:
         self._start_error: OSError | None = None
         self._started, self._ended = threading.Event(), threading.Event()
         self._cleanup = contextlib.ExitStack()
+        self._drain_file: Path | None = None
         self._shared_memory_prefix = f"vita_audio_{os.getpid()}_{secrets.token_hex(4)}_"
 
     @property
@@ -100,7 +101,7 @@ class TritonServer:
 
     def log(self) -> str:
         """The log so far."""
-        return self._log_from(0)
+        return self.log_file.read_text(errors="replace")
 
     def resident_bytes(self) -> int:
         """Resident memory of tritonserver and all its model processes, shared pages counted once."""
@@ -120,14 +121,11 @@ class TritonServer:
         backends = assemble_backends(triton, folder)
         stub_python = assemble_python(folder)
         libraries = [*triton.library_folders, *([shared_python] if shared_python else [])]
+        self._drain_file = folder / "draining"
         arguments = triton_arguments(self.options, triton, backends, self._shared_memory_prefix)
+        environment = triton_environment(self.options, stub_python, libraries, self._drain_file)
         begin = time.monotonic()
-        threading.Thread(
-            target=self._keep,
-            args=(arguments, triton_environment(self.options, stub_python, libraries)),
-            name="triton-keeper",
-            daemon=True,
-        ).start()
+        threading.Thread(target=self._keep, args=(arguments, environment), name="triton-keeper", daemon=True).start()
         try:
             self._started.wait()
             if self._start_error is not None:
@@ -139,9 +137,32 @@ class TritonServer:
         self.start_seconds = time.monotonic() - begin
         return self
 
-    def request_stop(self) -> None:
-        """Ask Triton to drain: it takes no new requests, lets running streams end (up to `exit_timeout_s`), exits."""
-        self._signal(signal.SIGTERM)
+    def live_streams(self) -> int:
+        """Streams in any stage, running or waiting.
+
+        Raises:
+            OSError: the server does not answer.
+        """
+        metrics = read_metrics(LOOPBACK, self.options.metrics_port)
+        return int(sum(value for name, value in metrics.items() if name.startswith(STREAMS)))
+
+    def drain(self) -> bool:
+        """Take no new streams and wait for the running ones, at most `exit_timeout_s`. False when some are left."""
+        if self._drain_file is not None:
+            self._drain_file.touch()
+        deadline = time.monotonic() + self.options.exit_timeout_s
+        idle = 0
+        while idle < 2:  # twice, because a stream may be on its way from one stage to the next
+            if self.wait(DRAIN_POLL_S):
+                return True
+            try:
+                live = self.live_streams()
+            except OSError:
+                live = 1
+            idle = 0 if live else idle + 1
+            if live and time.monotonic() > deadline:
+                return False
+        return True
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Wait for the end; False when `timeout_s` passed first."""
@@ -149,15 +170,10 @@ class TritonServer:
 
     def stop(self) -> None:
         """Drain and wait; what does not end in time is killed. Does nothing if it was not started."""
-        if self._process is None:
-            return
-        asked_at = self.log_file.stat().st_size
-        self.request_stop()
-        deadline = time.monotonic() + self.options.exit_timeout_s
-        while time.monotonic() < deadline and not self.wait(POLL_S):
-            if DRAINED in self._log_from(asked_at):
-                break
-        self.wait(UNLOAD_S)
+        if self.running:
+            self.drain()
+            self._signal(signal.SIGTERM)
+            self.wait(UNLOAD_S)
         self.kill()
 
     def kill(self) -> None:
@@ -199,11 +215,6 @@ class TritonServer:
             os.killpg(pid, signal.SIGKILL)  # model processes that a crashed or killed server left behind
         self._process.wait()
         self._ended.set()
-
-    def _log_from(self, position: int) -> str:
-        with self.log_file.open("rb") as log:
-            log.seek(position)
-            return log.read().decode(errors="replace")
 
     def _signal(self, number: signal.Signals) -> None:
         if self._process is not None and not self._ended.is_set():

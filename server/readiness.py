@@ -13,7 +13,7 @@ import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from server.errors import CannotStart
-from server.options import ServerOptions
+from server.options import LOOPBACK, ServerOptions
 from vita_audio.contract import ENSEMBLE
 
 POLL_S = 0.05
@@ -26,7 +26,7 @@ ERROR_LINE = re.compile(r'^E\d{4} [\d:.]+ \d+ [\w.]+:\d+\] "?(.+?)"?$', re.MULTI
 
 
 def wait_until_ready(options: ServerOptions, ended: Callable[[], bool], log_file: Path, model: str = ENSEMBLE) -> None:
-    """Return when the server is live and `model` answers that it is ready.
+    """Return when the server is live, `model` answers that it is ready, and the other ports are open.
 
     With TLS a completed handshake is the sign: Triton opens its ports after all models are loaded, and a launcher
     has no client certificate to ask with.
@@ -35,6 +35,9 @@ def wait_until_ready(options: ServerOptions, ended: Callable[[], bool], log_file
         CannotStart: the process ended, or `options.start_timeout_s` passed.
     """
     address = (options.host, options.grpc_port)
+    others = [(LOOPBACK, options.metrics_port)]  # Triton opens them after gRPC
+    if options.http_port is not None:
+        others.append((options.host, options.http_port))
     deadline = time.monotonic() + options.start_timeout_s
     while True:
         if ended():
@@ -45,6 +48,8 @@ def wait_until_ready(options: ServerOptions, ended: Callable[[], bool], log_file
             with socket.create_connection(address, timeout=CALL_TIMEOUT_S) as connection:
                 answers = _handshake(connection) if options.tls else True
             if answers and (options.tls or _model_is_ready(f"{options.host}:{options.grpc_port}", model)):
+                for other in others:
+                    socket.create_connection(other, timeout=CALL_TIMEOUT_S).close()
                 return
         except OSError:  # nobody listens yet
             pass

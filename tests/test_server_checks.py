@@ -230,13 +230,13 @@ def test_secure_defaults_of_the_command_line() -> None:
 NETWORK_ARGUMENTS = """
     --allow-http=true --http-port=5 --http-address=0.0.0.0 --grpc-address=0.0.0.0 --metrics-address=127.0.0.1
     --grpc-use-ssl=true --grpc-server-cert=/cert --grpc-server-key=/key --grpc-use-ssl-mutual=true --grpc-root-cert=/ca
-    --model-config-name=gpu --exit-timeout-secs=7 --log-verbose=2
+    --model-config-name=gpu --log-verbose=2
 """
 
 
 def test_what_is_asked_for_reaches_the_command_line() -> None:
     tls = TlsFiles(Path("/cert"), Path("/key"), Path("/ca"))
-    line = arguments(http_port=5, host="0.0.0.0", tls=tls, profile="gpu", exit_timeout_s=7, log_verbose=2)
+    line = arguments(http_port=5, host="0.0.0.0", tls=tls, profile="gpu", log_verbose=2)
     assert set(NETWORK_ARGUMENTS.split()) <= set(line)
     assert any(part.startswith("--http-restricted-api=") for part in line)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import struct
 import time
-import urllib.request
 from collections.abc import Iterable, Iterator
 
 import grpc
@@ -13,6 +12,7 @@ import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from server.launch import TritonServer
+from server.metrics import read_metrics
 from vita_audio.contract import ENSEMBLE, INPUTS
 
 NUMPY_TYPES = {"FP32": np.float32, "INT32": np.int32, "UINT64": np.uint64, "INT64": np.int64}
@@ -20,9 +20,7 @@ NUMPY_TYPES = {"FP32": np.float32, "INT32": np.int32, "UINT64": np.uint64, "INT6
 
 def metrics(server: TritonServer) -> dict[str, float]:
     """Our own metrics: ``name{labels}`` -> value."""
-    with urllib.request.urlopen(server.metrics_url, timeout=5) as page:
-        lines = page.read().decode().splitlines()
-    return {key: float(value) for key, value in (line.rsplit(" ", 1) for line in lines if line.startswith("vita_"))}
+    return read_metrics("127.0.0.1", server.options.metrics_port)
 
 
 def live(server: TritonServer) -> dict[str, float]:

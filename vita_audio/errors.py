@@ -33,6 +33,13 @@ class ServerFull(VitaError):
         super().__init__(f"server is full ({running} running, {waiting} waiting)")
 
 
+class ServerStopping(VitaError):
+    """The server takes no new streams because it is about to end. Travels as gRPC UNAVAILABLE."""
+
+    def __init__(self) -> None:
+        super().__init__("server is shutting down; ask again later, or another server")
+
+
 class CheckpointError(VitaError):
     """A checkpoint folder is missing, truncated or does not have the expected keys and shapes (all are named)."""
 

@@ -17,6 +17,7 @@ ENGINES_VARIABLE = "VITA_ENGINES"
 SLOTS_VARIABLE = "VITA_SLOTS"
 QUEUE_VARIABLE = "VITA_QUEUE"
 THREADS_VARIABLE = "VITA_THREADS"
+DRAIN_FILE_VARIABLE = "VITA_DRAIN_FILE"
 
 DEFAULT_SLOTS = 8
 DEFAULT_QUEUE = 32
@@ -36,16 +37,25 @@ class ServingSettings:
         slots: streams that generate at the same time (each owns a KV cache).
         queue: streams that may wait for a slot; one more is answered "server is full".
         threads: CPU threads of each engine process.
+        drain_file: as soon as this file exists, no new stream is taken.
     """
 
     engines: Path
     slots: int = DEFAULT_SLOTS
     queue: int = DEFAULT_QUEUE
     threads: int = 1
+    drain_file: Path | None = None
+
+    @property
+    def draining(self) -> bool:
+        """Whether the server is about to end."""
+        return self.drain_file is not None and self.drain_file.exists()
 
     def to_environment(self) -> dict[str, str]:
         """The variables of one server's model processes. OMP_NUM_THREADS keeps numpy's and torch's pools small too."""
+        drain = {} if self.drain_file is None else {DRAIN_FILE_VARIABLE: str(self.drain_file)}
         return {
+            **drain,
             ENGINES_VARIABLE: str(self.engines),
             SLOTS_VARIABLE: str(self.slots),
             QUEUE_VARIABLE: str(self.queue),
@@ -63,8 +73,10 @@ class ServingSettings:
         engines = environment.get(ENGINES_VARIABLE)
         if not engines:
             raise EngineError(f"{ENGINES_VARIABLE} is not set: start the server with `python -m server`, or set it")
+        drain_file = environment.get(DRAIN_FILE_VARIABLE)
         return cls(
             engines=Path(engines),
+            drain_file=Path(drain_file) if drain_file else None,
             slots=int(environment.get(SLOTS_VARIABLE, DEFAULT_SLOTS)),
             queue=int(environment.get(QUEUE_VARIABLE, DEFAULT_QUEUE)),
             threads=int(environment.get(THREADS_VARIABLE, default_threads())),

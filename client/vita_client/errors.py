@@ -102,7 +102,7 @@ def from_message(message: str, url: str) -> ClientError:
     text = one_line(message)
     if "unknown model" in text or "is not ready" in text:
         return ServerUnavailable(f"{url} does not serve this model: {text}")
-    if "server is full" in text:
+    if "server is full" in text or "server is shutting down" in text:
         return ServerUnavailable(text)
     if "is not valid:" in text or _CORE_REFUSAL.match(message):
         return RequestRejected(text)

@@ -6,9 +6,9 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from build_engines.manifest import load_manifest
-from server.adapter import error_response, read, start_logging, text_tensor
+from server.adapter import Measured, Metrics, error_response, read, start_logging, text_tensor
 from vita_audio.contract import INPUTS
-from vita_audio.errors import EngineError
+from vita_audio.errors import EngineError, ServerStopping
 from vita_audio.prompt_stage import PromptStage
 from vita_audio.serving_settings import ServingSettings
 from vita_audio.text import TextTokenizer
@@ -19,16 +19,32 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         start_logging(args["model_name"])
-        engines = ServingSettings.from_environment().engines
+        self._settings = ServingSettings.from_environment()
+        engines = self._settings.engines
         tokenizer = TextTokenizer(engines / "tokenizer.json")
         self._stage = PromptStage(tokenizer, load_manifest(engines).limits, _speech_codes)
         self._stage.prepare({"TEXT": "warm-up"})
+        self._running = 0
+        self._instance = args["model_instance_name"]
+        self._metrics = Metrics(self._measure, {"vita_streams": "Streams by stage and state"})
 
     def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse]:
-        return [self._answer(request) for request in requests]
+        self._running = len(requests)
+        answers = [self._answer(request) for request in requests]
+        self._running = 0
+        return answers
+
+    def finalize(self) -> None:
+        self._metrics.close()
+
+    def _measure(self) -> Measured:
+        labels = (("stage", "prompt"), ("state", "running"), ("instance", self._instance))
+        return {("vita_streams", labels): self._running}
 
     def _answer(self, request: pb_utils.InferenceRequest) -> pb_utils.InferenceResponse:
         try:
+            if self._settings.draining:
+                raise ServerStopping
             prompt = self._stage.prepare({spec.name: read(request, spec.name) for spec in INPUTS})
             return pb_utils.InferenceResponse(
                 [

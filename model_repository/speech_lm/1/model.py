@@ -12,7 +12,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from build_engines.manifest import load_manifest
-from server.adapter import FINAL, Metrics, error_response, read, read_text, start_logging, text_tensor
+from server.adapter import FINAL, Measured, Metrics, error_response, read, read_text, start_logging, text_tensor
 from vita_audio.engines.onnxruntime_language_model import OnnxLanguageModel
 from vita_audio.errors import InvalidRequest
 from vita_audio.generation.request import GenerationRequest, TokenDelta
@@ -71,7 +71,7 @@ class TritonPythonModel:
             raise InvalidRequest("SETTINGS", settings, f"it is written by `prompt` ({error})") from error
         self._service.submit(GenerationRequest(prompt.tolist(), parsed), partial(_send, sender, parsed))
 
-    def _measure(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    def _measure(self) -> Measured:
         stats, stage = self._service.stats(), ("stage", "speech_lm")
         return {
             ("vita_streams", (stage, ("state", "running"))): stats.running,

@@ -1,0 +1,182 @@
+"""`python -m server` in the foreground: drains on Ctrl-C, takes its children with it, fails in one line."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from server.launch import TritonServer
+from server.options import ROOT, ServerOptions
+from server.processes import descendants
+from triton_probe import in_flight_at_stop
+from vita_client import Client, StreamBroken
+
+pytestmark = pytest.mark.server
+
+LONG = {"text": "Read this aloud.", "task": "tts", "mode": "vanilla", "max_tokens": 900}
+
+
+class Foreground:
+    """`python -m server` as a user starts it; its words are read line by line."""
+
+    def __init__(self, engines: Path, log: Path, *arguments: str) -> None:
+        command = [sys.executable, "-m", "server", "--engines", str(engines), "--log-file", str(log), *arguments]
+        ports = ["--grpc-port", "0", "--metrics-port", "0"]
+        self.process = subprocess.Popen(
+            [*command[:3], *ports, *command[3:]], cwd=ROOT, stderr=subprocess.PIPE, text=True
+        )
+        self.log = log
+
+    def line(self) -> str:
+        assert self.process.stderr is not None
+        return self.process.stderr.readline().strip()
+
+    def url(self) -> str:
+        ready = self.line()
+        found = re.search(r"ready after [\d.]+ s: gRPC on (\S+), metrics on", ready)
+        assert found, ready
+        return found.group(1)
+
+    def family(self) -> list[int]:
+        return descendants(self.process.pid)
+
+
+@contextmanager
+def foreground(engines: Path, tmp_path: Path, *arguments: str) -> Iterator[Foreground]:
+    running = Foreground(engines, tmp_path / "log", *arguments)
+    try:
+        yield running
+    finally:
+        running.process.kill()
+        running.process.wait()
+        assert running.process.stderr is not None
+        running.process.stderr.close()
+
+
+def long_seed(client: Client) -> int:
+    """A seed whose stream does not happen to end early."""
+    return next(n for n in range(100) if len(client.collect(**LONG, seed=n, timeout_s=60).tokens) > 600)
+
+
+def all_gone(pids: list[int], timeout_s: float) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if not any(descendants(pid) for pid in pids):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_ctrl_c_lets_a_running_stream_end_and_then_exits(engines: Path, tmp_path: Path) -> None:
+    with foreground(engines, tmp_path) as server, Client(server.url()) as client:
+        seed = long_seed(client)
+        expected = client.collect(**LONG, seed=seed, timeout_s=60)
+        stream = client.stream(**LONG, seed=seed, timeout_s=60)
+        first = next(stream)
+        family = server.family()
+        server.process.send_signal(signal.SIGINT)
+        reply = stream.collect()
+        assert reply.tokens in (expected.tokens, expected.tokens[len(getattr(first, "ids", ())) :])
+        assert reply.status is not None
+        assert reply.status.state == "done"
+        assert server.process.wait(4) == 0
+        assert server.line() == "vita-audio server: draining, at most 30 s; once more stops now"
+        assert server.line() == "vita-audio server: stopped"
+        assert in_flight_at_stop(server.log.read_text()) == 0
+        assert all_gone(family, 2)
+
+
+def test_an_idle_server_exits_within_three_seconds(engines: Path, tmp_path: Path) -> None:
+    with foreground(engines, tmp_path) as server:
+        server.url()
+        asked = time.monotonic()
+        server.process.terminate()
+        assert server.process.wait(3) == 0
+        assert time.monotonic() - asked < 3
+        assert in_flight_at_stop(server.log.read_text()) == 0
+
+
+def test_a_second_ctrl_c_does_not_wait_for_streams(engines: Path, tmp_path: Path) -> None:
+    with foreground(engines, tmp_path) as server, Client(server.url()) as client:
+        stream = client.stream(**LONG, seed=long_seed(client), timeout_s=60)
+        next(stream)
+        server.process.send_signal(signal.SIGINT)
+        server.line()
+        server.process.send_signal(signal.SIGINT)
+        server.process.wait(2)
+        with pytest.raises(StreamBroken):
+            stream.collect()
+
+
+def test_the_server_does_not_outlive_a_killed_launcher(engines: Path, tmp_path: Path) -> None:
+    with foreground(engines, tmp_path) as server:
+        server.url()
+        family = server.family()
+        assert len(family) == 1 + 1 + 5  # launcher, tritonserver, one process for each model instance
+        server.process.kill()
+        assert all_gone(family, 10)
+
+
+def test_a_killed_triton_breaks_streams_and_is_reported(engines: Path, tmp_path: Path) -> None:
+    with foreground(engines, tmp_path) as server, Client(server.url()) as client:
+        stream = client.stream(**LONG, seed=long_seed(client), timeout_s=60)
+        next(stream)
+        family = server.family()
+        os.kill(family[1], signal.SIGKILL)
+        with pytest.raises(StreamBroken):
+            stream.collect()
+        assert server.process.wait(5) == 1
+        assert server.line() == f"vita-audio server: the server ended by itself (status -9): see {server.log}"
+        assert all_gone(family, 2)
+
+
+def test_a_taken_port_is_one_line_and_status_1(engines: Path, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with foreground(engines, tmp_path, "--grpc-port", str(port)) as server:
+            assert server.process.wait(20) == 1
+            assert server.line().startswith(f"vita-audio server: cannot start: --grpc-port: port {port} of 127.0.0.1")
+            assert server.line() == ""
+
+
+def test_remote_listening_is_refused_and_with_the_flag_warned_of(engines: Path, tmp_path: Path) -> None:
+    with foreground(engines, tmp_path, "--host", "0.0.0.0") as server:
+        assert server.process.wait(20) == 1
+        assert "--allow-remote" in server.line()
+    with foreground(engines, tmp_path, "--host", "0.0.0.0", "--allow-remote") as server:
+        assert server.line().startswith("vita-audio server: WARNING: 0.0.0.0 is reachable from other machines.")
+        assert server.url().startswith("0.0.0.0:")
+
+
+def test_a_model_that_does_not_load_is_named(engines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines that pass the check and break afterwards: the launcher reports the model's own words in one line."""
+    from server import launch
+    from server.errors import CannotStart
+
+    def vanish(options: ServerOptions) -> None:
+        pass
+
+    monkeypatch.setattr(launch, "check_options", vanish)
+    server = TritonServer(ServerOptions(engines=tmp_path, grpc_port=0, metrics_port=0), tmp_path / "log")
+    before = threading.active_count()
+    with pytest.raises(CannotStart) as failed:
+        server.start()
+    text = str(failed.value)
+    assert "model speech_lm did not load: " in text
+    assert "manifest.json" in text
+    assert "\n" not in text
+    assert not server.running
+    assert threading.active_count() <= before
