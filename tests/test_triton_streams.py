@@ -19,7 +19,7 @@ from server.launch import TritonServer
 from server.options import ROOT, ServerOptions
 from server.processes import descendants
 from triton_probe import in_flight_at_stop, metrics, wait_idle
-from vita_client import Client, ServerUnavailable
+from vita_client import Client, RequestRejected, ServerUnavailable
 
 pytestmark = pytest.mark.server
 
@@ -114,6 +114,22 @@ def test_a_hundred_streams_cancelled_at_random_moments_leave_nothing(engines: Pa
     assert time.monotonic() - asked < 3.0
     assert in_flight_at_stop(server.log()) == 0
     assert not any(descendants(pid) for pid in processes)
+
+
+def test_refused_requests_leave_no_memory_behind(server: TritonServer) -> None:
+    """Our client reads a refused call to its end; cancelled ones would stay in this Triton with their inputs."""
+    speech = np.full(500_000, 0.1, np.float32)  # 2 MB
+
+    def refuse(times: int) -> None:
+        with Client(server.grpc_url) as client:
+            for _ in range(times):
+                with pytest.raises(RequestRejected, match="K = 10"):
+                    client.collect(audio=speech, mode="1,12", timeout_s=10)
+
+    refuse(20)
+    before = server.resident_bytes()
+    refuse(150)
+    assert server.resident_bytes() - before < 20 << 20
 
 
 def test_a_full_server_says_so_at_once_and_serves_on(engines: Path) -> None:

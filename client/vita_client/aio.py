@@ -183,7 +183,7 @@ class AsyncStream(AsyncIterator[Event]):
     async def _receive(self) -> None:
         """Wait for the next response: events into `_pending`, or the end of the stream."""
         progress = self._progress
-        if progress.failure is not None or self._cancelled:
+        if self._cancelled or (progress.failure is not None and not progress.refused):
             return self._end(progress.failure)
         try:
             message = await self._call.read()

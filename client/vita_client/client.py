@@ -212,7 +212,7 @@ class Stream(Iterator[Event]):
     def _receive(self) -> None:
         """Wait for the next response: events into `_pending`, or the end of the stream."""
         progress = self._progress
-        if progress.failure is not None or self._cancelled.is_set():
+        if self._cancelled.is_set() or (progress.failure is not None and not progress.refused):
             return self._end(progress.failure)
         try:
             self._pending.extend(progress.read(next(self._call)))

@@ -39,13 +39,18 @@ class Progress:
         self._audio_s = 0.0
         self.status: Status | None = None
         self.failure: ClientError | None = None
+        self.refused = False
 
     def read(self, message: service_pb2.ModelStreamInferResponse) -> tuple[Event, ...]:
-        """Events of one message; `failure` is set when the stream is over because of it (raise it after the events)."""
+        """Events of one message; `failure` is set when the stream is over because of it (raise it after the events).
+
+        `refused` says that the failure is an error message. The call must then be read to its end, which follows at
+        once: tritonserver 2.51 never frees a request whose call is cancelled after such a message.
+        """
         now_s = time.perf_counter()
         response = read_response(message)
         if response.error:
-            self.failure = from_message(response.error, self._url)
+            self.failure, self.refused = from_message(response.error, self._url), True
             return ()
         if not response.events:
             return ()
@@ -80,8 +85,8 @@ class Progress:
     def at_end(self) -> ClientError | None:
         """The error, if any, of a stream whose call ended with OK."""
         self.stop_clock()
-        if self.complete:
-            return None
+        if self.refused or self.complete:
+            return self.failure
         return StreamBroken(
             f"the stream from {self._url} ended without a final status after {self._responses} responses"
         )
@@ -89,8 +94,8 @@ class Progress:
     def at_error(self, error: grpc.RpcError) -> ClientError | None:
         """The error of a stream whose call ended with another gRPC status; None when all had been received before."""
         self.stop_clock()
-        if self.complete:
-            return None
+        if self.refused or self.complete:
+            return self.failure
         return from_rpc(
             error.code(), error.details(), url=self._url, timeout_s=self._timeout_s, responses=self._responses
         )
