@@ -21,7 +21,6 @@ from vita_audio.configs import FlowConfig
 from vita_audio.models.flow import Flow
 
 EXPORT = "flow.pt"  # state dict in a training's folder
-_HELD_OUT_TOKENS = (20, 40)  # geometry of the windows that are evaluated
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,10 +146,9 @@ def _evaluate(model: Flow, windows: FlowWindows, config: FlowTraining) -> dict[s
     """Held-out windows from the clips' start: losses, and how far mels sampled with few steps are from true ones."""
     draw = torch.Generator(windows.clips.device).manual_seed(0)
     values: dict[str, list[float]] = {}
-    for tokens in _HELD_OUT_TOKENS:
+    for tokens in np.quantile(windows.lengths, (0.1, 0.5), method="lower").tolist():
         rows = np.flatnonzero(windows.lengths >= tokens)[: config.held_out_clips].tolist()
-        if not rows:
-            continue
+        tokens = min(tokens, config.window_tokens)
         batch = windows.make(rows, [0] * len(rows), tokens, [0.0] * len(rows))
         for name, loss in flow_losses(model, batch, draw).items():
             values.setdefault(f"loss_{name}", []).append(float(loss))
