@@ -9,14 +9,14 @@ ENGINES ?= engines/cpu
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install -qq --upgrade pip
 
 $(VENV)/.serve: $(BIN)/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable '.[serve,build]'
+	$(BIN)/python -m pip install -qq --editable '.[serve,build]'
 	@touch $@
 
 $(VENV)/.test: $(BIN)/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable '.[serve,build,test]'
+	$(BIN)/python -m pip install -qq --editable '.[serve,build,test]'
 	@touch $@ $(VENV)/.serve
 
 $(CHECKPOINT)/language_model/config.json: | $(VENV)/.serve

@@ -21,7 +21,7 @@ QUESTION = Path(__file__).with_name("question.wav")  # "What is two plus three?"
 TEXT = "Hello, I can hear, think and speak."
 MAX_TOKENS = 200  # about ten seconds of sound
 
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True)
 
 
 def show(stream: Stream, out: Path) -> None:
