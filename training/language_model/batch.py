@@ -1,0 +1,132 @@
+"""Several samples packed along one axis of rows: positions start again at each, attention stays inside each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+#: Rows without a loss, as in Hugging Face datasets.
+NO_LABEL = -100
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Token ids of one conversation, int32 [n], and which of them the model must predict, bool [n]."""
+
+    ids: NDArray[np.int32]
+    trained: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Packed samples.
+
+    Attributes:
+        tokens, labels, positions: int64 [rows]; labels[i] is token i where it counts, else NO_LABEL.
+        last: int64 [rows], row of the last token of each row's own sample.
+        groups: row indices int64 [samples, longest], samples of like length together; padded with the last row.
+        unpack: int64 [rows], where each row went in all groups flattened and joined.
+    """
+
+    tokens: Tensor
+    labels: Tensor
+    positions: Tensor
+    last: Tensor
+    groups: list[Tensor]
+    unpack: Tensor
+
+    @property
+    def rows(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def trained_tokens(self) -> int:
+        """Tokens that the backbone must predict (the first of a sample is never one)."""
+        return int((self.labels_of(0) != NO_LABEL).sum())
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on another device."""
+        if device.type == "cpu":
+            return self
+        return Batch(
+            self.tokens.to(device),
+            self.labels.to(device),
+            self.positions.to(device),
+            self.last.to(device),
+            [group.to(device) for group in self.groups],
+            self.unpack.to(device),
+        )
+
+    def labels_of(self, level: int) -> Tensor:
+        """What level 0 (backbone) or 1 .. K (MCTP level - 1) must predict at each row, else NO_LABEL: int64 [rows].
+
+        Row i of the backbone predicts token i + 1, row i of MCTP k token i + k + 2 of the same sample.
+        """
+        target = torch.arange(self.rows, device=self.tokens.device) + level + 1
+        return torch.where(target <= self.last, self.labels[target.clamp(max=self.rows - 1)], NO_LABEL)
+
+    def tokens_of(self, module: int) -> Tensor:
+        """Token i + module + 1 of each row, which MCTP `module` embeds: int64 [rows].
+
+        The last rows of a sample have no such token. They get its last one; no row that counts can see them.
+        """
+        index = torch.arange(self.rows, device=self.tokens.device) + module + 1
+        return self.tokens[torch.minimum(index, self.last)]
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Causal attention inside each sample: q [rows, heads, dim], k and v [rows, kv_heads, dim] -> as q."""
+        repeat = q.shape[1] // k.shape[1]
+        outputs = []
+        for group in self.groups:
+            shape = group.shape
+            parts = (x.index_select(0, group.flatten()).unflatten(0, shape).transpose(1, 2) for x in (q, k, v))
+            q1, k1, v1 = parts  # [samples, heads, longest, dim]
+            if repeat > 1:
+                k1, v1 = k1.repeat_interleave(repeat, 1), v1.repeat_interleave(repeat, 1)
+            # Padding comes last, so a causal mask alone hides it from every row that counts.
+            out = F.scaled_dot_product_attention(q1, k1, v1, is_causal=True)
+            outputs.append(out.transpose(1, 2).flatten(0, 1))  # [samples * longest, heads, dim]
+        return torch.cat(outputs).index_select(0, self.unpack)
+
+
+def pack(samples: Sequence[Sample]) -> Batch:
+    """One batch of all samples, in their order."""
+    lengths = np.array([len(sample.ids) for sample in samples])
+    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+    tokens = np.concatenate([sample.ids for sample in samples]).astype(np.int64)
+    trained = np.concatenate([sample.trained for sample in samples])
+    positions = np.arange(len(tokens)) - np.repeat(starts, lengths)
+    groups, unpack, used = [], np.empty(len(tokens), np.int64), 0
+    for members in _groups(lengths):
+        longest = lengths[members].max()
+        columns = np.minimum(np.arange(longest)[None], lengths[members][:, None] - 1)  # [samples, longest]
+        groups.append(torch.from_numpy(starts[members][:, None] + columns))
+        for place, member in enumerate(members):
+            start, length = starts[member], lengths[member]
+            unpack[start : start + length] = used + place * longest + np.arange(length)
+        used += len(members) * longest
+    return Batch(
+        tokens=torch.from_numpy(tokens),
+        labels=torch.from_numpy(np.where(trained, tokens, NO_LABEL)),
+        positions=torch.from_numpy(positions),
+        last=torch.from_numpy(np.repeat(starts + lengths - 1, lengths)),
+        groups=groups,
+        unpack=torch.from_numpy(unpack),
+    )
+
+
+def _groups(lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Indices of samples of like length: padding to the longest of a group at most doubles a sample."""
+    order = np.argsort(-lengths, kind="stable")
+    groups: list[NDArray[np.int64]] = []
+    while len(order):
+        alike = int((2 * lengths[order] >= lengths[order[0]]).sum())
+        groups.append(order[:alike])
+        order = order[alike:]
+    return groups

@@ -1,0 +1,124 @@
+"""The training loop of every stage and of fine-tuning: accumulation, mixed precision, held-out scores per level."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from training.language_model.batch import Batch, pack
+from training.language_model.forward import LevelLosses, TrainedLanguageModel
+from training.language_model.token_set import PackStream, TokenSet
+from training.run import Run, RunSettings, adamw, clip
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a process computes and with whom.
+
+    `total` adds a tensor over all processes, `agree` is true everywhere when it was true anywhere.
+    """
+
+    device: torch.device
+    rank: int = 0
+    world: int = 1
+    total: Callable[[Tensor], Tensor] = lambda x: x
+    agree: Callable[[bool], bool] = bool
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """bfloat16 products on a GPU, float32 on the CPU."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
+
+
+def optimizer_of(model: TrainedLanguageModel, settings: RunSettings, mctp_rate: float) -> AdamW:
+    """AdamW over all trained weights; those of MCTP modules learn `mctp_rate` times as fast."""
+    groups: list[tuple[Sequence[nn.Parameter], float]] = [(model.backbone_parameters(), 1.0)]
+    groups.append((model.mctp_parameters(), mctp_rate))
+    return adamw(groups, settings, fused=True)
+
+
+def train(
+    run: Run,
+    model: TrainedLanguageModel,
+    optimizer: AdamW,
+    stream: PackStream,
+    held_out: Sequence[Batch],
+    audio_from: int,
+    accumulation: int,
+    place: Place,
+) -> None:
+    """Run all steps that are left.
+
+    Args:
+        held_out: what `score` measures at each evaluation.
+        audio_from: the first audio id, to score text and audio apart.
+        accumulation: packs of one step and process.
+    """
+    model.train()
+    for _ in run:
+        batches = [pack(next(stream)) for _ in range(accumulation)]
+        rows = torch.tensor([sum(b.rows for b in batches), sum(b.trained_tokens for b in batches)])
+        read, trained = place.total(rows.to(place.device)).tolist()
+        sums = torch.zeros(1 + model.config.mctp_modules, device=place.device)
+        for batch in batches:
+            with place.autocast():
+                losses: LevelLosses = model(batch.to(place.device))
+            loss = losses.total(trained, model.trains_backbone)
+            (loss * place.world).backward()  # processes are averaged; `trained` counts all of them
+            sums += losses.sums.detach()
+        clip(model, run.settings)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        per_token = place.total(sums) / trained
+        run.log(tokens=read, **_loss_parts(per_token, model.trains_backbone))
+        if run.evaluation_due and held_out:
+            run.record("held_out", score(model, held_out, audio_from, place))
+
+
+def held_out_batches(tokens: TokenSet, count: int, length: int, seed: int) -> list[Batch]:
+    """A fixed choice of `count` samples, all of them when there are fewer, that fit into `length` tokens."""
+    order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(seed)).tolist()
+    chosen = [index for index in order if tokens.lengths[index] <= length][:count]
+    return [pack([tokens[index] for index in part]) for part in tokens.packs(chosen, length)]
+
+
+@torch.no_grad()
+def score(model: TrainedLanguageModel, batches: Sequence[Batch], audio_from: int, place: Place) -> dict[str, float]:
+    """Loss and greedy token accuracy (teacher-forced) of the backbone and of each MCTP module."""
+    levels = 1 + model.config.mctp_modules
+    sums, right, counts = (torch.zeros(levels, dtype=torch.float64) for _ in range(3))
+    parts = {"text": [0, 0], "audio": [0, 0]}
+    model.eval()
+    for batch in batches:
+        with place.autocast():
+            losses: LevelLosses = model(batch.to(place.device), score=True)
+        sums += losses.sums.double().cpu()
+        for level, found in enumerate(losses.right):
+            right[level] += int(found.sum())
+            counts[level] += len(found)
+        labels = batch.labels_of(0)
+        wanted, hit = labels[labels >= 0], losses.right[0].cpu()
+        for name, inside in (("text", wanted < audio_from), ("audio", wanted >= audio_from)):
+            parts[name][0] += int(hit[inside].sum())
+            parts[name][1] += int(inside.sum())
+    model.train()
+    counts.clamp_(min=1)
+    loss, accuracy = (sums / counts).tolist(), (right / counts).tolist()
+    values = {"loss": loss[0], "accuracy": accuracy[0]}
+    values |= {f"accuracy_{name}": hit / max(1, seen) for name, (hit, seen) in parts.items()}
+    values |= {f"loss_mctp_{k}": loss[k] for k in range(1, levels)}
+    return values | {f"accuracy_mctp_{k}": accuracy[k] for k in range(1, levels)}
+
+
+def _loss_parts(per_token: Tensor, backbone: bool) -> dict[str, Tensor]:
+    """The objective and its parts, for the log."""
+    modules = len(per_token) - 1
+    parts = {"loss_backbone": per_token[0]} if backbone else {}
+    if modules:
+        parts |= {"loss_mctp": per_token[1:].mean(), "loss_mctp_1": per_token[1], f"loss_mctp_{modules}": per_token[-1]}
+    objective = [parts[name] for name in ("loss_backbone", "loss_mctp") if name in parts]
+    return {"loss": torch.stack(objective).sum(), **parts}
