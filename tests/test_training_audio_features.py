@@ -77,13 +77,14 @@ def test_training_features_are_the_served_ones(mels: int) -> None:
         np.testing.assert_allclose(row[:, : frames - 1], served[:, :-1], atol=2e-4)
 
 
-def test_clips_are_packed_once_and_cut_by_frames(data: Path, tmp_path: Path) -> None:
-    clips = DecoderClips(data, tmp_path, "slt", torch.device("cpu"))
-    assert {clip.voice for clip in clips.clips.clips} == {"slt"}
+def test_clips_are_packed_once_and_cut_by_frames(data: Path) -> None:
+    clips = DecoderClips(data, "slt", torch.device("cpu"))
+    assert {clip.id.split("_")[0] for clip in clips.clips.clips} == {"slt"}
     assert {clips.clips[index].split for index in clips.test} == {"test"}
-    stamp = (tmp_path / "clips" / "samples.i16").stat().st_mtime_ns
-    DecoderClips(data, tmp_path, "slt", torch.device("cpu"))
-    assert (tmp_path / "clips" / "samples.i16").stat().st_mtime_ns == stamp
+    packed = data / "packed" / clips.clips.fingerprint / "samples.i16"
+    stamp = packed.stat().st_mtime_ns
+    DecoderClips(data, "slt", torch.device("cpu"))
+    assert packed.stat().st_mtime_ns == stamp
 
     index = clips.train[0]
     frames = clips.frames(index)
@@ -109,23 +110,46 @@ def test_every_faulty_clip_is_named(data: Path, tmp_path: Path) -> None:
         lines[number + 1]["audio"] = f"{number}.wav"
     (tmp_path / "speech.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(TrainingError, match="4 faulty clips") as error:
-        pack_clips(tmp_path, tmp_path / "clips", 16_000)
+        pack_clips(tmp_path, 16_000, "slt")
     for line in lines[:4]:
         assert line["id"] in str(error.value)
-    assert not (tmp_path / "clips" / "clips.json").exists()
+    assert not list(tmp_path.glob("packed/*/clips.json"))
+
+
+def test_only_what_the_assistant_says_is_output(data: Path, tmp_path: Path) -> None:
+    """The output voice also plays users, with noise; flow and vocoder must not learn from those clips."""
+    lines = [json.loads(line) for line in (data / "speech.jsonl").read_text().splitlines()]
+    for line in lines:
+        line["audio"] = str(data / line["audio"])
+    (tmp_path / "speech.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    first, second, *_ = (line for line in lines if line["voice"] == "slt")
+    rms = next(line for line in lines if line["voice"] == "rms")
+    roles = ("system", ""), ("user", "<|audio|>"), ("assistant", "ad<|audio|>"), ("assistant", "<|audio|>")
+    messages = [{"role": role, "content": content} for role, content in roles]
+    sample = {"messages": messages, "audios": [line["audio"] for line in (first, second, rms)]}
+    (tmp_path / "chat.jsonl").write_text(json.dumps(sample) + "\n")
+    outputs = pack_clips(tmp_path, 22_050, "slt", outputs_only=True)
+    assert [clip.id for clip in outputs.clips] == [second["id"]]
+    every = pack_clips(tmp_path, 16_000, "slt")
+    assert len(every) == len(lines)
+    assert [clip.id for clip in every.clips if clip.output] == [second["id"]]
+    sample["audios"].pop()
+    (tmp_path / "chat.jsonl").write_text(json.dumps(sample) + "\n")
+    with pytest.raises(TrainingError, match="line 1"):
+        pack_clips(tmp_path, 16_000, "slt")
 
 
 def test_a_missing_or_broken_manifest_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="make the data first"):
-        pack_clips(tmp_path, tmp_path / "clips", 16_000)
+        pack_clips(tmp_path, 16_000, "slt")
     (tmp_path / "speech.jsonl").write_text('{"id": "a"}\nno json\n')
     with pytest.raises(TrainingError, match=r"line 1.*line 2"):
-        pack_clips(tmp_path, tmp_path / "clips", 16_000)
+        pack_clips(tmp_path, 16_000, "slt")
 
 
-def test_an_unknown_voice_is_a_clear_error(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="no clip of voice 'nobody'"):
-        DecoderClips(data, tmp_path, "nobody", torch.device("cpu"))
+def test_an_unknown_voice_is_a_clear_error(data: Path) -> None:
+    with pytest.raises(TrainingError, match="no clip of the output voice"):
+        DecoderClips(data, "nobody", torch.device("cpu"))
 
 
 def test_augmentation_is_drawn_from_its_generator_and_keeps_the_padding() -> None:
@@ -158,9 +182,9 @@ def test_noise_and_silence_have_no_f0() -> None:
     assert not fundamental_hz(np.zeros(5000, np.float32)).any()
 
 
-def test_f0_follows_the_voices_of_the_clips(data: Path, tmp_path: Path) -> None:
+def test_f0_follows_the_voices_of_the_clips(data: Path) -> None:
     for voice, hz in VOICES.items():
-        clips = DecoderClips(data, tmp_path / voice, voice, torch.device("cpu"))
+        clips = DecoderClips(data, voice, torch.device("cpu"))
         index = next(i for i in clips.train if clips.clips[i].id == f"{voice}_4_0")  # "bad dad"
         f0 = fundamental_hz(clips.clips.samples(index) / np.float32(32768))
         voiced = f0[f0 > 0]

@@ -44,8 +44,8 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def clips(data: Path, tmp_path_factory: pytest.TempPathFactory) -> DecoderClips:
-    return DecoderClips(data, tmp_path_factory.mktemp("clips"), "slt", CPU)
+def clips(data: Path) -> DecoderClips:
+    return DecoderClips(data, "slt", CPU)
 
 
 def _windows(clips: DecoderClips, seed: int = 0) -> FlowWindows:

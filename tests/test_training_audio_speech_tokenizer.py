@@ -84,7 +84,7 @@ def test_the_export_loads_and_serves(data: Path, trained: Path, tmp_path: Path) 
     model.load_state_dict(tensors)
     export_speech_tokenizer(model, tmp_path)
     served, reference = OnnxSpeechTokenizer(tmp_path), TorchSpeechTokenizer(config, tensors)
-    clips = pack_clips(data, trained / "clips", 16_000)
+    clips = pack_clips(data, 16_000, "slt")
     indices = list(range(0, len(clips), 5))
     in_training = tokenize_clips(trained / "speech_tokenizer", clips, indices, CPU, batch=3)
     equal = total = 0
@@ -102,9 +102,9 @@ def test_another_size_does_not_go_on_from_the_snapshot(data: Path, trained: Path
         train_speech_tokenizer(replace(_config(), batch=5), data, trained)
 
 
-def test_batches_depend_on_the_step_alone_and_hold_like_lengths(data: Path, tmp_path: Path) -> None:
-    clips = pack_clips(data, tmp_path, 16_000)
-    ours, again = (SpeechBatches(clips, 4, "slt", 3, CPU) for _ in range(2))
+def test_batches_depend_on_the_step_alone_and_hold_like_lengths(data: Path) -> None:
+    clips = pack_clips(data, 16_000, "slt")
+    ours, again = (SpeechBatches(clips, 4, 3, CPU) for _ in range(2))
     again[2]
     for step in (0, 7, 11):
         assert torch.equal(ours[step].wave, again[step].wave)
@@ -122,7 +122,7 @@ def test_long_clips_are_never_joined_beyond_the_limit(tmp_path: Path) -> None:
         '{"id": "a", "audio": "a.wav", "text": "a", "voice": "slt", "split": "train"}\n'
     )
     soundfile.write(tmp_path / "a.wav", np.zeros(20 * 16_000), 16_000)
-    batches = SpeechBatches(pack_clips(tmp_path, tmp_path / "clips", 16_000), 2, "slt", 0, CPU)
+    batches = SpeechBatches(pack_clips(tmp_path, 16_000, "slt"), 2, 0, CPU)
     assert all(batches[step].wave.shape[1] <= 30 * 16_000 for step in range(8))
 
 

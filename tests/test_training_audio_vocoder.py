@@ -119,11 +119,11 @@ def test_weight_norm_leaves_the_vocoder_as_it_was() -> None:
     assert len(list(normed.parameters())) > len(keys)  # it is still normed itself
 
 
-def test_f0_does_not_learn_from_the_wave(data: Path, tmp_path: Path) -> None:
+def test_f0_does_not_learn_from_the_wave(data: Path) -> None:
     """The source follows the predicted f0, but only the f0 loss moves the predictor; its mel has full context."""
-    clips = DecoderClips(data, tmp_path, "slt", CPU)
+    clips = DecoderClips(data, "slt", CPU)
     f0 = {index: fundamental_hz(clips.clips.samples(index) / np.float32(32768)) for index in clips.train}
-    batches = SegmentBatches(clips, f0, batch=2, frames=12, seed=0)
+    batches = SegmentBatches(clips, clips.train, f0, batch=2, frames=12, seed=0)
     segments = batches[0]
     assert segments.wave.shape == (2, 12 * 256)
     assert segments.mel.shape == (2, 80, 22)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Augmentation:
-    """How much the input varies; every range is uniform.
+    """How much the input varies, beyond what the data do; every range is uniform.
 
     Attributes:
         level_db: gain.
@@ -21,10 +21,10 @@ class Augmentation:
         snr_db: speech to noise.
     """
 
-    level_db: tuple[float, float] = (-20.0, 4.0)
+    level_db: tuple[float, float] = (-12.0, 6.0)
     tilt_db: float = 6.0
-    noise_share: float = 0.5
-    snr_db: tuple[float, float] = (8.0, 40.0)
+    noise_share: float = 0.3
+    snr_db: tuple[float, float] = (10.0, 40.0)
 
 
 def augment(wave: Tensor, samples: Tensor, settings: Augmentation, rng: np.random.Generator) -> Tensor:

@@ -24,12 +24,15 @@ _FAULTS_SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """One utterance; its samples are [start, start + samples) of the packed file."""
+    """One utterance; its samples are [start, start + samples) of the packed file.
+
+    `output`: whether it is clean speech of the output voice, as the assistant speaks.
+    """
 
     id: str
     text: str
-    voice: str
     split: str
+    output: bool
     start: int
     samples: int
 
@@ -40,7 +43,7 @@ class Clips(Sequence[Clip]):
     def __init__(self, folder: Path) -> None:
         index = json.loads((folder / "clips.json").read_text(encoding="utf-8"))
         self.rate_hz: int = index["rate_hz"]
-        self.fingerprint: str = index["fingerprint"]
+        self.fingerprint = folder.name
         self.clips = [Clip(**clip) for clip in index["clips"]]
         self._samples = np.memmap(folder / "samples.i16", np.int16, "r")
 
@@ -55,16 +58,11 @@ class Clips(Sequence[Clip]):
         clip = self.clips[index]
         return self._samples[clip.start : clip.start + clip.samples]
 
-    def of_split(self, split: str, voice: str | None = None) -> list[int]:
-        """Indices of the clips of a split, of one voice if given.
-
-        Raises:
-            TrainingError: there are none.
-        """
-        found = [index for index, clip in enumerate(self.clips) if clip.split == split and voice in (None, clip.voice)]
+    def of_split(self, split: str) -> list[int]:
+        """Indices of the clips of a split. Raises TrainingError when there are none."""
+        found = [index for index, clip in enumerate(self.clips) if clip.split == split]
         if not found:
-            voice_text = f" of voice {voice!r}" if voice else ""
-            raise TrainingError(f"speech.jsonl has no clip{voice_text} in split {split!r}; make more data")
+            raise TrainingError(f"speech.jsonl has no clip in split {split!r} to use here; make more data")
         return found
 
 
@@ -78,8 +76,11 @@ def batch_of(waves: Sequence[NDArray[np.int16]], multiple: int) -> tuple[NDArray
     return batch, lengths
 
 
-def pack_clips(data: Path, folder: Path, rate_hz: int, voice: str | None = None) -> Clips:
-    """Read the clips of `data/speech.jsonl` (16 kHz mono; of one voice if given) into `folder`; done once.
+def pack_clips(data: Path, rate_hz: int, output_voice: str, outputs_only: bool = False) -> Clips:
+    """The clips of `data/speech.jsonl` (16 kHz mono), packed once into `data/packed` and shared by all trainings.
+
+    Output clips are those of the output voice that the assistant speaks in `data/chat.jsonl`: clean, unlike the same
+    voice as a user's. Without `chat.jsonl` all clips of that voice are.
 
     Raises:
         TrainingError: a line or a file is faulty (missing, not 16 kHz mono, empty, above 30 s); names the first ones.
@@ -89,17 +90,25 @@ def pack_clips(data: Path, folder: Path, rate_hz: int, voice: str | None = None)
         text = manifest.read_text(encoding="utf-8")
     except OSError as error:
         raise TrainingError(f"{manifest}: cannot be read ({error.strerror}); make the data first") from error
-    fingerprint = hashlib.sha256(f"{rate_hz} {voice}\n{text}".encode()).hexdigest()[:16]
-    if (folder / "clips.json").exists():
-        packed = Clips(folder)
-        if packed.fingerprint == fingerprint:
-            return packed
-    lines = _parse(manifest, text)
-    chosen = [line for line in lines if voice is None or line["voice"] == voice]
+    lines, spoken = _parse(manifest, text), _assistant_audios(data / "chat.jsonl")
+    outputs = {
+        line["audio"] for line in lines if line["voice"] == output_voice and (spoken is None or line["audio"] in spoken)
+    }
+    key = json.dumps([rate_hz, outputs_only, sorted(outputs), text])
+    fingerprint = hashlib.sha256(key.encode()).hexdigest()[:16]
+    folder = data / "packed" / fingerprint
+    if not (folder / "clips.json").exists():
+        _pack(data, lines, outputs, rate_hz, outputs_only, folder)
+    return Clips(folder)
+
+
+def _pack(
+    data: Path, lines: list[dict[str, str]], outputs: set[str], rate_hz: int, outputs_only: bool, folder: Path
+) -> None:
+    chosen = [line for line in lines if not outputs_only or line["audio"] in outputs]
     clips, faults, position = [], [], 0
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "clips.json").unlink(missing_ok=True)  # the index comes last: without it the samples do not count
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         with (folder / "samples.i16").open("wb") as file:
             for line in track(chosen, f"packing {len(chosen)} clips at {rate_hz} Hz", transient=True):
                 try:
@@ -108,18 +117,37 @@ def pack_clips(data: Path, folder: Path, rate_hz: int, voice: str | None = None)
                     faults.append(f"{line['id']}: {error}")
                     continue
                 file.write(samples.tobytes())
-                clips.append(Clip(line["id"], line["text"], line["voice"], line["split"], position, len(samples)))
+                output = line["audio"] in outputs
+                clips.append(Clip(line["id"], line["text"], line["split"], output, position, len(samples)))
                 position += len(samples)
-        _raise(manifest, faults)
-        index = {"rate_hz": rate_hz, "fingerprint": fingerprint, "clips": [asdict(clip) for clip in clips]}
+        _raise(data / "speech.jsonl", faults)
+        if not clips:
+            raise TrainingError(f"{data / 'speech.jsonl'}: has no clip" + (" of the output voice" * outputs_only))
+        # The index comes last: without it the samples do not count.
         temporary = folder / ".clips.json.tmp"
-        temporary.write_text(json.dumps(index), encoding="utf-8")
+        temporary.write_text(json.dumps({"rate_hz": rate_hz, "clips": [asdict(clip) for clip in clips]}))
         temporary.replace(folder / "clips.json")
     except OSError as error:
         raise TrainingError(f"{folder}: cannot be written ({error}); free some space and run again") from error
-    if not clips:
-        raise TrainingError(f"{manifest}: has no clip" + (f" of voice {voice!r}" if voice else ""))
-    return Clips(folder)
+
+
+def _assistant_audios(chat: Path) -> set[str] | None:
+    """Audio paths that assistant messages speak; None when there is no such file."""
+    if not chat.exists():
+        return None
+    spoken: set[str] = set()
+    for number, line in enumerate(chat.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            sample = json.loads(line)
+            audios = iter(sample.get("audios", ()))
+            for message in sample["messages"]:
+                paths = [next(audios) for _ in range(message["content"].count("<|audio|>"))]
+                spoken.update(paths if message["role"] == "assistant" else ())
+        except (ValueError, KeyError, TypeError, StopIteration) as error:
+            raise TrainingError(
+                f"{chat}: line {number}: {type(error).__name__} {error}; make the data again"
+            ) from error
+    return spoken
 
 
 def _parse(manifest: Path, text: str) -> list[dict[str, str]]:

@@ -19,9 +19,9 @@ EDGE_FRAMES = 2  # a mel frame sees 384 samples beyond its own 256, on either si
 class DecoderClips:
     """Waves of one voice; frames are mel frames of a clip, frame f is the samples [256 f, 256 (f + 1))."""
 
-    def __init__(self, data: Path, folder: Path, voice: str, device: torch.device) -> None:
+    def __init__(self, data: Path, voice: str, device: torch.device) -> None:
         """Raises TrainingError: the voice has no clips for training or none for test, or a clip is faulty."""
-        self.clips: Clips = pack_clips(data, folder / "clips", OUTPUT_SAMPLE_RATE_HZ, voice)
+        self.clips: Clips = pack_clips(data, OUTPUT_SAMPLE_RATE_HZ, voice, outputs_only=True)
         self.device = device
         self.train, self.test = self.clips.of_split("train"), self.clips.of_split("test")
         self._mel = MelSpectrogram().to(device)

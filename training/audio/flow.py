@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from training.audio.decoder_clips import DecoderClips
 from training.audio.device import autocast, pick_device
-from training.audio.flow_windows import FlowBatch, FlowWindows, output_voice_codes
+from training.audio.flow_windows import FlowBatch, FlowWindows, output_codes
 from training.run import Run, RunSettings, adamw, clip, set_seeds, step_generator
 from training.snapshots import write_torch_file
 from vita_audio.configs import FlowConfig
@@ -92,8 +92,8 @@ def train_flow(config: FlowTraining, data: Path, speech_tokenizer: Path, folder:
         Stopped: asked to stop; everything is saved.
     """
     device = pick_device(config.device)
-    clips = DecoderClips(data, folder, config.output_voice, device)
-    codes = output_voice_codes(data, folder, clips, speech_tokenizer)
+    clips = DecoderClips(data, config.output_voice, device)
+    codes = output_codes(data, config.output_voice, speech_tokenizer, device)
     windows, held_out = (
         FlowWindows(
             clips,

@@ -115,11 +115,9 @@ class FlowWindows:
         return share if later or rng.random() < 0.5 else 0.0
 
 
-def output_voice_codes(
-    data: Path, folder: Path, clips: DecoderClips, speech_tokenizer: Path
-) -> dict[str, NDArray[np.int64]]:
-    """Audio codes of every clip of the output voice, by id, from a tokenizer in the released layout."""
-    heard = pack_clips(data, folder / "heard", INPUT_SAMPLE_RATE_HZ, clips.clips[0].voice)
-    indices = list(range(len(heard)))
-    codes = tokenize_clips(speech_tokenizer, heard, indices, clips.device)
+def output_codes(data: Path, voice: str, speech_tokenizer: Path, device: torch.device) -> dict[str, NDArray[np.int64]]:
+    """Audio codes of every output clip, by id, from a tokenizer in the released layout."""
+    heard = pack_clips(data, INPUT_SAMPLE_RATE_HZ, voice)
+    indices = [index for index in range(len(heard)) if heard[index].output]
+    codes = tokenize_clips(speech_tokenizer, heard, indices, device)
     return {heard[index].id: ids for index, ids in zip(indices, codes, strict=True)}

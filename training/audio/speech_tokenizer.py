@@ -124,7 +124,7 @@ class TokenizerInTraining(nn.Module):
             sound = self.sound(codes, valid)
         losses["ctc"] = ctc_loss(scores, CTC_STEPS_PER_TOKEN * inside.sum(1), batch.texts)
         wanted = self.features(batch.wave, batch.samples)
-        frames = valid.repeat_interleave(wanted.shape[2] // valid.shape[1], dim=1) * batch.output_voice[:, None]
+        frames = valid.repeat_interleave(wanted.shape[2] // valid.shape[1], dim=1) * batch.output[:, None]
         error = (sound.float() - wanted).square().mean(1) * frames  # [B, frames]
         losses["mel"] = error.sum() / frames.sum().clamp(min=1)
         return Outcome(losses, states.detach()[inside], ids, scores)
@@ -141,8 +141,8 @@ def train_speech_tokenizer(config: SpeechTokenizerTraining, data: Path, folder: 
         Stopped: asked to stop; everything is saved.
     """
     device = pick_device(config.device)
-    clips = pack_clips(data, folder / "clips", INPUT_SAMPLE_RATE_HZ)
-    batches = SpeechBatches(clips, config.batch, config.output_voice, config.run.seed, device)
+    clips = pack_clips(data, INPUT_SAMPLE_RATE_HZ, config.output_voice)
+    batches = SpeechBatches(clips, config.batch, config.run.seed, device)
     held_out = clips.of_split("test")
     set_seeds(config.run.seed)
     model = TokenizerInTraining(config).to(device)
@@ -183,8 +183,8 @@ def train_speech_tokenizer(config: SpeechTokenizerTraining, data: Path, folder: 
 
 
 def _heard(batch: SpeechBatch, config: SpeechTokenizerTraining, rng: np.random.Generator) -> Tensor:
-    """What the encoder hears: half of the output voice's clips as they are (its codes are made from clean speech)."""
-    clean = torch.from_numpy(rng.random(len(batch.texts)) < 0.5).to(batch.wave.device) & batch.output_voice
+    """What the encoder hears: half of the output clips as they are, since the codes to speak are made from those."""
+    clean = torch.from_numpy(rng.random(len(batch.texts)) < 0.5).to(batch.wave.device) & batch.output
     return torch.where(clean[:, None], batch.wave, augment(batch.wave, batch.samples, config.augmentation, rng))
 
 

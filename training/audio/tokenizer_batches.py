@@ -26,13 +26,13 @@ class SpeechBatch:
         wave: [B, n] in [-1, 1], n a multiple of 1280.
         samples: int64 [B] that hold speech.
         texts: what is said.
-        output_voice: bool [B], whether the output voice says it.
+        output: bool [B], whether it is clean speech of the output voice.
     """
 
     wave: Tensor
     samples: Tensor
     texts: list[str]
-    output_voice: Tensor
+    output: Tensor
 
     @property
     def valid_frames(self) -> Tensor:
@@ -49,8 +49,8 @@ class SpeechBatch:
 class SpeechBatches:
     """Endless batches; the batch of a step is a function of (seed, step)."""
 
-    def __init__(self, clips: Clips, batch: int, output_voice: str, seed: int, device: torch.device) -> None:
-        self.clips, self.batch, self.output_voice, self.seed, self.device = clips, batch, output_voice, seed, device
+    def __init__(self, clips: Clips, batch: int, seed: int, device: torch.device) -> None:
+        self.clips, self.batch, self.seed, self.device = clips, batch, seed, device
         self.indices = clips.of_split("train")
         self._shuffle = Shuffle(len(self.indices), seed)
 
@@ -76,9 +76,7 @@ class SpeechBatches:
             wave=torch.from_numpy(wave).to(self.device),
             samples=torch.from_numpy(samples).to(self.device),
             texts=[" ".join(self.clips[index].text for index in row) for row in rows],
-            output_voice=torch.tensor(
-                [all(self.clips[index].voice == self.output_voice for index in row) for row in rows]
-            ).to(self.device),
+            output=torch.tensor([all(self.clips[index].output for index in row) for row in rows]).to(self.device),
         )
 
     def _row(self, position: int, rng: np.random.Generator) -> list[int]:

@@ -12,6 +12,7 @@ from typing import cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich.progress import track
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.parametrize import remove_parametrizations
@@ -42,6 +43,7 @@ class VocoderTraining:
 
     Attributes:
         batch, segment_frames: segments of a step and their mel frames.
+        clips: most clips to train on; one voice is soon heard.
         output_voice: the voice it speaks with.
         own_f0_after: share of the steps after which the source follows the predicted f0, as served, not the true one.
         adversarial_after: share of the steps after which the discriminators take part; 1 never.
@@ -55,6 +57,7 @@ class VocoderTraining:
     run: RunSettings
     batch: int = 16
     segment_frames: int = 32
+    clips: int = 4_000
     output_voice: str = "slt"
     own_f0_after: float = 0.1
     adversarial_after: float = 0.3
@@ -82,14 +85,21 @@ class SegmentBatches:
     """Random segments of the training clips; the batch of a step is a function of (seed, step)."""
 
     def __init__(
-        self, clips: DecoderClips, f0: dict[int, NDArray[np.float32]], batch: int, frames: int, seed: int
+        self,
+        clips: DecoderClips,
+        indices: list[int],
+        f0: dict[int, NDArray[np.float32]],
+        batch: int,
+        frames: int,
+        seed: int,
     ) -> None:
-        self.clips, self.f0, self.batch, self.frames, self.seed = clips, f0, batch, frames, seed
-        self._shuffle = Shuffle(len(clips.train), seed)
+        self.clips, self.indices, self.f0 = clips, indices, f0
+        self.batch, self.frames, self.seed = batch, frames, seed
+        self._shuffle = Shuffle(len(indices), seed)
 
     def __getitem__(self, step: int) -> Segments:
         rng = step_generator(self.seed, step)
-        indices = [self.clips.train[self._shuffle[step * self.batch + row]] for row in range(self.batch)]
+        indices = [self.indices[self._shuffle[step * self.batch + row]] for row in range(self.batch)]
         # A clip shorter than the segment is followed by silence.
         firsts = [int(rng.integers(0, max(1, self.clips.frames(index) - self.frames + 1))) for index in indices]
         return self.make(indices, firsts, self.frames)
@@ -132,11 +142,10 @@ def train_vocoder(config: VocoderTraining, data: Path, folder: Path) -> Path:
         Stopped: asked to stop; everything is saved.
     """
     device = pick_device(config.device)
-    clips = DecoderClips(data, folder, config.output_voice, device)
-    held_out = clips.test[: config.held_out_clips]
-    batches = SegmentBatches(
-        clips, _true_f0(clips, [*clips.train, *held_out], folder), config.batch, config.segment_frames, config.run.seed
-    )
+    clips = DecoderClips(data, config.output_voice, device)
+    train, held_out = clips.train[:: -(-len(clips.train) // config.clips)], clips.test[: config.held_out_clips]
+    f0 = _true_f0(clips, [*train, *held_out], folder)
+    batches = SegmentBatches(clips, train, f0, config.batch, config.segment_frames, config.run.seed)
     set_seeds(config.run.seed)
     model = weight_normed(_fresh(config.model)).to(device)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.average))
@@ -236,10 +245,14 @@ def _true_f0(clips: DecoderClips, indices: list[int], folder: Path) -> dict[int,
     path = folder / f"f0_{clips.clips.fingerprint}.npz"
     if path.exists():
         with np.load(path) as stored:
-            return {int(name): stored[name] for name in stored.files}
-    found = {index: fundamental_hz(clips.clips.samples(index) / np.float32(32768)) for index in indices}
+            known = {int(name): stored[name] for name in stored.files}
+        if known.keys() >= set(indices):
+            return known
+    named = track(indices, f"f0 of {len(indices)} clips", transient=True)
+    found = {index: fundamental_hz(clips.clips.samples(index) / np.float32(32768)) for index in named}
+    folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / ".f0.tmp.npz"
-    np.savez(temporary, **{str(index): f0 for index, f0 in found.items()})
+    np.savez(temporary, **{str(index): f0 for index, f0 in found.items()})  # type: ignore[arg-type]
     temporary.replace(path)
     return found
 
