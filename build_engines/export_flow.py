@@ -183,8 +183,10 @@ class _VelocityGraph:
         graph.output("velocity", graph.reshape(self._guide(x), 0, mels, -1), FLOAT, shape)
 
     def _guide(self, both: str) -> str:
-        """(1 + g) guided - g free."""
+        """(1 + g) guided - g free; without guidance there is no free half."""
         graph, guidance = self.graph, self.config.inference_cfg_rate
+        if guidance == 0:
+            return both
         guided, free = graph.ops("Split", both, outputs=2, axis=0, num_outputs=2)
         return graph.op(
             "Sub",
@@ -212,7 +214,7 @@ class _VelocityGraph:
         return graph.ops("Split", x, graph.ints(*widths), outputs=len(widths), axis=1)
 
     def _first_stage(self, x: str, mu: str, cond: str) -> str:
-        """Stage 0 on [x, mu, speaker, cond] and on [x, 0, 0, 0]: the part of x is shared by both passes."""
+        """Stage 0 on [x, mu, speaker, cond] and, for guidance, on [x, 0, 0, 0]: the part of x is shared by both."""
         graph, weights, mels = self.graph, self.weights, self.config.output_size
         frames = graph.op("Shape", x, start=3, end=4)
         ones = graph.op("Expand", graph.number(1.0), graph.op("Concat", graph.ints(1, 1, 1), frames, axis=0))
@@ -226,7 +228,8 @@ class _VelocityGraph:
             constant = np.einsum("oik,i->ok", of_speaker, self.speaker)[:, None]
             free = graph.conv(x, key + ".x", of_x, bias, pads)
             extra = graph.conv(rest, key + ".rest", np.concatenate((of_mu, of_cond, constant), axis=1), None, pads)
-            return graph.op("Concat", graph.op("Add", free, extra), free, axis=0)
+            guided = graph.op("Add", free, extra)
+            return graph.op("Concat", guided, free, axis=0) if self.config.inference_cfg_rate else guided
 
         key = "down_blocks.0.0."
         first = both(key + "block1.block.0", (1, 1))
