@@ -6,37 +6,26 @@ Words that sound alike (see/sea, red/read) are left out as far as English allows
 from __future__ import annotations
 
 
-def _words(text: str) -> tuple[str, ...]:
+def words(text: str) -> tuple[str, ...]:
+    """The words of a list written as one text."""
     return tuple(text.split())
 
 
-UNITS = _words(
+UNITS = words(
     """
     zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
     eighteen nineteen
     """
 )
 TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
-ORDINALS = _words(
-    """
-    first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth
-    """
-)
+ORDINALS = words("first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth")
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-MONTHS = _words(
-    """
-    January February March April May June July August September October November December
-    """
-)
+MONTHS = words("January February March April May June July August September October November December")
 LETTERS = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 
 #: Category -> its members. The category's name is itself a word of the lexicon.
 CATEGORIES: dict[str, tuple[str, ...]] = {
-    "animal": _words(
-        """
-    dog cat horse cow pig sheep lion tiger monkey rabbit mouse elephant
-    """
-    ),
+    "animal": words("dog cat horse cow pig sheep lion tiger monkey rabbit mouse elephant"),
     "bird": ("duck", "chicken", "eagle"),
     "fruit": ("apple", "banana", "orange", "lemon", "cherry", "peach"),
     "vegetable": ("potato", "carrot", "onion", "cabbage"),
@@ -55,25 +44,21 @@ CATEGORIES: dict[str, tuple[str, ...]] = {
     "month": ("April", "June"),
 }
 #: Nouns outside the categories above.
-THINGS = _words(
+THINGS = words(
     """
     table chair door window bed lamp book paper pen letter key bag box cup glass plate spoon knife bread butter
     cheese egg soup sugar salt rice cake hat shirt coat shoe ring clock phone radio picture ball toy tree flower
     grass leaf stone
     """
 )
-PLACES = _words(
+PLACES = words(
     """
     garden kitchen market park street river lake mountain village island forest beach farm office shop station
     library room
     """
 )
-NATURE = _words(
-    """
-    sky snow rain wind cloud moon star fire gold ice grape honey lime
-    """
-)
-PEOPLE = _words(
+NATURE = words("sky snow rain wind cloud moon star fire gold ice grape honey lime")
+PEOPLE = words(
     """
     mother father brother sister friend teacher doctor farmer baker king queen boy girl child man woman baby
     """
@@ -90,7 +75,7 @@ OPPOSITES: tuple[tuple[str, str], ...] = (
     ("cheap", "expensive"), ("easy", "difficult"), ("true", "false"), ("love", "hate"), ("win", "lose"),
     ("sit", "stand"), ("laugh", "cry"), ("hello", "goodbye"), ("before", "after"), ("high", "low"),
 )  # fmt: skip
-ADJECTIVES = _words(
+ADJECTIVES = words(
     """
     hot cold big small tall short fast slow happy sad old young good bad hard soft full empty clean dirty dark
     bright dry wet rich poor loud quiet thick thin sweet strong wide cheap expensive nice heavy light beautiful
@@ -103,28 +88,20 @@ IRREGULAR_PLURALS = {
 }  # fmt: skip
 #: Nouns without an article (and colours, when they are spoken of).
 UNCOUNTED = frozenset(
-    _words(
+    words(
         """
     water milk coffee juice bread butter cheese soup sugar salt rice grass paper football tennis hockey red green
     yellow white black brown purple pink spring summer autumn winter
     """
     )
 )
-VERBS = _words(
+VERBS = words(
     """
     see find buy sell bring carry clean open close want like need have hold lose paint wash watch draw make keep
     """
 )
-ACTIONS = _words(
-    """
-    run walk swim sing dance play work sleep eat drink talk wait laugh cook learn travel fly
-    """
-)
-ADVERBS = _words(
-    """
-    today tomorrow now again slowly quickly often always never together
-    """
-)
+ACTIONS = words("run walk swim sing dance play work sleep eat drink talk wait laugh cook learn travel fly")
+ADVERBS = words("today tomorrow now again slowly quickly often always never together")
 
 
 def number_words(value: int) -> str:

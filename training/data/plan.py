@@ -43,10 +43,10 @@ class _Plan:
         tts, asr = (config.test_tts, config.test_asr) if test else (config.tts, config.asr)
         texts = sentences(kept + config.tts + config.asr, config.seed)
         texts = texts[:kept] if test else texts[kept:]
-        for text in texts[:tts]:
-            yield self._tts(text, "sentence")
-        for text in texts[tts : tts + asr]:
-            yield self._asr(self._heard(text), "sentence")
+        for text, kind in texts[:tts]:
+            yield self._tts(text, kind)
+        for text, kind in texts[tts : tts + asr]:
+            yield self._asr(self._heard(text), kind)
         train_pools, test_pools = split_questions(config)
         held_out_of = {question.text: pool.held_out for pool in test_pools for question in pool.questions}
 

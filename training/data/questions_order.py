@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from itertools import permutations
 
 from training.data.families import Fact, Family, sentence
-from training.data.lexicon import CATEGORIES, DAYS, LETTERS, MONTHS, ORDINALS, THINGS, UNCOUNTED
+from training.data.lexicon import CATEGORIES, DAYS, LETTERS, MONTHS, ORDINALS, PLACES, THINGS, UNCOUNTED
 
 _ECHOES = 1000
+_ECHO_LETTERS = 5  # short words without context are guesswork for any ear
 
 
-def _neighbours(name: str, kind: str, sequence: Sequence[str], circular: bool, two: bool) -> Family:
+def _neighbours(name: str, kind: str, sequence: Sequence[str], circular: bool, two: bool, answer_form: str) -> Family:
     """What comes before and after each member; with `two` also two places away."""
     facts = []
     steps = [("after", 1), ("before", -1), *([("two {}s after", 2), ("two {}s before", -2)] if two else [])]
@@ -25,7 +26,7 @@ def _neighbours(name: str, kind: str, sequence: Sequence[str], circular: bool, t
             facts.append(
                 Fact(
                     f"{side} {member}",
-                    f"The {kind} {side} {member} is {answer}.",
+                    sentence(answer_form.format(kind=kind, side=side, member=member, answer=answer)),
                     (answer,),
                     {"side": side, "member": member},
                 )
@@ -43,9 +44,9 @@ def _neighbours(name: str, kind: str, sequence: Sequence[str], circular: bool, t
 
 
 def places() -> Family:
-    """The n-th day, month and letter."""
+    """The n-th day and month."""
     facts = []
-    for kind, whole, sequence in (("day", "week", DAYS), ("month", "year", MONTHS), ("letter", "alphabet", LETTERS)):
+    for kind, whole, sequence in (("day", "week", DAYS), ("month", "year", MONTHS)):
         for ordinal, member in zip(ORDINALS, sequence, strict=False):
             facts.append(
                 Fact(
@@ -79,7 +80,7 @@ def lists() -> Family:
         facts.append(
             Fact(
                 f"{which} of {said}",
-                f"The {which} word is {triple[index]}.",
+                f"The {which} word was {triple[index]}.",
                 (triple[index],),
                 {"which": which, "said": said},
             )
@@ -96,7 +97,7 @@ def lists() -> Family:
 
 def echo() -> Family:
     """Three words to say after the speaker."""
-    pool = list(dict.fromkeys((*CATEGORIES["colour"], *CATEGORIES["animal"], *THINGS)))
+    pool = [word for word in dict.fromkeys((*CATEGORIES["animal"], *THINGS, *PLACES)) if len(word) >= _ECHO_LETTERS]
     facts = []
     draw = random.Random(0)
     for _ in range(_ECHOES):
@@ -113,10 +114,14 @@ def echo() -> Family:
     )
 
 
+_IS = "the {kind} {side} {member} is {answer}"
+# Not "is Q": after "is" a listener expects a number, a day or a thing, and a letter is soon misheard as one.
+_COMES = "{side} {member} comes {answer}"
+
 FAMILIES = (
-    _neighbours("days", "day", DAYS, circular=True, two=True),
-    _neighbours("months", "month", MONTHS, circular=True, two=False),
-    _neighbours("letters", "letter", LETTERS, circular=False, two=False),
+    _neighbours("days", "day", DAYS, circular=True, two=True, answer_form=_IS),
+    _neighbours("months", "month", MONTHS, circular=True, two=False, answer_form=_IS),
+    _neighbours("letters", "letter", LETTERS, circular=False, two=False, answer_form=_COMES),
     places(),
     lists(),
     echo(),

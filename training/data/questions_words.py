@@ -17,6 +17,7 @@ from training.data.lexicon import (
     number_words,
     plural,
     with_article,
+    words,
 )
 
 _COLOURS = {
@@ -26,13 +27,13 @@ _COLOURS = {
     "salt": "white", "grape": "purple", "elephant": "grey", "potato": "brown", "honey": "yellow", "cabbage": "green",
 }  # fmt: skip
 _SIZES = ("ant", "mouse", "duck", "cat", "dog", "sheep", "lion", "horse", "elephant", "bus", "house", "castle")
-_SPELLED = tuple(
+_SPELLED = words(
     """
     cat dog cow pig hen duck lion frog bus car key bag box cup hat shirt coat shoe ring toy tree leaf bed door book
     pen egg salt cake rice red green black white brown pink one two three four five six seven nine ten hot cold big
     small tall fast slow happy sad old young good bad sun moon star rain snow wind fire milk water apple bread house
     hand foot arm leg nose king queen boy girl man baby run walk sing play eat drink
-    """.split()
+    """
 )
 
 
@@ -87,13 +88,13 @@ def colours() -> Family:
             "Name the colour of {thing}.",
         ),
         ("What is the colour of {thing}?",),
-    )  # fmt: skip
+    )
 
 
 def plurals() -> Family:
     members = (word for kind in ("animal", "fruit", "vehicle") for word in CATEGORIES[kind])
     nouns = dict.fromkeys(word for word in (*members, *THINGS, *PLACES, *PEOPLE, *BODY) if word not in UNCOUNTED)
-    facts = [Fact(noun, f"The plural of {noun} is {plural(noun)}.", (plural(noun),), {"noun": noun}) for noun in nouns]
+    facts = [Fact(noun, f"One {noun}, two {plural(noun)}.", (plural(noun),), {"noun": noun}) for noun in nouns]
     return Family(
         "plurals",
         tuple(facts),
@@ -114,7 +115,7 @@ def spelling() -> Family:
         tuple(facts),
         ("How do you spell {word}?", "Spell the word {word}.", "How is {word} spelled?"),
         ("How do you spell the word {word}?",),
-    )  # fmt: skip
+    )
 
 
 def sizes() -> Family:
@@ -170,7 +171,7 @@ def yes_or_no() -> Family:
         ("Say yes or no, is {claim}?",),
         carriers=False,
         weight=1.5,
-    )  # fmt: skip
+    )
 
 
 def _yes_no(claim: str, true: bool) -> Fact:

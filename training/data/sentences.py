@@ -113,10 +113,15 @@ def free_sentence(draw: random.Random) -> str:
     return f"{text[0].upper()}{text[1:]}."
 
 
-def sentences(count: int, seed: int, free_share: float = 0.3) -> list[str]:
-    """`count` different sentences, the same for the same seed; a longer list begins with the shorter one."""
+def sentences(count: int, seed: int, free_share: float = 0.3) -> list[tuple[str, str]]:
+    """`count` different (text, kind), kind "template" or "free"; the same for the same seed.
+
+    A longer list begins with the shorter one.
+    """
     draw = random.Random(seed)
-    made: dict[str, None] = {}
+    made: dict[str, str] = {}
     while len(made) < count:
-        made[free_sentence(draw) if draw.random() < free_share else template_sentence(draw)] = None
-    return list(made)
+        kind = "free" if draw.random() < free_share else "template"
+        text = free_sentence(draw) if kind == "free" else template_sentence(draw)
+        made.setdefault(text, kind)
+    return list(made.items())
