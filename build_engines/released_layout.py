@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,17 @@ from vita_audio.vocabulary import Vocabulary
 
 
 def write_language_model(
-    folder: Path, config: LanguageModelConfig, vocabulary: Vocabulary, tensors: Mapping[str, Tensor]
+    folder: Path,
+    config: LanguageModelConfig,
+    vocabulary: Vocabulary,
+    tensors: Mapping[str, Tensor],
+    pattern: Sequence[int] = NAMED_MODES["boost"],
 ) -> None:
-    """Write config.json, generation_config.json and model.safetensors; the tokenizer's files are the caller's."""
+    """Write config.json, generation_config.json and model.safetensors; the tokenizer's files are the caller's.
+
+    Args:
+        pattern: the mode it was trained for, the default of requests.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     architecture = {
         "architectures": ["Qwen2MTPForCausalLM"],
@@ -40,7 +48,7 @@ def write_language_model(
         "pad_token_id": vocabulary.end_of_text,
         "eos_token_id": list(vocabulary.end_tokens),
         "repetition_penalty": 1.05,
-        "mtp_inference_mode": list(NAMED_MODES["boost"]),
+        "mtp_inference_mode": list(pattern),
     }
     _write_json(folder / "generation_config.json", generation)
     _save_tensors(tensors, folder / "model.safetensors")

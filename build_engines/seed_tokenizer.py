@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -22,8 +23,11 @@ _CHAT_TEMPLATE = (
 )
 
 
-def build_tokenizer(merges: int, audio_codes: int, seed: int) -> Tokenizer:
-    """Train the BPE (at most `merges` merges) and add control tokens, then `audio_codes` contiguous audio tokens."""
+def build_tokenizer(merges: int, audio_codes: int, seed: int, texts: Iterable[str] | None = None) -> Tokenizer:
+    """Train the BPE (at most `merges` merges) and add control tokens, then `audio_codes` contiguous audio tokens.
+
+    It is trained on `texts`, or on generated sentences drawn from `seed`.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -37,15 +41,15 @@ def build_tokenizer(merges: int, audio_codes: int, seed: int) -> Tokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=len(alphabet) + merges, initial_alphabet=alphabet, min_frequency=2, show_progress=False
     )
-    tokenizer.train_from_iterator(sentences(_TRAINING_SENTENCES, seed), trainer)
+    tokenizer.train_from_iterator(sentences(_TRAINING_SENTENCES, seed) if texts is None else texts, trainer)
     tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in CONTROL_TOKENS])
     tokenizer.add_tokens([AddedToken(f"<|audio_{i}|>", special=False, normalized=False) for i in range(audio_codes)])
     return tokenizer
 
 
-def write_tokenizer(folder: Path, merges: int, audio_codes: int, seed: int) -> int:
+def write_tokenizer(folder: Path, merges: int, audio_codes: int, seed: int, texts: Iterable[str] | None = None) -> int:
     """Write `tokenizer.json` and `tokenizer_config.json`; returns the number of tokens."""
-    tokenizer = build_tokenizer(merges, audio_codes, seed)
+    tokenizer = build_tokenizer(merges, audio_codes, seed, texts)
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {
         "tokenizer_class": "Qwen2Tokenizer",

@@ -1,0 +1,116 @@
+"""The card of a trained checkpoint (its README.md), written from the records of the training."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from build_engines.check_checkpoint import CheckpointSizes
+from training.config import TrainingConfig
+from training.language_model import prepare, stages
+from training.logs import duration
+
+#: Written by the evaluation below the training's folder; goes on the card when it is there.
+SCORES = Path("evaluation") / "scores.md"
+_PARTS = ("speech_tokenizer", "vocoder", "flow", *(f"stage{number}" for number in stages.STAGES))
+
+
+def write_card(config: TrainingConfig, out: Path, checkpoint: Path, sizes: CheckpointSizes, command: str) -> None:
+    """Write `checkpoint/README.md`: what it is, how it was made, what it scored.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    records = {name: json.loads((out / name / "done.json").read_text(encoding="utf-8")) for name in _PARTS}
+    tokens = json.loads((out / "tokens" / prepare.RECORD).read_text(encoding="utf-8"))
+    scores = out / SCORES
+    language_model = sizes.language_model
+    size_mb = sum(file.stat().st_size for file in checkpoint.rglob("*") if file.is_file()) / 1e6
+    text = f"""# {config.name}
+
+{config.about.strip()}
+
+## What it is
+
+A complete VITA-Audio checkpoint in the released layout, {size_mb:.1f} MB:
+
+| part | size |
+|---|---|
+| language model | {language_model.backbone_layers} backbone layers + {language_model.mctp_modules} MCTP modules, \
+{language_model.hidden_size} wide, {language_model.vocab_size} tokens, {config.language_model.dtype} |
+| speech tokenizer | {sizes.speech_tokenizer.layers} layers, {sizes.speech_tokenizer.d_model} wide, \
+{sizes.speech_tokenizer.quantize_vocab_size} codes at 12.5 Hz |
+| flow | {sizes.flow.encoder_blocks} encoder blocks, estimator {sizes.flow.channels} |
+| vocoder | {sizes.vocoder.base_channels} channels, {sizes.vocoder.sampling_rate} Hz |
+
+Default mode: {config.language_model.mode}, which it was trained for; other modes run, with the quality shown below.
+
+## Data and licence
+
+Generated: sentences, questions and answers from word lists, spoken by Debian's flite (Carnegie Mellon University's
+permissive licence; output voice {config.data.output_voice}, input voices {", ".join(config.data.input_voices)}). \
+No human recordings.
+The weights have the licence of this repository.
+
+{_samples_table(tokens)}
+
+## How it was made
+
+    {command}
+
+PyTorch {torch.__version__}, {_machine()}.
+
+| part | steps | time | held-out, at the end |
+|---|---|---|---|
+{_parts_table(records)}
+
+All parts together: {duration(sum(record["elapsed_s"] for record in records.values()))}, without making the data.
+
+## Scores
+
+{scores.read_text(encoding="utf-8").strip() if scores.exists() else "Not evaluated yet: `python -m training.evaluate`."}
+"""
+    (checkpoint / "README.md").write_text(text, encoding="utf-8")
+
+
+def _samples_table(tokens: dict[str, Any]) -> str:
+    names = list(tokens["train"])
+    rows = [
+        f"| {split} | " + " | ".join(str(tokens[split].get(name, 0)) for name in names) + " |"
+        for split in ("train", "test")
+    ]
+    return "\n".join(["| samples | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|", *rows])
+
+
+def _parts_table(records: dict[str, dict[str, Any]]) -> str:
+    rows = []
+    for name, record in records.items():
+        held_out = _held_out(record["last"].get("held_out", {}))
+        rows.append(f"| {name} | {record['steps']} | {duration(record['elapsed_s'])} | {held_out} |")
+    return "\n".join(rows)
+
+
+def _held_out(row: dict[str, str]) -> str:
+    """Scores of one row; of the MCTP modules only the accuracy of the first and the last."""
+    modules = [name for name in row if name.startswith("accuracy_mctp_")]
+    hidden = {"step", *modules[1:-1], *(name for name in row if name.startswith("loss_mctp_"))}
+    return ", ".join(f"{name} {float(value):.3g}" for name, value in row.items() if name not in hidden and value)
+
+
+def _machine() -> str:
+    """The processor or GPU of this machine, in words."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
+    model = platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [
+            line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
+        ]
+        model = names[0] if names else model
+    return f"{os.cpu_count()} CPU cores ({model})"

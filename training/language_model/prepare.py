@@ -1,0 +1,103 @@
+"""The part before the stages: text tokenizer from the training text, speech codes, samples as token ids."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from build_engines.seed_tokenizer import write_tokenizer
+from training.audio.device import pick_device
+from training.errors import TrainingError
+from training.language_model.conversations import AUDIO_PLACEHOLDER, Conversation, raise_faults, read_conversations
+from training.language_model.samples import SampleBuilder
+from training.language_model.settings import LanguageModelTraining
+from training.language_model.speech_codes import SpeechCodes
+from training.language_model.token_set import TokenSet
+from vita_audio.prompt import ASR_INSTRUCTION, SPOKEN_ANSWER_SYSTEM, TTS_INSTRUCTION
+from vita_audio.text import TextTokenizer
+
+CHAT = "chat.jsonl"
+TRAIN, TEST, RECORD = "train.npz", "test.npz", "done.json"
+
+
+def prepare_tokens(config: LanguageModelTraining, data: Path, speech_tokenizer: Path, folder: Path) -> Path:
+    """Write `folder/{tokenizer.json, tokenizer_config.json, train.npz, test.npz, done.json}` from `data/chat.jsonl`.
+
+    Speech codes are kept in `folder`, so an interrupted run goes on; all other files are made anew.
+
+    Returns:
+        `folder`.
+
+    Raises:
+        TrainingError: faulty conversations, samples longer than a stage's packs, a full disk.
+    """
+    console = Console(soft_wrap=True, highlight=False)
+    conversations = {split: read_conversations(data / CHAT, split) for split in ("train", "test")}
+    codes = SpeechCodes(speech_tokenizer, folder, pick_device(config.device))
+    codes.make((audio for split in conversations.values() for c in split for audio in c.audios), console=console)
+    texts = list(_texts(conversations["train"]))
+    write_tokenizer(folder, config.merges, codes.config.quantize_vocab_size, config.seed, texts)
+    tokenizer = TextTokenizer(folder / "tokenizer.json")
+    builder = SampleBuilder(tokenizer, config.trained_mode.pattern)
+    longest = min(stage.length for stage in config.stages)
+    record: dict[str, object] = {"speech_tokenizer": codes.fingerprint, "tokens": tokenizer.vocabulary.tokens}
+    for split, name in (("train", TRAIN), ("test", TEST)):
+        tokens = token_set(conversations[split], builder, codes, longest, data / CHAT)
+        tokens.save(folder / name)
+        record[split] = describe(tokens)
+    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    console.print(f"tokens: {record}", markup=False)
+    return folder
+
+
+def token_set(
+    conversations: Sequence[Conversation],
+    builder: SampleBuilder,
+    codes: SpeechCodes,
+    longest: int,
+    source: Path,
+    skip_long: bool = False,
+) -> TokenSet:
+    """Samples of conversations whose audios are tokenised.
+
+    Args:
+        longest: most tokens of a sample.
+        skip_long: leave longer ones out instead of refusing the file.
+
+    Raises:
+        TrainingError: samples are too long, or nothing is left; all are listed.
+    """
+    samples, tasks, faults = [], [], []
+    for conversation in conversations:
+        sample = builder.build(conversation, [codes[audio] for audio in conversation.audios])
+        if len(sample.ids) > longest:
+            faults.append(
+                f"{conversation.place}: {len(sample.ids)} tokens, more than {longest}; cut it or raise length"
+            )
+            continue
+        samples.append(sample)
+        tasks.append(conversation.task or "chat")
+    if not skip_long:
+        raise_faults(source, faults)
+    if not samples:
+        raise TrainingError(f"{source}: every sample has more than {longest} tokens; raise length")
+    return TokenSet.of(samples, tasks)
+
+
+def describe(tokens: TokenSet) -> dict[str, int]:
+    """Samples of each task, and tokens, for a record."""
+    counts = Counter(map(str, tokens.tasks))
+    return {**dict(sorted(counts.items())), "tokens": len(tokens.ids), "trained_tokens": int(tokens.trained.sum())}
+
+
+def _texts(conversations: Sequence[Conversation]) -> Iterator[str]:
+    """Everything the text tokenizer must write well, cut as it is when samples are built."""
+    yield from (SPOKEN_ANSWER_SYSTEM, f"{TTS_INSTRUCTION}\n", f"{ASR_INSTRUCTION}\n")
+    yield from ("system\n", "user\n", "assistant\n") * 10
+    for conversation in conversations:
+        for message in conversation.messages:
+            yield from (part for part in message.content.split(AUDIO_PLACEHOLDER) if part)

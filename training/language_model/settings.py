@@ -1,0 +1,113 @@
+"""How the language model is trained: sizes and the numbers of the four stages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from training.errors import TrainingError
+from training.run import RunSettings
+from vita_audio.configs import LanguageModelConfig
+from vita_audio.errors import InvalidRequest
+from vita_audio.modes import Mode, parse_mode
+
+#: Tasks of the samples, as in the public contract.
+TASKS = ("chat", "tts", "asr", "text")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSizes:
+    """Sizes of the finished model; earlier stages have fewer MCTP modules, the vocabulary follows from the data."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    backbone_layers: int
+    mctp_modules: int
+    max_position_embeddings: int = 4096
+
+    def backbone(self, vocab_size: int) -> LanguageModelConfig:
+        """The model without MCTP modules, as the first stage trains it."""
+        return LanguageModelConfig(
+            vocab_size=vocab_size,
+            hidden_size=self.hidden_size,
+            intermediate_size=self.intermediate_size,
+            num_hidden_layers=self.backbone_layers,
+            num_attention_heads=self.num_attention_heads,
+            num_key_value_heads=self.num_key_value_heads,
+            num_nextn_predict_layers=0,
+            max_position_embeddings=self.max_position_embeddings,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class StageSettings:
+    """One stage.
+
+    Attributes:
+        length: tokens of a pack.
+        accumulation: packs of a step.
+        mixture: how often each epoch holds the samples of a task; tasks that are not named weigh 1.
+    """
+
+    run: RunSettings
+    length: int = 2048
+    accumulation: int = 1
+    mixture: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageModelTraining:
+    """The four stages (facts/audio.md 8).
+
+    Attributes:
+        stage1: alignment: backbone, everything trains.
+        stage2: one MCTP module, backbone frozen.
+        stage3: all MCTP modules, copies of the one, backbone frozen.
+        stage4: fine-tuning: everything trains, MCTP `mctp_rate` times as fast.
+        merges: of the text tokenizer.
+        mode: boost or balance, whose interleaving is trained.
+        held_out_samples: that are scored during training.
+        dtype: of the exported weights: float16, bfloat16 or float32.
+        device: auto, cpu, cuda or cuda:N.
+    """
+
+    model: ModelSizes
+    stage1: StageSettings
+    stage2: StageSettings
+    stage3: StageSettings
+    stage4: StageSettings
+    merges: int = 2000
+    mode: str = "boost"
+    mctp_rate: float = 10.0
+    held_out_samples: int = 200
+    seed: int = 42
+    dtype: str = "float16"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Raises TrainingError naming every field that is wrong."""
+        faults = []
+        try:
+            mode = self.trained_mode
+            if min(mode.pattern[::2]) < 1 or min(mode.pattern[1::2]) < 3:
+                faults.append(f"mode: {self.mode!r} does not interleave text and audio; take boost or balance")
+        except InvalidRequest as error:
+            faults.append(f"mode: {error}")
+        if self.dtype not in ("float16", "bfloat16", "float32"):
+            faults.append(f"dtype: {self.dtype!r} must be float16, bfloat16 or float32")
+        for number, stage in enumerate(self.stages, 1):
+            if unknown := sorted(set(stage.mixture) - set(TASKS)):
+                faults.append(f"stage{number}.mixture: {', '.join(unknown)} unknown; tasks are {', '.join(TASKS)}")
+        if faults:
+            raise TrainingError("\n".join(f"language_model.{fault}" for fault in faults))
+
+    @property
+    def stages(self) -> tuple[StageSettings, ...]:
+        return self.stage1, self.stage2, self.stage3, self.stage4
+
+    @property
+    def trained_mode(self) -> Mode:
+        """The mode whose interleaving is trained. Raises InvalidRequest when it needs more MCTP modules."""
+        return parse_mode(self.mode, self.model.mctp_modules)

@@ -1,0 +1,142 @@
+"""The paper's four stages, each from the weights of the one before (paper section 4, facts/audio.md 8)."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from build_engines.released_layout import write_language_model
+from training.audio.device import pick_device
+from training.errors import TrainingError
+from training.language_model.forward import TrainedLanguageModel
+from training.language_model.initialise import add_modules, random_weights, with_modules
+from training.language_model.loop import Place, held_out_batches, optimizer_of, train
+from training.language_model.prepare import TEST, TRAIN
+from training.language_model.settings import LanguageModelTraining
+from training.language_model.token_set import PackStream, TokenSet
+from training.run import Run, set_seeds
+from vita_audio.checkpoint import load_language_model
+from vita_audio.configs import LanguageModelConfig
+from vita_audio.modes import NAMED_MODES
+from vita_audio.text import TextTokenizer
+from vita_audio.vocabulary import Vocabulary
+
+EXPORT = "language_model"  # folder of the released layout below a stage's folder
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What sets a stage apart. `modules`: MCTP modules, None for all of the finished model."""
+
+    title: str
+    modules: int | None
+    trains_backbone: bool
+
+
+STAGES = {
+    1: Stage("audio-text alignment", 0, trains_backbone=True),
+    2: Stage("one MCTP module", 1, trains_backbone=False),
+    3: Stage("all MCTP modules", None, trains_backbone=False),
+    4: Stage("supervised fine-tuning", None, trains_backbone=True),
+}
+
+
+def train_stage(config: LanguageModelTraining, number: int, tokens: Path, previous: Path | None, folder: Path) -> Path:
+    """Run one stage, or go on from its last snapshot.
+
+    Args:
+        tokens: what `prepare_tokens` returned.
+        previous: what the stage before returned; None for stage 1.
+
+    Returns:
+        The folder of the trained language model in the released layout (float32), served with every mode its
+        modules allow.
+
+    Raises:
+        TrainingError: missing parts, settings that do not fit the snapshots, a loss that is not a number, a full disk.
+        Stopped: asked to stop; everything is saved.
+    """
+    stage, settings = STAGES[number], config.stages[number - 1]
+    device = pick_device(config.device)
+    tokenizer = TextTokenizer(tokens / "tokenizer.json")
+    vocabulary = tokenizer.vocabulary
+    modules = config.model.mctp_modules if stage.modules is None else min(stage.modules, config.model.mctp_modules)
+    backbone = config.model.backbone(vocab_size=-(-vocabulary.tokens // 8) * 8)  # padded as the released ones
+    sizes = with_modules(backbone, modules)
+
+    set_seeds(settings.run.seed)
+    model = TrainedLanguageModel(sizes, stage.trains_backbone).to(device)
+    optimizer = optimizer_of(model, settings.run, config.mctp_rate if number == 4 else 1.0)
+    stream = PackStream(TokenSet.load(tokens / TRAIN), settings.length, settings.run.seed, settings.mixture)
+    held_out = held_out_batches(TokenSet.load(tokens / TEST), config.held_out_samples, settings.length, seed=0)
+    if previous is None:
+        model.load_state_dict(random_weights(sizes, config.seed))
+    else:
+        found, tensors = load_language_model(previous)
+        if with_modules(found, 0) != backbone:
+            raise TrainingError(f"{previous}: has the sizes {asdict(found)}, not those of the configuration {sizes}")
+        model.load_state_dict(add_modules(found, tensors, modules, config.seed)[1])
+    run = Run(
+        folder,
+        settings.run,
+        {"model": model, "optimizer": optimizer, "stream": stream},
+        [optimizer],
+        identity={
+            "stage": number,
+            "model": asdict(sizes),
+            "length": settings.length,
+            "accumulation": settings.accumulation,
+            "mixture": dict(settings.mixture),
+            "tokens": len(stream.tokens.ids),
+        },
+    )
+    train(run, model, optimizer, stream, held_out, vocabulary.audio_offset, settings.accumulation, Place(device))
+
+    export = folder / EXPORT
+    pattern = config.trained_mode.pattern if modules == config.model.mctp_modules else NAMED_MODES["vanilla"]
+    weights = {key: value.detach().float().cpu() for key, value in model.state_dict().items()}
+    write_released(export, sizes, vocabulary, weights, pattern, tokens)
+    return export
+
+
+def write_released(
+    folder: Path,
+    config: LanguageModelConfig,
+    vocabulary: Vocabulary,
+    tensors: Mapping[str, Tensor],
+    pattern: Sequence[int],
+    tokenizer: Path,
+) -> None:
+    """A `language_model` folder in the released layout, whole or not there; `tokenizer`: where its files come from.
+
+    Raises:
+        TrainingError: it cannot be written; what was there before stays.
+    """
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        write_language_model(temporary, config, vocabulary, tensors, pattern)
+        for name in TOKENIZER_FILES:
+            if (tokenizer / name).exists():
+                shutil.copyfile(tokenizer / name, temporary / name)
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.replace(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise TrainingError(f"{folder}: cannot be written ({error}); free some space and run it again") from error
+
+
+def stored_as(tensors: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
+    """Weights in the precision of the export. Raises TrainingError when a weight overflows it."""
+    kind = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}[dtype]
+    converted = {key: value.to(kind) for key, value in tensors.items()}
+    if broken := [key for key, value in converted.items() if not value.isfinite().all()]:
+        raise TrainingError(f"{len(broken)} weights do not fit {dtype} ({', '.join(broken[:3])}); export as bfloat16")
+    return converted

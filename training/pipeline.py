@@ -1,0 +1,120 @@
+"""The parts of a whole training in order; what is done is skipped, what was interrupted goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from training.audio import flow, speech_tokenizer, vocoder
+from training.bundle import write_bundle
+from training.config import TrainingConfig
+from training.data import generate
+from training.errors import TrainingError
+from training.language_model import prepare, stages
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One part: what it makes (all must be there for the part to be done), what it needs, and how it is made."""
+
+    name: str
+    made: tuple[Path, ...]
+    needs: tuple[str, ...]
+    make: Callable[[], object]
+
+    @property
+    def done(self) -> bool:
+        return all(path.exists() for path in self.made)
+
+
+def parts_of(config: TrainingConfig, out: Path, checkpoint: Path, command: str) -> list[Part]:
+    """All parts of a training whose intermediate files are in `out` and whose result is `checkpoint`.
+
+    Args:
+        command: what was typed, for the checkpoint's card.
+    """
+    data, tokens = out / "data", out / "tokens"
+    folders = {name: out / name for name in ("speech_tokenizer", "vocoder", "flow")}
+    codec = folders["speech_tokenizer"] / speech_tokenizer.EXPORT
+    flow_weights, vocoder_weights = folders["flow"] / flow.EXPORT, folders["vocoder"] / vocoder.EXPORT
+
+    def trained(name: str, export: Path, needs: tuple[str, ...], make: Callable[[], object]) -> Part:
+        return Part(name, (out / name / "done.json", export), needs, make)
+
+    parts = [
+        Part(
+            "data",
+            (data / "speech.jsonl", data / "chat.jsonl"),
+            (),
+            lambda: generate.run(config.data, data),
+        ),
+        trained(
+            "speech_tokenizer",
+            codec,
+            ("data",),
+            lambda: speech_tokenizer.train_speech_tokenizer(config.speech_tokenizer, data, folders["speech_tokenizer"]),
+        ),
+        trained(
+            "vocoder",
+            vocoder_weights,
+            ("data",),
+            lambda: vocoder.train_vocoder(config.vocoder, data, folders["vocoder"]),
+        ),
+        trained(
+            "flow",
+            flow_weights,
+            ("data", "speech_tokenizer"),
+            lambda: flow.train_flow(config.flow, data, codec, folders["flow"]),
+        ),
+        Part(
+            "tokens",
+            tuple(tokens / name for name in (prepare.TRAIN, prepare.TEST, prepare.RECORD)),
+            ("data", "speech_tokenizer"),
+            lambda: prepare.prepare_tokens(config.language_model, data, codec, tokens),
+        ),
+    ]
+    for number in stages.STAGES:
+        parts.append(_stage(config, number, out))
+    parts.append(
+        Part(
+            "checkpoint",
+            (checkpoint / "README.md",),
+            ("speech_tokenizer", "vocoder", "flow", "stage4"),
+            lambda: write_bundle(config, out, checkpoint, command),
+        )
+    )
+    return parts
+
+
+def _stage(config: TrainingConfig, number: int, out: Path) -> Part:
+    folder = out / f"stage{number}"
+    previous = out / f"stage{number - 1}" / stages.EXPORT if number > 1 else None
+    return Part(
+        f"stage{number}",
+        (folder / "done.json", folder / stages.EXPORT),
+        (f"stage{number - 1}" if number > 1 else "tokens",),
+        lambda: stages.train_stage(config.language_model, number, out / "tokens", previous, folder),
+    )
+
+
+def run_parts(parts: list[Part], only: str | None, say: Callable[[str], None]) -> None:
+    """Run what is not done, or one part by its name.
+
+    Raises:
+        TrainingError: the part is unknown, or what it needs is not there.
+        Stopped: asked to stop; everything is saved.
+    """
+    by_name = {part.name: part for part in parts}
+    if only is not None and only not in by_name:
+        raise TrainingError(f"--only: {only!r} is not a part; parts are {', '.join(by_name)}")
+    for number, part in enumerate(parts, 1):
+        if only not in (None, part.name):
+            continue
+        if part.done:
+            say(f"[{number}/{len(parts)}] {part.name}: done")
+            continue
+        if missing := [name for name in part.needs if not by_name[name].done]:
+            raise TrainingError(f"{part.name} needs {', '.join(missing)} first; leave --only out to run all in order")
+        say(f"[{number}/{len(parts)}] {part.name}")
+        part.make()
