@@ -14,7 +14,7 @@ from build_engines.released_layout import write_speech_tokenizer
 from build_engines.seed_checkpoint import TINY
 from build_engines.seed_weights import speech_tokenizer_weights, vocoder_weights
 from training.audio import flow as module
-from training.audio.checkpoint import write_audio_checkpoint
+from training.audio.checkpoint import write_audio_checkpoint, write_whole_folder
 from training.audio.decoder_clips import DecoderClips
 from training.audio.flow import FlowTraining, condition, flow_losses, train_flow
 from training.audio.flow_windows import FEWEST_TOKENS, FlowBatch, FlowWindows
@@ -184,3 +184,17 @@ def test_a_missing_part_is_a_clear_error(tmp_path: Path, tokenizer: Path) -> Non
         write_audio_checkpoint(
             tmp_path / "out", tokenizer, (TINY.flow, tmp_path / "flow.pt"), (TINY.vocoder, tmp_path / "vocoder.pt")
         )
+
+
+def test_a_folder_is_whole_or_as_it_was(tmp_path: Path) -> None:
+    folder = tmp_path / "part"
+    write_whole_folder(folder, lambda place: [(place / "weights").write_text("old")].clear())
+
+    def fail(place: Path) -> None:
+        (place / "weights").write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(TrainingError, match="No space left"):
+        write_whole_folder(folder, fail)
+    assert (folder / "weights").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [folder]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from build_engines.released_layout import write_speech_tokenizer
 from build_engines.seed_weights import sinusoids
 from training.audio.augment import Augmentation, augment
+from training.audio.checkpoint import write_whole_folder
 from training.audio.clips import Clips, batch_of, pack_clips
 from training.audio.device import autocast, pick_device
 from training.audio.mel import SpeechFeatures
@@ -178,7 +179,7 @@ def train_speech_tokenizer(config: SpeechTokenizerTraining, data: Path, folder: 
     export = folder / EXPORT
     # Stored and used as float16: codes made from now on come from exactly the weights that are served.
     tensors = {key: value.half().cpu() for key, value in model.encoder.state_dict().items()}
-    write_speech_tokenizer(export, config.model, tensors)
+    write_whole_folder(export, lambda place: write_speech_tokenizer(place, config.model, tensors))
     return export
 
 

@@ -32,7 +32,7 @@ from vita_audio.decoding.schedule import F0_CONTEXT_FRAMES
 from vita_audio.models.vocoder import Vocoder
 
 EXPORT = "vocoder.pt"  # state dict with weight norm folded, in a training's folder
-_F0_GAIN_HZ, _F0_START_HZ = 100.0, 180.0  # so that the predictor's layers learn at their usual rate
+_F0_GAIN_HZ, _F0_START_HZ = 30.0, 180.0  # so that the predictor's layers learn at their usual rate
 _F0_UNIT_HZ = 100.0  # of the f0 loss
 _BETAS = (0.8, 0.99)  # usual for adversarial vocoders
 
