@@ -194,9 +194,8 @@ def main() -> int:
         console.print(table)
     alone = {r["mode"]: float(r["lm_tokens_per_s_stream"]) for r in rows if r["streams"] == options.streams[0]}
     if {"turbo", "vanilla"} <= alone.keys():
-        console.print(
-            f"turbo / vanilla, language model tokens/s at {options.streams[0]} stream: {alone['turbo'] / alone['vanilla']:.2f}x"
-        )
+        ratio = alone["turbo"] / alone["vanilla"]
+        console.print(f"turbo / vanilla, language model tokens/s at {options.streams[0]} stream: {ratio:.2f}x")
     console.print(
         f"server ready after {start_s:.1f} s; resident memory {idle_mb:.0f} MiB idle, {loaded_mb:.0f} MiB after the run"
     )
