@@ -15,9 +15,12 @@ from build_engines.seed_weights import flow_weights
 from training.audio import vocoder as module
 from training.audio.decoder_clips import DecoderClips
 from training.audio.discriminators import Discriminators, adversarial_loss, discriminator_loss, feature_loss
+from training.audio.flow import FlowTraining
 from training.audio.pitch import fundamental_hz
 from training.audio.spectral import SpectralLoss
+from training.audio.speech_tokenizer import SpeechTokenizerTraining
 from training.audio.vocoder import SegmentBatches, VocoderTraining, folded, train_vocoder, vocode, weight_normed
+from training.errors import TrainingError
 from training.logs import Table
 from training_audio_clips import Killed, kill_at, quick_run, write_clips
 from vita_audio.checkpoint import load_vocoder
@@ -164,3 +167,14 @@ def test_discriminators_and_their_losses() -> None:
     assert adversarial_loss(sure_true).item() == 0.0
     assert feature_loss(speech, speech).item() == 0.0
     assert feature_loss(speech, made).item() > 0.0
+
+
+def test_every_setting_out_of_range_is_named() -> None:
+    with pytest.raises(TrainingError) as error:
+        VocoderTraining(model=SIZES, run=quick_run(2), batch=0, adversarial_after=1.5, f0_weight=-1.0)
+    for field in ("batch: 0", "adversarial_after: 1.5", "f0_weight: -1.0"):
+        assert field in str(error.value)
+    with pytest.raises(TrainingError, match="window_tokens"):
+        FlowTraining(model=TINY.flow, run=quick_run(2), window_tokens=3)
+    with pytest.raises(TrainingError, match="quantize_after"):
+        SpeechTokenizerTraining(model=TINY.speech_tokenizer, run=quick_run(2), quantize_after=1.0)

@@ -14,7 +14,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from training.audio.decoder_clips import DecoderClips
 from training.audio.device import autocast, pick_device
-from training.audio.flow_windows import FlowBatch, FlowWindows, output_codes
+from training.audio.flow_windows import FEWEST_TOKENS, FlowBatch, FlowWindows, output_codes
+from training.audio.limits import check_settings
 from training.run import Run, RunSettings, adamw, clip, set_seeds, step_generator
 from training.snapshots import write_torch_file
 from vita_audio.configs import FlowConfig
@@ -47,6 +48,11 @@ class FlowTraining:
     evaluation_steps: int = 4
     held_out_clips: int = 32
     device: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Raises TrainingError naming every value that is out of its range."""
+        whole = {"batch": 1, "window_tokens": FEWEST_TOKENS, "evaluation_steps": 1, "held_out_clips": 1}
+        check_settings(self, whole, ("average",), ("mean_weight",))
 
 
 def condition(model: Flow, batch: FlowBatch) -> Tensor:

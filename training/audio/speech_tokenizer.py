@@ -20,6 +20,7 @@ from training.audio.augment import Augmentation, augment
 from training.audio.checkpoint import write_whole_folder
 from training.audio.clips import Clips, batch_of, pack_clips
 from training.audio.device import autocast, pick_device
+from training.audio.limits import check_settings
 from training.audio.mel import SpeechFeatures
 from training.audio.quantizer import CodebookAverages, QuantizerSettings, perplexity, straight_through
 from training.audio.tokenizer_batches import SpeechBatch, SpeechBatches
@@ -32,6 +33,7 @@ from training.audio.tokenizer_heads import (
     letter_ids,
     read_letters,
 )
+from training.errors import TrainingError
 from training.run import Run, RunSettings, adamw, clip, set_seeds, step_generator
 from vita_audio.checkpoint import load_speech_tokenizer
 from vita_audio.configs import SpeechTokenizerConfig
@@ -72,6 +74,17 @@ class SpeechTokenizerTraining:
     augmentation: Augmentation = field(default_factory=Augmentation)
     held_out_clips: int = 64
     device: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Raises TrainingError naming every value that is out of its range."""
+        check_settings(
+            self,
+            {"batch": 1, "start_states": 1, "head_width": 1, "held_out_clips": 1},
+            ("quantize_after", "restart_until"),
+            ("ctc_weight", "mel_weight", "commitment_weight"),
+        )
+        if self.quantize_after == 1:
+            raise TrainingError("quantize_after: 1 leaves no steps for the codebook; take a share below 1")
 
 
 @dataclass(frozen=True, slots=True)

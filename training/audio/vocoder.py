@@ -21,6 +21,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from training.audio.decoder_clips import DecoderClips
 from training.audio.device import autocast, pick_device
 from training.audio.discriminators import Discriminators, adversarial_loss, discriminator_loss, feature_loss
+from training.audio.limits import check_settings
 from training.audio.pitch import fundamental_hz
 from training.audio.spectral import SpectralLoss
 from training.run import Run, RunSettings, Shuffle, adamw, clip, set_seeds, step_generator
@@ -70,6 +71,15 @@ class VocoderTraining:
     average: float = 0.999
     held_out_clips: int = 16
     device: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Raises TrainingError naming every value that is out of its range."""
+        check_settings(
+            self,
+            {"batch": 1, "segment_frames": 8, "clips": 1, "discriminator_width": 1, "held_out_clips": 1},
+            ("own_f0_after", "adversarial_after", "average"),
+            ("mel_weight", "stft_weight", "f0_weight", "adversarial_weight", "feature_weight"),
+        )
 
 
 @dataclass(frozen=True, slots=True)
