@@ -25,6 +25,8 @@ from training.data.answers import words_of
 from training.data.lexicon import LETTERS
 from training.errors import TrainingError
 
+Wave = NDArray[np.float32]
+
 JUDGE_RATE_HZ = 16_000
 JUDGES = ("domain", "flat")
 
@@ -162,9 +164,9 @@ class Judge:
 
     def __init__(self, language_model: Path, dictionary: Path) -> None:
         sphinx = _pocketsphinx()
-        self._decoder = sphinx.Decoder(lm=str(language_model), dict=str(dictionary), loglevel="FATAL")
+        self._decoder = sphinx.Decoder(lm=str(language_model), dict=str(dictionary), cmn="batch", loglevel="FATAL")
 
-    def hear(self, wave: NDArray[np.float32], rate_hz: int) -> str:
+    def hear(self, wave: Wave, rate_hz: int) -> str:
         """The words of a wave [samples]; a function of this wave alone, whatever was heard before."""
         if len(wave) == 0:
             return ""
@@ -201,7 +203,7 @@ class Panel:
             ProcessPoolExecutor(processes, initializer=_open_judges, initargs=(folder,))
         )
 
-    def hear(self, waves: Sequence[tuple[NDArray[np.float32], int]], judge: str) -> Iterator[str]:
+    def hear(self, waves: Sequence[tuple[Wave, int]], judge: str) -> Iterator[str]:
         """What one judge ("domain" or "flat") hears in each (samples, rate in Hz), in order, as it comes."""
         return self._pool.map(_hear, [(wave, rate_hz, judge) for wave, rate_hz in waves])
 
@@ -224,7 +226,7 @@ def _open_judges(folder: Path) -> None:
         _open[name] = Judge(folder / f"{name}.lm", folder / "words.dict")
 
 
-def _hear(job: tuple[NDArray[np.float32], int, str]) -> str:
+def _hear(job: tuple[Wave, int, str]) -> str:
     wave, rate_hz, judge = job
     return _open[judge].hear(wave, rate_hz)
 

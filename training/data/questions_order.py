@@ -92,6 +92,7 @@ def lists() -> Family:
         ("Which is the {which} word, {said}?",),
         rule=True,
         carriers=False,
+        weight=0.7,
     )
 
 
@@ -111,6 +112,7 @@ def echo() -> Family:
         ("Repeat the words, {said}.",),
         rule=True,
         carriers=False,
+        weight=0.5,
     )
 
 

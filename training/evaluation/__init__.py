@@ -1,0 +1,1 @@
+"""Parts of `python -m training.evaluate`: cases, serving them, scores, report."""
