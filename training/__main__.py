@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -55,7 +56,66 @@ def _train(
     run_parts(parts, only, lambda line: _out.print(line, markup=False, style="bold"))
 
 
-def with_errors(work) -> None:  # type: ignore[no-untyped-def]
+@app.command()
+def finetune(
+    checkpoint: Annotated[Path, typer.Option(help="Bundle with language_model/ and speech_tokenizer/.")],
+    data: Annotated[Path, typer.Option(help="JSON lines with messages and audios; docs/training.md.")],
+    out: Annotated[Path, typer.Option(help="Folder for snapshots, logs and the result OUT/checkpoint.")],
+    mode: Annotated[str | None, typer.Option(help="boost or balance [the checkpoint's own].")] = None,
+    epochs: Annotated[float, typer.Option(min=0.0, help="How often to see the data.")] = 1.0,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps, instead of epochs.")] = None,
+    learning_rate: Annotated[float, typer.Option(help="Highest rate of the backbone.")] = 5e-5,
+    mctp_rate: Annotated[float, typer.Option(help="MCTP modules learn this many times as fast.")] = 10.0,
+    weight_decay: Annotated[float, typer.Option(min=0.0)] = 0.1,
+    length: Annotated[int, typer.Option(min=16, help="Tokens of a pack, and most tokens of a sample.")] = 2048,
+    accumulation: Annotated[int, typer.Option(min=1, help="Packs of one step and process.")] = 16,
+    held_out: Annotated[int, typer.Option(min=0, help='Samples to score when no line says "split": "test".')] = 64,
+    skip_long: Annotated[bool, typer.Option("--skip-long", help="Leave samples longer than a pack out.")] = False,
+    max_audio_s: Annotated[float, typer.Option(help="Longest audio, in seconds.")] = 300.0,
+    recompute: Annotated[bool, typer.Option("--recompute", help="Less memory, a third slower.")] = False,
+    save_every: Annotated[int, typer.Option(min=1, help="Steps between snapshots.")] = 200,
+    evaluate_every: Annotated[int, typer.Option(min=1, help="Steps between held-out scores.")] = 200,
+    log_every: Annotated[int, typer.Option(min=1, help="Steps between log rows.")] = 10,
+    seed: Annotated[int, typer.Option(min=0)] = 42,
+    dtype: Annotated[str | None, typer.Option(help="Of the result: float16, bfloat16, float32 [as it was].")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Fine-tune a checkpoint on your own data; the same command goes on after a stop. Several GPUs: torchrun."""
+
+    def work() -> None:
+        from training.language_model.distributed import processes  # loads PyTorch: not for --help
+        from training.language_model.finetune import FinetuneSettings
+        from training.language_model.finetune import finetune as run
+
+        settings = FinetuneSettings(
+            checkpoint=checkpoint,
+            data=data,
+            out=out,
+            mode=mode,
+            epochs=epochs,
+            steps=steps,
+            learning_rate=learning_rate,
+            mctp_rate=mctp_rate,
+            weight_decay=weight_decay,
+            length=length,
+            accumulation=accumulation,
+            held_out=held_out,
+            skip_long=skip_long,
+            max_audio_s=max_audio_s,
+            recompute=recompute,
+            save_every=save_every,
+            evaluate_every=evaluate_every,
+            log_every=log_every,
+            seed=seed,
+            dtype=dtype,
+        )
+        with processes(device) as place:
+            run(settings, place)
+
+    with_errors(work)
+
+
+def with_errors(work: Callable[[], None]) -> None:
     """Run `work`; an expected error becomes one message and exit status 1, a stop exit status 3."""
     try:
         work()

@@ -37,10 +37,11 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """One checked line. `place`: file and line number, for errors; `task` is empty where the line has none."""
+    """One checked line. `place`: file and line number, for errors; `task`, `split`: empty where the line has none."""
 
     place: str
     task: str
+    split: str
     messages: tuple[Message, ...]
     audios: tuple[Path, ...]
 
@@ -116,7 +117,7 @@ def _conversation(
     for audio in paths:
         if fault := _audio_fault(audio, max_audio_s):
             faults.append(f"{place}: {fault}")
-    return Conversation(place, fields.get("task", ""), messages, paths)
+    return Conversation(place, fields.get("task", ""), fields.get("split", ""), messages, paths)
 
 
 def _messages(value: Any, place: str, faults: list[str]) -> tuple[Message, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,7 @@ from vita_audio.models.language_model import LanguageModel
 _CHUNKED_FROM = 2**28
 
 
-@dataclass(frozen=True, slots=True)
-class LevelLosses:
+class LevelLosses(NamedTuple):
     """Per level (0: backbone, k + 1: MCTP k): summed cross-entropy in nats [1 + K], and which greedy tokens are right.
 
     A level that does not train has a sum of 0. `right`: bool [rows that count] per level, only when asked for.

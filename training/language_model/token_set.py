@@ -130,10 +130,11 @@ class PackStream:
         return float(self._weights @ self.tokens.lengths)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"epoch": self._epoch, "next": self._next}
+        """Counted in packs of all processes: another number of them goes on from (about) the same place."""
+        return {"epoch": self._epoch, "next": self._next * self.world}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._epoch, self._next = state["epoch"], state["next"]
+        self._epoch, self._next = state["epoch"], state["next"] // self.world
         self._packs = self._epoch_packs(self._epoch)
 
     def _epoch_packs(self, epoch: int) -> list[list[int]]:

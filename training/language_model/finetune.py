@@ -1,0 +1,212 @@
+"""Fine-tunes a released checkpoint on a user's JSON lines, as the paper's fourth stage; one or many processes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from build_engines.check_checkpoint import default_pattern
+from training.errors import TrainingError
+from training.language_model.batch import Batch
+from training.language_model.conversations import Conversation, read_conversations
+from training.language_model.distributed import ShardedSnapshots, gathered_weights, place_model, wait
+from training.language_model.forward import TrainedLanguageModel
+from training.language_model.loop import Place, held_out_batches, optimizer_of, train
+from training.language_model.prepare import describe, token_set
+from training.language_model.result import LANGUAGE_MODEL, SPEECH_TOKENIZER, write_result
+from training.language_model.samples import SampleBuilder
+from training.language_model.speech_codes import SpeechCodes
+from training.language_model.token_set import PackStream
+from training.run import Run, RunSettings, set_seeds
+from vita_audio.checkpoint import language_model_shapes, load_language_model
+from vita_audio.configs import LanguageModelConfig
+from vita_audio.errors import CheckpointError, InvalidRequest
+from vita_audio.modes import NAMED_MODES, parse_mode
+from vita_audio.text import TextTokenizer
+from vita_audio.weight_files import open_folder
+
+
+@dataclass(frozen=True, slots=True)
+class FinetuneSettings:
+    """One fine-tuning; numbers as in the paper's stage 4 (facts/audio.md 8).
+
+    Attributes:
+        checkpoint: bundle with language_model/ and speech_tokenizer/ in the released layout.
+        data: JSON lines of the authors' format; lines with "split": "test" are held out.
+        out: folder for snapshots, logs and the result `out/checkpoint`.
+        mode: whose interleaving the answers get; None is the checkpoint's own.
+        steps: None is `epochs` times the data.
+        accumulation: packs of one step and process.
+        held_out: samples that are scored and not trained on, when no line says "test" (at most a tenth).
+        skip_long: leave samples longer than a pack out instead of refusing the file.
+        recompute: forget activations and compute them again: less memory, a third slower.
+        dtype: of the result; None is the checkpoint's own.
+    """
+
+    checkpoint: Path
+    data: Path
+    out: Path
+    mode: str | None = None
+    epochs: float = 1.0
+    steps: int | None = None
+    learning_rate: float = 5e-5
+    mctp_rate: float = 10.0
+    weight_decay: float = 0.1
+    length: int = 2048
+    accumulation: int = 16
+    held_out: int = 64
+    skip_long: bool = False
+    max_audio_s: float = 300.0
+    recompute: bool = False
+    save_every: int = 200
+    evaluate_every: int = 200
+    log_every: int = 10
+    seed: int = 42
+    dtype: str | None = None
+
+
+def finetune(settings: FinetuneSettings, place: Place) -> Path:
+    """Check everything, train or go on from the last snapshot, write the result.
+
+    Returns:
+        `out/checkpoint`, a bundle of the released layout.
+
+    Raises:
+        CheckpointError: the checkpoint is incomplete or its parts do not fit.
+        TrainingError: faulty data or settings, snapshots of another training, a full disk.
+        Stopped: asked to stop; everything is saved.
+    """
+    console = Console(soft_wrap=True, highlight=False, quiet=place.rank != 0)
+    source = settings.checkpoint / LANGUAGE_MODEL
+    config = _read_config(source)
+    tokenizer = TextTokenizer(source / "tokenizer.json")
+    pattern = _pattern(settings, config, source)
+    if tokenizer.vocabulary.context_of_audio is not None:
+        raise CheckpointError(f"{source}: a Plus checkpoint hears continuous audio, which cannot be trained here")
+    if tokenizer.vocabulary.tokens > config.vocab_size:
+        raise CheckpointError(
+            f"{source}: tokenizer.json has {tokenizer.vocabulary.tokens} tokens, the model {config.vocab_size} rows"
+        )
+
+    conversations = read_conversations(settings.data, max_audio_s=settings.max_audio_s)
+    trained, held_out = _split(conversations, settings)
+    codes = SpeechCodes(settings.checkpoint / SPEECH_TOKENIZER, settings.out / "codes", place.device, place.rank)
+    if codes.config.quantize_vocab_size != tokenizer.vocabulary.audio_codes:
+        raise CheckpointError(
+            f"{settings.checkpoint}: the speech tokenizer has {codes.config.quantize_vocab_size} codes, the language "
+            f"model {tokenizer.vocabulary.audio_codes}; take both from one release"
+        )
+    audios = list(dict.fromkeys(audio for conversation in conversations for audio in conversation.audios))
+    codes.make(audios[place.rank :: place.world], console=console)
+    wait(place)
+    codes.load()
+    builder = SampleBuilder(tokenizer, pattern)
+    tokens = token_set(trained, builder, codes, settings.length, settings.data, settings.skip_long)
+    scored: list[Batch] = []
+    if held_out:
+        test = token_set(held_out, builder, codes, settings.length, settings.data, settings.skip_long)
+        scored = held_out_batches(test, len(test), settings.length, settings.seed)
+    stream = PackStream(tokens, settings.length, settings.seed, rank=place.rank, world=place.world)
+    run_settings = _run_settings(settings, stream)
+    console.print(f"train {describe(tokens)}; held out {len(held_out)}; {run_settings.steps} steps", markup=False)
+
+    set_seeds(settings.seed)
+    with torch.device("meta"):
+        model = TrainedLanguageModel(config, recompute=settings.recompute)
+    weights = load_language_model(source)[1] if place.rank == 0 else {}
+    place_model(model, weights, place)
+    del weights
+    optimizer = optimizer_of(model, run_settings, settings.mctp_rate)
+    run = Run(
+        settings.out,
+        run_settings,
+        {"model": model, "optimizer": optimizer, "stream": stream},
+        [optimizer],
+        identity={
+            "model": asdict(config),
+            "length": settings.length,
+            "tokens": len(tokens.ids),
+            "pattern": list(pattern),
+            "mctp_rate": settings.mctp_rate,
+        },
+        store=ShardedSnapshots(settings.out / "snapshots", place),
+        main=place.rank == 0,
+        agree=place.agree,
+        console=console,
+    )
+    train(run, model, optimizer, stream, scored, tokenizer.vocabulary.audio_offset, settings.accumulation, place)
+    result = settings.out / "checkpoint"
+    weights = gathered_weights(model)
+    if place.rank == 0:
+        write_result(settings.checkpoint, weights, pattern, settings.dtype, result)
+        console.print(f"wrote {result}", markup=False)
+    wait(place)
+    return result
+
+
+def _read_config(source: Path) -> LanguageModelConfig:
+    """Sizes, after a check that all weights are there with these sizes (without reading them)."""
+    try:
+        config = LanguageModelConfig.from_json((source / "config.json").read_text(encoding="utf-8"), str(source))
+    except OSError as error:
+        raise CheckpointError(f"{source}/config.json: cannot be read ({error}); give a complete checkpoint") from error
+    with open_folder(source) as weights:
+        shapes = language_model_shapes(config)
+        wrong = [key for key, shape in shapes.items() if tuple(weights.shapes.get(key, ())) != shape]
+    if wrong:
+        raise CheckpointError(
+            f"{source}: {len(wrong)} weights are missing or of another size than config.json says ({wrong[0]}, ...)"
+        )
+    return config
+
+
+def _pattern(settings: FinetuneSettings, config: LanguageModelConfig, source: Path) -> tuple[int, ...]:
+    """The interleaving to train: what was asked, the checkpoint's own, or boost where that one is vanilla."""
+    try:
+        if settings.mode is not None:
+            pattern = parse_mode(settings.mode, config.mctp_modules or None).pattern
+        else:
+            pattern = default_pattern(source / "generation_config.json", config)
+            if min(pattern[1::2]) < 3:
+                pattern = NAMED_MODES["boost"]
+    except InvalidRequest as error:
+        raise TrainingError(f"--mode: {error}") from error
+    if min(pattern[1::2]) < 3:
+        raise TrainingError(f"--mode: {settings.mode!r} does not interleave text and audio; take boost or balance")
+    return pattern
+
+
+def _split(
+    conversations: Sequence[Conversation], settings: FinetuneSettings
+) -> tuple[list[Conversation], list[Conversation]]:
+    """(to train on, held out)."""
+    trained = [c for c in conversations if c.split != "test"]
+    held_out = [c for c in conversations if c.split == "test"]
+    if not trained:
+        raise TrainingError(f'{settings.data}: every line says "split": "test"; there is nothing to train on')
+    if not held_out:
+        count = min(settings.held_out, len(trained) // 10)
+        chosen = set(np.random.default_rng(settings.seed).permutation(len(trained))[:count].tolist())
+        held_out = [c for i, c in enumerate(trained) if i in chosen]
+        trained = [c for i, c in enumerate(trained) if i not in chosen]
+    return trained, held_out
+
+
+def _run_settings(settings: FinetuneSettings, stream: PackStream) -> RunSettings:
+    tokens_per_step = settings.length * settings.accumulation * stream.world
+    steps = settings.steps or max(1, math.ceil(settings.epochs * stream.epoch_tokens() / tokens_per_step))
+    return RunSettings(
+        steps=steps,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        seed=settings.seed,
+        log_every=settings.log_every,
+        save_every=settings.save_every,
+        evaluate_every=settings.evaluate_every,
+    )
