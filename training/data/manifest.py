@@ -38,8 +38,9 @@ class ChatSample:
     """One conversation.
 
     `messages`: [{"role", "content"}]; an assistant's content "text<|audio|>" is to be interleaved. `accepted`: the
-    answer is right if its words end with one of these phrases (see `answers.is_right`); empty where there is nothing
-    to ask. `held_out` (test split): which part training never saw: "sentence", "question", "phrasing" or "fact".
+    answer is right if its words end with one of these phrases ("^": are this phrase; see `answers.is_right`); empty
+    where there is nothing to ask. `held_out` (test split): which part training never saw: "sentence", "question",
+    "phrasing" or "fact".
     """
 
     id: str

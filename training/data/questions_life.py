@@ -49,7 +49,7 @@ _MORE = (
     ("What language do they speak in England?", "In England they speak English.", "english"),
 )
 _GREETINGS = (  # what is said (one way to a row), answer, key words
-    (("Hello.", "Hello there."), "Hello, nice to meet you.", "meet you"),
+    (("Hello.", "Hello there."), "Hello, nice to meet you.", "nice to meet you"),
     (("Good morning.", "Good morning to you."), "Good morning to you.", "good morning to you"),
     (("Good evening.", "Good evening to you."), "Good evening to you.", "good evening to you"),
     (("Good night.", "Good night to you."), "Good night, sleep well.", "sleep well"),

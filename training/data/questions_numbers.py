@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import permutations
 
+from training.data.answers import WHOLE
 from training.data.families import Fact, Family, sentence
 from training.data.lexicon import number_words
 
@@ -106,7 +107,9 @@ def counting() -> Family:
             numbers = [number_words(n) for n in range(start, start + length)]
             slots = {"a": numbers[0], "b": numbers[-1]}
             facts.append(
-                Fact(f"{numbers[0]} to {numbers[-1]}", sentence(", ".join(numbers)), (" ".join(numbers),), slots)
+                Fact(
+                    f"{numbers[0]} to {numbers[-1]}", sentence(", ".join(numbers)), (WHOLE + " ".join(numbers),), slots
+                )
             )
     return Family(
         "counting",

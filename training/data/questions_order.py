@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 from itertools import permutations
 
+from training.data.answers import WHOLE
 from training.data.families import Fact, Family, sentence
 from training.data.lexicon import CATEGORIES, DAYS, LETTERS, MONTHS, ORDINALS, PLACES, THINGS, UNCOUNTED
 
@@ -104,7 +105,7 @@ def echo() -> Family:
     for _ in range(_ECHOES):
         words = draw.sample(pool, 3)
         said = ", ".join(words)
-        facts.append(Fact(said, sentence(said), (" ".join(words),), {"said": said}))
+        facts.append(Fact(said, sentence(said), (WHOLE + " ".join(words),), {"said": said}))
     return Family(
         "echo",
         tuple(facts),

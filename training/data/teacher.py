@@ -29,6 +29,7 @@ Wave = NDArray[np.float32]
 _VERSION = 1
 _FRAME = INPUT_SAMPLE_RATE_HZ // 100
 _SPEECH_THRESHOLD = 0.01  # of the loudest frame's rms: -40 dB
+_SILENCE = 0.01  # rms of the loudest frame; flite's pauses have a little noise, its voices more than ten times this
 _OUTPUT_LEAD_S, _OUTPUT_TAIL_S = 0.06, 0.12
 _INPUT_EDGE_S = (0.02, 0.3)
 _INPUT_RMS = 0.12  # before the drawn gain
@@ -135,7 +136,7 @@ def _trim(wave: Wave, text: str, voice: str) -> Wave:
     frames = len(wave) // _FRAME
     rms = np.sqrt(np.mean(wave[: frames * _FRAME].reshape(frames, _FRAME) ** 2, axis=1))  # [frames]
     loud = np.flatnonzero(rms > _SPEECH_THRESHOLD * rms.max(initial=0.0))
-    if not loud.size:
+    if rms.max(initial=0.0) < _SILENCE:
         raise TrainingError(f"flite said nothing for {text!r} in voice {voice}")
     return wave[loud[0] * _FRAME : (loud[-1] + 1) * _FRAME]
 

@@ -20,7 +20,7 @@ Floats = NDArray[np.float64]
 
 
 def cepstra(wave: NDArray[np.float32], rate_hz: int) -> Floats:
-    """Mel cepstra [frames, 13] of a wave [samples]; natural logarithm of mel power, orthonormal DCT."""
+    """Mel cepstra [frames, 13] of a wave [samples]; of the logarithm of mel amplitude."""
     if rate_hz != RATE_HZ:
         wave = soxr.resample(wave, rate_hz, RATE_HZ)
     padded = np.pad(wave, (_WINDOW // 2, _WINDOW // 2 + _HOP))
@@ -57,7 +57,7 @@ def distance_db(first: Floats, second: Floats) -> float:
 
 @lru_cache(maxsize=1)
 def _dct() -> Floats:
-    """[mels, 13]: rows of the orthonormal DCT-II without its first coefficient."""
+    """[mels, 13]: from log power to c_1 .. c_13 of log amplitude = sum of c_m cos(m w), the scale of published MCDs."""
     mel = np.arange(_MELS)[:, None]
     order = np.arange(1, _COEFFICIENTS + 1)
-    return np.sqrt(2.0 / _MELS) * np.cos(np.pi * order * (2 * mel + 1) / (2 * _MELS))
+    return np.cos(np.pi * order * (2 * mel + 1) / (2 * _MELS)) / _MELS

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from training.data.answers import is_right, words_of
+from training.data.answers import is_right
 from training.evaluation.cases import Case
 from training.evaluation.cepstra import cepstra, distance_db
 from training.evaluation.serving import Outcome
@@ -211,12 +211,8 @@ def _score_speed(outcomes: Sequence[Outcome], scores: Scores) -> None:
 
 
 def _is_right(heard: str, case: Case, panel: Panel) -> bool:
-    """As `is_right`, by ear: words that sound alike are one."""
-    return is_right(_by_ear(heard, panel), [_by_ear(phrase, panel) for phrase in case.sample.accepted])
-
-
-def _by_ear(text: str, panel: Panel) -> str:
-    return " ".join(panel.alike.get(word, word) for word in words_of(text))
+    """By ear: words that sound alike are one."""
+    return is_right(heard, case.sample.accepted, panel.alike)
 
 
 def _hear_teacher(cases: Sequence[Case], panel: Panel, judge: str) -> list[str]:
