@@ -13,7 +13,8 @@ from vita_audio.speech_features import mel_filters
 RATE_HZ = 16_000
 _WINDOW, _HOP = 400, 160  # 25 ms, 10 ms
 _MELS, _COEFFICIENTS = 40, 13  # coefficients 1 .. 13: the level (0) does not count
-_FLOOR = 1e-5  # mel power below this is silence to the measure (-50 dB of full scale)
+_RMS, _LEAST_RMS = 0.1, 1e-4  # every wave is brought to one level, so that the floor means the same to all
+_FLOOR = 1e-5  # mel power below this is silence to the measure
 _DB = 10.0 / np.log(10.0) * np.sqrt(2.0)
 
 Floats = NDArray[np.float64]
@@ -23,6 +24,8 @@ def cepstra(wave: NDArray[np.float32], rate_hz: int) -> Floats:
     """Mel cepstra [frames, 13] of a wave [samples]; of the logarithm of mel amplitude."""
     if rate_hz != RATE_HZ:
         wave = soxr.resample(wave, rate_hz, RATE_HZ)
+    rms = np.sqrt(np.mean(wave**2)) if len(wave) else 0.0
+    wave = wave * (_RMS / max(rms, _LEAST_RMS))
     padded = np.pad(wave, (_WINDOW // 2, _WINDOW // 2 + _HOP))
     frames = np.lib.stride_tricks.sliding_window_view(padded, _WINDOW)[::_HOP] * np.hanning(_WINDOW)
     power = np.abs(np.fft.rfft(frames)) ** 2  # [frames, 201]
