@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -134,7 +135,8 @@ class ShardedSnapshots:
                 others_state = {name: value.state_dict() for name, value in others.items()}
                 write_torch_file(temporary / "others.pt", {"header": header, "state": others_state})
             wait(self.place)
-            dcp.save(_sharded_state(model, optimizer), checkpoint_id=temporary)
+            with _quietly_alone():
+                dcp.save(_sharded_state(model, optimizer), checkpoint_id=temporary, no_dist=self.place.world == 1)
             if self.place.rank == 0:
                 shutil.rmtree(folder, ignore_errors=True)
                 temporary.replace(folder)
@@ -153,7 +155,8 @@ class ShardedSnapshots:
         try:
             stored = torch.load(folder / "others.pt", map_location="cpu", weights_only=True)
             wanted = _sharded_state(model, optimizer)
-            dcp.load(wanted, checkpoint_id=folder)
+            with _quietly_alone():
+                dcp.load(wanted, checkpoint_id=folder, no_dist=self.place.world == 1)
             set_model_state_dict(model, wanted["model"])
             set_optimizer_state_dict(model, optimizer, wanted["optimizer"])
             for name, target in others.items():
@@ -167,6 +170,14 @@ class ShardedSnapshots:
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step_{step:08d}"
+
+
+@contextmanager
+def _quietly_alone() -> Iterator[None]:
+    """One process on purpose is nothing to warn of."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+        yield
 
 
 def _split(state: Mapping[str, Stateful]) -> tuple[TrainedLanguageModel, Optimizer, dict[str, Stateful]]:

@@ -18,11 +18,11 @@ from training.language_model.conversations import Conversation, read_conversatio
 from training.language_model.distributed import ShardedSnapshots, gathered_weights, place_model, wait
 from training.language_model.forward import TrainedLanguageModel
 from training.language_model.loop import Place, held_out_batches, optimizer_of, train
-from training.language_model.prepare import describe, token_set
+from training.language_model.prepare import build_samples, describe
 from training.language_model.result import LANGUAGE_MODEL, SPEECH_TOKENIZER, write_result
 from training.language_model.samples import SampleBuilder
 from training.language_model.speech_codes import SpeechCodes
-from training.language_model.token_set import PackStream
+from training.language_model.token_set import PackStream, TokenSet
 from training.run import Run, RunSettings, set_seeds
 from vita_audio.checkpoint import language_model_shapes, load_language_model
 from vita_audio.configs import LanguageModelConfig
@@ -107,14 +107,15 @@ def finetune(settings: FinetuneSettings, place: Place) -> Path:
     wait(place)
     codes.load()
     builder = SampleBuilder(tokenizer, pattern)
-    tokens = token_set(trained, builder, codes, settings.length, settings.data, settings.skip_long)
+    how = (builder, codes, settings.length, settings.data, settings.skip_long)
+    tokens = TokenSet.of(*build_samples(trained, *how))
+    test, test_tasks = build_samples(held_out, *how)
     scored: list[Batch] = []
-    if held_out:
-        test = token_set(held_out, builder, codes, settings.length, settings.data, settings.skip_long)
-        scored = held_out_batches(test, len(test), settings.length, settings.seed)
+    if test:
+        scored = held_out_batches(TokenSet.of(test, test_tasks), len(test), settings.length, settings.seed)
     stream = PackStream(tokens, settings.length, settings.seed, rank=place.rank, world=place.world)
     run_settings = _run_settings(settings, stream)
-    console.print(f"train {describe(tokens)}; held out {len(held_out)}; {run_settings.steps} steps", markup=False)
+    console.print(f"train {describe(tokens)}; held out {len(test)}; {run_settings.steps} steps", markup=False)
 
     set_seeds(settings.seed)
     with torch.device("meta"):

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from build_engines.seed_tokenizer import write_tokenizer
 from training.audio.device import pick_device
-from training.errors import TrainingError
+from training.language_model.batch import Sample
 from training.language_model.conversations import AUDIO_PLACEHOLDER, Conversation, raise_faults, read_conversations
 from training.language_model.samples import SampleBuilder
 from training.language_model.settings import LanguageModelTraining
@@ -46,7 +46,7 @@ def prepare_tokens(config: LanguageModelTraining, data: Path, speech_tokenizer: 
     longest = min(stage.length for stage in config.stages)
     record: dict[str, object] = {"speech_tokenizer": codes.fingerprint, "tokens": tokenizer.vocabulary.tokens}
     for split, name in (("train", TRAIN), ("test", TEST)):
-        tokens = token_set(conversations[split], builder, codes, longest, data / CHAT)
+        tokens = TokenSet.of(*build_samples(conversations[split], builder, codes, longest, data / CHAT))
         tokens.save(folder / name)
         record[split] = describe(tokens)
     (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
@@ -54,22 +54,22 @@ def prepare_tokens(config: LanguageModelTraining, data: Path, speech_tokenizer: 
     return folder
 
 
-def token_set(
+def build_samples(
     conversations: Sequence[Conversation],
     builder: SampleBuilder,
     codes: SpeechCodes,
     longest: int,
     source: Path,
     skip_long: bool = False,
-) -> TokenSet:
-    """Samples of conversations whose audios are tokenised.
+) -> tuple[list[Sample], list[str]]:
+    """Samples of conversations whose audios are tokenised, and their tasks ("chat" where a line has none).
 
     Args:
         longest: most tokens of a sample.
         skip_long: leave longer ones out instead of refusing the file.
 
     Raises:
-        TrainingError: samples are too long, or nothing is left; all are listed.
+        TrainingError: samples are too long; all are listed.
     """
     samples, tasks, faults = [], [], []
     for conversation in conversations:
@@ -83,9 +83,7 @@ def token_set(
         tasks.append(conversation.task or "chat")
     if not skip_long:
         raise_faults(source, faults)
-    if not samples:
-        raise TrainingError(f"{source}: every sample has more than {longest} tokens; raise length")
-    return TokenSet.of(samples, tasks)
+    return samples, tasks
 
 
 def describe(tokens: TokenSet) -> dict[str, int]:

@@ -29,7 +29,7 @@ class TokenSet:
     def of(cls, samples: Sequence[Sample], tasks: Sequence[str]) -> TokenSet:
         """Join samples. Raises TrainingError when there are none."""
         if not samples:
-            raise TrainingError("there is nothing to train on: no samples")
+            raise TrainingError("there is nothing to train on: no samples, or all longer than a pack")
         offsets = np.cumsum([0, *(len(sample.ids) for sample in samples)])
         ids = np.concatenate([sample.ids for sample in samples])
         return cls(ids, np.concatenate([sample.trained for sample in samples]), offsets, np.array(tasks, np.str_))
@@ -87,7 +87,7 @@ class PackStream:
 
     Args:
         mixture: task -> weight; tasks that are not named weigh 1.
-        rank, world: this process draws every world-th pack.
+        rank, world: this process draws every world-th pack; all together draw what one alone would.
 
     Raises:
         TrainingError: nothing is left to train on, a weight is negative or names no task, or a sample is longer than
@@ -104,6 +104,7 @@ class PackStream:
         world: int = 1,
     ) -> None:
         self.tokens, self.length, self.seed, self.rank, self.world = tokens, length, seed, rank, world
+        self._epoch, self._next = 0, rank
         present = {str(task) for task in np.unique(tokens.tasks)}
         weights = {task: (mixture or {}).get(task, 1.0) for task in present}
         if unknown := sorted(set(mixture or {}) - present):
@@ -115,35 +116,31 @@ class PackStream:
                 f"the longest sample has {tokens.lengths.max()} tokens, more than a pack of {length}; raise the length"
             )
         self._weights = np.array([weights[str(task)] for task in tokens.tasks])
-        self._epoch, self._next = 0, 0
         self._packs = self._epoch_packs(0)
 
     def __next__(self) -> list[Sample]:
         while self._next >= len(self._packs):
-            self._epoch, self._next = self._epoch + 1, 0
+            self._epoch, self._next = self._epoch + 1, self._next - len(self._packs)
             self._packs = self._epoch_packs(self._epoch)
-        self._next += 1
-        return [self.tokens[index] for index in self._packs[self._next - 1]]
+        pack = self._packs[self._next]
+        self._next += self.world
+        return [self.tokens[index] for index in pack]
 
     def epoch_tokens(self) -> float:
         """Expected tokens of one epoch over all processes."""
         return float(self._weights @ self.tokens.lengths)
 
     def state_dict(self) -> dict[str, Any]:
-        """Counted in packs of all processes: another number of them goes on from (about) the same place."""
-        return {"epoch": self._epoch, "next": self._next * self.world}
+        """Where process 0 is; any number of processes goes on from there."""
+        return {"epoch": self._epoch, "next": self._next}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._epoch, self._next = state["epoch"], state["next"] // self.world
+        """Take the state of process 0."""
+        self._epoch, self._next = state["epoch"], state["next"] + self.rank
         self._packs = self._epoch_packs(self._epoch)
 
     def _epoch_packs(self, epoch: int) -> list[list[int]]:
         rng = np.random.default_rng((self.seed, epoch))
         times = np.floor(self._weights + rng.random(len(self._weights))).astype(np.int64)
         order = rng.permutation(np.repeat(np.arange(len(times)), times))
-        packs = self.tokens.packs(order.tolist(), self.length)
-        if self.world > 1:  # the same number for each process
-            if len(packs) < self.world:
-                raise TrainingError(f"an epoch has {len(packs)} packs for {self.world} processes; use fewer of them")
-            packs = packs[self.rank : len(packs) // self.world * self.world : self.world]
-        return packs
+        return self.tokens.packs(order.tolist(), self.length)

@@ -1,0 +1,136 @@
+"""The configuration: ready ones load, faults are all named; parts run in order and only when they can."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from training.__main__ import app
+from training.config import CONFIGS, load_config
+from training.errors import TrainingError
+from training.pipeline import Part, parts_of, run_parts
+
+
+def write(path: Path, change: dict[str, object]) -> str:
+    content = yaml.safe_load((CONFIGS / "tiny.yaml").read_text())
+    for place, value in change.items():
+        *parents, name = place.split(".")
+        target = content
+        for parent in parents:
+            target = target[parent]
+        if value is None:
+            del target[name]
+        else:
+            target[name] = value
+    path.write_text(yaml.safe_dump(content))
+    return str(path)
+
+
+@pytest.mark.parametrize("name", ["small", "tiny"])
+def test_ready_configurations_load(name: str) -> None:
+    config = load_config(name)
+    assert config.language_model.trained_mode.name == "boost"
+    assert config.language_model.stage1.run.learning_rate > 1e-4  # YAML reads 1e-3 as text
+    assert config.speech_tokenizer.model.quantize_vocab_size == config.flow.model.vocab_size
+
+
+def test_every_fault_is_named(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "bad.yaml",
+        {
+            "language_model.stage1.run.step": 3,
+            "language_model.merges": "many",
+            "language_model.model.hidden_size": None,
+            "vocoder.run.learning_rate": True,
+            "data.gain_db": [1, 2, 3],
+            "speach": {},
+        },
+    )
+    with pytest.raises(TrainingError) as caught:
+        load_config(path)
+    for fault in (
+        "language_model.stage1.run.step: unknown key; known are steps, learning_rate",
+        "language_model.merges: 'many' must be a whole number",
+        "language_model.model.hidden_size: missing",
+        "vocoder.run.learning_rate: True must be a number",
+        "data.gain_db: [1, 2, 3] must have 2 values",
+        "speach: unknown key",
+    ):
+        assert fault in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"flow.model.vocab_size": 128}, "must be the tokenizer's 256 codes"),
+        ({"language_model.mode": "vanilla"}, "does not interleave"),
+        ({"language_model.mode": "fast"}, "neither the name of a mode"),
+        ({"language_model.dtype": "int8"}, "must be float16, bfloat16 or float32"),
+        ({"language_model.stage1.mixture": {"singing": 1.0}}, "singing unknown"),
+        ({"language_model.model.mctp_modules": 4}, "K = 4"),
+        ({"flow.output_voice": "rms"}, "must be the same everywhere"),
+    ],
+)
+def test_parts_that_do_not_fit(tmp_path: Path, change: dict[str, object], words: str) -> None:
+    with pytest.raises(TrainingError, match=words):
+        load_config(write(tmp_path / "bad.yaml", change))
+
+
+def test_no_such_configuration() -> None:
+    with pytest.raises(TrainingError, match=r"neither one of small, tiny nor a readable file"):
+        load_config("huge")
+
+
+def test_parts_run_in_order_and_done_ones_are_skipped(tmp_path: Path) -> None:
+    ran: list[str] = []
+
+    def part(name: str, needs: tuple[str, ...]) -> Part:
+        def make() -> None:
+            ran.append(name)
+            (tmp_path / name).touch()
+
+        return Part(name, (tmp_path / name,), needs, make)
+
+    parts = [part("a", ()), part("b", ("a",)), part("c", ("b",))]
+    with pytest.raises(TrainingError, match="c needs b first"):
+        run_parts(parts, "c", lambda _: None)
+    with pytest.raises(TrainingError, match="'d' is not a part; parts are a, b, c"):
+        run_parts(parts, "d", lambda _: None)
+    run_parts(parts, "a", lambda _: None)
+    run_parts(parts, None, lambda _: None)
+    assert ran == ["a", "b", "c"]
+
+
+def test_parts_of_a_training_name_what_they_need() -> None:
+    parts = parts_of(load_config("tiny"), Path("out"), Path("checkpoint"), "command")
+    names = [part.name for part in parts]
+    assert names[0] == "data"
+    assert names[-5:] == ["stage1", "stage2", "stage3", "stage4", "checkpoint"]
+    for number, part in enumerate(parts):
+        assert set(part.needs) <= set(names[:number])
+
+
+def test_command_line(tmp_path: Path) -> None:
+    runner = CliRunner()
+    listed = runner.invoke(app, ["--config", "tiny", "--list", "--out", str(tmp_path)])
+    assert listed.exit_code == 0
+    assert "stage4: to do" in listed.output
+    wrong = runner.invoke(app, ["--config", "huge"])
+    assert wrong.exit_code == 1
+    (tmp_path / "something").touch()
+    again = runner.invoke(app, ["--config", "tiny", "--out", str(tmp_path)])
+    assert again.exit_code == 1
+    assert "--resume" in again.stderr
+
+
+def test_a_folder_of_something_else_is_not_replaced(tmp_path: Path) -> None:
+    from training.bundle import write_bundle
+
+    (tmp_path / "thesis.txt").touch()
+    with pytest.raises(TrainingError, match="not a trained checkpoint"):
+        write_bundle(replace(load_config("tiny"), name="x"), tmp_path / "out", tmp_path, "")
+    assert (tmp_path / "thesis.txt").exists()
