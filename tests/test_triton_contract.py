@@ -78,7 +78,7 @@ def test_responses_stream_in_order(probe: Probe) -> None:
         assert set(outputs) == {"TEXT_DELTA", "TOKENS", "PCM", "STATUS"}
         raw = response.infer_response.raw_output_contents[outputs.index("STATUS")]
         statuses.append(Status.from_json(raw[4:]))
-    assert len(statuses) > 3
+    assert len(statuses) > 1
     assert [status.index for status in statuses] == list(range(len(statuses)))
     assert [status.final for status in statuses] == finals
     assert len({status.stream for status in statuses}) == 1

@@ -6,6 +6,7 @@ import re
 import struct
 import time
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import grpc
 import numpy as np
@@ -14,6 +15,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from server.launch import TritonServer
 from server.metrics import read_metrics
 from vita_audio.contract import ENSEMBLE, INPUTS
+from vita_client import Client
 
 NUMPY_TYPES = {"FP32": np.float32, "INT32": np.int32, "UINT64": np.uint64, "INT64": np.int64}
 
@@ -46,6 +48,16 @@ def in_flight_at_stop(log: str) -> int:
     found = re.findall(r"Found (\d+) model versions that have in-flight inferences", log)
     assert found, "the log does not say how many requests were in flight"
     return int(found[0])
+
+
+def long_request(client: Client, mode: str = "vanilla", at_least: int = 900) -> dict[str, Any]:
+    """Fields of a request that gives many tokens: greedy without a penalty, random weights like to go in circles."""
+    for number in range(200):
+        fields = {"text": f"Number {number}.", "task": "tts", "mode": mode, "max_tokens": 900, "timeout_s": 60}
+        fields |= {"temperature": 0.0, "repetition_penalty": 1.0}
+        if len(client.collect(**fields).tokens) >= at_least:
+            return fields
+    raise AssertionError(f"no long stream found in mode {mode}")
 
 
 def tensor(name: str, datatype: str, values: Iterable[object], shape: Iterable[int] | None = None) -> tuple:
