@@ -54,7 +54,9 @@ class Sample:
 def run_request(client: Client, mode: str, seed: int, max_tokens: int) -> Sample:
     """A spoken question, answered; sampled, so that answers differ in content but not from run to run."""
     first: dict[str, float] = {}
-    hops, previous, status = [], {}, None
+    hops: list[float] = []
+    previous: dict[str, float] = {}
+    status = None
     got_sound = False
     stream = client.stream(
         audio=QUESTION, mode=mode, max_tokens=max_tokens, temperature=1.0, top_k=50, seed=seed, timeout_s=120
