@@ -80,6 +80,17 @@ def test_parts_that_do_not_fit(tmp_path: Path, change: dict[str, object], words:
         load_config(write(tmp_path / "bad.yaml", change))
 
 
+def test_single_values_can_be_set() -> None:
+    config = load_config("tiny", ["language_model.stage1.run.steps=7", "data.gain_db=[-3, 0]"])
+    assert config.language_model.stage1.run.steps == 7
+    assert config.data.gain_db == (-3.0, 0.0)
+    for change, words in (("data.tts", "no value"), ("nothing.here=1", "key of the configuration")):
+        with pytest.raises(TrainingError, match=words):
+            load_config("tiny", [change])
+    with pytest.raises(TrainingError, match=r"data.tss: unknown key"):
+        load_config("tiny", ["data.tss=1"])
+
+
 def test_no_such_configuration() -> None:
     with pytest.raises(TrainingError, match=r"neither one of small, tiny nor a readable file"):
         load_config("huge")
@@ -103,6 +114,8 @@ def test_parts_run_in_order_and_done_ones_are_skipped(tmp_path: Path) -> None:
     run_parts(parts, "a", lambda _: None)
     run_parts(parts, None, lambda _: None)
     assert ran == ["a", "b", "c"]
+    run_parts([replace(parts[0], again=True)], "a", lambda _: None)
+    assert ran[3:] == ["a"]
 
 
 def test_parts_of_a_training_name_what_they_need() -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
 from training.language_model import forward
-from training.language_model.batch import NO_LABEL, Sample, pack
+from training.language_model.batch import NO_LABEL, Batch, Sample, pack
 from training.language_model.forward import TrainedLanguageModel
 from vita_audio.configs import LanguageModelConfig
 from vita_audio.engines.interface import BurstRow, ExtendRow, Sampling
@@ -139,6 +141,40 @@ def test_chunked_loss_equals_plain(monkeypatch: pytest.MonkeyPatch) -> None:
     chunked(batch).sums.sum().backward()
     for (name, a), (_, b) in zip(plain.named_parameters(), chunked.named_parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_chunked_loss_in_mixed_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = make_model(), pack(make_samples())
+    plain = model(batch).sums
+    monkeypatch.setattr(forward, "_CHUNKED_FROM", 0)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = model(batch).sums
+    mixed.sum().backward()
+    assert mixed.dtype == torch.float32
+    torch.testing.assert_close(mixed, plain, rtol=0.01, atol=0.0)
+
+
+def test_every_level_learns_to_count() -> None:
+    """Samples count up by 1, 3 or 7: after two tokens everything later is known, to MCTP 3 as well."""
+    torch.manual_seed(0)
+    model = TrainedLanguageModel(replace(CONFIG, hidden_size=64, intermediate_size=128))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
+    rng = np.random.default_rng(0)
+
+    def draw() -> Batch:
+        starts, steps = rng.integers(0, 50, 12), rng.choice([1, 3, 7], 12)
+        counts = [(start + step * np.arange(20)) % 50 for start, step in zip(starts, steps, strict=True)]
+        return pack([Sample(ids.astype(np.int32), np.arange(20) >= MODULES + 3) for ids in counts])
+
+    for _ in range(120):
+        batch = draw()
+        model(batch).total(batch.trained_tokens, backbone=True).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    with torch.no_grad():
+        right = model(draw(), score=True).right
+    assert [len(level) for level in right] == [12 * 13] * (1 + MODULES)
+    assert min(float(level.float().mean()) for level in right) > 0.9
 
 
 def test_recomputed_activations_give_the_same_gradients() -> None:

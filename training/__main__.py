@@ -25,27 +25,34 @@ def train(
     only: Annotated[str | None, typer.Option(help="Only this part; what it needs must be done.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the training [out/training-CONFIG].")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Result [checkpoints/CONFIG].")] = None,
+    changes: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, may be repeated.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what is in --out.")] = False,
     list_only: Annotated[bool, typer.Option("--list", help="Show the parts and what is done; train nothing.")] = False,
 ) -> None:
     """Train every part in order: data, speech tokenizer, vocoder, flow, tokens, stages 1 to 4, checkpoint."""
     if context.invoked_subcommand is not None:
         return
-    with_errors(lambda: _train(config, only, out, checkpoint, resume, list_only))
+    with_errors(lambda: _train(config, changes or [], only, out, checkpoint, resume, list_only))
 
 
 def _train(
-    config: str, only: str | None, out: Path | None, checkpoint: Path | None, resume: bool, list_only: bool
+    config: str,
+    changes: list[str],
+    only: str | None,
+    out: Path | None,
+    checkpoint: Path | None,
+    resume: bool,
+    list_only: bool,
 ) -> None:
     from training.config import load_config  # loads PyTorch: not for --help
     from training.errors import TrainingError
     from training.pipeline import parts_of, run_parts
 
-    settings = load_config(config)
+    settings = load_config(config, changes)
     name = Path(config).stem
     out = out or Path("out") / f"training-{name}"
     checkpoint = checkpoint or Path("checkpoints") / name
-    command = shlex.join(["python", "-m", "training", "--config", config])
+    command = shlex.join(["python", "-m", "training", "--config", config, *(f"--set={change}" for change in changes)])
     parts = parts_of(settings, out, checkpoint, command)
     if list_only:
         for part in parts:

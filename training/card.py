@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
+import re
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from build_engines.check_checkpoint import CheckpointSizes
 from training.config import TrainingConfig
 from training.language_model import prepare, stages
 from training.logs import duration
 
-#: Written by the evaluation below the training's folder; goes on the card when it is there.
-SCORES = Path("evaluation") / "scores.md"
+#: The report of `training.evaluate` below the training's folder; goes on the card when it is there.
+SCORES = Path("evaluation") / "evaluation.md"
 _PARTS = ("speech_tokenizer", "vocoder", "flow", *(f"stage{number}" for number in stages.STAGES))
 
 
@@ -28,7 +25,6 @@ def write_card(config: TrainingConfig, out: Path, checkpoint: Path, sizes: Check
     """
     records = {name: json.loads((out / name / "done.json").read_text(encoding="utf-8")) for name in _PARTS}
     tokens = json.loads((out / "tokens" / prepare.RECORD).read_text(encoding="utf-8"))
-    scores = out / SCORES
     language_model = sizes.language_model
     size_mb = sum(file.stat().st_size for file in checkpoint.rglob("*") if file.is_file()) / 1e6
     text = f"""# {config.name}
@@ -63,7 +59,7 @@ The weights have the licence of this repository.
 
     {command}
 
-PyTorch {torch.__version__}, {_machine()}.
+Machine: {"; ".join(sorted({record["machine"] for record in records.values()}))}.
 
 | part | steps | time | held-out, at the end |
 |---|---|---|---|
@@ -73,9 +69,16 @@ All parts together: {duration(sum(record["elapsed_s"] for record in records.valu
 
 ## Scores
 
-{scores.read_text(encoding="utf-8").strip() if scores.exists() else "Not evaluated yet: `python -m training.evaluate`."}
+{_scores(out / SCORES)}
 """
     (checkpoint / "README.md").write_text(text, encoding="utf-8")
+
+
+def _scores(report: Path) -> str:
+    """The report with its headings below the card's."""
+    if not report.exists():
+        return "Not evaluated yet: `python -m training.evaluate`."
+    return re.sub(r"^#", "###", report.read_text(encoding="utf-8").strip(), flags=re.MULTILINE)
 
 
 def _samples_table(tokens: dict[str, Any]) -> str:
@@ -100,17 +103,3 @@ def _held_out(row: dict[str, str]) -> str:
     modules = [name for name in row if name.startswith("accuracy_mctp_")]
     hidden = {"step", *modules[1:-1], *(name for name in row if name.startswith("loss_mctp_"))}
     return ", ".join(f"{name} {float(value):.3g}" for name, value in row.items() if name not in hidden and value)
-
-
-def _machine() -> str:
-    """The processor or GPU of this machine, in words."""
-    if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
-    model = platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [
-            line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
-        ]
-        model = names[0] if names else model
-    return f"{os.cpu_count()} CPU cores ({model})"

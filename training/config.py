@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -47,8 +47,11 @@ class TrainingConfig:
             raise TrainingError("\n".join(faults))
 
 
-def load_config(name: str) -> TrainingConfig:
+def load_config(name: str, changes: Sequence[str] = ()) -> TrainingConfig:
     """Read `training/configs/NAME.yaml`, or a YAML file by its path.
+
+    Args:
+        changes: "KEY=VALUE" with dots in the key and YAML in the value: "language_model.stage1.run.steps=100".
 
     Raises:
         TrainingError: no such configuration, not YAML, or unknown, missing or wrong keys; all are named.
@@ -64,6 +67,8 @@ def load_config(name: str) -> TrainingConfig:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise TrainingError(f"{path}: not YAML ({error})") from error
     faults: list[str] = []
+    for change in changes:
+        _change(content, change)
     config = read_fields(TrainingConfig, content, "", faults)
     if faults:
         raise TrainingError(f"{path}:\n  " + "\n  ".join(faults))
@@ -94,6 +99,19 @@ def read_fields(kind: Any, values: Any, place: str, faults: list[str]) -> Any:
     except TrainingError as error:
         faults += str(error).splitlines()
         return None
+
+
+def _change(content: Any, change: str) -> None:
+    key, equals, value = change.partition("=")
+    *parents, name = key.split(".")
+    try:
+        for parent in parents:
+            content = content[parent]
+        content[name] = yaml.safe_load(value)
+    except (KeyError, TypeError, yaml.YAMLError) as error:
+        raise TrainingError(f"--set: {change!r} must be KEY=VALUE with a key of the configuration ({error})") from error
+    if not equals:
+        raise TrainingError(f"--set: {change!r} has no value; write {change}=VALUE")
 
 
 def _read(hint: Any, value: Any, place: str, faults: list[str]) -> Any:

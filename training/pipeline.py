@@ -16,12 +16,19 @@ from training.language_model import prepare, stages
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One part: what it makes (all must be there for the part to be done), what it needs, and how it is made."""
+    """One part.
+
+    Attributes:
+        made: what must all be there for the part to be done.
+        needs: parts that must be done first.
+        again: quick; made again when it is asked for by name.
+    """
 
     name: str
     made: tuple[Path, ...]
     needs: tuple[str, ...]
     make: Callable[[], object]
+    again: bool = False
 
     @property
     def done(self) -> bool:
@@ -82,6 +89,7 @@ def parts_of(config: TrainingConfig, out: Path, checkpoint: Path, command: str) 
             (checkpoint / "README.md",),
             ("speech_tokenizer", "vocoder", "flow", "stage4"),
             lambda: write_bundle(config, out, checkpoint, command),
+            again=True,
         )
     )
     return parts
@@ -111,7 +119,7 @@ def run_parts(parts: list[Part], only: str | None, say: Callable[[str], None]) -
     for number, part in enumerate(parts, 1):
         if only not in (None, part.name):
             continue
-        if part.done:
+        if part.done and not (only and part.again):
             say(f"[{number}/{len(parts)}] {part.name}: done")
             continue
         if missing := [name for name in part.needs if not by_name[name].done]:

@@ -33,6 +33,7 @@ from torch.optim import AdamW, Optimizer
 
 from training.errors import Stopped, TrainingError
 from training.logs import Table, duration, write_curve
+from training.machine import machine_in_words
 from training.snapshots import Snapshots, SnapshotStore, Stateful
 
 
@@ -247,7 +248,12 @@ class Run:
         if not self.main:
             return
         tables = {name: self._table(name).rows[-1] for name in self._tables if self._table(name).rows}
-        record = {"steps": self.step, "elapsed_s": round(self.elapsed_s, 1), "last": tables}
+        record = {
+            "steps": self.step,
+            "elapsed_s": round(self.elapsed_s, 1),
+            "machine": machine_in_words(),
+            "last": tables,
+        }
         self.folder.mkdir(parents=True, exist_ok=True)
         temporary = self.folder / ".done.json.tmp"
         temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

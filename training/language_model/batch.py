@@ -122,11 +122,11 @@ def pack(samples: Sequence[Sample]) -> Batch:
 
 
 def _groups(lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Indices of samples of like length: padding to the longest of a group at most doubles a sample."""
+    """Indices of samples of like length: padding to the longest of a group adds at most half of a sample."""
     order = np.argsort(-lengths, kind="stable")
     groups: list[NDArray[np.int64]] = []
     while len(order):
-        alike = int((2 * lengths[order] >= lengths[order[0]]).sum())
+        alike = int((3 * lengths[order] >= 2 * lengths[order[0]]).sum())
         groups.append(order[:alike])
         order = order[alike:]
     return groups

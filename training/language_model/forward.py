@@ -102,8 +102,12 @@ class TrainedLanguageModel(LanguageModel):
         weight = self.lm_head.weight
         if len(labels) * len(weight) < _CHUNKED_FROM:
             return F.cross_entropy(F.linear(hidden, weight).float(), labels, reduction="sum")
+        device = hidden.device.type
+        if torch.is_autocast_enabled(device):  # which does not know this operation
+            kind = torch.get_autocast_dtype(device)
+            hidden, weight = hidden.to(kind), weight.to(kind)
         options = nn.LinearCrossEntropyOptions()
-        return F.linear_cross_entropy(hidden, weight, labels, reduction="sum", options=options)
+        return F.linear_cross_entropy(hidden, weight, labels, reduction="sum", options=options).float()
 
 
 def _recomputed(layer: nn.Module) -> Callable[..., Tensor]:

@@ -1,0 +1,71 @@
+"""Every part of a training at tiny size in one command, stopped half-way and resumed: a checkpoint that builds."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from build_engines.check_checkpoint import check_checkpoint
+
+ROOT = Path(__file__).resolve().parent.parent
+
+pytestmark = pytest.mark.skipif(shutil.which("flite") is None, reason="flite is not installed (Debian package flite)")
+
+
+def start(folder: Path, *options: str) -> subprocess.Popen[str]:
+    places = ["--out", str(folder / "out"), "--checkpoint", str(folder / "checkpoint")]
+    return subprocess.Popen(
+        [sys.executable, "-m", "training", "--config", "tiny", *places, *options],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def column(path: Path, name: str) -> list[float]:
+    with path.open(newline="") as file:
+        return [float(row[name]) for row in csv.DictReader(file) if row[name]]
+
+
+def test_everything_in_one_command(tmp_path: Path) -> None:
+    first = start(tmp_path)
+    log = tmp_path / "out" / "stage1" / "log.csv"
+    deadline = time.monotonic() + 200
+    while not log.exists() and first.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    first.send_signal(signal.SIGTERM)
+    output = first.communicate(timeout=60)[0]
+    assert first.returncode == 3, output
+    assert not (tmp_path / "checkpoint").exists()
+
+    again = start(tmp_path, "--resume")
+    output = again.communicate(timeout=250)[0]
+    assert again.returncode == 0, output
+    assert "] flow: done" in output
+    assert "resumed after" in output
+    sizes = check_checkpoint(tmp_path / "checkpoint")
+    assert sizes.language_model.mctp_modules == 10
+    card = (tmp_path / "checkpoint" / "README.md").read_text()
+    assert "| stage4 | 8 |" in card
+    assert "Not evaluated yet" in card
+    for part, name in (("speech_tokenizer", "loss_ctc"), ("vocoder", "loss_mel"), ("stage1", "loss_backbone")):
+        losses = column(tmp_path / "out" / part / "log.csv", name)
+        assert losses[-1] < losses[0], part
+
+    (tmp_path / "out" / "evaluation").mkdir()
+    (tmp_path / "out" / "evaluation" / "evaluation.md").write_text("# Scores\n\n## Speech\n\nIt hums.\n")
+    third = start(tmp_path, "--only", "checkpoint")
+    output = third.communicate(timeout=60)[0]
+    assert third.returncode == 0, output
+    card = (tmp_path / "checkpoint" / "README.md").read_text()
+    assert "#### Speech\n\nIt hums." in card
