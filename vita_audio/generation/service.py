@@ -20,9 +20,11 @@ log = logging.getLogger(__name__)
 
 Emit = Callable[[TokenDelta], None]
 
-#: Each delta costs a hop through the server, so tokens travel in company: the first delta and the last leave at once,
-#: the others when this many tokens have gathered and the last delta is this old, or when a token has waited too long.
+#: Each delta costs a hop through the server, so tokens travel in company: the first and the last leave at once, the
+#: others when this many tokens have gathered or one has waited too long. Once the sound has had its start (the eager
+#: deltas bring the decoder its first chunk), there is a shortest gap as well: a fast engine would only make hops.
 TOKENS_PER_DELTA = 8
+EAGER_DELTAS = 3
 SHORTEST_GAP_MS = 20.0
 LONGEST_WAIT_MS = 40.0
 
@@ -194,7 +196,8 @@ class GenerationService:
         assert stream is not None
         waiting = stream.generated - stream.emitted
         since_ms = (time.perf_counter() - live.last_emit) * 1e3 if live.last_emit else LONGEST_WAIT_MS
-        enough = waiting >= TOKENS_PER_DELTA and since_ms >= SHORTEST_GAP_MS
+        gap_ms = SHORTEST_GAP_MS if live.deltas >= EAGER_DELTAS else 0.0
+        enough = waiting >= TOKENS_PER_DELTA and since_ms >= gap_ms
         if stream.ended or enough or (waiting and since_ms >= LONGEST_WAIT_MS):
             self._emit(live, stream.take_new(), stream.state, stream.reason)
 
