@@ -113,6 +113,19 @@ def test_new_modules_are_copies() -> None:
         add_modules(with_modules(config, 10), ten, 1, 0)
 
 
+def test_one_pack_for_each_core_trains_the_same(tokens: Path, tmp_path: Path) -> None:
+    config = settings()
+    halves = replace(config.stage1, run=replace(config.stage1.run, steps=5), length=128, accumulation=2)
+    found: list[dict[str, torch.Tensor]] = []
+    for workers in (1, 2, 2):
+        folder = tmp_path / str(len(found))
+        found.append(weights(train_stage(replace(config, stage1=halves, workers=workers), 1, tokens, None, folder)))
+    alone, together, again = found
+    for name, value in alone.items():
+        torch.testing.assert_close(together[name], value, rtol=1e-3, atol=1e-3)
+        assert torch.equal(again[name], together[name]), name
+
+
 class Killed(Exception):
     """What a run dies of in a test."""
 

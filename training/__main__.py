@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,9 @@ from rich.console import Console
 
 from training.errors import Stopped
 from vita_audio.errors import VitaError
+
+# Before PyTorch loads: threads that wait for each other by spinning bring a training on shared cores to a halt.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _out = Console(highlight=False, soft_wrap=True)
 _error = Console(stderr=True, highlight=False, soft_wrap=True)

@@ -65,7 +65,7 @@ def processes(device: str = "auto") -> Iterator[Place]:
         return bool(flag.item())
 
     try:
-        yield Place(here, rank, world, total, agree)
+        yield Place(here, rank, world, total=total, agree=agree)
     finally:
         dist.destroy_process_group()
 

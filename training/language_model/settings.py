@@ -47,7 +47,7 @@ class StageSettings:
 
     Attributes:
         length: tokens of a pack.
-        accumulation: packs of a step.
+        accumulation: packs of a step; on a CPU each of them may have its own core.
         mixture: how often each epoch holds the samples of a task; tasks that are not named weigh 1.
     """
 
@@ -71,6 +71,7 @@ class LanguageModelTraining:
         held_out_samples: that are scored during training.
         dtype: of the exported weights: float16, bfloat16 or float32.
         device: auto, cpu, cuda or cuda:N.
+        workers: packs computed at once on a CPU; 0: one for each core.
     """
 
     model: ModelSizes
@@ -85,6 +86,7 @@ class LanguageModelTraining:
     seed: int = 42
     dtype: str = "float16"
     device: str = "auto"
+    workers: int = 0
 
     def __post_init__(self) -> None:
         """Raises TrainingError naming every field that is wrong."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -83,6 +84,10 @@ def train_stage(config: LanguageModelTraining, number: int, tokens: Path, previo
         if with_modules(found, 0) != backbone:
             raise TrainingError(f"{previous}: has the sizes {asdict(found)}, not those of the configuration {sizes}")
         model.load_state_dict(add_modules(found, tensors, modules, config.seed)[1])
+    cores = config.workers or (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    place = Place(device, workers=min(cores, settings.accumulation) if device.type == "cpu" else 1)
     run = Run(
         folder,
         settings.run,
@@ -97,7 +102,7 @@ def train_stage(config: LanguageModelTraining, number: int, tokens: Path, previo
             "tokens": len(stream.tokens.ids),
         },
     )
-    train(run, model, optimizer, stream, held_out, vocabulary.audio_offset, settings.accumulation, Place(device))
+    train(run, model, optimizer, stream, held_out, vocabulary.audio_offset, settings.accumulation, place)
 
     export = folder / EXPORT
     pattern = config.trained_mode.pattern if modules == config.model.mctp_modules else NAMED_MODES["vanilla"]
