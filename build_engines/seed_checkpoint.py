@@ -48,7 +48,7 @@ SMALL = SeedSize(
         # Deep and narrow: MCTP pays by what the backbone costs over ten modules and heads (28 layers at 7B).
         hidden_size=160,
         intermediate_size=480,
-        num_hidden_layers=20 + 10,
+        num_hidden_layers=24 + 10,
         num_attention_heads=5,
         num_key_value_heads=1,
         num_nextn_predict_layers=10,

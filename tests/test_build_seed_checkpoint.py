@@ -85,7 +85,7 @@ def test_nothing_is_overwritten(seed: Path) -> None:
 
 def test_the_served_size_is_deep_and_narrow() -> None:
     config = SMALL.language_model
-    assert (config.backbone_layers, config.mctp_modules, config.hidden_size) == (20, 10, 160)
+    assert (config.backbone_layers, config.mctp_modules, config.hidden_size) == (24, 10, 160)
     assert SMALL.audio_codes == SMALL.speech_tokenizer.quantize_vocab_size == 2048
 
 

@@ -30,7 +30,10 @@ class TritonPythonModel:
         settings = ServingSettings.from_environment()
         manifest = load_manifest(settings.engines)
         engine = OnnxLanguageModel(
-            settings.engines / "language_model", settings.slots, manifest.limits.context_tokens, settings.threads
+            settings.engines / "language_model",
+            settings.slots,
+            manifest.limits.context_tokens,
+            settings.language_model_threads,
         )
         self._service = GenerationService(engine, manifest.vocabulary.end_tokens, settings.queue)
         warm_up_generation(self._service, manifest.limits)

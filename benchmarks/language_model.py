@@ -1,0 +1,84 @@
+"""The language model alone: tokens/s of the four modes, as the paper's Table 5 measures it, on the served CPU engine.
+
+    python -m benchmarks.language_model --engines engines/cpu
+
+No Triton, no decoder: the scheduler over ONNX Runtime, greedy, a fixed output length; reading the prompt is not counted.
+Rounds go over all modes in turn, each cell is the median round, so that a noisy machine touches all modes alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import time
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.machine import describe_machine
+from build_engines.manifest import load_manifest
+from vita_audio.engines.onnxruntime_language_model import OnnxLanguageModel
+from vita_audio.generation.request import GenerationRequest
+from vita_audio.generation.scheduler import Scheduler
+from vita_audio.messages import GenerationSettings
+from vita_audio.modes import NAMED_MODES
+
+PROMPT_TOKENS = 32  # the paper's
+
+
+def tokens_per_s(engine: OnnxLanguageModel, mode: str, streams: int, tokens: int) -> float:
+    """Tokens per second of all streams together, after their first step."""
+    settings = GenerationSettings(
+        task="text",
+        mode=mode,
+        pattern=NAMED_MODES[mode],
+        max_tokens=tokens,
+        temperature=0.0,
+        top_k=0,
+        top_p=1.0,
+        repetition_penalty=1.05,
+        seed=0,
+    )
+    scheduler = Scheduler(engine, end_tokens=())
+    ids = np.random.default_rng(0).integers(0, 1000, (streams, PROMPT_TOKENS))
+    running = [scheduler.submit(str(i), GenerationRequest(row.tolist(), settings)) for i, row in enumerate(ids)]
+    while any(stream.generated == 0 for stream in running):
+        scheduler.step()
+    made, start = sum(stream.generated for stream in running), time.perf_counter()
+    while not scheduler.idle:
+        scheduler.step()
+    return (streams * tokens - made) / (time.perf_counter() - start)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--engines", type=Path, default=Path("engines/cpu"))
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 4, 8])
+    parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    context = load_manifest(options.engines).limits.context_tokens
+    folder = options.engines / "language_model"
+    engine = OnnxLanguageModel(folder, max(options.streams), context, options.threads)
+    table = Table("streams", *NAMED_MODES, *(f"{mode} / vanilla" for mode in NAMED_MODES if mode != "vanilla"))
+    for streams in options.streams:
+        rounds = [
+            {mode: tokens_per_s(engine, mode, streams, options.tokens) for mode in NAMED_MODES}
+            for _ in range(options.rounds)
+        ]
+        speed = {mode: float(np.median([r[mode] for r in rounds])) for mode in NAMED_MODES}
+        ratios = [np.median([r[mode] / r["vanilla"] for r in rounds]) for mode in NAMED_MODES if mode != "vanilla"]
+        table.add_row(str(streams), *(f"{speed[m]:.0f} tok/s" for m in NAMED_MODES), *(f"{r:.2f}x" for r in ratios))
+    console = Console(width=max(120, Console().width))
+    console.print(shlex.join(["python", "-m", "benchmarks.language_model", *sys.argv[1:]]))
+    console.print(f"{describe_machine()}, {options.threads} thread(s), {date.today()}", table)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
