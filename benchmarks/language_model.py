@@ -2,7 +2,7 @@
 
     python -m benchmarks.language_model --engines engines/cpu
 
-No Triton, no decoder: the scheduler over ONNX Runtime, greedy, a fixed output length; reading the prompt is not counted.
+No Triton, no decoder: the scheduler over ONNX Runtime, greedy, a fixed output length; prefill is not counted.
 Rounds go over all modes in turn, each cell is the median round, so that a noisy machine touches all modes alike.
 """
 
