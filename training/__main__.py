@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -36,7 +37,7 @@ def train(
     """Train every part in order: data, speech tokenizer, vocoder, flow, tokens, stages 1 to 4, checkpoint."""
     if context.invoked_subcommand is not None:
         return
-    with_errors(lambda: _train(config, changes or [], only, out, checkpoint, resume, list_only))
+    raise typer.Exit(with_errors(lambda: _train(config, changes or [], only, out, checkpoint, resume, list_only)))
 
 
 def _train(
@@ -123,19 +124,26 @@ def finetune(
         with processes(device) as place:
             run(settings, place)
 
-    with_errors(work)
+    code = with_errors(work)
+    if "WORLD_SIZE" in os.environ:
+        # Threads of the process groups may abort an interpreter that is shutting down (seen with gloo): leave at once.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    raise typer.Exit(code)
 
 
-def with_errors(work: Callable[[], None]) -> None:
-    """Run `work`; an expected error becomes one message and exit status 1, a stop exit status 3."""
+def with_errors(work: Callable[[], None]) -> int:
+    """Run `work`; the exit status: an expected error becomes one message and 1, a stop 3."""
     try:
         work()
     except Stopped as stopped:
         _error.print(str(stopped), markup=False)
-        raise typer.Exit(3) from stopped
+        return 3
     except (VitaError, OSError) as error:
         _error.print(f"error: {error}", style="red", markup=False)
-        raise typer.Exit(1) from error
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

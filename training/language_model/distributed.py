@@ -64,10 +64,8 @@ def processes(device: str = "auto") -> Iterator[Place]:
         dist.all_reduce(flag)
         return bool(flag.item())
 
-    try:
-        yield Place(here, rank, world, total=total, agree=agree)
-    finally:
-        dist.destroy_process_group()
+    yield Place(here, rank, world, total=total, agree=agree)
+    dist.destroy_process_group()  # not after an error: the others may wait within a collective
 
 
 def wait(place: Place) -> None:
