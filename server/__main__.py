@@ -46,7 +46,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> tuple[ServerOptions
         default=default.queue,
         help="streams that may wait; the next one is told the server is full",
     )
-    add("--threads", type=int, default=default.threads, help="CPU threads of an audio engine; half for the LM")
+    add("--threads", type=int, default=default.threads, help="CPU threads of each engine process")
     add("--tls-cert", type=Path, help="PEM certificate: serve gRPC over TLS")
     add("--tls-key", type=Path, help="PEM key of --tls-cert")
     add("--tls-ca", type=Path, help="PEM authority of client certificates: demand one from every client (mutual TLS)")

@@ -42,7 +42,7 @@ class ServerOptions:
         http_port: None leaves HTTP off (facts/triton.md, Security); 0 picks a free one.
         profile: ``cpu`` reads each model's ``config.pbtxt``, ``gpu`` its ``configs/gpu.pbtxt`` where there is one.
         slots, queue: streams that run, and that may wait.
-        threads: CPU threads of each audio engine; the language model takes half.
+        threads: CPU threads of each engine process.
         exit_timeout_s: how long running streams may go on after a stop was asked for.
         start_timeout_s: how long loading and warming up may take.
     """

@@ -24,8 +24,8 @@ DEFAULT_QUEUE = 32
 
 
 def default_threads() -> int:
-    """Every usable core: the audio networks spread well, and the operating system shares out when all are busy."""
-    return len(os.sched_getaffinity(0))
+    """Half of the usable cores for each engine process: the language model and the audio decoder run side by side."""
+    return max(1, len(os.sched_getaffinity(0)) // 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class ServingSettings:
         engines: folder made by ``python -m build_engines`` (holds ``manifest.json``).
         slots: streams that generate at the same time (each owns a KV cache).
         queue: streams that may wait for a slot; one more is answered "server is full".
-        threads: CPU threads of each audio engine.
+        threads: CPU threads of each engine process.
         drain_file: as soon as this file exists, no new stream is taken.
     """
 
@@ -50,11 +50,6 @@ class ServingSettings:
     def draining(self) -> bool:
         """Whether the server is about to end."""
         return self.drain_file is not None and self.drain_file.exists()
-
-    @property
-    def language_model_threads(self) -> int:
-        """Half of them: a decode step is too small to gain from more, and they would only get in the decoder's way."""
-        return max(1, self.threads // 2)
 
     def to_environment(self) -> dict[str, str]:
         """The variables of one server's model processes. OMP_NUM_THREADS keeps numpy's and torch's pools small too."""

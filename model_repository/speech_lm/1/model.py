@@ -6,6 +6,7 @@ with an error, or alone (STOP).
 
 from __future__ import annotations
 
+import os
 from functools import partial
 
 import numpy as np
@@ -21,19 +22,23 @@ from vita_audio.messages import GenerationSettings, Status
 from vita_audio.serving_settings import ServingSettings
 from vita_audio.warm_up import warm_up_generation
 
+#: The language model runs seconds ahead of what has been heard, the decoder does not: where both want a core, it yields.
+NICENESS = 10
+
 
 class TritonPythonModel:
     """Continuous batching of all streams in one worker."""
 
     def initialize(self, args: dict[str, str]) -> None:
         start_logging(args["model_name"])
+        os.nice(NICENESS)
         settings = ServingSettings.from_environment()
         manifest = load_manifest(settings.engines)
         engine = OnnxLanguageModel(
             settings.engines / "language_model",
             settings.slots,
             manifest.limits.context_tokens,
-            settings.language_model_threads,
+            settings.threads,
         )
         self._service = GenerationService(engine, manifest.vocabulary.end_tokens, settings.queue)
         warm_up_generation(self._service, manifest.limits)
