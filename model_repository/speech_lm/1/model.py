@@ -22,7 +22,7 @@ from vita_audio.messages import GenerationSettings, Status
 from vita_audio.serving_settings import ServingSettings
 from vita_audio.warm_up import warm_up_generation
 
-#: The language model runs seconds ahead of what has been heard, the decoder does not: where both want a core, it yields.
+#: The language model runs seconds ahead of the sound, the decoder does not: where both want a core, it yields.
 NICENESS = 10
 
 
