@@ -16,7 +16,7 @@ $(VENV)/.serve: $(BIN)/python pyproject.toml
 	@touch $@
 
 $(VENV)/.test: $(BIN)/python pyproject.toml
-	$(BIN)/python -m pip install -qq --editable '.[serve,build,test]'
+	$(BIN)/python -m pip install -qq --editable '.[serve,build,train,test]'
 	@touch $@ $(VENV)/.serve
 
 $(CHECKPOINT)/language_model/config.json: | $(VENV)/.serve

@@ -51,7 +51,8 @@ def check_speech_tokenizer(folder: Path) -> Iterator[Result]:
             label = f"speech tokenizer {case} s"
             pieces = list(speech_pieces(golden["wave"], config.num_mel_bins))
             for index, piece in enumerate(pieces):
-                expected = golden[f"features{index}"][0]
+                # The reference pads a short last piece to the length of the longest; ours stops at its last token.
+                expected = golden[f"features{index}"][0][:, : piece.features.shape[1]]
                 yield compare_values(f"{label}, features {index}", "numpy", piece.features, expected, FEATURES)
             for name, engine in engines.items():
                 made = np.concatenate([engine.tokens(p.features, p.valid_frames) for p in pieces])
