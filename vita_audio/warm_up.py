@@ -1,4 +1,7 @@
-"""One small real request through each engine before a server says it is ready, so that the first user does not wait."""
+"""One small real request through an engine before a server says it is ready, so that the first user does not wait.
+
+The audio decoder knows its own geometries: `StreamingDecoder.warm_up`.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,6 @@ import threading
 import numpy as np
 
 from vita_audio.contract import INPUT_SAMPLE_RATE_HZ
-from vita_audio.decoding.decoder import StreamingDecoder
 from vita_audio.engines.interface import SpeechTokenizerEngine
 from vita_audio.errors import EngineError
 from vita_audio.generation.request import GenerationRequest, TokenDelta
@@ -51,14 +53,6 @@ def warm_up_generation(service: GenerationService, limits: Limits) -> None:
         raise EngineError(f"language model: the warm-up request did not end within {WARM_UP_TIMEOUT_S:g} s")
     if last[0].state != "done":
         raise EngineError(f"language model: the warm-up request failed: {last[0].reason}")
-
-
-def warm_up_decoding(decoder: StreamingDecoder) -> None:
-    """A stream of a few blocks: first chunk, continuation and flush."""
-    stream = decoder.init(seed=0)
-    decoder.feed(stream, [0] * (3 * decoder.flow.block_tokens), end=True)
-    while decoder.due(stream) is not None:
-        decoder.step([stream])
 
 
 def warm_up_speech(engine: SpeechTokenizerEngine) -> None:

@@ -1,9 +1,9 @@
 """Continuous batching: streams join and leave at any step; backbone and burst phases of all streams run together.
 
 A step runs the backbone once for every stream that wants it, then every burst that is due. Of all prompts being read,
-one step takes in at most one chunk of `prefill_chunk` tokens, through backbone and cascade alike, so a running stream
-waits for at most that many prompt tokens (and rows) of others. Chunk borders depend on the prompt alone, never on load:
-a request computes the same in any company.
+one step takes in at most one chunk of `prefill_chunk` tokens through the backbone and one through the cascade (besides
+the rows of the burst that ends the reading, at most a chunk too), so that is what a running stream waits for. Chunk
+borders depend on the prompt alone, never on load: a request computes the same in any company.
 """
 
 from __future__ import annotations
@@ -91,12 +91,8 @@ class Scheduler:
             self._free.sort(reverse=True)
         self._admit()
 
-    def step(self) -> list[Stream]:
-        """Run one backbone phase and one burst phase.
-
-        Returns:
-            The streams that took part, among them those that have just ended (already without a slot).
-        """
+    def step(self) -> None:
+        """Run one backbone phase and one burst phase; streams that end in it give up their slot."""
         active = list(self.running)
         reading = next((s for s in active if self._is_reading(s)), None)
         self._extend([s for s in active if not s.wants_burst and (s is reading or not self._is_reading(s))])
@@ -106,7 +102,6 @@ class Scheduler:
         for stream in active:
             if stream.ended:
                 self._leave(stream)
-        return active
 
     def _is_reading(self, stream: Stream) -> bool:
         """Still on its prompt: backbone or cascade has more than a decode step's worth of rows to run."""

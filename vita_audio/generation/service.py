@@ -73,7 +73,7 @@ class GenerationService:
     ) -> None:
         self._scheduler = Scheduler(engine, end_tokens, prefill_chunk)  # touched by the thread alone, but for `check`
         self._slots, self._queue_limit = engine.slots, queue_limit
-        self._changed = threading.Condition()  # guards the five fields below
+        self._changed = threading.Condition()  # guards what `submit`, `cancel` and `stats` share with the thread
         self._live: dict[str, _Live] = {}
         self._inbox: list[_Live] = []
         self._cancels: list[str] = []
@@ -149,8 +149,9 @@ class GenerationService:
             with self._changed:
                 self._closing = True
                 left = list(self._live.values())
-            for live in left:
-                self._end(live, "failed", f"generation failed: {type(error).__name__}: {error}")
+            for live in left:  # not through the scheduler: it may be what is broken
+                tokens = live.stream.take_new() if live.stream else []
+                self._emit(live, tokens, "failed", f"generation failed: {type(error).__name__}: {error}")
 
     def _take_in(self) -> bool:
         """Wait for work; take in new streams and cancels. False when the service is closed and empty."""

@@ -23,7 +23,6 @@ from vita_audio.engines.onnxruntime_audio import OnnxFlow, OnnxVocoder
 from vita_audio.messages import Status
 from vita_audio.serving_settings import ServingSettings
 from vita_audio.text import TextTokenizer
-from vita_audio.warm_up import warm_up_decoding
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +35,7 @@ class TritonPythonModel:
         settings = ServingSettings.from_environment()
         engines = settings.engines
         decoder = StreamingDecoder(OnnxFlow(engines, settings.threads), OnnxVocoder(engines, settings.threads))
-        warm_up_decoding(decoder)
+        decoder.warm_up()
         tokenizer = TextTokenizer(engines / "tokenizer.json")
         # One stream per engine call: on a CPU a batch gains nothing, would make first chunks wait for each other, and
         # alone a stream's sound is the same bits in any company.
