@@ -143,6 +143,20 @@ def test_requests_that_can_never_run_are_refused(bad: GenerationRequest, names: 
         Scheduler(CountingEngine(), ()).check(bad)
 
 
+class Unopenable(CountingEngine):
+    """Opens some streams only."""
+
+    def __init__(self, opens: set[int], slots: int) -> None:
+        super().__init__(slots)
+        self.opens, self.asked = opens, 0
+
+    def open(self, slot: int, sampling: Sampling) -> None:
+        self.asked += 1
+        if self.asked not in self.opens:
+            raise MemoryError("no blocks left")
+        super().open(slot, sampling)
+
+
 class Receiver:
     def __init__(self, fail_after: int | None = None) -> None:
         self.deltas: list[TokenDelta] = []
@@ -297,3 +311,43 @@ def test_first_delta_carries_the_first_burst(real_engine: LanguageModelEngine, f
     receive.wait()
     service.close()
     assert len(receive.deltas[0].tokens) == 11
+
+
+@pytest.mark.parametrize("opens", [set(), {1}, {2, 5}, {1, 2, 3, 4, 5}])
+def test_a_stream_that_cannot_be_opened_fails_alone(opens: set[int]) -> None:
+    engine = Unopenable(opens, slots=1)
+    service = GenerationService(engine, ())
+    receivers = [Receiver() for _ in range(5)]
+    for receiver in receivers:
+        service.submit(request([5] * 5, BOOST, 30), receiver)
+    last = [receiver.wait() for receiver in receivers]
+    assert {number for number, delta in enumerate(last, 1) if delta.state == "done"} == opens
+    assert all("no blocks left" in delta.reason for delta in last if delta.state == "failed")
+    later = Receiver()
+    engine.opens = {6}
+    service.submit(request([5] * 5, BOOST, 30), later)
+    assert later.wait().state == "done"
+    service.close()
+    assert engine.opened == {}
+    assert service.stats().running == service.stats().waiting == 0
+
+
+def test_a_stream_that_is_cancelled_and_cannot_be_opened_ends_once() -> None:
+    engine = Unopenable({1}, slots=3)
+    inside, go_on = threading.Event(), threading.Event()
+
+    def wait(rows: Sequence[ExtendRow], extend=engine.extend) -> list[int | None]:  # type: ignore[no-untyped-def]
+        inside.set()
+        assert go_on.wait(20)
+        return extend(rows)
+
+    engine.extend = wait  # type: ignore[method-assign]
+    service = GenerationService(engine, ())
+    first, second = Receiver(), Receiver()
+    service.submit(request([5] * 5, BOOST, 30), first)
+    assert inside.wait(20)
+    service.cancel(service.submit(request([5] * 5, BOOST, 30), second))  # both reach the thread together
+    go_on.set()
+    assert first.wait().state == "done"
+    assert second.wait().final
+    service.close()

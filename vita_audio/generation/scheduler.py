@@ -8,6 +8,7 @@ borders depend on the prompt alone, never on load: a request computes the same i
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Collection
 
@@ -16,6 +17,8 @@ from vita_audio.errors import InvalidRequest
 from vita_audio.generation.request import GenerationRequest
 from vita_audio.generation.stream import Stream
 from vita_audio.messages import State
+
+log = logging.getLogger(__name__)
 
 
 class Scheduler:
@@ -41,6 +44,7 @@ class Scheduler:
         self.prefill_chunk = prefill_chunk
         self.running: list[Stream] = []
         self.waiting: deque[Stream] = deque()
+        self._refused: list[Stream] = []
         self._free = list(range(engine.slots - 1, -1, -1))  # lowest slot last: batches span slots [0, highest]
 
     def check(self, request: GenerationRequest) -> None:
@@ -74,12 +78,23 @@ class Scheduler:
     def idle(self) -> bool:
         return not self.running and not self.waiting
 
+    def take_refused(self) -> list[Stream]:
+        """Streams that the engine could not open since the last call; they have ended as `failed`."""
+        refused, self._refused = self._refused, []
+        return refused
+
     def _admit(self) -> None:
         while self._free and self.waiting:
-            stream = self.waiting.popleft()
+            stream, slot = self.waiting[0], self._free[-1]
+            try:
+                self.engine.open(slot, stream.request.sampling)
+            except Exception as error:  # this stream's fault or bad luck: the others go on, the slot stays free
+                log.exception("stream %s: the engine cannot open slot %d", stream.id, slot)
+                stream.end("failed", f"language model failed: {type(error).__name__}: {error}")
+                self._refused.append(self.waiting.popleft())
+                continue
             stream.slot = self._free.pop()
-            self.engine.open(stream.slot, stream.request.sampling)
-            self.running.append(stream)
+            self.running.append(self.waiting.popleft())
 
     def _leave(self, stream: Stream) -> None:
         if stream in self.waiting:

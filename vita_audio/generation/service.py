@@ -180,10 +180,12 @@ class GenerationService:
             log.exception("language model step failed")
             for live in taking_part:
                 self._end(live, "failed", f"language model failed: {type(error).__name__}: {error}")
-            return []
-        self._steps += 1
-        self._busy_ms += (time.perf_counter() - start) * 1e3
-        return taking_part
+            taking_part = []
+        else:
+            self._steps += 1
+            self._busy_ms += (time.perf_counter() - start) * 1e3
+        refused = [self._live.get(stream.id) for stream in self._scheduler.take_refused()]
+        return taking_part + [live for live in refused if live is not None]  # None: cancelled meanwhile
 
     def _end(self, live: _Live, state: State, reason: str) -> None:
         tokens: list[int] = []
