@@ -9,18 +9,22 @@ in speech_lm.
 from __future__ import annotations
 
 import logging
+import time
 from functools import partial
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from build_engines.manifest import load_manifest
-from server.adapter import FINAL, Measured, Metrics, read, read_text, start_logging, text_tensor
+from server.adapter import FINAL, read, read_text, start_logging, text_tensor
+from server.metrics_publisher import MetricsPublisher
 from vita_audio.decoding.decoder import StreamingDecoder
 from vita_audio.decoding.served_stream import DecodedChunk
 from vita_audio.decoding.service import DecodingService
 from vita_audio.engines.onnxruntime_audio import OnnxFlow, OnnxVocoder
 from vita_audio.messages import Status
+from vita_audio.metrics.playout import PlayoutMeter
+from vita_audio.metrics.recorder import Recorder
 from vita_audio.serving_settings import ServingSettings
 from vita_audio.text import TextTokenizer
 
@@ -42,44 +46,46 @@ class TritonPythonModel:
         self._service = DecodingService(
             decoder, load_manifest(engines).vocabulary, tokenizer.detokenizer, _stop, max_batch=1
         )
-        self._metrics = Metrics(
-            self._measure,
-            {
-                "vita_streams": "Streams by stage and state",
-                "vita_busy_ms_total": "Milliseconds in engine steps by stage",
-                "vita_streams_ended_total": "Streams that have ended, by stage and reason",
-                "vita_decoder_waiting_requests": "Messages of the language model that wait for the decoder",
-            },
-        )
+        self._worker, self._recorder = args["model_instance_name"], Recorder()
+        self._meter = PlayoutMeter(self._recorder)
+        self._metrics = MetricsPublisher(self._recorder, self._measure)
 
     def execute(self, requests: list[pb_utils.InferenceRequest]) -> None:
         for request in requests:
-            reply = partial(_send, request.get_response_sender())
+            sender = request.get_response_sender()
             try:
                 status = Status.from_json(read_text(request, "LM_STATUS"))
                 tokens = read(request, "TOKENS").tolist()
             except Exception as error:
                 log.exception("not a message of speech_lm")
                 reason = f"audio decoding failed: not a message of speech_lm ({type(error).__name__})"
-                reply(DecodedChunk("", np.zeros(0, np.int32), np.zeros(0, np.int16), Status("", 0, "failed", reason)))
+                _send(
+                    sender,
+                    DecodedChunk("", np.zeros(0, np.int32), np.zeros(0, np.int16), Status("", 0, "failed", reason)),
+                )
                 continue
-            self._service.submit(status, tokens, reply, request.is_cancelled)
+            self._service.submit(status, tokens, partial(self._reply, sender), request.is_cancelled)
 
     def finalize(self) -> None:
         self._metrics.close()
         self._service.close()
 
-    def _measure(self) -> Measured:
-        stats, stage = self._service.stats(), ("stage", "audio_decoder")
-        return {
-            ("vita_streams", (stage, ("state", "running"))): stats.live_streams,
-            ("vita_busy_ms_total", (stage,)): stats.busy_ms,
-            ("vita_decoder_waiting_requests", ()): stats.waiting_requests,
-            **{
-                ("vita_streams_ended_total", (stage, ("reason", reason))): count
-                for reason, count in stats.ended.items()
-            },
-        }
+    def _reply(self, sender: pb_utils.InferenceResponseSender, chunk: DecodedChunk) -> None:
+        """Send and measure; runs on the service's thread."""
+        _send(sender, chunk)
+        self._meter.chunk(chunk.status, len(chunk.pcm), bool(chunk.text), time.perf_counter())
+
+    def _measure(self) -> None:
+        stats, recorder, stage = self._service.stats(), self._recorder, "audio_decoder"
+        recorder.set("vita_streams", stats.live_streams, stage=stage, state="running", worker=self._worker)
+        recorder.set("vita_decoder_waiting_requests", stats.waiting_requests)
+        recorder.total("vita_busy_ms_total", stats.busy_ms, stage=stage)
+        recorder.total("vita_decoder_faults_total", stats.stop_errors, kind="stop")
+        recorder.total("vita_decoder_faults_total", stats.reply_errors, kind="reply")
+        for streams, count in stats.batches.items():
+            recorder.total("vita_decoder_batches_total", count, streams=str(streams))
+        for reason, count in stats.ended.items():
+            recorder.total("vita_streams_ended_total", count, stage=stage, reason=reason)
 
 
 def _send(sender: pb_utils.InferenceResponseSender, chunk: DecodedChunk) -> None:

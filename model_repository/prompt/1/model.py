@@ -6,9 +6,12 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from build_engines.manifest import load_manifest
-from server.adapter import Measured, Metrics, error_response, read, start_logging, text_tensor
+from server.adapter import error_response, read, start_logging, text_tensor
+from server.metrics_publisher import MetricsPublisher
 from vita_audio.contract import INPUTS
 from vita_audio.errors import EngineError, ServerStopping
+from vita_audio.metrics.recorder import Recorder
+from vita_audio.metrics.refusals import Refusals
 from vita_audio.prompt_stage import PromptStage
 from vita_audio.serving_settings import ServingSettings
 from vita_audio.text import TextTokenizer
@@ -25,8 +28,9 @@ class TritonPythonModel:
         self._stage = PromptStage(tokenizer, load_manifest(engines).limits, _speech_codes)
         self._stage.prepare({"TEXT": "warm-up"})
         self._running = 0
-        self._instance = args["model_instance_name"]
-        self._metrics = Metrics(self._measure, {"vita_streams": "Streams by stage and state"})
+        self._worker, self._recorder = args["model_instance_name"], Recorder()
+        self._refusals = Refusals(self._recorder, "prompt")
+        self._metrics = MetricsPublisher(self._recorder, self._measure)
 
     def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse]:
         self._running = len(requests)
@@ -37,9 +41,8 @@ class TritonPythonModel:
     def finalize(self) -> None:
         self._metrics.close()
 
-    def _measure(self) -> Measured:
-        labels = (("stage", "prompt"), ("state", "running"), ("instance", self._instance))
-        return {("vita_streams", labels): self._running}
+    def _measure(self) -> None:
+        self._recorder.set("vita_streams", self._running, stage="prompt", state="running", worker=self._worker)
 
     def _answer(self, request: pb_utils.InferenceRequest) -> pb_utils.InferenceResponse:
         try:
@@ -53,6 +56,7 @@ class TritonPythonModel:
                 ]
             )
         except Exception as error:  # noqa: BLE001 - becomes the answer
+            self._refusals.count(error)
             return error_response(error)
 
 

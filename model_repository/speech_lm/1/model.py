@@ -13,12 +13,16 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from build_engines.manifest import load_manifest
-from server.adapter import FINAL, Measured, Metrics, error_response, read, read_text, start_logging, text_tensor
+from server.adapter import FINAL, error_response, read, read_text, start_logging, text_tensor
+from server.metrics_publisher import MetricsPublisher
 from vita_audio.engines.onnxruntime_language_model import OnnxLanguageModel
 from vita_audio.errors import InvalidRequest
 from vita_audio.generation.request import GenerationRequest, TokenDelta
 from vita_audio.generation.service import GenerationService
 from vita_audio.messages import GenerationSettings, Status
+from vita_audio.metrics.generation import GenerationMeter
+from vita_audio.metrics.recorder import Recorder
+from vita_audio.metrics.refusals import Refusals
 from vita_audio.serving_settings import ServingSettings
 from vita_audio.warm_up import warm_up_generation
 
@@ -42,15 +46,11 @@ class TritonPythonModel:
         )
         self._service = GenerationService(engine, manifest.vocabulary.end_tokens, settings.queue)
         warm_up_generation(self._service, manifest.limits)
-        self._metrics = Metrics(
-            self._measure,
-            {
-                "vita_streams": "Streams by stage and state",
-                "vita_tokens_total": "Generated tokens",
-                "vita_busy_ms_total": "Milliseconds in engine steps by stage",
-                "vita_streams_ended_total": "Streams that have ended, by stage and reason",
-            },
-        )
+        self._worker, self._recorder = args["model_instance_name"], Recorder()
+        self._meter, self._refusals = GenerationMeter(self._recorder), Refusals(self._recorder, "speech_lm")
+        self._recorder.set("vita_queue_limit", settings.queue)
+        self._recorder.set("vita_kv_capacity_tokens", settings.slots * manifest.limits.context_tokens)
+        self._metrics = MetricsPublisher(self._recorder, self._measure)
 
     def execute(self, requests: list[pb_utils.InferenceRequest]) -> None:
         for request in requests:
@@ -58,6 +58,7 @@ class TritonPythonModel:
             try:
                 self._accept(request, sender)
             except Exception as error:  # noqa: BLE001 - becomes the answer
+                self._refusals.count(error)
                 sender.send(error_response(error), flags=FINAL)
 
     def finalize(self) -> None:
@@ -77,24 +78,27 @@ class TritonPythonModel:
             parsed = GenerationSettings.from_json(settings)
         except (ValueError, TypeError, KeyError) as error:
             raise InvalidRequest("SETTINGS", settings, f"it is written by `prompt` ({error})") from error
-        self._service.submit(GenerationRequest(prompt.tolist(), parsed), partial(_send, sender, parsed))
+        generation = GenerationRequest(prompt.tolist(), parsed)
+        self._service.submit(generation, partial(self._emit, sender, generation))
 
-    def _measure(self) -> Measured:
-        stats, stage = self._service.stats(), ("stage", "speech_lm")
-        return {
-            ("vita_streams", (stage, ("state", "running"))): stats.running,
-            ("vita_streams", (stage, ("state", "waiting"))): stats.waiting,
-            ("vita_tokens_total", ()): stats.tokens,
-            ("vita_busy_ms_total", (stage,)): stats.busy_ms,
-            **{
-                ("vita_streams_ended_total", (stage, ("reason", reason))): count
-                for reason, count in stats.finished.items()
-            },
-        }
+    def _emit(self, sender: pb_utils.InferenceResponseSender, request: GenerationRequest, delta: TokenDelta) -> None:
+        """Measure and send one delta; runs on the service's thread."""
+        self._meter.delta(delta, request.settings, len(request.prompt))
+        _send(sender, request.settings, delta)
+
+    def _measure(self) -> None:
+        stats, recorder, stage = self._service.stats(), self._recorder, "speech_lm"
+        recorder.set("vita_streams", stats.running, stage=stage, state="running", worker=self._worker)
+        recorder.set("vita_streams", stats.waiting, stage=stage, state="waiting", worker=self._worker)
+        recorder.set("vita_slots", stats.slots)
+        recorder.set("vita_kv_tokens", self._meter.cached_tokens)
+        recorder.total("vita_busy_ms_total", stats.busy_ms, stage=stage)
+        for reason, count in stats.finished.items():
+            recorder.total("vita_streams_ended_total", count, stage=stage, reason=reason)
 
 
 def _send(sender: pb_utils.InferenceResponseSender, settings: GenerationSettings, delta: TokenDelta) -> None:
-    """One delta as one response; runs on the service's thread."""
+    """One delta as one response."""
     status = Status(
         stream=delta.stream,
         index=delta.index,
