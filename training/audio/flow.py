@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from training.audio.decoder_clips import DecoderClips
-from training.audio.device import autocast, pick_device
 from training.audio.flow_windows import FEWEST_TOKENS, FlowBatch, FlowWindows, output_codes
 from training.audio.limits import check_settings
+from training.device import autocast, pick_device
 from training.run import Run, RunSettings, adamw, clip, set_seeds, step_generator
 from training.snapshots import write_torch_file
 from vita_audio.configs import FlowConfig

@@ -19,7 +19,6 @@ from build_engines.seed_weights import sinusoids
 from training.audio.augment import Augmentation, augment
 from training.audio.checkpoint import write_whole_folder
 from training.audio.clips import Clips, batch_of, pack_clips
-from training.audio.device import autocast, pick_device
 from training.audio.limits import check_settings
 from training.audio.mel import SpeechFeatures
 from training.audio.quantizer import CodebookAverages, QuantizerSettings, perplexity, straight_through
@@ -33,6 +32,7 @@ from training.audio.tokenizer_heads import (
     letter_ids,
     read_letters,
 )
+from training.device import autocast, pick_device
 from training.errors import TrainingError
 from training.run import Run, RunSettings, adamw, clip, set_seeds, step_generator
 from vita_audio.checkpoint import load_speech_tokenizer

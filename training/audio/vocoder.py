@@ -19,11 +19,11 @@ from torch.nn.utils.parametrize import remove_parametrizations
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from training.audio.decoder_clips import DecoderClips
-from training.audio.device import autocast, pick_device
 from training.audio.discriminators import Discriminators, adversarial_loss, discriminator_loss, feature_loss
 from training.audio.limits import check_settings
 from training.audio.pitch import fundamental_hz
 from training.audio.spectral import SpectralLoss
+from training.device import autocast, pick_device
 from training.run import Run, RunSettings, Shuffle, adamw, clip, set_seeds, step_generator
 from training.snapshots import write_torch_file
 from vita_audio.checkpoint import split_weight_norm

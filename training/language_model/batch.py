@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,17 +83,21 @@ class Batch:
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Causal attention inside each sample: q [rows, heads, dim], k and v [rows, kv_heads, dim] -> as q."""
         repeat = q.shape[1] // k.shape[1]
+        kind, on_cpu = q.dtype, q.device.type == "cpu"
+        if on_cpu:  # where bfloat16 attention is several times as slow backward
+            q, k, v = q.float(), k.float(), v.float()
         outputs = []
-        for group in self.groups:
-            shape = group.shape
-            parts = (x.index_select(0, group.flatten()).unflatten(0, shape).transpose(1, 2) for x in (q, k, v))
-            q1, k1, v1 = parts  # [samples, heads, longest, dim]
-            if repeat > 1:
-                k1, v1 = k1.repeat_interleave(repeat, 1), v1.repeat_interleave(repeat, 1)
-            # Padding comes last, so a causal mask alone hides it from every row that counts.
-            out = F.scaled_dot_product_attention(q1, k1, v1, is_causal=True)
-            outputs.append(out.transpose(1, 2).flatten(0, 1))  # [samples * longest, heads, dim]
-        return torch.cat(outputs).index_select(0, self.unpack)
+        with torch.autocast("cpu", enabled=False) if on_cpu else nullcontext():
+            for group in self.groups:
+                shape = group.shape
+                parts = (x.index_select(0, group.flatten()).unflatten(0, shape).transpose(1, 2) for x in (q, k, v))
+                q1, k1, v1 = parts  # [samples, heads, longest, dim]
+                if repeat > 1:
+                    k1, v1 = k1.repeat_interleave(repeat, 1), v1.repeat_interleave(repeat, 1)
+                # Padding comes last, so a causal mask alone hides it from every row that counts.
+                out = F.scaled_dot_product_attention(q1, k1, v1, is_causal=True)
+                outputs.append(out.transpose(1, 2).flatten(0, 1))  # [samples * longest, heads, dim]
+        return torch.cat(outputs).index_select(0, self.unpack).to(kind)
 
 
 def pack(samples: Sequence[Sample]) -> Batch:

@@ -27,7 +27,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.optim import Optimizer
 
-from training.audio.device import pick_device
+from training.device import pick_device
 from training.errors import TrainingError
 from training.language_model.forward import TrainedLanguageModel
 from training.language_model.loop import Place

@@ -49,6 +49,7 @@ class TrainedLanguageModel(LanguageModel):
 
     def __init__(self, config: LanguageModelConfig, backbone: bool = True, recompute: bool = False) -> None:
         super().__init__(config)
+        self.summed_loss: Callable[[Tensor, Tensor, Tensor], Tensor] = summed_loss
         self.trains_backbone = backbone
         if not backbone:
             self.requires_grad_(False)
@@ -101,13 +102,18 @@ class TrainedLanguageModel(LanguageModel):
             return hidden.sum() * 0.0
         weight = self.lm_head.weight
         if len(labels) * len(weight) < _CHUNKED_FROM:
-            return F.cross_entropy(F.linear(hidden, weight).float(), labels, reduction="sum")
+            return self.summed_loss(hidden, weight, labels)
         device = hidden.device.type
         if torch.is_autocast_enabled(device):  # which does not know this operation
             kind = torch.get_autocast_dtype(device)
             hidden, weight = hidden.to(kind), weight.to(kind)
         options = nn.LinearCrossEntropyOptions()
         return F.linear_cross_entropy(hidden, weight, labels, reduction="sum", options=options).float()
+
+
+def summed_loss(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    """hidden [rows, hidden], weight [vocab, hidden], labels [rows] -> summed cross-entropy []."""
+    return F.cross_entropy(F.linear(hidden, weight).float(), labels, reduction="sum")
 
 
 def _recomputed(layer: nn.Module) -> Callable[..., Tensor]:

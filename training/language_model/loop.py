@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
+from training.device import has_bfloat16
 from training.language_model.batch import Batch, pack
 from training.language_model.forward import LevelLosses, TrainedLanguageModel
 from training.language_model.token_set import PackStream, TokenSet
@@ -40,8 +41,8 @@ class Place:
     agree: Callable[[bool], bool] = bool
 
     def autocast(self) -> AbstractContextManager[object]:
-        """bfloat16 products on a GPU, float32 on the CPU."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
+        """bfloat16 products where the hardware has them, else float32; attention on a CPU: `Batch.attend`."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=has_bfloat16(self.device))
 
 
 def optimizer_of(model: TrainedLanguageModel, settings: RunSettings, mctp_rate: float) -> AdamW:
@@ -100,7 +101,8 @@ def _accumulate_gradients(
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     def gradients(batch: Batch) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-        losses: LevelLosses = model(batch)
+        with place.autocast():
+            losses: LevelLosses = model(batch)
         loss = losses.total(trained, model.trains_backbone)
         return losses.sums.detach(), torch.autograd.grad(loss, parameters, allow_unused=True)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from build_engines.seed_tokenizer import write_tokenizer
-from training.audio.device import pick_device
+from training.device import pick_device
 from training.language_model.batch import Sample
 from training.language_model.conversations import AUDIO_PLACEHOLDER, Conversation, raise_faults, read_conversations
 from training.language_model.samples import SampleBuilder

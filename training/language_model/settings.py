@@ -72,6 +72,7 @@ class LanguageModelTraining:
         dtype: of the exported weights: float16, bfloat16 or float32.
         device: auto, cpu, cuda or cuda:N.
         workers: packs computed at once on a CPU; 0: one for each core.
+        compile: fuse the arithmetic of each layer (torch.compile; on a CPU it needs a C++ compiler).
     """
 
     model: ModelSizes
@@ -87,6 +88,7 @@ class LanguageModelTraining:
     dtype: str = "float16"
     device: str = "auto"
     workers: int = 0
+    compile: bool = False
 
     def __post_init__(self) -> None:
         """Raises TrainingError naming every field that is wrong."""

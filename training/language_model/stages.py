@@ -13,9 +13,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from build_engines.released_layout import write_language_model
-from training.audio.device import pick_device
+from training.device import pick_device
 from training.errors import TrainingError
 from training.language_model.forward import TrainedLanguageModel
+from training.language_model.fused import fuse
 from training.language_model.initialise import add_modules, random_weights, with_modules
 from training.language_model.loop import Place, held_out_batches, optimizer_of, train
 from training.language_model.prepare import TEST, TRAIN
@@ -74,6 +75,8 @@ def train_stage(config: LanguageModelTraining, number: int, tokens: Path, previo
 
     set_seeds(settings.run.seed)
     model = TrainedLanguageModel(sizes, stage.trains_backbone).to(device)
+    if config.compile:
+        fuse(model)
     optimizer = optimizer_of(model, settings.run, config.mctp_rate if number == 4 else 1.0)
     stream = PackStream(TokenSet.load(tokens / TRAIN), settings.length, settings.run.seed, settings.mixture)
     held_out = held_out_batches(TokenSet.load(tokens / TEST), config.held_out_samples, settings.length, seed=0)
