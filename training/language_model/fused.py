@@ -33,7 +33,7 @@ def fuse(model: TrainedLanguageModel) -> None:
     before, after = torch.compile(_before_attention, dynamic=True), torch.compile(_after_attention, dynamic=True)
     for layer in model.model.layers:
         assert isinstance(layer, DecoderLayer)
-        layer.forward = _fused(layer, before, after)  # type: ignore[method-assign]
+        layer.forward = _fused(layer, before, after)  # type: ignore[method-assign, assignment]
     model.summed_loss = torch.compile(summed_loss, dynamic=True)
 
 
