@@ -1,0 +1,162 @@
+"""The language model engine over a pair of TensorRT-LLM engines: schedules rows into packed steps and runs them.
+
+Where the time goes on a device: a step is packed and enqueued without waiting (metadata copy, engine call, sampling);
+the host waits once, for the tokens that the scheduler asked for, and not at all for prefill chunks. All K modules of a
+burst are one engine call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from vita_audio.engines.interface import BurstRow, ExtendRow, Sampling
+from vita_audio.engines.tensorrt_llm.block_manager import BlockManager
+from vita_audio.engines.tensorrt_llm.device_state import DeviceState
+from vita_audio.engines.tensorrt_llm.executor import Executor
+from vita_audio.engines.tensorrt_llm.packer import PackedStep, Packer
+from vita_audio.engines.tensorrt_llm.sampler import draw
+from vita_audio.engines.tensorrt_llm.staging import Staging
+from vita_audio.engines.tensorrt_llm.tensors import BACKBONE_INPUTS, BACKBONE_STEP, MCTP_INPUTS, MCTP_STEP
+from vita_audio.errors import EngineError
+
+Row = TypeVar("Row", ExtendRow, BurstRow)
+
+
+class TensorRtLlmLanguageModel:
+    """`LanguageModelEngine` over an executor.
+
+    Opening a slot reserves blocks for its whole context (`block_manager.py` says why) and the pool has them for every
+    slot (`layout.py` refuses otherwise), so an admitted stream never runs out of memory.
+
+    Args:
+        executor: runs the engine calls.
+        banned_ids: token ids that the backbone must never give; the MCTP engine is built with its own list.
+    """
+
+    def __init__(self, executor: Executor, banned_ids: Sequence[int] = ()) -> None:
+        self.layout = layout = executor.layout
+        config = layout.config
+        self.slots, self.context = layout.slots, layout.context
+        self.mctp_modules, self.vocab_size = config.mctp_modules, config.vocab_size
+        self._executor = executor
+        with executor.stream():
+            self._state = DeviceState(layout, executor.device, executor.kv_dtype, executor.hidden_dtype)
+            self._bias = torch.zeros(config.vocab_size, device=executor.device)
+            self._bias[list(banned_ids)] = torch.finfo(torch.float32).min / 4
+        self._blocks = BlockManager(layout.slots, layout.blocks, layout.tokens_per_block, layout.blocks_per_slot)
+        self._packer = Packer(layout, self._blocks, self._state.pool.data_ptr())
+        self._length = [0] * layout.slots  # positions the backbone has cached
+        largest = {
+            "tokens": layout.max_num_tokens,
+            "streams": layout.slots,
+            "blocks": layout.blocks_per_slot,
+            "context": layout.context,
+            "modules": config.mctp_modules,
+        }
+        backbone = {**largest, "layers": config.backbone_layers, "draws": 1}
+        mctp = {**largest, "layers": config.mctp_modules, "draws": config.mctp_modules}
+        with executor.stream():
+            self._to_backbone = Staging(BACKBONE_STEP, backbone, self._packer.backbone_constants, executor.device)
+            self._to_mctp = Staging(MCTP_STEP, mctp, self._packer.mctp_constants, executor.device)
+
+    def open(self, slot: int, sampling: Sampling) -> None:
+        """Raises EngineError when the slot is open already."""
+        self._blocks.open(slot, self.context)
+        self._packer.open(slot, sampling)
+        self._length[slot] = 0
+        with self._executor.stream():
+            self._state.open(slot)
+
+    def release(self, slot: int) -> None:
+        # Steps in flight may still read the blocks: whoever gets them next writes behind those, on the same stream.
+        self._blocks.release(slot)
+
+    @torch.inference_mode()
+    def extend(self, rows: Sequence[ExtendRow]) -> list[int | None]:
+        for row in rows:
+            stop = row.start + len(row.tokens)
+            self._check_cached(row.slot, row.start)
+            self._blocks.rewind(row.slot, row.start)
+            self._blocks.grow(row.slot, stop)
+            self._length[row.slot] = stop
+        made: list[int | None] = []
+        for part in self._parts(rows, [len(row.tokens) for row in rows]):
+            step = self._packer.extend(part)
+            with self._executor.stream():
+                tokens = self._run_backbone(step)
+                drawn = [0] * len(part) if tokens is None else _in_order(step, tokens.tolist())
+            made += [None if row.index is None else token for row, token in zip(part, drawn, strict=True)]
+        return made
+
+    @torch.inference_mode()
+    def burst(self, rows: Sequence[BurstRow]) -> list[list[int]]:
+        if not self.mctp_modules:
+            raise EngineError("burst: this checkpoint has no MCTP modules (K = 0)")
+        for row in rows:
+            self._check_cached(row.slot, row.stop)
+        made: list[list[int]] = []
+        for part in self._parts(rows, [row.stop - row.start for row in rows]):
+            step = self._packer.burst(part)
+            with self._executor.stream():
+                tokens = self._run_mctp(step)
+                # Tokens past `commit` only fill the caches; the next burst runs those rows again.
+                drawn = _in_order(step, tokens.tolist()) if step.samples else [[] for _ in part]
+            made += [[] if row.index is None else ids[: row.commit] for row, ids in zip(part, drawn, strict=True)]
+        return made
+
+    def _check_cached(self, slot: int, needed: int) -> None:
+        if needed > self._length[slot]:
+            raise EngineError(
+                f"slot {slot}: row {needed} follows a cache of {self._length[slot]} positions; extend first"
+            )
+
+    def _run_backbone(self, step: PackedStep) -> Tensor | None:
+        """Sampled tokens [streams] on the device, or None when no row asks for one."""
+        tensors, state = self._to_backbone.put(step.arrays), self._state
+        state.see(tensors["seen_index"])
+        inputs = {name: tensors[name] for name in BACKBONE_INPUTS}
+        logits, hidden = self._executor.backbone(inputs)
+        state.keep_hidden(tensors["hidden_rows"], hidden)
+        if not step.samples:
+            return None
+        return draw(
+            logits + self._bias,
+            state.seen_of(tensors["slots"]),
+            tensors["penalty"],
+            tensors["inv_temp"],
+            tensors["top_k"],
+            tensors["top_p"],
+            tensors["uniform"][:, 0],
+            self.layout.candidates,
+        )
+
+    def _run_mctp(self, step: PackedStep) -> Tensor:
+        """Tokens [streams, K] on the device."""
+        tensors, state = self._to_mctp.put(step.arrays), self._state
+        state.see(tensors["seen_index"])
+        tensors["hidden_states_in"] = state.hidden_of(tensors["hidden_rows"])
+        tensors["seen"] = state.seen_of(tensors["slots"], self.layout.head_first_id)
+        return self._executor.mctp({name: tensors[name] for name in MCTP_INPUTS})
+
+    def _parts(self, rows: Sequence[Row], counts: Sequence[int]) -> Iterator[Sequence[Row]]:
+        """Rows of one engine call each: as many as max_num_tokens allows, in order."""
+        first = total = 0
+        for i, count in enumerate(counts):
+            if i > first and total + count > self.layout.max_num_tokens:
+                yield rows[first:i]
+                first, total = i, 0
+            total += count
+        if rows:
+            yield rows[first:]
+
+
+def _in_order(step: PackedStep, drawn: list) -> list:
+    """Results of batch rows, in the order of the caller's rows."""
+    made = [None] * len(drawn)
+    for result, index in zip(drawn, step.order, strict=True):
+        made[index] = result
+    return made
