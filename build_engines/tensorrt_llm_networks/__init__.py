@@ -1,0 +1,4 @@
+"""TensorRT-LLM 1.2.1 networks of the language model: `backbone` and `mctp` (facts: docs/tensorrt_llm_networks.md).
+
+Nothing here imports tensorrt_llm until an engine is built or a dry run is asked for.
+"""

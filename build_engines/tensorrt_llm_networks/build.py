@@ -1,0 +1,118 @@
+"""TensorRT-LLM checkpoints `backbone/` and `mctp/` -> engines. Runs inside the pinned container, on the serving GPU.
+
+Not run: there is no GPU here. The networks themselves are defined by the dry run (docs/tensorrt_llm_networks.md).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from build_engines.tensorrt_llm_networks.options import TOKENS_PER_BLOCK, NetworkOptions
+from vita_audio.errors import EngineError
+
+#: The last stable release with this engine flow; its containers are 26.04 to 26.07.
+TENSORRT_LLM_VERSION = "1.2.1"
+BACKBONE, MCTP = "backbone", "mctp"
+
+
+def build_engine(part: str, checkpoint: Path, out: Path, options: NetworkOptions, rank: int = 0) -> None:
+    """Build one rank of one engine: `out`/config.json and `out`/rank{rank}.engine.
+
+    Args:
+        part: "backbone" or "mctp".
+        checkpoint: folder with config.json and rank*.safetensors of that part.
+        options: what to build for; the same for both parts.
+
+    Raises:
+        EngineError: another TensorRT-LLM is installed, or the checkpoint does not fit the options.
+    """
+    import tensorrt_llm
+
+    if tensorrt_llm.__version__ != TENSORRT_LLM_VERSION:
+        raise EngineError(
+            f"tensorrt_llm {tensorrt_llm.__version__} is installed, but the networks are written for "
+            f"{TENSORRT_LLM_VERSION}: build in the container that carries it"
+        )
+    from tensorrt_llm.builder import build
+
+    model = load_network(part, checkpoint, options, rank)
+    build(model, build_config(part, options)).save(str(out))
+
+
+def load_network(part: str, checkpoint: Path, options: NetworkOptions, rank: int = 0) -> Any:
+    """The network of a part with the weights of one rank."""
+    from safetensors.torch import load_file
+    from tensorrt_llm.models.modeling_utils import preprocess_weights
+
+    fields = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    model = network(part, fields, options, rank)
+    weights = load_file(checkpoint / f"rank{rank}.safetensors")
+    if part == MCTP:
+        _fit_head(weights, model, options)
+    model.load(preprocess_weights(weights, model.config))
+    return model
+
+
+def network(part: str, fields: dict[str, Any], options: NetworkOptions, rank: int = 0) -> Any:
+    """The network of a part without weights; `fields` are those of its checkpoint's config.json."""
+    from tensorrt_llm.models.qwen.config import QWenConfig
+
+    config = QWenConfig(**fields)
+    config.set_rank(rank)
+    if part == BACKBONE:
+        from build_engines.tensorrt_llm_networks.backbone import VitaBackbone
+
+        return VitaBackbone(config)
+    if part == MCTP:
+        from build_engines.tensorrt_llm_networks.mctp import VitaMctp
+
+        return VitaMctp(config, options)
+    raise EngineError(f"part: {part!r} is not valid: {BACKBONE} or {MCTP}")
+
+
+def build_config(part: str, options: NetworkOptions, dry_run: bool = False) -> Any:
+    """The builder's options: paged KV, context chunks with past KV (paged context FMHA), packed rows."""
+    from tensorrt_llm.builder import BuildConfig
+    from tensorrt_llm.models.modeling_utils import KVCacheType
+    from tensorrt_llm.plugin import PluginConfig
+
+    chunk = min(options.max_num_tokens, options.max_seq_len)
+    config = BuildConfig(
+        max_batch_size=options.max_batch_size,
+        opt_batch_size=min(8, options.max_batch_size),
+        max_input_len=chunk,  # of one context chunk: sizes the attention workspace
+        max_seq_len=options.max_seq_len,
+        max_num_tokens=options.max_num_tokens,
+        max_prompt_embedding_table_size=options.prompt_table_rows if part == BACKBONE else 0,
+        kv_cache_type=KVCacheType.PAGED,
+        strongly_typed=True,
+        dry_run=dry_run,
+        plugin_config=PluginConfig(
+            gpt_attention_plugin="auto",
+            gemm_plugin="auto",  # rows of a step vary from 1 to max_num_tokens: cuBLASLt picks for each
+            remove_input_padding=True,
+            context_fmha=True,
+            use_paged_context_fmha=True,
+            paged_kv_cache=True,
+            tokens_per_block=TOKENS_PER_BLOCK,
+            use_fused_mlp=not dry_run,  # joins weights, which a network that is only defined does not have
+        ),
+    )
+    config.output_timing_cache = None  # else a file in the current folder; its type says str, its code takes None
+    return config
+
+
+def _fit_head(weights: dict[str, Any], model: Any, options: NetworkOptions) -> None:
+    """Cut the full head of a single rank down to the head that is built; with several ranks the conversion cuts it."""
+    for name in [name for name in weights if name.startswith("lm_head.")]:
+        rows = weights[name].shape[0]
+        if options.head_first_id and rows == model.config.vocab_size and model.config.mapping.tp_size == 1:
+            weights[name] = weights[name][options.head_first_id :].contiguous()
+        elif rows != model.lm_head.weight.shape[0]:
+            raise EngineError(
+                f"{name} has {rows} rows, the head from id {options.head_first_id} on "
+                f"{model.lm_head.weight.shape[0]} on each of {model.config.mapping.tp_size} ranks: "
+                "convert the checkpoint with this head"
+            )

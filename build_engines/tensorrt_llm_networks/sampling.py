@@ -1,0 +1,86 @@
+"""Sampling inside the MCTP network: the same draw as the other engines make, from the same uniform number.
+
+Order of Hugging Face's processors: repetition penalty, temperature, top-k, top-p; then the inverse of the cumulative
+distribution at `uniform`. Greedy is top_k = 1. Everything is [streams, ...] and float32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from tensorrt_llm.functional import (
+    Tensor,
+    cast,
+    constant,
+    eq,
+    gather,
+    gt,
+    lt,
+    minimum,
+    op_or,
+    select,
+    softmax,
+    topk,
+    unsqueeze,
+    where,
+)
+from tensorrt_llm.functional import sum as sum_along
+
+_NEVER = float(np.finfo(np.float32).min / 4)
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingInputs:
+    """Per-stream inputs of the network."""
+
+    seen: Tensor  # bool [streams, head rows]: ids of prompt and output, which the penalty applies to
+    penalty: Tensor  # float32 [streams]; 1 is none
+    inv_temp: Tensor  # float32 [streams]; 1 for greedy
+    top_k: Tensor  # int32 [streams], 1 to candidates; 1 is greedy
+    top_p: Tensor  # float32 [streams]
+    uniform: Tensor  # float32 [streams, modules], in [0, 1)
+
+
+class Sampler:
+    """Draws one head row for each stream, module after module; what it drew is penalised from then on."""
+
+    def __init__(self, inputs: SamplingInputs, rows: int, candidates: int, banned_rows: list[int]) -> None:
+        self.inputs, self.candidates = inputs, candidates
+        self._seen = inputs.seen
+        self._rows = constant(np.arange(rows, dtype=np.int32)[None])  # [1, rows]
+        self._ranks = constant(np.arange(candidates, dtype=np.int32)[None])
+        self._bias: Tensor | None = None
+        if banned_rows:
+            bias = np.zeros((1, rows), np.float32)
+            bias[:, banned_rows] = _NEVER
+            self._bias = constant(bias)
+        earlier = np.triu(np.ones((1, candidates, candidates), np.float32))  # [1, earlier one, this one]
+        self._up_to, self._before = constant(earlier), constant(np.triu(earlier, 1))
+
+    def draw(self, logits: Tensor, module: int) -> Tensor:
+        """logits float32 [streams, rows] -> head row int32 [streams, 1]."""
+        inputs = self.inputs
+        if self._bias is not None:
+            logits = logits + self._bias
+        penalty = unsqueeze(inputs.penalty, 1)
+        penalised = where(lt(logits, 0.0), logits * penalty, logits / penalty)
+        values, ids = topk(where(self._seen, penalised, logits), self.candidates, dim=1)
+        scaled = values * unsqueeze(inputs.inv_temp, 1)  # [streams, candidates], best first
+        p = softmax(where(lt(self._ranks, unsqueeze(inputs.top_k, 1)), scaled, -1e30), dim=1)
+        p = where(lt(_running_sum(p, self._before), unsqueeze(inputs.top_p, 1)), p, 0.0)
+        target = sum_along(p, 1, keepdim=True) * unsqueeze(select(inputs.uniform, 1, module), 1)
+        beyond = gt(_running_sum(p, self._up_to), target)
+        passed = sum_along(cast(beyond, "float32"), 1, keepdim=True) * -1.0 + float(self.candidates)
+        # A uniform draw just below 1 can pass every candidate by rounding: the last one with any mass is meant.
+        last = sum_along(cast(gt(p, 0.0), "float32"), 1, keepdim=True) - 1.0
+        return gather(cast(ids, "int32"), 1, cast(minimum(passed, last), "int32"))
+
+    def remember(self, row: Tensor) -> None:
+        """Penalise these head rows, int32 [streams, 1], from the next module on."""
+        self._seen = op_or(self._seen, eq(self._rows, row))
+
+
+def _running_sum(p: Tensor, triangle: Tensor) -> Tensor:
+    """p [streams, candidates]. Not a matrix product: TF32 would move the borders of the candidates by 1e-3."""
+    return sum_along(unsqueeze(p, 2) * triangle, 1)
