@@ -1,0 +1,115 @@
+"""The fixed-shape network: decoder layer, MCTP input, attention over slot caches, as plain functions of tensors.
+
+Rows of all streams are packed along one axis. Every size is fixed by a `Shape`; what varies from call to call (slots,
+lengths, positions) is read from device tensors, so that a captured graph serves any call of its shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vita_audio.engines.torch_cuda.weights import LayerWeights, ModuleWeights
+
+#: (q [rows, heads, dim], cache of one layer) -> [rows, heads, dim]
+Attend = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Sizes one program is fixed to; a call is padded up to them.
+
+    Attributes:
+        rows: packed rows of all streams.
+        streams: streams in the call.
+        stream_rows: most rows of one stream.
+        span: cache rows that are looked at (`attend_rectangle` only).
+        width: sampling candidates: 0 samples nothing, 1 is greedy.
+    """
+
+    rows: int
+    streams: int
+    stream_rows: int
+    span: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class Spans:
+    """Where the rows of each stream are: all int64 on the device.
+
+    A stream's rows are consecutive: packed rows [first, first + count) at positions [start, start + count) of `slot`.
+    Padding streams have count 0. Padding rows write to a cache row that no stream owns, and nobody reads them.
+    """
+
+    slot: Tensor  # [streams]
+    first: Tensor  # [streams]
+    count: Tensor  # [streams]
+    start: Tensor  # [streams]
+    place: Tensor  # [rows] index into [streams * stream_rows], one beyond it for padding
+    position: Tensor  # [rows]
+    cache_row: Tensor  # [rows] slot * context + position
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return F.rms_norm(x, (x.shape[-1],), weight, eps)
+
+
+def rotary_tables(context: int, head_dim: int, theta: float, device: torch.device) -> Tensor:
+    """cos and sin of every position: float32 [context, 2, head_dim / 2]."""
+    inverse = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    angle = torch.arange(context, dtype=torch.float32)[:, None] * inverse
+    return torch.stack((angle.cos(), angle.sin()), dim=1).to(device)
+
+
+def project(x: Tensor, w: LayerWeights, rotary: Tensor, head_dim: int, eps: float) -> tuple[Tensor, Tensor]:
+    """x [rows, hidden], rotary [rows, 2, dim / 2] -> rotated q [rows, heads, dim], kv [rows, 2, kv_heads, dim]."""
+    heads = w.output.shape[1] // head_dim
+    qkv = F.linear(rms_norm(x, w.input_norm, eps), w.qkv, w.qkv_bias).unflatten(-1, (-1, head_dim))
+    kv_heads = (qkv.shape[1] - heads) // 2
+    first, second = qkv[:, : heads + kv_heads].float().chunk(2, dim=-1)
+    cos, sin = rotary[:, :1], rotary[:, 1:]  # [rows, 1, dim / 2]
+    turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
+    kv = torch.stack((turned[:, heads:], qkv[:, heads + kv_heads :]), dim=1)
+    return turned[:, :heads], kv
+
+
+def finish(x: Tensor, attended: Tensor, w: LayerWeights, eps: float) -> Tensor:
+    """The rest of a layer: output projection, feed-forward and both residuals; attended [rows, heads, dim]."""
+    x = x + F.linear(attended.flatten(1), w.output)
+    gate, up = F.linear(rms_norm(x, w.post_norm, eps), w.gate_up).chunk(2, dim=-1)
+    return x + F.linear(F.silu(gate) * up, w.down)
+
+
+def enter(embedded: Tensor, hidden: Tensor, w: ModuleWeights, eps: float) -> Tensor:
+    """What an MCTP module feeds its layer: embedding first, then the hidden state; both [rows, hidden]."""
+    both = torch.cat([rms_norm(embedded, w.embed_norm, eps), rms_norm(hidden, w.hidden_norm, eps)], dim=-1)
+    return F.linear(both, w.projection)
+
+
+def attend_rectangle(shape: Shape, spans: Spans, slots: int, group: int) -> Attend:
+    """Attention by `scaled_dot_product_attention`: rows are laid out as [streams, stream_rows], and the caches of their
+    slots are gathered up to `span` rows. Runs on every device; on a GPU it moves each cache row three times.
+
+    `group` query heads share keys: they become rows of one head, so that keys are read once."""
+    streams, rows = shape.streams, shape.stream_rows
+    visible = torch.arange(rows, device=spans.start.device) + spans.start[:, None]  # [streams, rows], last key of each
+    mask = torch.arange(shape.span, device=visible.device) <= visible[:, :, None]  # [streams, rows, span]
+    mask = mask[:, None].expand(-1, group, -1, -1).flatten(1, 2)[:, None]  # [streams, 1, group * rows, span]
+    taken = spans.place.clamp(max=streams * rows - 1)
+
+    def attend(q: Tensor, cache: Tensor) -> Tensor:
+        heads, dim = q.shape[1:]
+        laid = q.new_zeros(streams * rows + 1, heads, dim).index_copy_(0, spans.place, q)[:-1]
+        laid = laid.view(streams, rows, -1, group, dim).permute(0, 2, 3, 1, 4).flatten(2, 3)
+        kv = cache[:-1].unflatten(0, (slots, -1))[:, : shape.span].index_select(0, spans.slot)
+        k, v = kv.permute(2, 0, 3, 1, 4)  # each [streams, kv_heads, span, dim]
+        out = F.scaled_dot_product_attention(laid, k, v, attn_mask=mask)
+        out = out.unflatten(2, (group, rows)).permute(0, 3, 1, 2, 4).reshape(streams * rows, heads, dim)
+        return out.index_select(0, taken)
+
+    return attend

@@ -1,0 +1,117 @@
+"""Decode attention as one GPU kernel: keys of a stream are split over many blocks, so that one stream fills the GPU.
+
+Written in the GPU language Triton (it comes with PyTorch for CUDA; no relation to the inference server). Reads slot
+caches in place and only as far as each stream goes; lengths come from device tensors, so a captured graph serves all.
+Method: attention with an online softmax, and a second kernel that joins the splits by their log-sum-exp (flash
+decoding). Heads that share keys are rows of one block: keys are read once for all of them.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from vita_audio.engines.torch_cuda.network import Attend, Shape, Spans
+
+_BLOCK_ROWS = 64
+_BLOCK_KEYS = 64
+_MAX_SPLITS = 32
+_LOG2_E = 1.4426950408889634
+
+
+def attend_split(shape: Shape, spans: Spans, context: int, processors: int) -> Attend:
+    """Attention of packed rows against slot caches of `context` rows each; `processors` is the GPU's block capacity."""
+
+    def attend(q: Tensor, cache: Tensor) -> Tensor:
+        rows, heads, dim = q.shape
+        kv_heads = cache.shape[2]
+        block_rows = max(16, min(_BLOCK_ROWS, triton.next_power_of_2(shape.stream_rows * heads // kv_heads)))
+        blocks = triton.cdiv(shape.stream_rows * heads // kv_heads, block_rows)
+        pairs = shape.streams * kv_heads
+        splits = max(1, min(_MAX_SPLITS, triton.next_power_of_2(2 * processors // (blocks * pairs) + 1) // 2))
+        out = torch.empty(rows, heads, dim, dtype=q.dtype, device=q.device)
+        # Parts of padding rows are never written: what is joined from them is arbitrary, and nobody reads it.
+        part = torch.empty(rows, heads, splits, dim, device=q.device) if splits > 1 else out
+        weight = torch.empty(rows, heads, splits, device=q.device)
+        padded_dim = max(16, triton.next_power_of_2(dim))
+        _attend_kernel[(blocks, pairs, splits)](
+            q, cache, part, weight, spans.slot, spans.first, spans.count, spans.start,
+            dim**-0.5 * _LOG2_E, context, q.stride(0),
+            SPLITS=splits, HEADS=heads, KV_HEADS=kv_heads, DIM=dim, PADDED_DIM=padded_dim,
+            ROWS=block_rows, KEYS=_BLOCK_KEYS, num_warps=4, num_stages=2,
+        )  # fmt: skip
+        if splits > 1:
+            _join_kernel[(rows * heads,)](part, weight, out, SPLITS=splits, DIM=dim, PADDED_DIM=padded_dim)
+        return out
+
+    return attend
+
+
+@triton.jit
+def _attend_kernel(
+    q, cache, part, weight, slot, first, count, start, scale, context, q_stride,
+    SPLITS: tl.constexpr, HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, PADDED_DIM: tl.constexpr,
+    ROWS: tl.constexpr, KEYS: tl.constexpr,
+):  # fmt: skip
+    """Block (rows, stream and kv head, split): attention over this split's keys, and the log2 of its weight."""
+    GROUP: tl.constexpr = HEADS // KV_HEADS
+    block, split = tl.program_id(0), tl.program_id(2)
+    stream, kv_head = tl.program_id(1) // KV_HEADS, tl.program_id(1) % KV_HEADS
+    rows = tl.load(count + stream).to(tl.int32)
+    if block * ROWS >= rows * GROUP:
+        return
+    begin = tl.load(start + stream).to(tl.int32)
+    index = block * ROWS + tl.arange(0, ROWS)
+    row, head = index // GROUP, kv_head * GROUP + index % GROUP
+    alive = row < rows
+    packed = tl.load(first + stream) + row  # int64 [ROWS]
+    d = tl.arange(0, PADDED_DIM)
+    real = d < DIM
+    at = packed[:, None] * q_stride + head[:, None] * DIM + d[None, :]
+    query = tl.load(q + at, mask=alive[:, None] & real[None, :], other=0.0)
+
+    length = begin + rows
+    per_split = tl.cdiv(tl.cdiv(length, KEYS), SPLITS) * KEYS
+    low = split * per_split
+    high = tl.minimum(low + per_split, length)
+    keys = cache + tl.load(slot + stream) * context * (2 * KV_HEADS * DIM) + kv_head * DIM
+    values = keys + KV_HEADS * DIM
+    top = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    mixed = tl.zeros([ROWS, PADDED_DIM], tl.float32)
+    for n0 in range(low, high, KEYS):
+        n = n0 + tl.arange(0, KEYS)
+        step = n * (2 * KV_HEADS * DIM)
+        k = tl.load(keys + step[None, :] + d[:, None], mask=(n < high)[None, :] & real[:, None], other=0.0)
+        score = tl.dot(query, k, input_precision="ieee") * scale  # [ROWS, KEYS], in powers of two
+        visible = (n[None, :] <= begin + row[:, None]) & (n < high)[None, :]
+        score = tl.where(visible, score, float("-inf"))
+        new_top = tl.maximum(top, tl.max(score, 1))
+        shift = tl.where(new_top == float("-inf"), 0.0, new_top)
+        p = tl.exp2(score - shift[:, None])
+        fade = tl.exp2(top - shift)
+        v = tl.load(values + step[:, None] + d[None, :], mask=(n < high)[:, None] & real[None, :], other=0.0)
+        total = total * fade + tl.sum(p, 1)
+        mixed = mixed * fade[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
+        top = new_top
+
+    mixed = mixed / tl.where(total > 0, total, 1.0)[:, None]
+    place = (packed * HEADS + head) * SPLITS + split
+    whole = alive[:, None] & real[None, :]
+    tl.store(part + place[:, None] * DIM + d[None, :], mixed.to(part.dtype.element_ty), mask=whole)
+    tl.store(weight + place, tl.where(total > 0, top + tl.log2(total), float("-inf")), mask=alive)
+
+
+@triton.jit
+def _join_kernel(part, weight, out, SPLITS: tl.constexpr, DIM: tl.constexpr, PADDED_DIM: tl.constexpr):
+    """Block (row and head): mean of the splits by their weights."""
+    place = tl.program_id(0).to(tl.int64)
+    split, d = tl.arange(0, SPLITS), tl.arange(0, PADDED_DIM)
+    w = tl.load(weight + place * SPLITS + split)
+    w = tl.exp2(w - tl.max(w, 0))
+    at = (place * SPLITS + split[:, None]) * DIM + d[None, :]
+    parts = tl.load(part + at, mask=(d < DIM)[None, :], other=0.0)
+    mixed = tl.sum(parts * w[:, None], 0) / tl.sum(w, 0)
+    tl.store(out + place * DIM + d, mixed.to(out.dtype.element_ty), mask=d < DIM)
