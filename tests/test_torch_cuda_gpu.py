@@ -1,6 +1,7 @@
 """The fixed-shape engine on a CUDA device: captured graphs, the split attention kernel, both number types.
 
-Needs nothing but PyTorch and pytest: `python -m pytest --noconftest tests/test_torch_cuda_gpu.py` on a bare GPU machine.
+Needs little more than PyTorch and pytest: on a bare GPU machine
+`python -m pytest --noconftest tests/test_torch_cuda_gpu.py`.
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from vita_audio.engines.torch_cuda.network import Shape, Spans, attend_rectangle
-from vita_audio.engines.torch_cuda.split_attention import attend_split
 
 SLOTS, CONTEXT, ROWS, STREAM_ROWS = 5, 300, 32, 16
 #: (slot, first position, rows): one row at the start, many far in, some in between.
@@ -15,6 +14,8 @@ SIZES = ((4, 2, 16, 64), (7, 1, 24, 1), (5, 1, 10, 300), (14, 2, 64, 132))
 
 
 def largest_difference(size: tuple[int, int, int, int], device: str, dtype: torch.dtype) -> float:
+    from vita_audio.engines.torch_cuda.split_attention import attend_split  # Triton is not everywhere
+
     heads, kv_heads, dim, processors = size
     torch.manual_seed(0)
     place, position = [len(CALLS) * STREAM_ROWS] * ROWS, [0] * ROWS

@@ -1,4 +1,4 @@
-"""`LanguageModelEngine` with preallocated slots and one program per call shape: the GPU engine that needs no build step.
+"""`LanguageModelEngine` with preallocated slots and a program per call shape: the GPU engine that needs no build step.
 
 Calls are padded to a few shapes (`Shape`): on a CUDA device each shape is captured once as a CUDA graph, on a CPU the
 same functions run eagerly. A burst is one program: all modules, head and sampling, no return to the host in between.
@@ -95,9 +95,8 @@ class TorchCudaLanguageModel:
         self._sampling = [Sampling() for _ in range(self.slots)]
         self._project, self._finish = network.project, network.finish
         if settings.compile:
-            self._project, self._finish = (
-                torch.compile(part, fullgraph=True) for part in (network.project, network.finish)
-            )
+            self._project = torch.compile(network.project, fullgraph=True)
+            self._finish = torch.compile(network.finish, fullgraph=True)
         self._programs: dict[tuple[str, Shape], Program] = {}
         on_gpu = self._device.type == "cuda"
         self._pool = torch.cuda.graph_pool_handle() if on_gpu else None
@@ -405,7 +404,7 @@ def _check_settings(config: LanguageModelConfig, weights: Weights, settings: Set
 
 
 def check_memory(slots: int, context: int, each: int, free: int) -> None:
-    """Raises EngineError unless `slots` of `each` bytes fit `free` bytes of the device, with a tenth left for graphs."""
+    """Raises EngineError unless `slots` of `each` bytes fit `free` bytes of the GPU, with a tenth left for graphs."""
     fit = int(free * 0.9) // each
     if slots > fit:
         raise EngineError(

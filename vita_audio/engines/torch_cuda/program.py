@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ class Program:
             warming up and capturing run it so.
         function: reads the fields, works on tensors of fixed addresses.
         device: a CUDA device captures the function, unless `capture` is off; any other runs it as it is.
-        pool: memory pool shared by the graphs of an engine, which never run at the same time.
+        pool: `torch.cuda.graph_pool_handle()`, shared by the graphs of an engine, which never run at the same time.
     """
 
     def __init__(
@@ -32,7 +33,7 @@ class Program:
         function: Function,
         device: torch.device,
         capture: bool,
-        pool: tuple[int, int] | None = None,
+        pool: Any = None,
     ) -> None:
         self._function, self._graph = function, None  # type: Function, torch.cuda.CUDAGraph | None
         neutral = [np.full(shape, value, np.int64).ravel() for shape, value in fields.values()]
@@ -56,7 +57,7 @@ class Program:
         if on_gpu and capture:
             self._capture(device, pool)
 
-    def _capture(self, device: torch.device, pool: tuple[int, int] | None) -> None:
+    def _capture(self, device: torch.device, pool: Any) -> None:
         stream = torch.cuda.Stream(device)
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):

@@ -1,4 +1,4 @@
-"""Sampling on the device, row by row as `torch_language_model` does it: penalty, temperature, top-k, top-p, one draw."""
+"""Sampling on the device, as `torch_language_model` does it: penalty, temperature, top-k, top-p, one draw."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class SamplingTable(NamedTuple):
 
     @classmethod
     def create(cls, slots: int, device: torch.device) -> SamplingTable:
-        floats = [torch.ones(slots, device=device) for _ in range(3)]
+        penalty, temperature, top_p = (torch.ones(slots, device=device) for _ in range(3))
         top_k = torch.ones(slots, dtype=torch.int64, device=device)
-        return cls(*floats, top_k, torch.ones(slots, dtype=torch.bool, device=device))
+        return cls(penalty, temperature, top_p, top_k, torch.ones(slots, dtype=torch.bool, device=device))
 
     def put(self, slot: int, sampling: Sampling, vocab_size: int) -> None:
         top_k = min(sampling.top_k or vocab_size, vocab_size)
