@@ -13,6 +13,9 @@ from vita_audio.checkpoint import load_language_model
 from vita_audio.conformance.result import Result, compare_tokens
 from vita_audio.engines.interface import LanguageModelEngine
 from vita_audio.engines.onnxruntime_language_model import OnnxLanguageModel
+from vita_audio.engines.tensorrt_llm.language_model import TensorRtLlmLanguageModel
+from vita_audio.engines.tensorrt_llm.layout import layout_for
+from vita_audio.engines.tensorrt_llm.mirror import MirrorExecutor
 from vita_audio.engines.torch_language_model import TorchLanguageModel
 from vita_audio.generation.request import GenerationRequest
 from vita_audio.generation.scheduler import Scheduler
@@ -27,11 +30,13 @@ def check_language_model(folder: Path) -> Iterator[Result]:
     config, tensors = load_language_model(folder)
     cases = json.loads((folder / "greedy_tokens.json").read_text())
     context = max(len(c["prompt"]) + len(c["tokens"]) for c in cases) + 1
+    layout = layout_for(config, SLOTS, context, max_num_tokens=256)
     with TemporaryDirectory() as scratch:
         export_language_model(config, tensors, Path(scratch))
         engines: dict[str, LanguageModelEngine] = {
             "torch": TorchLanguageModel(config, tensors, SLOTS, context),
             "onnxruntime": OnnxLanguageModel(Path(scratch), SLOTS, context),
+            "tensorrt_llm mirror": TensorRtLlmLanguageModel(MirrorExecutor(layout, tensors)),
         }
         for name, engine in engines.items():
             for index, case in enumerate(cases):

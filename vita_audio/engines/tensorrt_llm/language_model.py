@@ -111,7 +111,7 @@ class TensorRtLlmLanguageModel:
     def _check_cached(self, slot: int, needed: int) -> None:
         if needed > self._length[slot]:
             raise EngineError(
-                f"slot {slot}: row {needed} follows a cache of {self._length[slot]} positions; extend first"
+                f"slot {slot}: {needed} cached positions are asked for, there are {self._length[slot]}; extend first"
             )
 
     def _run_backbone(self, step: PackedStep) -> Tensor | None:

@@ -51,7 +51,7 @@ class Layout:
             )
         if not 1 <= self.candidates <= self.head_rows:
             raise EngineError(
-                f"candidates: {self.candidates} is not in 1 to {self.head_rows}, the rows of the MCTP head"
+                f"candidates: {self.candidates} is not valid: 1 to {self.head_rows}, the rows of the MCTP head"
             )
         # Otherwise a step of one token for every stream would not fit into one call.
         if self.max_num_tokens < self.slots:
@@ -85,7 +85,7 @@ def layout_for(
     head_first_id: int = 0,
     tokens_per_block: int = TOKENS_PER_BLOCK,
 ) -> Layout:
-    """A layout whose pool holds exactly `slots` streams of `context` tokens; the whole head is drawn from by default."""
+    """A layout whose pool holds exactly `slots` streams of `context` tokens; draws from the whole head by default."""
     blocks = slots * -(-context // tokens_per_block)
     drawn_from = config.vocab_size - head_first_id if candidates is None else candidates
     return Layout(config, slots, context, blocks, max_num_tokens, drawn_from, head_first_id, tokens_per_block)

@@ -81,7 +81,7 @@ class _Engine:
             plan = (folder / "rank0.engine").read_bytes()
         except (OSError, ValueError) as error:
             raise EngineError(f"{folder}: engine not readable ({error}); rebuild with --target gpu") from error
-        _check_record(folder, record, layout)
+        check_record(folder, record, layout)
         pretrained = record["pretrained_config"]
         self.dtype: torch.dtype = getattr(torch, pretrained["dtype"])
         kv_algorithm = (pretrained.get("quantization") or {}).get("kv_cache_quant_algo")
@@ -122,7 +122,7 @@ def _session_class() -> Any:
     return Session
 
 
-def _check_record(folder: Path, record: dict[str, Any], layout: Layout) -> None:
+def check_record(folder: Path, record: dict[str, Any], layout: Layout) -> None:
     """What the engine's config.json says against what the layout asks for."""
     build = record["build_config"]
     faults = []
