@@ -1,0 +1,94 @@
+"""Counts and histograms of a set of streams (a scenario, a phase, all of them); groups merge."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from loadtest.histogram import Histogram
+from loadtest.record import StreamRecord
+
+#: What is kept of every stream, in ms; `rtf` in thousandths (ms for each second of sound), `underrun` only where > 0.
+METRICS = ("ttfa", "first_pcm", "first_text", "total", "gap", "rtf", "underrun", "start_delay", "rejection")
+
+
+@dataclass(slots=True)
+class Group:
+    """`counts`: outcomes, and `spoken` (streams with sound), `broken` (of these: with an underrun), `silent`."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    audio_s: float = 0.0
+    underrun_s: float = 0.0
+    tokens: int = 0
+    histograms: dict[str, Histogram] = field(default_factory=dict)
+
+    def add(self, stream: StreamRecord) -> None:
+        self._count(stream.outcome)
+        self.audio_s += stream.audio_s
+        self.underrun_s += stream.underrun_s
+        self.tokens += stream.tokens
+        if stream.first_pcm_ms is not None:
+            self._count("spoken")
+            if stream.underruns:
+                self._count("broken")
+            if stream.ttfa_ms is None:
+                self._count("silent")
+        rtf = stream.real_time_factor
+        measured = {
+            "ttfa": stream.ttfa_ms,
+            "first_pcm": stream.first_pcm_ms,
+            "first_text": stream.first_text_ms,
+            "total": stream.total_ms if stream.outcome == "done" else None,
+            "rtf": None if rtf is None or stream.outcome != "done" else rtf * 1e3,
+            "underrun": stream.underrun_s * 1e3 if stream.underruns else None,
+            "start_delay": stream.start_delay_ms,
+            "rejection": stream.total_ms if stream.outcome == "rejected" else None,
+        }
+        for name, value_ms in measured.items():
+            if value_ms is not None:
+                self._histogram(name).record(value_ms)
+        for gap_ms in stream.gaps_ms:
+            self._histogram("gap").record(gap_ms)
+
+    @property
+    def streams(self) -> int:
+        return sum(self.counts.get(o, 0) for o in ("done", "interrupted", "rejected", "failed", "unfinished"))
+
+    @property
+    def lost(self) -> int:
+        """Streams that did not give their caller what was asked for."""
+        return sum(self.counts.get(outcome, 0) for outcome in ("rejected", "failed", "unfinished"))
+
+    def histogram(self, metric: str) -> Histogram:
+        """The histogram of one metric, empty if nothing was recorded."""
+        return self.histograms.get(metric) or Histogram()
+
+    def merge(self, other: Group) -> None:
+        for name, count in other.counts.items():
+            self._count(name, count)
+        self.audio_s += other.audio_s
+        self.underrun_s += other.underrun_s
+        self.tokens += other.tokens
+        for name, histogram in other.histograms.items():
+            self._histogram(name).merge(histogram)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for messages between processes and for files."""
+        return {
+            "counts": dict(self.counts),
+            "audio_s": self.audio_s,
+            "underrun_s": self.underrun_s,
+            "tokens": self.tokens,
+            "histograms": {name: histogram.to_text() for name, histogram in self.histograms.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Group:
+        histograms = {name: Histogram.from_text(text) for name, text in data["histograms"].items()}
+        return cls(dict(data["counts"]), data["audio_s"], data["underrun_s"], data["tokens"], histograms)
+
+    def _count(self, name: str, by: int = 1) -> None:
+        self.counts[name] = self.counts.get(name, 0) + by
+
+    def _histogram(self, name: str) -> Histogram:
+        return self.histograms.setdefault(name, Histogram())

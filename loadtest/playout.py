@@ -1,0 +1,103 @@
+"""What a listener hears of one stream: when each sample is played, where playing breaks off, how far ahead it is.
+
+Pure: arrival times in, playing times out. The player is the plainest there is: it starts `prebuffer_s` after the
+first samples came, plays without pause while it has samples, falls silent when it has none, and goes on with the next
+ones at once.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: Samples above this (-60 dB of full scale) are sound, those below are silence.
+AUDIBLE_AMPLITUDE = 33
+#: Time is summed in floating point; less than this (a fiftieth of a sample) is no gap.
+_ROUNDING_S = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Samples that came together. `arrived_s` on any clock; chunks are in order of time."""
+
+    arrived_s: float
+    samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class Underrun:
+    """Silence because nothing was there to play: from `at_s` on, for `seconds`, before sample number `sample`."""
+
+    at_s: float
+    seconds: float
+    sample: int
+
+
+@dataclass(frozen=True, slots=True)
+class Playout:
+    """How a stream was played.
+
+    `runs`: (first sample, time it is played) of each stretch without a gap. `lead`: (time, seconds of sound in hand)
+    just before and just after each arrival; before an arrival that came late it is negative.
+    """
+
+    sample_rate_hz: int
+    samples: int
+    runs: tuple[tuple[int, float], ...]
+    underruns: tuple[Underrun, ...]
+    lead: tuple[tuple[float, float], ...]
+
+    @property
+    def underrun_s(self) -> float:
+        return sum(underrun.seconds for underrun in self.underruns)
+
+    @property
+    def least_lead_s(self) -> float | None:
+        """The least sound in hand when the next came; None with fewer than two chunks."""
+        before = [seconds for _, seconds in self.lead[2::2]]
+        return min(before) if before else None
+
+    def played_at_s(self, sample: int) -> float:
+        """When this sample is played.
+
+        Raises:
+            IndexError: there is no such sample.
+        """
+        if not 0 <= sample < self.samples:
+            raise IndexError(f"sample {sample} of {self.samples}")
+        first, at_s = self.runs[bisect_right(self.runs, sample, key=lambda run: run[0]) - 1]
+        return at_s + (sample - first) / self.sample_rate_hz
+
+
+def play(chunks: Sequence[Chunk], sample_rate_hz: int, prebuffer_s: float = 0.0) -> Playout:
+    """Play chunks as they came; empty ones are nothing."""
+    runs: list[tuple[int, float]] = []
+    underruns: list[Underrun] = []
+    lead: list[tuple[float, float]] = []
+    count, end_s = 0, 0.0  # samples so far, and when the last of them has been played
+    for chunk in chunks:
+        if not chunk.samples:
+            continue
+        if not count:
+            end_s = chunk.arrived_s + prebuffer_s
+            runs.append((0, end_s))
+        lead.append((chunk.arrived_s, end_s - chunk.arrived_s))
+        if chunk.arrived_s > end_s + _ROUNDING_S:
+            underruns.append(Underrun(end_s, chunk.arrived_s - end_s, count))
+            runs.append((count, chunk.arrived_s))
+            end_s = chunk.arrived_s
+        count += chunk.samples
+        first, at_s = runs[-1]
+        end_s = at_s + (count - first) / sample_rate_hz
+        lead.append((chunk.arrived_s, end_s - chunk.arrived_s))
+    return Playout(sample_rate_hz, count, tuple(runs), tuple(underruns), tuple(lead))
+
+
+def first_audible(samples: NDArray[np.int16]) -> int | None:
+    """Number of the first sample that is not silence; None if there is none. Samples: int16 [samples]."""
+    loud = np.flatnonzero(np.abs(samples.astype(np.int32)) > AUDIBLE_AMPLITUDE)
+    return int(loud[0]) if len(loud) else None

@@ -1,0 +1,78 @@
+"""Writes and reads the files of a run: report.html, report.json, streams.csv."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from loadtest.errors import LoadTestError
+from loadtest.record import StreamRecord
+from loadtest.report.page import page
+from loadtest.report.summary import Run, summary
+
+PAGE, FIGURES, STREAMS = "report.html", "report.json", "streams.csv"
+
+
+def write_report(folder: Path, run: Run) -> Path:
+    """All three files; the folder is made, earlier files in it are replaced.
+
+    Raises:
+        LoadTestError: a file could not be written.
+    """
+    figures = summary(run)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / FIGURES).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        (folder / PAGE).write_text(page([figures]), encoding="utf-8")
+        write_streams(folder / STREAMS, run.tally.streams)
+    except OSError as error:
+        raise LoadTestError(f"{folder}: the report could not be written ({error.strerror})") from error
+    return folder
+
+
+def read_figures(folder: Path) -> dict[str, Any]:
+    """The JSON of a report.
+
+    Raises:
+        LoadTestError: there is none, or it is not one.
+    """
+    path = folder / FIGURES
+    try:
+        figures: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise LoadTestError(
+            f"{path}: it cannot be read ({error.strerror}); name the folder of a finished run"
+        ) from error
+    except ValueError as error:
+        raise LoadTestError(f"{path}: not JSON ({error})") from error
+    if not isinstance(figures, dict) or "scenarios" not in figures:
+        raise LoadTestError(f"{path}: not the report of a load test")
+    return figures
+
+
+def write_streams(path: Path, streams: Sequence[StreamRecord]) -> None:
+    rows = [stream.to_row() for stream in streams]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        names = list(rows[0]) if rows else ["scenario"]
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_streams(folder: Path) -> list[StreamRecord]:
+    """The single streams of a run, without their curves.
+
+    Raises:
+        LoadTestError: no such file, or not one of ours.
+    """
+    path = folder / STREAMS
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return [StreamRecord.from_row(row) for row in csv.DictReader(file)]
+    except OSError as error:
+        raise LoadTestError(f"{path}: it cannot be read ({error.strerror})") from error
+    except (KeyError, ValueError) as error:
+        raise LoadTestError(f"{path}: not the streams of a load test ({error})") from error

@@ -1,0 +1,169 @@
+"""What callers do: which kind of request, how long the question, how long the answer, whether they cut in.
+
+Lengths are lognormal, as talk is: many short turns, a few long ones. Everything comes from one random generator, so
+the same seed gives the same turns in the same order.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loadtest.errors import wrong
+from loadtest.tally import SLOW_READER
+from vita_audio.contract import INPUT_SAMPLE_RATE_HZ
+from vita_client import Request, build_request
+from vita_client.audio import load_speech
+
+SCENARIOS = ("chat_voice", "chat_text", "tts", "asr")
+DEFAULT_MIX = {"chat_voice": 5.0, "chat_text": 2.0, "tts": 2.0, "asr": 1.0}
+_PAUSE_S = 0.25
+#: Answers: sampled like the authors' speech synthesis, so that they differ; a transcript is greedy.
+_TEMPERATURE, _TOP_K = 1.0, 50
+_SENTENCES = (
+    "What is the weather like today?",
+    "Tell me something about the sea.",
+    "How do I boil an egg so that it stays soft?",
+    "Please remind me to call the dentist tomorrow morning.",
+    "Which train goes to the airport, and when does it leave?",
+    "I would like to hear a short story about a fox.",
+    "Why is the sky red in the evening?",
+    "Could you read me the news in two sentences?",
+    "My brother moved to another city last year and I miss him.",
+    "How much is seventeen times six?",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """A lognormal length: its median, the spread of its logarithm, and where it is cut off."""
+
+    median: float
+    sigma: float
+    least: float
+    most: float
+
+    def draw(self, random_: random.Random) -> float:
+        return min(max(self.median * math.exp(random_.gauss(0.0, self.sigma)), self.least), self.most)
+
+
+@dataclass(frozen=True, slots=True)
+class Habits:
+    """How callers behave.
+
+    Args:
+        mix: weights of the scenarios.
+        barge_in: share of the spoken answers the caller cuts short, between `barge_in_s` after the first sound.
+        slow: share of all streams whose reader takes `slow_read_s` over each response.
+        speech_s, words, answer_tokens: lengths of spoken questions, of texts and of answers (MAX_TOKENS).
+    """
+
+    mix: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_MIX))
+    mode: str | None = None
+    barge_in: float = 0.1
+    barge_in_s: tuple[float, float] = (0.3, 3.0)
+    slow: float = 0.0
+    slow_read_s: float = 0.5
+    speech_s: Lengths = Lengths(2.5, 0.6, 0.5, 15.0)
+    words: Lengths = Lengths(12, 0.5, 3, 60)
+    answer_tokens: Lengths = Lengths(150, 0.5, 20, 400)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Turn:
+    """One request and what its caller does with the answer. None: does not cut in, reads as fast as it comes."""
+
+    scenario: str
+    request: Request
+    barge_in_s: float | None = None
+    read_delay_s: float = 0.0
+
+
+class TurnSource:
+    """Draws turns for one caller."""
+
+    def __init__(self, habits: Habits, voices: Sequence[NDArray[np.float32]], random_: random.Random) -> None:
+        self._habits, self._voices, self._random = habits, voices, random_
+        self._scenarios = [name for name in SCENARIOS if habits.mix.get(name)]
+        self._weights = [habits.mix[name] for name in self._scenarios]
+
+    def draw(self) -> Turn:
+        habits, random_ = self._habits, self._random
+        scenario = random_.choices(self._scenarios, self._weights)[0]
+        seed, max_tokens = random_.getrandbits(32), round(habits.answer_tokens.draw(random_))
+        barge_in_s = random_.uniform(*habits.barge_in_s) if random_.random() < habits.barge_in else None
+        if scenario == "asr":
+            request = build_request(
+                audio=self._speech(), task="asr", mode=habits.mode, max_tokens=max_tokens, temperature=0.0, seed=seed
+            )
+        else:
+            voice = scenario == "chat_voice"
+            request = build_request(
+                None if voice else self._text(),
+                audio=self._speech() if voice else None,
+                task="tts" if scenario == "tts" else "chat",
+                mode=habits.mode,
+                max_tokens=max_tokens,
+                temperature=_TEMPERATURE,
+                top_k=_TOP_K,
+                seed=seed,
+            )
+        if random_.random() < habits.slow:
+            return Turn(SLOW_READER, request, None, habits.slow_read_s)
+        return Turn(scenario, request, None if scenario == "asr" else barge_in_s)
+
+    def _speech(self) -> NDArray[np.float32]:
+        """Speech of a drawn length: recordings one after the other with pauses, cut. float32 [samples], 16 kHz."""
+        wanted = round(self._habits.speech_s.draw(self._random) * INPUT_SAMPLE_RATE_HZ)
+        pause = np.zeros(round(_PAUSE_S * INPUT_SAMPLE_RATE_HZ), np.float32)
+        pieces: list[NDArray[np.float32]] = []
+        while sum(map(len, pieces)) < wanted:
+            pieces += [self._random.choice(self._voices), pause]
+        return np.concatenate(pieces)[:wanted]
+
+    def _text(self) -> str:
+        wanted = round(self._habits.words.draw(self._random))
+        words: list[str] = []
+        while len(words) < wanted:
+            words += self._random.choice(_SENTENCES).split()
+        return " ".join(words[:wanted])
+
+
+def parse_mix(text: str) -> dict[str, float]:
+    """Weights from "chat_voice=5,tts=2".
+
+    Raises:
+        LoadTestError: an unknown scenario, a negative weight, or nothing but zeros.
+    """
+    mix: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, weight = part.strip().partition("=")
+        if name not in SCENARIOS:
+            raise wrong("--mix", name, f"scenarios are {', '.join(SCENARIOS)}")
+        try:
+            mix[name] = float(weight or 1)
+        except ValueError as error:
+            raise wrong("--mix", part, "it has the form scenario=weight") from error
+        if not 0 <= mix[name] < math.inf:
+            raise wrong("--mix", part, "a weight is 0 or more")
+    if not any(mix.values()):
+        raise wrong("--mix", text, "all its weights are 0", "give one scenario a weight")
+    return mix
+
+
+def load_voices(path: Path) -> list[NDArray[np.float32]]:
+    """The recordings callers speak with: one file, or all WAV and FLAC files of a folder. float32 [samples], 16 kHz.
+
+    Raises:
+        LoadTestError: nothing there. InvalidRequest: a file that is no sound.
+    """
+    files = sorted(p for p in path.iterdir() if p.suffix in (".wav", ".flac")) if path.is_dir() else [path]
+    if not files:
+        raise wrong("--speech", str(path), "the folder holds no WAV or FLAC file")
+    return [load_speech(file) for file in files]

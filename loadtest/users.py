@@ -1,0 +1,50 @@
+"""The locust user: a source of calls that wait for nobody (open loop), or a caller who takes turns (closed loop)."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, ClassVar
+
+from locust import User, task
+from locust.exception import StopUser
+
+from loadtest.arrivals import PoissonSource
+from loadtest.clock import now_s
+from loadtest.turns import Lengths, TurnSource
+
+if TYPE_CHECKING:
+    from loadtest.session import Session
+
+#: Callers think for a lognormal time; nobody thinks longer than this many medians.
+_THINK_SPREAD, _LONGEST_THINK = 0.5, 5.0
+
+
+class Caller(User):
+    """Locust waits between tasks, so the open loop's gaps are waits: stopping a user never waits for its next call."""
+
+    session: ClassVar[Session]
+
+    def on_start(self) -> None:
+        session, settings = self.session, self.session.settings
+        random_ = random.Random(session.next_user_seed())
+        self._settings, self._random = settings, random_
+        self._turns = TurnSource(settings.habits, session.voices, random_)
+        self._arrivals = PoissonSource(settings.source_rate_hz, now_s(), random_)
+        self._think = Lengths(settings.think_s, _THINK_SPREAD, 0.0, _LONGEST_THINK * settings.think_s)
+
+    @task
+    def call(self) -> None:
+        if self._settings.loop == "open":
+            for intended_s in self._arrivals.due(now_s()):
+                self.session.launch(self._turns.draw(), intended_s)
+            return
+        stream = self.session.launch(self._turns.draw(), now_s())
+        if stream is None:
+            raise StopUser
+        stream.join()
+
+    def wait_time(self) -> float:
+        """Seconds until the next call."""
+        if self._settings.loop == "open":
+            return max(0.0, self._arrivals.next_s - now_s())
+        return self._think.draw(self._random)

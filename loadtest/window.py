@@ -1,0 +1,41 @@
+"""One second of a run: what began in it, what ended in it. Windows of several processes add up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from loadtest.histogram import Histogram
+
+_COUNTS = ("sent", "over", "unreachable", "offered", "lost", "broken", "spoken")
+
+
+@dataclass(slots=True)
+class Window:
+    """`sent`, `over`: streams sent and ended in this second. The rest belongs to the streams *meant to start* in it.
+
+    `unreachable`: of those that ended here, how many found no server or lost it.
+    """
+
+    sent: int = 0
+    over: int = 0
+    unreachable: int = 0
+    offered: int = 0
+    lost: int = 0
+    broken: int = 0
+    spoken: int = 0
+    ttfa: Histogram = field(default_factory=Histogram)
+
+    def merge(self, other: Window) -> None:
+        for name in _COUNTS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.ttfa.merge(other.ttfa)
+
+    def to_dict(self) -> dict[str, Any]:
+        text = self.ttfa.to_text() if self.ttfa.count else ""
+        return {**{name: getattr(self, name) for name in _COUNTS}, "ttfa": text}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Window:
+        text = data["ttfa"]
+        return cls(**{**data, "ttfa": Histogram.from_text(text) if text else Histogram()})

@@ -1,0 +1,47 @@
+"""Histograms: percentiles within the promised error, merging loses nothing, text brings everything back."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loadtest.errors import LoadTestError
+from loadtest.histogram import MAX_MS, PERCENTILES, RELATIVE_ERROR, STEPS_PER_MS, Histogram
+
+values = st.lists(st.floats(0, MAX_MS), min_size=1, max_size=60)
+
+
+@given(values, st.sampled_from((*PERCENTILES, 100.0)))
+@settings(max_examples=60, deadline=None)
+def test_a_percentile_is_a_value_within_one_cell(numbers: list[float], percent: float) -> None:
+    rank = max(1, int(percent * len(numbers) / 100 + 0.5))
+    exact = sorted(numbers)[rank - 1]
+    found = Histogram.of(numbers).percentile(percent)
+    assert found is not None
+    assert abs(found - exact) <= exact * RELATIVE_ERROR + 1 / STEPS_PER_MS
+
+
+@given(values, values)
+@settings(max_examples=30, deadline=None)
+def test_merging_is_the_histogram_of_all_values(left: list[float], right: list[float]) -> None:
+    merged, travelled = Histogram.of(left), Histogram()
+    merged.merge(Histogram.of(right))
+    for part in (left, right):
+        travelled.merge(Histogram.from_text(Histogram.of(part).to_text()))
+    both = Histogram.of(left + right)
+    for histogram in (merged, travelled):
+        assert histogram.cells() == both.cells()
+        assert histogram.percentiles() == both.percentiles()
+        assert histogram.count == len(left) + len(right)
+
+
+def test_nothing_and_too_much() -> None:
+    empty = Histogram()
+    assert (empty.count, empty.mean_ms, empty.max_ms, empty.percentiles()) == (0, None, None, [None] * 4)
+    empty.merge(Histogram.from_text(Histogram().to_text()))
+    assert empty.count == 0
+    empty.record(10 * MAX_MS)
+    assert empty.percentile(50) == pytest.approx(MAX_MS, rel=RELATIVE_ERROR)
+    with pytest.raises(LoadTestError, match="not a histogram"):
+        Histogram.from_text("SGVsbG8=")
