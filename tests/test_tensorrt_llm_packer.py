@@ -274,3 +274,22 @@ def test_staging_names_what_does_not_fit() -> None:
         staging.put(arrays)
     for fault in ("position_ids is int64 [3], must be int32 [3]", "slots is int64 [2]", "top_p is missing", "extra is"):
         assert fault in str(error.value)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_steps_enqueued_without_waiting_keep_their_own_tensors() -> None:
+    """Not run: there is no GPU here. Many more steps in flight than pinned buffers, the device kept busy."""
+    layout, blocks, packer = make()
+    blocks.grow(0, CONTEXT)
+    packer.open(0, Sampling())
+    largest = sizes(layout, SLOTS, layout.max_num_tokens, CONFIG.backbone_layers, 1)
+    stream, kept = torch.cuda.Stream(), []
+    with torch.cuda.stream(stream):
+        staging = Staging(BACKBONE_STEP, largest, packer.backbone_constants, torch.device("cuda"))
+        busy = torch.rand(2048, 2048, device="cuda")
+        for step in range(50):
+            busy = (busy @ busy).softmax(1)
+            tensors = staging.put(packer.extend([ExtendRow(0, 0, [step, step + 1], None)]).arrays)
+            kept.append(tensors["input_ids"].clone())
+    assert [ids.tolist() for ids in kept] == [[step, step + 1] for step in range(50)]

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vita_audio.engines.tensorrt_llm.executor import Tensors
 from vita_audio.engines.tensorrt_llm.layout import Layout
+from vita_audio.engines.tensorrt_llm.memory import PoolSizes
 from vita_audio.engines.tensorrt_llm.tensors import BACKBONE_INPUTS, MCTP_INPUTS
 from vita_audio.errors import EngineError
 
@@ -32,8 +33,8 @@ class SessionExecutor:
         device: index of the GPU.
 
     Raises:
-        EngineError: tensorrt_llm is missing or of another version, an engine file is missing, or an engine was built
-            for other sizes.
+        EngineError: tensorrt_llm is missing or of another version, an engine file is missing, an engine was built for
+            other sizes, or the GPU has too little memory left for the streams of the layout.
     """
 
     def __init__(self, folder: Path, layout: Layout, device: int = 0) -> None:
@@ -45,6 +46,12 @@ class SessionExecutor:
         config = layout.config
         self._backbone = _Engine(session, folder / "backbone", BACKBONE_INPUTS, layout)
         self._mctp = _Engine(session, folder / "mctp", MCTP_INPUTS, layout) if config.mctp_modules else None
+        rows = self._mctp.input_shape("seen")[1] if self._mctp else layout.head_rows
+        if rows != layout.head_rows:
+            raise EngineError(
+                f"{folder / 'mctp'}: its head has {rows} rows, head_first_id {layout.head_first_id} asks for "
+                f"{layout.head_rows}; use the head_first_id it was built with"
+            )
         self.hidden_dtype = self._backbone.dtype
         self.kv_dtype = self._backbone.kv_dtype
         with self.stream():
@@ -53,6 +60,10 @@ class SessionExecutor:
             self._logits = torch.empty(layout.slots, config.vocab_size, device=self.device)
             shape = (layout.slots, config.mctp_modules)
             self._tokens = torch.empty(shape, dtype=torch.int32, device=self.device)
+        free, _ = torch.cuda.mem_get_info(self.device)
+        kv_bytes, hidden_bytes = self.kv_dtype.itemsize, self.hidden_dtype.itemsize
+        sizes = PoolSizes(config, kv_bytes, hidden_bytes, layout.tokens_per_block)
+        sizes.check_fit(layout.slots, layout.context, free)  # the pool is allocated next
 
     def stream(self) -> AbstractContextManager[object]:
         return torch.cuda.stream(self._stream)
@@ -86,7 +97,12 @@ class _Engine:
         self.dtype: torch.dtype = getattr(torch, pretrained["dtype"])
         kv_algorithm = (pretrained.get("quantization") or {}).get("kv_cache_quant_algo")
         self.kv_dtype = torch.int8 if kv_algorithm == "FP8" else self.dtype  # bytes: only the plugin reads them
-        self._session = session.from_serialized_engine(plan)
+        try:
+            self._session = session.from_serialized_engine(plan)
+        except AttributeError as error:  # TensorRT gives None for a plan it refuses
+            raise EngineError(
+                f"{folder}: TensorRT cannot load rank0.engine (its log says why); rebuild on this GPU and container"
+            ) from error
         engine = self._session.engine
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         self._inputs = [name for name in names if engine.get_tensor_mode(name).name == "INPUT"]
@@ -97,6 +113,10 @@ class _Engine:
                 f"{folder}: the engine's inputs do not fit this version: unknown {sorted(unknown)}, missing "
                 f"{sorted(missing)}; rebuild with --target gpu"
             )
+
+    def input_shape(self, name: str) -> tuple[int, ...]:
+        """Shape of an input as it was built; -1 for a free dimension."""
+        return tuple(self._session.engine.get_tensor_shape(name))
 
     def enqueue(self, inputs: Tensors, outputs: Mapping[str, Tensor], stream: torch.cuda.Stream) -> None:
         """Raises EngineError when a shape is outside what the engine was built for, or the runtime refuses."""
@@ -123,19 +143,23 @@ def _session_class() -> Any:
 
 
 def check_record(folder: Path, record: dict[str, Any], layout: Layout) -> None:
-    """What the engine's config.json says against what the layout asks for."""
-    build = record["build_config"]
-    faults = []
-    if record["version"] != VERSION:
-        faults.append(f"version is {record['version']}, must be {VERSION}")
-    for field, needed in (
-        ("max_batch_size", layout.slots),
-        ("max_seq_len", layout.context),
-        ("max_num_tokens", layout.max_num_tokens),
-    ):
-        if build[field] < needed:
-            faults.append(f"{field} is {build[field]}, must be at least {needed}")
-    size = build["plugin_config"]["tokens_per_block"]
+    """What the engine's config.json says against what the layout asks for. Raises EngineError with every fault."""
+    try:
+        build, size = record["build_config"], record["build_config"]["plugin_config"]["tokens_per_block"]
+        limits = {field: build[field] for field in ("max_batch_size", "max_seq_len", "max_num_tokens")}
+        version, ranks = record["version"], record["pretrained_config"]["mapping"]["world_size"]
+    except KeyError as error:
+        raise EngineError(f"{folder}/config.json: {error} is missing; rebuild with --target gpu") from error
+    needed = {
+        "max_batch_size": layout.slots,
+        "max_seq_len": layout.context,
+        "max_num_tokens": layout.max_num_tokens,
+    }
+    faults = [f"{f} is {limits[f]}, must be at least {needed[f]}" for f in limits if limits[f] < needed[f]]
+    if version != VERSION:
+        faults.append(f"version is {version}, must be {VERSION}")
+    if ranks != 1:
+        faults.append(f"world_size is {ranks}, must be 1")
     if size != layout.tokens_per_block:
         faults.append(f"tokens_per_block is {size}, must be {layout.tokens_per_block}")
     if faults:
