@@ -1,0 +1,93 @@
+"""Measures the audio side of the paper's Table E7: speech tokenizer, and decoder with 1, 4 and 10 flow steps.
+
+Released sizes (or tiny ones), random weights, float32 with TF32 matrix products on a GPU; eager, and as one CUDA graph
+for each geometry where there is a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu_device import milliseconds
+from vita_audio.configs import FlowConfig, SpeechTokenizerConfig, VocoderConfig
+from vita_audio.contract import mel_frames
+from vita_audio.models.flow import Flow, offline_frame_map, time_grid
+from vita_audio.models.speech_tokenizer import SpeechTokenizer
+from vita_audio.models.vocoder import Vocoder
+
+SPEECH_TOKENS = 32  # a spoken prompt as long as the paper's
+CHUNK_TOKENS = 8  # audio tokens of the first chunk: 0.64 s
+FLOW_STEPS = (1, 4, 10)
+
+TINY = (
+    SpeechTokenizerConfig(64, 2, 128, 80, 1500, 4, 2, 256),
+    FlowConfig(256, 64, 80, 64, 64, 2, 128, 1, channels=(32, 32), attention_head_dim=16, n_blocks=1, num_mid_blocks=1),
+    VocoderConfig(base_channels=32, f0_channels=32),
+)
+RELEASED = (SpeechTokenizerConfig(), FlowConfig(), VocoderConfig())
+
+Work = Callable[[], Tensor]
+
+
+def audio_rows(device: torch.device, tiny: bool, repeats: int) -> Iterator[dict[str, Any]]:
+    """One row for each stage: its eager time and, on a GPU, its time as a CUDA graph (None elsewhere)."""
+    torch.manual_seed(0)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    speech, flow, vocoder = TINY if tiny else RELEASED
+    with torch.inference_mode():
+        stages = {"encoder": _encoder(speech, device)}
+        stages |= {f"decoder, {steps} step(s)": _decoder(flow, vocoder, steps, device) for steps in FLOW_STEPS}
+        for name, work in stages.items():
+            graph = None
+            if device.type == "cuda":
+                replay = _captured(work, device)
+                graph = milliseconds(replay, device, repeats)
+            yield {"stage": name, "eager_ms": milliseconds(work, device, repeats), "graph_ms": graph}
+
+
+def _encoder(config: SpeechTokenizerConfig, device: torch.device) -> Work:
+    """Features of `SPEECH_TOKENS` tokens of speech -> ids."""
+    model = SpeechTokenizer(config).eval().to(device)
+    frames = SPEECH_TOKENS * config.frames_per_token
+    features = torch.randn(1, config.num_mel_bins, frames, device=device)
+    valid = torch.tensor([frames], device=device)
+    return lambda: model(features, valid)
+
+
+def _decoder(flow_config: FlowConfig, vocoder_config: VocoderConfig, steps: int, device: torch.device) -> Work:
+    """The first chunk: audio tokens -> mel -> wave, one shot, nothing held back."""
+    flow, vocoder = Flow(flow_config).eval().to(device), Vocoder(vocoder_config).eval().to(device)
+    frames, mels = mel_frames(CHUNK_TOKENS), flow_config.output_size
+    tokens = torch.randint(0, flow_config.vocab_size, (1, CHUNK_TOKENS), device=device)
+    frame_token = offline_frame_map(CHUNK_TOKENS, frames).to(device)
+    noise, cond = torch.randn(1, mels, frames, device=device), torch.zeros(1, mels, frames, device=device)
+    times = [(torch.tensor([start], device=device), stop - start) for start, stop in pairwise(time_grid(steps))]
+    harmonics = vocoder_config.nb_harmonics + 1
+    phases = torch.zeros(harmonics, device=device)
+    hiss = torch.randn(1, harmonics, frames * vocoder_config.samples_per_frame, device=device)
+
+    def decode() -> Tensor:
+        mu, x = flow.condition(tokens, frame_token), noise
+        for start, length in times:  # `Flow.sample` with the times already on the device, as a capture needs them
+            x = x + length * flow.velocity(x, mu, cond, start)
+        return vocoder(x, vocoder.source(vocoder.f0(x), phases, hiss))
+
+    return decode
+
+
+def _captured(work: Work, device: torch.device) -> Callable[[], None]:
+    side = torch.cuda.Stream(device)
+    side.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            work()
+    torch.cuda.current_stream(device).wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return graph.replay

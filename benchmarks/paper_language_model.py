@@ -1,0 +1,209 @@
+"""Measures the language model for the paper's tables: engine and eager baseline over the same random weights."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.eager_baseline import EagerLanguageModel
+from benchmarks.gpu_device import milliseconds, synchronize
+from benchmarks.roofline import ModelSize, bytes_per_cycle, tokens_per_s, traffic
+from vita_audio.engines.interface import BurstRow, ExtendRow, Sampling
+from vita_audio.engines.torch_cuda.engine import Settings, TorchCudaLanguageModel
+from vita_audio.engines.torch_cuda.weights import Weights, load_weights
+from vita_audio.generation.request import GenerationRequest
+from vita_audio.generation.scheduler import Scheduler
+from vita_audio.generation.stream import Stream
+from vita_audio.messages import GenerationSettings
+from vita_audio.modes import NAMED_MODES, Mode
+
+PROMPT_TOKENS = 32  # the paper's
+REPETITION_PENALTY = 1.05  # active in the authors' greedy decoding too
+FIRST_CHUNK_TOKENS = 11  # one token of text, then a chunk of audio with its tags
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageModelBench:
+    """One model on one device. `bandwidth` in bytes/s is what a copy reached in this run."""
+
+    size: ModelSize
+    weights: Weights
+    bandwidth: float
+    compile: bool
+
+    @classmethod
+    def create(
+        cls, size: ModelSize, tensors: Mapping[str, Tensor], device: torch.device, bandwidth: float, compile: bool
+    ) -> LanguageModelBench:
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        return cls(size, load_weights(size.config, tensors, device, dtype), bandwidth, compile)
+
+    @property
+    def device(self) -> torch.device:
+        return self.weights.embedding.device
+
+    def engine(self, slots: int, context: int, audio_head: bool, banned: range = range(0)) -> TorchCudaLanguageModel:
+        gc.collect()  # the last engine's caches and graphs
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        first = self.size.first_audio_id if audio_head else 0
+        settings = Settings(slots, context, first_mctp_id=first, compile=self.compile)
+        return TorchCudaLanguageModel(self.size.config, self.weights, settings, banned)
+
+    def table_5(
+        self, modes: Sequence[str], tokens: int, streams: int, audio_head: bool, limit_s: float
+    ) -> Iterator[Row]:
+        """Tokens/s of all streams together in each mode, after their first token; `limit_s` ends a mode early."""
+        engine = self.engine(streams, PROMPT_TOKENS + tokens + 1, audio_head)
+        for mode in modes:
+            _run(engine, mode, min(tokens, 64), streams, limit_s)  # captures what this mode runs
+            made, speed = _run(engine, mode, tokens, streams, limit_s)
+            yield self._row("engine", mode, made, streams, audio_head, speed)
+
+    def baseline(self, modes: Sequence[str], tokens: int, limit_s: float) -> Iterator[Row]:
+        """The eager loop, batch 1, full head."""
+        model = EagerLanguageModel(self.size.config, self.weights)
+        prompt = _prompts(1, self.size)[0]
+        for mode in modes:
+            pattern = Mode(mode, NAMED_MODES[mode])
+            model.generate(prompt, pattern, min(tokens, 16), REPETITION_PENALTY)
+            synchronize(self.device)
+            start = time.perf_counter()
+            made = len(model.generate(prompt, pattern, tokens, REPETITION_PENALTY, limit_s))
+            yield self._row("eager baseline", mode, made, 1, False, made / (time.perf_counter() - start))
+
+    def _row(self, what: str, mode: str, tokens: int, streams: int, audio_head: bool, speed: float) -> Row:
+        """Speed with the bytes it means: weights and the caches at their mean length."""
+        parts = traffic(self.size, self.weights.embedding.element_size())
+        context = PROMPT_TOKENS + tokens / 2
+        moved, made = bytes_per_cycle(parts, mode, streams, context, audio_head)
+        roofline = tokens_per_s(parts, mode, self.bandwidth, streams, context, audio_head)
+        return {
+            "implementation": what, "mode": mode, "streams": streams, "head": "audio-only" if audio_head else "full",
+            "tokens": tokens, "tokens_per_s": speed, "achieved_gb_s": speed / streams / made * moved / 1e9,
+            "roofline_tokens_per_s": roofline, "share": speed / roofline,
+        }  # fmt: skip
+
+    def steps(self, streams: int, context: int, repeats: int) -> Iterator[Row]:
+        """One call at a time, read by the host: backbone over 1 and K + 1 rows, and a burst with each head."""
+        modules = self.size.config.mctp_modules
+        parts = traffic(self.size, self.weights.embedding.element_size())
+        start = context - 2 * modules - 2
+        for rows, audio_head in ((1, False), (modules + 1, False), (0, False), (0, True)):
+            engine = self.engine(streams, context, audio_head)
+            for slot in range(streams):
+                engine.open(slot, Sampling(repetition_penalty=REPETITION_PENALTY))
+            work: Callable[[], object]
+            if rows:
+                name, floor = f"backbone, {rows} row(s)", parts.step(streams, start)
+                work = partial(engine.extend, [ExtendRow(slot, start, [1] * rows, 0) for slot in range(streams)])
+            else:
+                rows = modules + 1
+                name, floor = f"burst, {modules} modules, {rows} rows", parts.burst(streams, start, audio_head)
+                bursts = [BurstRow(slot, start, start + rows, [1] * rows, 0, 0) for slot in range(streams)]
+                work = partial(engine.burst, bursts)
+            took = milliseconds(work, self.device, repeats)
+            yield self._step_row(name, "audio-only" if audio_head else "full", streams, took, floor)
+
+    def _step_row(self, name: str, head: str, streams: int, took_ms: float, moved: float) -> Row:
+        floor_ms = moved / self.bandwidth * 1e3
+        return {
+            "call": name, "head": head, "streams": streams, "ms": took_ms, "floor_ms": floor_ms,
+            "achieved_gb_s": moved / took_ms / 1e6, "share": floor_ms / took_ms,
+        }  # fmt: skip
+
+    def first_chunk_ms(self, mode: str, audio_head: bool, repeats: int) -> float:
+        """From the prompt of 32 tokens to the last token of the first audio chunk, median."""
+        engine = self.engine(1, 256, audio_head)
+        times = []
+        for turn in range(2 * repeats):
+            scheduler, (stream,) = _submit(engine, mode, 2 * FIRST_CHUNK_TOKENS, 1)
+            synchronize(self.device)
+            start = time.perf_counter()
+            while stream.generated < FIRST_CHUNK_TOKENS:
+                scheduler.step()
+            if turn >= repeats:  # the first half warms up
+                times.append((time.perf_counter() - start) * 1e3)
+        return median(times)
+
+    def baseline_first_chunk_ms(self, mode: str, repeats: int) -> float:
+        model, prompt = EagerLanguageModel(self.size.config, self.weights), _prompts(1, self.size)[0]
+        pattern = Mode(mode, NAMED_MODES[mode])
+        work = partial(model.generate, prompt, pattern, FIRST_CHUNK_TOKENS, REPETITION_PENALTY)
+        return milliseconds(work, self.device, repeats)
+
+    def head_agreement(self, mode: str, bursts: int, text_banned: bool) -> Row:
+        """Burst by burst on equal states: what the audio-only head says against what the full head says.
+
+        `text_banned`: neither may say ids below the audio-only head's, so that only rounding can part them. Otherwise
+        the full head is free. Of a burst, tokens up to the first difference are compared.
+        """
+        modules, (backbone, _) = self.size.config.mctp_modules, NAMED_MODES[mode][-2:]
+        banned = range(self.size.first_audio_id) if text_banned else range(0)
+        context = min(self.size.config.max_position_embeddings, PROMPT_TOKENS + bursts * (modules + backbone) + 1)
+        full = self.engine(1, context, False, banned)
+        sliced = self.engine(1, context, True, banned)
+        compared = equal = cascaded = consumed = 0
+        tokens = list(_prompts(1, self.size)[0])
+        for engine in (full, sliced):
+            engine.open(0, Sampling(repetition_penalty=REPETITION_PENALTY))
+        for _ in range(bursts):
+            for _ in range(backbone):
+                row = ExtendRow(0, consumed, tokens[consumed:], 0)
+                (made,), _ = full.extend([row]), sliced.extend([row])
+                assert made is not None
+                consumed = len(tokens)
+                tokens.append(made)
+            burst = BurstRow(0, cascaded, consumed, tokens[cascaded + 1 :], modules, 0)
+            (wanted,), (got,) = full.burst([burst]), sliced.burst([burst])
+            same = next((i for i, (a, b) in enumerate(zip(wanted, got, strict=True)) if a != b), modules)
+            compared, equal = compared + min(same + 1, modules), equal + same
+            known = tokens[cascaded + 1 :] + wanted[:-1]
+            tokens += wanted
+            if same < modules:  # put the audio-only engine where the full one is: ids seen, then caches
+                sliced.open(0, Sampling(repetition_penalty=REPETITION_PENALTY))
+                sliced.extend([ExtendRow(0, 0, tokens[:consumed], None)])
+                sliced.burst([BurstRow(0, cascaded, consumed, known, 0, None)])
+            cascaded = consumed
+        return {
+            "mode": mode, "full_head": "audio ids only" if text_banned else "free", "bursts": bursts,
+            "tokens_compared": compared, "tokens_equal": equal, "share": equal / compared,
+        }  # fmt: skip
+
+
+def _prompts(streams: int, size: ModelSize) -> list[list[int]]:
+    ids = np.random.default_rng(0).integers(0, size.first_audio_id, (streams, PROMPT_TOKENS))
+    return [row.tolist() for row in ids]
+
+
+def _run(engine: TorchCudaLanguageModel, mode: str, tokens: int, streams: int, limit_s: float) -> tuple[int, float]:
+    """Tokens each stream made on average, and tokens/s of all of them after their first ones."""
+    scheduler, running = _submit(engine, mode, tokens, streams)
+    while any(stream.generated == 0 for stream in running):
+        scheduler.step()
+    before, start = sum(stream.generated for stream in running), time.perf_counter()
+    while not scheduler.idle and time.perf_counter() - start < limit_s:
+        scheduler.step()
+    made = sum(stream.generated for stream in running)
+    return made // streams, (made - before) / (time.perf_counter() - start)
+
+
+def _submit(engine: TorchCudaLanguageModel, mode: str, tokens: int, streams: int) -> tuple[Scheduler, list[Stream]]:
+    settings = GenerationSettings(
+        task="text", mode=mode, pattern=NAMED_MODES[mode], max_tokens=tokens, temperature=0.0, top_k=0, top_p=1.0,
+        repetition_penalty=REPETITION_PENALTY, seed=0,
+    )  # fmt: skip
+    scheduler = Scheduler(engine, end_tokens=())
+    ids = np.random.default_rng(0).integers(0, engine.vocab_size // 2, (streams, PROMPT_TOKENS))
+    return scheduler, [scheduler.submit(str(i), GenerationRequest(row.tolist(), settings)) for i, row in enumerate(ids)]

@@ -1,0 +1,203 @@
+"""The paper's speed tables on this machine: Table 5 (tokens/s of the modes) and Table E7 (time to the first sound).
+
+    python -m benchmarks.paper_tables --size 7b --out benchmarks/results      (one GPU, under 10 minutes)
+    python -m benchmarks.paper_tables --size tiny --out DIR                   (any CPU, seconds: shows that it runs)
+
+Random weights: speed does not depend on them. The fixed-shape engine and an eager baseline run over the same weights in
+the same run; every number stands beside what the memory bandwidth measured in this run allows. What does not fit the
+time budget is reported as not measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.markdown import Markdown
+
+from benchmarks.gpu_device import copy_bandwidth, datasheet_tb_s, describe_device
+from benchmarks.paper_audio import FLOW_STEPS, audio_rows
+from benchmarks.paper_language_model import LanguageModelBench, Row
+from benchmarks.paper_report import render
+from benchmarks.random_checkpoint import RandomCheckpoint
+from benchmarks.roofline import SIZES
+from vita_audio.modes import NAMED_MODES
+
+PARTS = ("table5", "baseline", "first_chunk", "steps", "batch", "heads")
+HEADS = (("full", False), ("audio-only", True))
+
+
+@dataclass(slots=True)
+class Budget:
+    """Seconds a run may take: a measurement is started while there are any, and lasts `each_s` at most."""
+
+    total_s: float
+    each_s: float
+    start: float
+
+    @property
+    def over(self) -> bool:
+        return time.perf_counter() - self.start > self.total_s
+
+    @property
+    def limit_s(self) -> float:
+        return max(1.0, min(self.each_s, self.total_s - (time.perf_counter() - self.start)))
+
+    def take(self, rows: Iterator[Row], blanks: Sequence[Row]) -> Iterator[Row]:
+        """Measured rows while the budget lasts, then the blanks that stand for the others."""
+        for blank in blanks:
+            yield blank if self.over else next(rows)
+
+
+def measure(options: argparse.Namespace, device: torch.device, budget: Budget) -> Iterator[dict[str, Any]]:
+    """The record as plain data, again after each part; a part that fails is noted and the others still run."""
+    bandwidth = copy_bandwidth(device)
+    record: dict[str, Any] = {
+        "command": shlex.join(["python", "-m", "benchmarks.paper_tables", *sys.argv[1:]]),
+        "machine": describe_device(device),
+        "date": str(date.today()),
+        "size": options.size,
+        "dtype": "bfloat16" if device.type == "cuda" else "float32",
+        "compiled": options.compile,
+        "copy_tb_s": bandwidth / 1e12,
+        "datasheet_tb_s": datasheet_tb_s(device),
+        "tokens": options.tokens,
+        "baseline_tokens": options.baseline_tokens,
+        "faults": {},
+    }
+    size = SIZES[options.size]
+    bench = LanguageModelBench.create(size, RandomCheckpoint(size.config, device), device, bandwidth, options.compile)
+    record["attention"] = bench.engine(1, 64, False).attention
+    for part in options.parts:
+        record[part] = []
+        try:
+            record[part].extend(_PARTS[part](bench, options, budget))
+        except Exception as error:  # noqa: BLE001 - noted in the record; a GPU session must not lose its other numbers
+            record["faults"][part] = f"{type(error).__name__}: {error}"
+        print(f"{part}: {time.perf_counter() - budget.start:.0f} s", file=sys.stderr, flush=True)
+        yield record
+
+
+def _table_5(bench: LanguageModelBench, options: argparse.Namespace, budget: Budget) -> Iterator[Row]:
+    yield from _modes(bench, options.tokens, 1, budget)
+
+
+def _batch(bench: LanguageModelBench, options: argparse.Namespace, budget: Budget) -> Iterator[Row]:
+    for streams in options.streams:
+        yield from _modes(bench, options.batch_tokens, streams, budget)
+
+
+def _modes(bench: LanguageModelBench, tokens: int, streams: int, budget: Budget) -> Iterator[Row]:
+    for head, audio_head in HEADS:
+        modes = [mode for mode in NAMED_MODES if not (audio_head and mode == "vanilla")]  # vanilla runs no module
+        rows = bench.table_5(modes, tokens, streams, audio_head, budget.limit_s)
+        blanks = [{"implementation": "engine", "mode": mode, "streams": streams, "head": head} for mode in modes]
+        yield from budget.take(rows, blanks)
+
+
+def _baseline(bench: LanguageModelBench, options: argparse.Namespace, budget: Budget) -> Iterator[Row]:
+    modes = list(NAMED_MODES)[::-1]  # the slowest last: the budget may end
+    rows = bench.baseline(modes, options.baseline_tokens, budget.limit_s)
+    blank = {"implementation": "eager baseline", "streams": 1, "head": "full"}
+    yield from budget.take(rows, [{**blank, "mode": mode} for mode in modes])
+
+
+def _steps(bench: LanguageModelBench, options: argparse.Namespace, budget: Budget) -> Iterator[Row]:
+    for streams in sorted({1, *options.streams}):
+        rows = bench.steps(streams, options.context, options.repeats)
+        yield from budget.take(rows, [{"call": "-", "streams": streams}] * 4)
+
+
+def _first_chunk(bench: LanguageModelBench, options: argparse.Namespace, budget: Budget) -> Iterator[Row]:
+    repeats, tiny = options.repeats, options.size == "tiny"
+    for mode in NAMED_MODES:
+        for head, audio_head in HEADS:
+            if not (audio_head and mode == "vanilla"):
+                took = None if budget.over else bench.first_chunk_ms(mode, audio_head, repeats)
+                yield {"stage": "language model", "implementation": "engine", "mode": mode, "head": head, "ms": took}
+    for mode in ("vanilla", "boost"):
+        took = None if budget.over else bench.baseline_first_chunk_ms(mode, max(1, repeats // 4))
+        yield {"stage": "language model", "implementation": "eager baseline", "mode": mode, "head": "full", "ms": took}
+    audio = audio_rows(bench.device, tiny, repeats)
+    stages = ["encoder", *(f"decoder, {steps} step(s)" for steps in FLOW_STEPS)]
+    for row in budget.take(audio, [{"stage": stage} for stage in stages]):
+        for implementation, key in (("eager", "eager_ms"), ("CUDA graph", "graph_ms")):
+            yield {"stage": row["stage"], "implementation": implementation, "ms": row.get(key)}
+
+
+def _heads(bench: LanguageModelBench, options: argparse.Namespace, budget: Budget) -> Iterator[Row]:
+    for mode in ("boost", "turbo"):
+        for text_banned in (True, False):
+            blank = {"mode": mode, "full_head": "audio ids only" if text_banned else "free"}
+            yield blank if budget.over else bench.head_agreement(mode, options.bursts, text_banned)
+
+
+_PARTS = {
+    "table5": _table_5,
+    "first_chunk": _first_chunk,
+    "steps": _steps,
+    "batch": _batch,
+    "heads": _heads,
+    "baseline": _baseline,
+}
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, default="7b")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--tokens", type=int, default=4096, help="output of Table 5, batch 1")
+    parser.add_argument("--baseline-tokens", type=int, default=1024, help="output of the eager baseline")
+    parser.add_argument("--streams", type=int, nargs="+", default=[8, 32, 64], help="batches beside 1")
+    parser.add_argument("--batch-tokens", type=int, default=512, help="output of each stream of a batch")
+    parser.add_argument("--context", type=int, default=2048, help="cache length of the single steps")
+    parser.add_argument("--bursts", type=int, default=100, help="bursts compared between the two heads")
+    parser.add_argument("--repeats", type=int, default=20, help="of each short measurement (median)")
+    parser.add_argument("--compile", action="store_true", help="fuse pointwise parts with torch.compile")
+    parser.add_argument("--budget", type=float, default=540.0, help="seconds; later measurements are left out")
+    parser.add_argument("--each", type=float, default=60.0, help="seconds one mode of a table may take")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--out", type=Path, default=None, help="folder for the JSON and Markdown of this run")
+    options = parser.parse_args(arguments)
+    if options.size == "tiny":  # a model of this size holds 1024 tokens
+        for name, most in (("tokens", 64), ("baseline_tokens", 24), ("batch_tokens", 24), ("context", 128)):
+            setattr(options, name, min(getattr(options, name), most))
+    elif torch.device(options.device).type == "cpu":
+        parser.error(f"--size {options.size} needs a CUDA device; --size tiny runs on a CPU")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _options(arguments)
+    console = Console(width=max(140, Console().width))
+    budget = Budget(options.budget, options.each, time.perf_counter())
+    record: dict[str, Any] = {}
+    for record in measure(options, torch.device(options.device), budget):
+        if options.out:
+            _save(record, options.out)
+    console.print(Markdown(render(record)))
+    return 1 if record["faults"] else 0
+
+
+def _save(record: dict[str, Any], folder: Path) -> None:
+    """Write JSON and Markdown, named after size, device and torch.compile."""
+    folder.mkdir(parents=True, exist_ok=True)
+    device = re.sub(r"[^a-z0-9]+", "_", record["machine"].split(",")[0].lower()).strip("_")
+    stem = f"paper_tables_{record['size'].replace('.', '_')}_{device}" + ("_compiled" if record["compiled"] else "")
+    (folder / f"{stem}.json").write_text(json.dumps(record, indent=1) + "\n")
+    (folder / f"{stem}.md").write_text(render(record))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

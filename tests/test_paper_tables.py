@@ -1,0 +1,158 @@
+"""The paper's tables: prediction against the facts, the eager baseline against golden tokens, a tiny run end to end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import gpu_session, paper_tables
+from benchmarks.eager_baseline import EagerLanguageModel
+from benchmarks.gpu_session import Step
+from benchmarks.paper_report import NOT_MEASURED
+from benchmarks.random_checkpoint import RandomCheckpoint
+from benchmarks.roofline import SIZES, bytes_per_cycle, tokens_per_s, traffic
+from vita_audio.checkpoint import load_language_model
+from vita_audio.engines.torch_cuda.weights import load_weights
+from vita_audio.modes import NAMED_MODES, Mode
+
+H100 = 3.35e12
+
+
+@pytest.mark.parametrize(
+    ("mode", "audio_head", "expected"),
+    [
+        ("vanilla", False, 233),
+        ("boost", False, 630),
+        ("boost", True, 730),
+        ("turbo", False, 1170),
+        ("turbo", True, 1770),
+    ],
+)
+def test_prediction_gives_the_known_rooflines(mode: str, audio_head: bool, expected: float) -> None:
+    """7B in bf16 on 3.35 TB/s (facts/language_model.md, physical limits; issue of the GPU bundle)."""
+    assert tokens_per_s(traffic(SIZES["7b"]), mode, H100, audio_head=audio_head) == pytest.approx(expected, rel=0.015)
+
+
+def test_bytes_of_the_parts() -> None:
+    parts = traffic(SIZES["7b"])
+    assert parts.step() / 1e9 == pytest.approx(14.3, rel=0.01)
+    assert parts.module / 1e9 == pytest.approx(0.52, rel=0.01)
+    assert parts.head / 1e9 == pytest.approx(1.20, rel=0.01)
+    assert parts.audio_head / 1e9 == pytest.approx(0.12, rel=0.03)
+    assert bytes_per_cycle(parts, "turbo", audio_head=True)[0] / H100 == pytest.approx(6.2e-3, rel=0.01)
+    assert bytes_per_cycle(parts, "turbo")[0] / H100 == pytest.approx(9.4e-3, rel=0.01)
+
+
+def test_context_and_streams_cost_cache_traffic() -> None:
+    parts = traffic(SIZES["7b"])
+    assert parts.step(8, 1000) - parts.step() == 8 * 1000 * 28 * 2 * 4 * 128 * 2
+    alone, eight = (tokens_per_s(parts, "vanilla", H100, streams, 2000) for streams in (1, 8))
+    assert 7 * alone < eight < 8 * alone
+
+
+def test_traffic_is_what_the_weights_hold() -> None:
+    """Arithmetic against real tensors."""
+    size, cpu = SIZES["tiny"], torch.device("cpu")
+    weights, parts = load_weights(size.config, RandomCheckpoint(size.config, cpu), cpu, torch.bfloat16), traffic(size)
+    assert weights.backbone_bytes == parts.backbone + parts.head
+    assert weights.module_bytes == parts.module
+
+
+@pytest.mark.parametrize("name", ["mctp10", "mctp4"])
+def test_baseline_gives_the_golden_tokens(golden: Path, name: str) -> None:
+    folder = golden / "language_model" / name
+    config, tensors = load_language_model(folder)
+    model = EagerLanguageModel(config, load_weights(config, tensors, torch.device("cpu"), torch.float32))
+    cases = json.loads((folder / "greedy_tokens.json").read_text())
+    for case in cases[::4]:
+        mode = Mode("test", tuple(case["pattern"]))
+        made = model.generate(case["prompt"], mode, 40, case["repetition_penalty"])
+        assert made == case["tokens"][:40]
+
+
+TINY = ["--size", "tiny", "--device", "cpu", "--repeats", "1", "--bursts", "2", "--streams", "2", "--tokens", "12"]
+
+
+def run(folder: Path, *extra: str) -> tuple[dict[str, Any], str]:
+    assert paper_tables.main([*TINY, "--out", str(folder), *extra]) == 0
+    (record,), (text,) = folder.glob("paper_tables_tiny_*.json"), folder.glob("paper_tables_tiny_*.md")
+    return json.loads(record.read_text()), text.read_text()
+
+
+def test_tiny_run_measures_everything(tmp_path: Path) -> None:
+    record, text = run(tmp_path)
+    assert record["command"].startswith("python -m benchmarks.paper_tables")
+    assert record["machine"]
+    assert record["date"]
+    assert record["copy_tb_s"] > 0
+    speeds = record["table5"] + record["batch"] + record["baseline"]
+    assert [(r["mode"], r["head"]) for r in record["table5"]] == [
+        *((mode, "full") for mode in NAMED_MODES),
+        *((mode, "audio-only") for mode in ("balance", "boost", "turbo")),
+    ]
+    assert all(r["tokens_per_s"] > 0 and 0 < r["share"] < 1 for r in speeds)
+    assert all(r["ms"] > r["floor_ms"] > 0 for r in record["steps"])
+    assert {(r["mode"], r["full_head"]) for r in record["heads"] if r["share"] == 1.0} >= {
+        ("boost", "audio ids only"),
+        ("turbo", "audio ids only"),
+    }
+    # On a CPU nothing is a CUDA graph: those cells, and the datasheet's, say so.
+    graphs = [r for r in record["first_chunk"] if r["implementation"] == "CUDA graph"]
+    assert len(graphs) == 4
+    assert all(r["ms"] is None for r in graphs)
+    assert all(r["ms"] > 0 for r in record["first_chunk"] if r not in graphs)
+    assert text.count(NOT_MEASURED) == 4 + 2 * (1 + len(NAMED_MODES))
+
+
+def test_a_spent_budget_leaves_rows_unmeasured(tmp_path: Path) -> None:
+    record, text = run(tmp_path, "--budget", "0", "--parts", "table5", "steps", "heads", "baseline", "first_chunk")
+    assert [r.get("tokens_per_s") for r in record["table5"] + record["baseline"]] == [None] * 11
+    assert all(r["ms"] is None for r in record["first_chunk"])
+    assert "batch" not in record
+    assert "## Batches" not in text
+    assert text.count(NOT_MEASURED) > 50
+
+
+def test_a_real_size_on_a_cpu_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        paper_tables.main(["--size", "7b", "--device", "cpu"])
+    assert "needs a CUDA device" in capsys.readouterr().err
+
+
+def test_a_failed_part_is_named_and_the_others_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> Iterator[dict[str, Any]]:
+        yield {"call": "backbone", "streams": 1, "ms": 1.0, "floor_ms": 0.5, "share": 0.5}
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setitem(paper_tables._PARTS, "steps", fails)
+    arguments = [*TINY, "--out", str(tmp_path), "--parts", "steps", "baseline", "--budget", "0"]
+    assert paper_tables.main(arguments) == 1
+    (text,) = tmp_path.glob("*.md")
+    assert "This part failed: RuntimeError: out of memory" in text.read_text()
+    assert "| backbone | 1 | - | 1.00 | 0.50 |" in text.read_text()
+    assert "## Eager baseline" in text.read_text()
+
+
+def test_session_goes_on_after_a_hang_and_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = [
+        Step("hang", ["-c", "import time; time.sleep(60)"], 0.5),
+        Step("fault", ["-c", "raise SystemExit(3)"], 60),
+        Step("good", ["-c", "import sys; print(sys.argv[1:])"], 60, bounded=True),
+    ]
+    monkeypatch.setattr(gpu_session, "plan", lambda *_: steps)
+    assert gpu_session.main(["--size", "tiny", "--out", str(tmp_path)]) == 1
+    done = json.loads((tmp_path / "gpu_session.json").read_text())
+    assert [row["exit"] for row in done] == ["timed out", 3, 0]
+    assert "['--budget', '51']" in (tmp_path / "gpu_session.log").read_text()
+
+
+def test_session_tests_first_and_golden_cases_where_they_are() -> None:
+    for size in ("real", "tiny"):
+        steps = gpu_session.plan(size, Path("golden"), Path("out"))
+        assert steps[0].name == "tests"
+        assert len(gpu_session.plan(size, None, Path("out"))) == len(steps) - 1
