@@ -1,0 +1,230 @@
+"""Measuring one stream, adding up many over processes, and the report: figures, page, files, comparison."""
+
+from __future__ import annotations
+
+import json
+import random
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loadtest.compare import main as compare
+from loadtest.errors import LoadTestError
+from loadtest.generator import GeneratorLoad
+from loadtest.histogram import Histogram
+from loadtest.options import Settings
+from loadtest.playout import Chunk
+from loadtest.record import OUTCOMES, StreamRecord
+from loadtest.report.chart import Series, chart, ticks
+from loadtest.report.files import read_figures, read_streams, write_report
+from loadtest.report.summary import Run, by_running, over_time, summary
+from loadtest.slo import Slo, verdict
+from loadtest.stream import Heard, measure
+from loadtest.tally import MAX_ERRORS, SLOW_READER, Tally
+from loadtest.window import Window
+from vita_client import Pcm
+
+
+def stream(number: int, **fields: Any) -> StreamRecord:
+    random_ = random.Random(number)
+    outcome = random_.choice(OUTCOMES)
+    spoken = outcome in ("done", "interrupted")
+    known: dict[str, Any] = {
+        "scenario": random_.choice(("tts", "asr", SLOW_READER)), "seed": number, "start_s": random_.uniform(0, 20),
+        "warm_up": random_.random() < 0.2, "phase": random_.choice(("20%", "40%")), "outcome": outcome,
+        "error": "" if spoken else f"Broken: after {number} responses", "total_ms": random_.uniform(100, 5000),
+        "first_pcm_ms": 90.0 if spoken else None, "ttfa_ms": random_.uniform(50, 900) if spoken else None,
+        "audio_s": 2.0 if spoken else 0.0, "real_time_factor": 0.5 if spoken else None,
+        "underruns": number % 2 if spoken else 0, "underrun_s": number % 2 * 0.25 if spoken else 0.0,
+        "gaps_ms": (10.0, 20.0) if spoken else (), "lead": ((0.1, 0.0), (0.1, 1.0)) if spoken else (),
+        "stages_ms": {"lm": 3.25},
+    }  # fmt: skip
+    return StreamRecord(**{**known, **fields})
+
+
+def tally_of(streams: list[StreamRecord]) -> Tally:
+    tally = Tally()
+    for one in streams:
+        tally.sent(one.start_s)
+        tally.over(one, one.start_s + one.total_ms / 1e3, unreachable=False)
+    return tally
+
+
+def run_of(streams: list[StreamRecord], aborted: str = "") -> Run:
+    settings_ = Settings("localhost:1", shape="steps", run_time_s=20, slo=Slo(500, 0.1, 0.1))
+    load = GeneratorLoad(0.1, 0.2, 0.5, Histogram.of([1.0, 2.0]))
+    about = {"command": "locust <script>", "date": "today", "settings": {"loop": "open"}}
+    return Run(about, settings_, tally_of(streams), {"this process": load}, 20.0, aborted)
+
+
+@given(st.lists(st.integers(0, 10_000), max_size=25, unique=True), st.integers(0, 25))
+@settings(max_examples=15, deadline=None)
+def test_tallies_of_two_processes_add_up_to_the_tally_of_all(numbers: list[int], cut: int) -> None:
+    streams = [stream(number) for number in numbers]
+    added = Tally()
+    for part in (streams[:cut], streams[cut:]):
+        added.merge(Tally.from_dict(json.loads(json.dumps(tally_of(part).to_dict()))))
+    both, one = run_of([]), run_of(streams)
+    merged = summary(Run(both.about, both.settings, added, both.generators, 20.0, ""))
+    assert json.loads(json.dumps(merged)) == json.loads(json.dumps(summary(one)))
+    assert {s.seed for s in added.streams} == set(numbers)
+
+
+def test_what_counts_and_what_does_not() -> None:
+    plain: dict[str, Any] = {"scenario": "tts", "warm_up": False, "error": "", "underruns": 0, "underrun_s": 0.0}
+    spoken = {**plain, "outcome": "done", "first_pcm_ms": 90.0, "audio_s": 2.0, "real_time_factor": 0.5}
+    total = tally_of(
+        [
+            stream(1, **spoken, ttfa_ms=100.0),
+            stream(2, **{**spoken, "underruns": 2, "underrun_s": 0.5}, ttfa_ms=300.0),
+            stream(3, **spoken, ttfa_ms=None),  # samples, all of them silence
+            stream(
+                4,
+                **{**plain, "outcome": "rejected"},
+                first_pcm_ms=None,
+                ttfa_ms=None,
+                audio_s=0.0,
+                real_time_factor=None,
+            ),
+            stream(5, **{**spoken, "warm_up": True}, ttfa_ms=9000.0),
+            stream(6, **{**spoken, "scenario": SLOW_READER}, ttfa_ms=9000.0),
+        ]
+    ).total()
+    assert (total.streams, total.lost, total.audio_s, total.underrun_s) == (4, 1, 6.0, 0.5)
+    assert {k: total.counts[k] for k in ("spoken", "broken", "silent")} == {"spoken": 3, "broken": 1, "silent": 1}
+    assert total.histogram("ttfa").max_ms == pytest.approx(300, rel=0.01)
+    checks = {check.name: check for check in verdict(total, Slo(500, 0.5, 0.2))}
+    assert [checks[n].kept for n in ("TTFA P95", "underrun rate", "loss rate")] == [True, True, False]
+    assert not any(check.kept for check in verdict(Tally().total(), Slo()))  # nothing measured is no promise kept
+
+
+def test_a_stream_is_measured_from_its_intended_start() -> None:
+    heard = Heard(first_text_s=10.2)
+    heard.pcm(Pcm(np.zeros(2205, np.int16)))
+    heard.pcm(Pcm(np.full(22_050, 5000, np.int16)))
+    heard.chunks = [Chunk(10.5, 2205), Chunk(10.8, 22_050)]  # 0.1 s of silence; then sound, 0.2 s late
+    blank = StreamRecord("tts", 1, 0.0, False, "constant", "failed")
+    record = measure(heard, intended_s=10.0, sent_s=10.1, end_s=11.0, prebuffer_s=0.0, blank=blank)
+    assert record.start_delay_ms == pytest.approx(100)
+    assert (record.first_text_ms, record.first_pcm_ms, record.ttfa_ms) == pytest.approx((200, 500, 800))
+    assert (record.underruns, record.underrun_s, record.least_lead_s) == (1, pytest.approx(0.2), pytest.approx(-0.2))
+    assert (record.audio_s, record.total_ms) == pytest.approx((1.1, 1000))
+    assert record.real_time_factor == pytest.approx((10.8 - 10.1) / 1.1)
+    assert record.gaps_ms == pytest.approx((300,))
+    calm = measure(heard, 10.0, 10.1, 11.0, prebuffer_s=0.25, blank=blank)
+    assert (calm.underruns, calm.ttfa_ms) == (0, pytest.approx(850))
+
+
+def test_running_streams_and_load_classes() -> None:
+    windows = {0: Window(sent=2), 1: Window(over=1, sent=1, offered=1, spoken=1), 3: Window(over=2, offered=1)}
+    windows[1].ttfa.record(100)
+    assert [row["running"] for row in over_time(windows)] == [2, 2, 2, 0]
+    classes = by_running(windows)
+    assert [(c["running"], c["streams"]) for c in classes] == [(1.0, 1), (2.0, 1)]
+    assert classes[1]["ttfa_p95_ms"] == pytest.approx(100, rel=0.01)
+
+
+def test_kinds_of_errors_are_bounded() -> None:
+    tally = Tally()
+    for number in range(2 * MAX_ERRORS):
+        kind = "x" * (number + 1)
+        tally.over(stream(number, error=f"Error: {kind} {number}", outcome="failed"), 1.0, False)
+    assert len(tally.errors) == MAX_ERRORS + 1
+    assert sum(tally.errors.values()) == 2 * MAX_ERRORS
+
+
+class _Tags(HTMLParser):
+    """Checks that tags close in order, and finds what a page would load."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.links: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.links += [name for name, _ in attrs if name in ("src", "href")]
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.links += [name for name, _ in attrs if name in ("src", "href")]
+
+
+def test_a_report_is_whole_and_reads_back(tmp_path: Path) -> None:
+    streams = [stream(number) for number in range(60)]
+    write_report(tmp_path / "a", run_of(streams))
+    write_report(tmp_path / "b", run_of(streams[:20], aborted="stopped after 3 s"))
+    page = (tmp_path / "a" / "report.html").read_text()
+    tags = _Tags()
+    tags.feed(page)
+    assert (tags.open, tags.links) == ([], [])
+    assert page.count("<svg") == 6
+    assert "locust &lt;script&gt;" in page
+    assert "<script" not in page
+    assert "stopped after 3 s" in (tmp_path / "b" / "report.html").read_text()
+
+    figures = read_figures(tmp_path / "a")
+    assert sum(figures["scenarios"][name]["streams"] for name in ("tts", "asr")) == figures["streams"]["measured"]
+    assert [phase["offered_per_s"] for phase in figures["phases"]] == pytest.approx([0.02, 0.04])
+    back = read_streams(tmp_path / "a")
+    assert len(back) == 60
+    assert back[3].ttfa_ms == pytest.approx(streams[3].ttfa_ms, abs=1e-3)
+    assert (back[3].outcome, back[3].stages_ms, back[3].warm_up) == (
+        streams[3].outcome,
+        {"lm": 3.25},
+        streams[3].warm_up,
+    )
+    assert (
+        Histogram.from_text(figures["histograms"]["ttfa"]).count
+        == figures["scenarios"]["all"]["metrics"]["ttfa"]["count"]
+    )
+
+    out = tmp_path / "compared.html"
+    assert compare([str(tmp_path / "a"), str(tmp_path / "b"), "-o", str(out)]) == 0
+    assert out.read_text().count("<svg") == 12
+
+
+def test_a_report_of_nothing(tmp_path: Path) -> None:
+    write_report(tmp_path, run_of([], aborted="no server"))
+    assert "nothing was measured" in (tmp_path / "report.html").read_text()
+    assert read_streams(tmp_path) == []
+
+
+def test_files_that_are_no_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare([str(tmp_path), "-o", str(tmp_path / "x.html")]) == 2
+    assert "name the folder of a finished run" in capsys.readouterr().err
+    (tmp_path / "report.json").write_text("[]")
+    with pytest.raises(LoadTestError, match="not the report"):
+        read_figures(tmp_path)
+    (tmp_path / "streams.csv").write_text("scenario,seed\ntts,1\n")
+    with pytest.raises(LoadTestError, match="not the streams"):
+        read_streams(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LoadTestError, match="could not be written"):
+        write_report(tmp_path / "file", run_of([]))
+
+
+@given(st.floats(-1e6, 1e6), st.floats(0, 1e6))
+@settings(max_examples=80, deadline=None)
+def test_ticks_are_round_and_cover(low: float, span: float) -> None:
+    found = ticks(low, low + span)
+    slack = 1e-6 * max(abs(low), span, 1e-9)
+    assert found[0] <= low + slack
+    assert found[-1] >= low + span - slack
+    assert 2 <= len(found) <= 9
+
+
+def test_a_chart_says_what_it_shows() -> None:
+    drawn = chart("A <title>", "s", "ms", [Series("one", [(0, 1), (1, 2)], dots=True), Series("none", [])], limit=1.5)
+    assert "A &lt;title&gt;" in drawn
+    assert drawn.count("<circle") == 2
+    assert 'class="limit"' in drawn
+    assert ">none<" not in drawn
