@@ -1,0 +1,1 @@
+"""Released checkpoint -> TensorRT-LLM checkpoints `backbone/` and `mctp/`. Needs neither a GPU nor TensorRT-LLM."""

@@ -1,0 +1,195 @@
+"""Converts the parts of a released checkpoint, module by module; a part appears only when it is complete.
+
+Peak memory is a few copies of the largest tensor (embedding or head), whatever the size of the checkpoint.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from build_engines.manifest import file_sha256, write_atomically
+from build_engines.tensorrt_llm.config_file import check_part, config_fields, rank_file, write_config
+from build_engines.tensorrt_llm.formats import FORMATS, Format
+from build_engines.tensorrt_llm.layout import Part
+from build_engines.tensorrt_llm.plan import Plan
+from build_engines.tensorrt_llm.rank_files import RankFile
+from build_engines.tensorrt_llm.scales import load_scales
+from build_engines.tensorrt_llm.source import ReleasedCheckpoint, open_released
+from vita_audio.errors import EngineError, VitaError
+
+RECORD = "conversion.json"
+#: Raise it when the same input gives another output, so that old results are not taken for new ones.
+_VERSION = 1
+#: Room for headers and file system overhead.
+_SPARE_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What to convert to. `formats` of parts that are not named is `none`."""
+
+    parts: tuple[Part, ...] = tuple(Part)
+    dtype: str = "bfloat16"
+    tp: int = 1
+    formats: Mapping[Part, Format] = field(default_factory=dict)
+    fp8_kv_cache: bool = False
+    scales: Path | None = None
+    head_first_id: int = 0  # of the MCTP part
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """A part in its place. `fresh` is False when it was there already, made from the same input."""
+
+    plan: Plan
+    folder: Path
+    fresh: bool
+
+
+def convert(
+    checkpoint: Path,
+    out: Path,
+    options: Options,
+    on_start: Callable[[Plan], None] = lambda plan: None,
+    on_bytes: Callable[[int], None] = lambda count: None,
+) -> list[Converted]:
+    """Write `out`/backbone and `out`/mctp; a part made from the same input before is kept.
+
+    Args:
+        checkpoint: Hugging Face folder of the language model.
+        on_start: called before each part that is written.
+        on_bytes: called with the bytes of each tensor written.
+
+    Raises:
+        CheckpointError: the released checkpoint is incomplete or contradicts itself.
+        EngineError: options do not fit it, scales are missing, the disk is too small, or another conversion runs.
+    """
+    source = open_released(checkpoint)
+    plans = plans_of(source, options)
+    scales = load_scales(options.scales, plans)
+    records = [_record(source, plan, options) for plan in plans]
+    out.mkdir(parents=True, exist_ok=True)
+    with _lock(out):
+        fresh = [not _is_done(out / plan.part.value, record) for plan, record in zip(plans, records, strict=True)]
+        todo = [plan for plan, is_fresh in zip(plans, fresh, strict=True) if is_fresh]
+        for plan in todo:
+            _check_replaceable(out / plan.part.value)
+            shutil.rmtree(_temporary_path(out, plan), ignore_errors=True)  # of a conversion that was killed
+        _check_disk(out, todo)
+        for plan, record, is_fresh in zip(plans, records, fresh, strict=True):
+            if is_fresh:
+                on_start(plan)
+                with _temporary_folder(out, plan) as folder:
+                    _write_part(source, plan, scales, folder, record, on_bytes)
+                    shutil.rmtree(out / plan.part.value, ignore_errors=True)
+                    folder.rename(out / plan.part.value)
+    return [Converted(plan, out / plan.part.value, is_fresh) for plan, is_fresh in zip(plans, fresh, strict=True)]
+
+
+def plans_of(source: ReleasedCheckpoint, options: Options) -> list[Plan]:
+    """One checked plan for each part."""
+    plans = []
+    for part in options.parts:
+        form = options.formats.get(part, FORMATS["none"])
+        first = options.head_first_id if part is Part.MCTP else 0
+        plan = Plan(part, source.config, options.dtype, options.tp, form, options.fp8_kv_cache, first)
+        plan.check()
+        plans.append(plan)
+    return plans
+
+
+def _write_part(
+    source: ReleasedCheckpoint,
+    plan: Plan,
+    scales: Mapping[str, Tensor],
+    folder: Path,
+    record: Mapping[str, Any],
+    on_bytes: Callable[[int], None],
+) -> None:
+    write_config(folder, plan)
+    with ExitStack() as stack, torch.inference_mode():
+        files = [
+            stack.enter_context(RankFile(folder / rank_file(rank), outline))
+            for rank, outline in enumerate(plan.outline)
+        ]
+        for module in plan.modules:
+            for file, tensors in zip(files, plan.encode(module, source.read, scales), strict=True):
+                for name, tensor in tensors.items():
+                    on_bytes(file.write(name, tensor))
+    check_part(folder)
+    write_atomically(folder / RECORD, json.dumps(record, indent=1) + "\n")
+
+
+def _record(source: ReleasedCheckpoint, plan: Plan, options: Options) -> dict[str, Any]:
+    """Everything that decides what a part holds."""
+    scales = file_sha256(options.scales) if options.scales and plan.scale_shapes else None
+    return {
+        "version": _VERSION,
+        "checkpoint": source.fingerprint(),
+        "scales_sha256": scales,
+        "config": config_fields(plan),
+    }
+
+
+def _is_done(folder: Path, record: Mapping[str, Any]) -> bool:
+    try:
+        if json.loads((folder / RECORD).read_text(encoding="utf-8")) != record:
+            return False
+        check_part(folder)
+    except (OSError, ValueError, VitaError):
+        return False
+    return True
+
+
+def _check_replaceable(folder: Path) -> None:
+    if folder.exists() and not (folder / RECORD).is_file():
+        raise EngineError(
+            f"--out: {folder} is there and was not made by this converter; move it or name another folder"
+        )
+
+
+def _check_disk(out: Path, plans: list[Plan]) -> None:
+    if not plans:
+        return
+    needed, free = sum(plan.bytes for plan in plans) + _SPARE_BYTES, shutil.disk_usage(out).free
+    if free < needed:
+        sizes = ", ".join(f"{plan.part.value} {plan.bytes / 1e9:.1f}" for plan in plans)
+        raise EngineError(
+            f"--out: {free / 1e9:.1f} GB are free at {out}, {needed / 1e9:.1f} GB are needed ({sizes}); "
+            "free the space or name a folder on another disk"
+        )
+
+
+def _temporary_path(out: Path, plan: Plan) -> Path:
+    return out / f".{plan.part.value}.tmp"
+
+
+@contextmanager
+def _temporary_folder(out: Path, plan: Plan) -> Iterator[Path]:
+    """Where a part grows; gone afterwards, unless it was renamed."""
+    folder = _temporary_path(out, plan)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _lock(out: Path) -> Iterator[None]:
+    with (out / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise EngineError(f"--out: another conversion is running in {out}; wait for it") from error
+        yield
