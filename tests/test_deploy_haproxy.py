@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import re
+import socket
 import subprocess
+import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 
 import grpc
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from benchmarks import scale_out
 from benchmarks.balancer import CONFIG, Balancer, BalancerError, find_haproxy
 from server.launch import TritonServer
 from triton_probe import long_request, metrics, wait_idle
@@ -130,6 +135,69 @@ def test_a_drained_server_ends_its_streams_and_gets_no_new_ones(server: TritonSe
         assert client.collect("Hello", task="text", max_tokens=5, timeout_s=10).tokens
 
 
+#: A server in the protocol alone (it makes no speech): ready, answers a stream once or, when asked to be silent, never.
+PROTOCOL_DOUBLE = """
+import sys, time
+from concurrent.futures import ThreadPoolExecutor
+import grpc
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+class Double(service_pb2_grpc.GRPCInferenceServiceServicer):
+    def ModelReady(self, request, context):
+        return service_pb2.ModelReadyResponse(ready=True)
+    def ModelStreamInfer(self, requests, context):
+        if next(requests).id != "silent":
+            yield service_pb2.ModelStreamInferResponse()
+        time.sleep(60)
+server = grpc.server(ThreadPoolExecutor(4))
+service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Double(), server)
+server.add_insecure_port(sys.argv[1])
+server.start()
+server.wait_for_termination(60)
+"""
+
+
+@needs_haproxy
+def test_streams_of_a_killed_server_end_at_once() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    ended: dict[str, tuple[int, grpc.StatusCode, float]] = {}
+
+    def call(name: str) -> None:
+        answers = 0
+        with grpc.insecure_channel(balancer.url) as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            request = service_pb2.ModelInferRequest(model_name=ENSEMBLE, id=name)
+            try:
+                for _ in stub.ModelStreamInfer(iter([request]), timeout=30):
+                    answers += 1
+            except grpc.RpcError as error:
+                ended[name] = (answers, error.code(), time.monotonic())
+
+    process = subprocess.Popen([sys.executable, "-c", PROTOCOL_DOUBLE, address])
+    try:
+        with Balancer([address, NOBODY]) as balancer:
+            balancer.wait_for("a", "UP")
+            callers = [threading.Thread(target=call, args=(name,)) for name in ("silent", "speaking")]
+            for caller in callers:
+                caller.start()
+            while balancer.streams("a") < 2:
+                time.sleep(0.02)
+            time.sleep(0.5)  # the answer of the speaking one has come
+            killed = time.monotonic()
+            process.kill()
+            for caller in callers:
+                caller.join()
+            assert balancer.wait_for("a", "DOWN") < 5
+    finally:
+        process.kill()
+        process.wait()
+    assert ended["silent"][:2] == (0, grpc.StatusCode.UNAVAILABLE)
+    # HAProxy 2.6 ends a stream that had begun without trailers, which gRPC calls UNKNOWN.
+    assert ended["speaking"][:2] == (1, grpc.StatusCode.UNKNOWN)
+    assert max(when for _, _, when in ended.values()) - killed < 3
+
+
 @needs_haproxy
 def test_without_servers_callers_hear_at_once() -> None:
     with Balancer([NOBODY, NOBODY]) as balancer, Client(balancer.url) as client:
@@ -140,3 +208,23 @@ def test_without_servers_callers_hear_at_once() -> None:
             client.collect("Hello", timeout_s=10)
         assert time.monotonic() - asked < 1.0
         assert not client.health().ready
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--callers", "1"], "--callers: 1 is not valid: from 2 to 64"),
+        (["--phase-s", "500"], "--phase-s: 500 is not valid: from 1 to 120 seconds"),
+    ],
+)
+def test_the_rehearsal_refuses_what_it_cannot_do(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        scale_out.main(["--engines", "engines/cpu", *arguments])
+    assert message in capsys.readouterr().err
+
+
+def test_the_rehearsal_says_that_there_are_no_engines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert scale_out.main(["--engines", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.startswith("scale_out: ")
