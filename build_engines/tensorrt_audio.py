@@ -175,7 +175,6 @@ def build_audio_engines(
         tensorrt=tensorrt.__version__,
         compute_capability=".".join(map(str, torch.cuda.get_device_capability())),
         max_batch=max_batch,
-        flow_steps=config.flow_steps,
         engines={name: plan for name, (plan, _) in planned.items()},
     )
     write_atomically(out / PLAN_FILE, made.to_json())

@@ -16,7 +16,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from build_engines.onnx_graph import FUSED
 from vita_audio.errors import EngineError
 
-#: Where nearly all the work is; TensorRT runs these on tensor cores and adds in float32.
+#: Where nearly all the work is; in float16 they run on tensor cores.
 PRODUCTS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 
 

@@ -6,8 +6,9 @@ asked (no network, no sound), one stream through its steady state and an end aft
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import numpy as np
 
@@ -20,9 +21,11 @@ from vita_audio.engines.tensorrt_audio_plan import BATCH, Geometry, Profile
 #: Frames and tokens meet again after this many tokens (441 frames): positions of a stream repeat from there.
 FRAME_PERIOD_TOKENS = 64
 
+Noted = TypeVar("Noted", int, tuple[int, int])
+
 
 @dataclass(slots=True)
-class _Noted:
+class NotingEngines:
     """A flow and a vocoder that note the geometries they are asked for."""
 
     mel_channels: int
@@ -72,7 +75,7 @@ class DecoderGeometries:
 
 def decoder_geometries(config: DecoderConfig, mel_channels: int, block_tokens: int) -> DecoderGeometries:
     """Run the schedule until it repeats; end a copy of the stream after each decode, at once and as late as can be."""
-    running, ends = (_Noted(mel_channels, block_tokens) for _ in range(2))
+    running, ends = (NotingEngines(mel_channels, block_tokens) for _ in range(2))
     config = replace(config, flow_steps=1)
     decoder, ender = StreamingDecoder(running, running, config), StreamingDecoder(ends, ends, config)
     state, decoded = decoder.init(0), 0
@@ -84,7 +87,7 @@ def decoder_geometries(config: DecoderConfig, mel_channels: int, block_tokens: i
         decoder.push(state, [0] * (due - decoded))
         decoded = due
     return DecoderGeometries(
-        condition=_geometries(running.windows, ends.windows, lambda window: {"tokens": window[0], "frames": window[1]}),
+        condition=_geometries(running.windows, ends.windows, _window),
         velocity=_geometries(running.velocities, ends.velocities, _frames),
         f0=_geometries(running.f0s, ends.f0s, _frames),
         vocoder=_geometries(running.waves, ends.waves, _frames_and_samples),
@@ -126,9 +129,12 @@ def _end(decoder: StreamingDecoder, state: StreamState, more_tokens: int) -> Non
         decoder.step([copy])
 
 
-def _geometries(running: Iterable, ends: Iterable, named) -> Geometries:  # type: ignore[no-untyped-def,type-arg]
-    running, every = set(running), {*running, *ends}
-    return Geometries(tuple(map(named, sorted(running))), tuple(map(named, sorted(every))))
+def _geometries(running: set[Noted], ends: set[Noted], named: Callable[[Noted], Geometry]) -> Geometries:
+    return Geometries(tuple(map(named, sorted(running))), tuple(map(named, sorted(running | ends))))
+
+
+def _window(window: tuple[int, int]) -> Geometry:
+    return {"tokens": window[0], "frames": window[1]}
 
 
 def _frames(frames: int) -> Geometry:

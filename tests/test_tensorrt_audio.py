@@ -16,10 +16,18 @@ from build_engines.export_audio import export_flow, export_speech_tokenizer, exp
 from build_engines.seed_checkpoint import TINY, write_seed_checkpoint
 from build_engines.tensorrt_audio import AUDIO_ENGINES, HALF_PRODUCTS, build_engine, compile_on_cpu, plan_engines
 from build_engines.tensorrt_audio_graphs import standard_graph
-from build_engines.tensorrt_audio_profiles import _Noted, decoder_geometries, profiles
+from build_engines.tensorrt_audio_profiles import NotingEngines, decoder_geometries, profiles
 from vita_audio.checkpoint import load_flow, load_speech_tokenizer, load_vocoder
 from vita_audio.decoding.decoder import StreamingDecoder
 from vita_audio.decoding.schedule import DecoderConfig
+from vita_audio.engines.tensorrt_audio import (
+    TensorRtFlow,
+    TensorRtSpeechTokenizer,
+    TensorRtVocoder,
+    mel_geometry,
+    wave_geometry,
+    window_geometry,
+)
 from vita_audio.engines.tensorrt_audio_plan import (
     BATCH,
     FLOW_CONDITION,
@@ -155,7 +163,7 @@ def test_what_is_not_a_graph_is_refused(tmp_path: Path, graphs: Path) -> None:
 def test_profiles_take_every_stream_however_it_arrives(tokens: int, pieces: list[int]) -> None:
     config = DecoderConfig(flow_steps=1)
     geometries = decoder_geometries(config, 4, 10)
-    noted = _Noted(4, 10)
+    noted = NotingEngines(4, 10)
     decoder = StreamingDecoder(noted, noted, config)
     state = decoder.init(0)
     for piece in pieces:
@@ -208,8 +216,43 @@ def test_batches_are_padded_to_buckets() -> None:
         bucket_of(7, 6)
 
 
+def test_every_captured_geometry_has_a_profile(plans: dict[str, EnginePlan]) -> None:
+    captured = {name: plan.captured(MAX_BATCH) for name, plan in plans.items()}
+    assert {name: len(geometries) for name, geometries in captured.items()} == {
+        FLOW_CONDITION: 16, FLOW_VELOCITY: 16, VOCODER_F0: 12, VOCODER: 12, SPEECH_TOKENIZER: 0,
+    }  # fmt: skip
+    for name, geometries in captured.items():
+        for geometry in geometries:
+            plans[name].profile_of(geometry)
+            assert all(min(shape) >= 1 for shape in plans[name].shapes(geometry).values())
+
+
+def test_geometries_of_engine_calls(plans: dict[str, EnginePlan]) -> None:
+    """What the runtime asks for is what the plan names."""
+    mel, source = np.zeros((2, 80, 38), np.float32), np.zeros((2, 9728), np.float32)
+    asked = {
+        FLOW_CONDITION: window_geometry(np.zeros((2, 8), np.int64), np.zeros(55, np.int64)),
+        FLOW_VELOCITY: mel_geometry(np.zeros((2, 80, 55), np.float32)),
+        VOCODER: wave_geometry(mel, source),
+    }
+    for name, geometry in asked.items():
+        assert geometry in plans[name].captured(MAX_BATCH)
+
+
+def test_engines_without_a_plan_or_tensorrt_are_refused(plans: dict[str, EnginePlan], tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"tensorrt_audio\.json: cannot be read"):
+        TensorRtFlow(tmp_path)
+    (tmp_path / "tensorrt_audio.json").write_text(AudioPlan("10.14.1.48", "9.0", MAX_BATCH, {}).to_json())
+    with pytest.raises(EngineError, match="the plan has no vocoder_f0, vocoder"):
+        TensorRtVocoder(tmp_path)
+    if importlib.util.find_spec("tensorrt") is None:
+        (tmp_path / "tensorrt_audio.json").write_text(AudioPlan("10.14.1.48", "9.0", MAX_BATCH, plans).to_json())
+        with pytest.raises(EngineError, match="tensorrt is not installed"):
+            TensorRtSpeechTokenizer(tmp_path)
+
+
 def test_the_plan_survives_its_file(plans: dict[str, EnginePlan], tmp_path: Path) -> None:
-    plan = AudioPlan("10.14.1.48", "9.0", MAX_BATCH, 4, plans)
+    plan = AudioPlan("10.14.1.48", "9.0", MAX_BATCH, plans)
     (tmp_path / "tensorrt_audio.json").write_text(plan.to_json())
     assert load_plan(tmp_path) == plan
     for text, told in (("{}", "format is None"), ("[", "not a plan"), ('{"format": 1}', "engines")):

@@ -30,7 +30,7 @@ class EnginePlan:
     """One engine.
 
     Attributes:
-        precision: "float32", "tf32" (products in TF32) or "half products" (float16, sums in float32).
+        precision: "float32", "tf32" (products may use TF32) or "half products" (float16, the rest float32).
         inputs: name -> dimensions, names for free ones.
         profiles: the most special ones first, the one that takes everything last.
         geometries: those that running streams have, batch left out; each gets a CUDA graph for every batch bucket.
@@ -49,6 +49,10 @@ class EnginePlan:
             name: tuple(geometry[size] if isinstance(size, str) else size for size in dims)
             for name, dims in self.inputs.items()
         }
+
+    def captured(self, max_batch: int) -> list[Geometry]:
+        """Every geometry that gets a CUDA graph, `batch` included."""
+        return [{**geometry, BATCH: batch} for geometry in self.geometries for batch in batch_buckets(max_batch)]
 
     def profile_of(self, geometry: Mapping[str, int]) -> int:
         """Index of the most special profile that takes a geometry.
@@ -76,13 +80,11 @@ class AudioPlan:
         tensorrt: version that built them; engines run with that one only.
         compute_capability: of the GPU they were built for, as "9.0".
         max_batch: windows of one engine call.
-        flow_steps: Euler steps of the flow, part of its CUDA graphs.
     """
 
     tensorrt: str
     compute_capability: str
     max_batch: int
-    flow_steps: int
     engines: dict[str, EnginePlan]
 
     def to_json(self) -> str:
