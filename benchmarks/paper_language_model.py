@@ -65,11 +65,11 @@ class LanguageModelBench:
         self, modes: Sequence[str], tokens: int, streams: int, audio_head: bool, limit_s: float
     ) -> Iterator[Row]:
         """Tokens/s of all streams together in each mode, after their first token; `limit_s` ends a mode early."""
-        engine = self.engine(streams, PROMPT_TOKENS + tokens + 1, audio_head)
+        engine = self.engine(streams, PROMPT_TOKENS + tokens + _head_start(streams) + 1, audio_head)
         for mode in modes:
             _run(engine, mode, min(tokens, 64), streams, limit_s)  # captures what this mode runs
-            made, speed = _run(engine, mode, tokens, streams, limit_s)
-            yield self._row("engine", mode, made, streams, audio_head, speed)
+            made, context, speed = _run(engine, mode, tokens, streams, limit_s)
+            yield self._row("engine", mode, made, streams, audio_head, context, speed)
 
     def baseline(self, modes: Sequence[str], tokens: int, limit_s: float) -> Iterator[Row]:
         """The eager loop, batch 1, full head."""
@@ -81,12 +81,14 @@ class LanguageModelBench:
             synchronize(self.device)
             start = time.perf_counter()
             made = len(model.generate(prompt, pattern, tokens, REPETITION_PENALTY, limit_s))
-            yield self._row("eager baseline", mode, made, 1, False, made / (time.perf_counter() - start))
+            speed = made / (time.perf_counter() - start)
+            yield self._row("eager baseline", mode, made, 1, False, PROMPT_TOKENS + made / 2, speed)
 
-    def _row(self, what: str, mode: str, tokens: int, streams: int, audio_head: bool, speed: float) -> Row:
-        """Speed with the bytes it means: weights and the caches at their mean length."""
+    def _row(
+        self, what: str, mode: str, tokens: int, streams: int, audio_head: bool, context: float, speed: float
+    ) -> Row:
+        """Speed with the bytes it means: weights, and caches of `context` tokens on average."""
         parts = traffic(self.size, self.weights.embedding.element_size())
-        context = PROMPT_TOKENS + tokens / 2
         moved, made = bytes_per_cycle(parts, mode, streams, context, audio_head)
         roofline = tokens_per_s(parts, mode, self.bandwidth, streams, context, audio_head)
         return {
@@ -187,16 +189,24 @@ def _prompts(streams: int, size: ModelSize) -> list[list[int]]:
     return [row.tolist() for row in ids]
 
 
-def _run(engine: TorchCudaLanguageModel, mode: str, tokens: int, streams: int, limit_s: float) -> tuple[int, float]:
-    """Tokens each stream made on average, and tokens/s of all of them after their first ones."""
-    scheduler, running = _submit(engine, mode, tokens, streams)
+def _head_start(streams: int) -> int:
+    """Tokens a stream can make while the prompts of the others are read, one a step."""
+    return FIRST_CHUNK_TOKENS * (streams - 1)
+
+
+def _run(
+    engine: TorchCudaLanguageModel, mode: str, tokens: int, streams: int, limit_s: float
+) -> tuple[int, float, float]:
+    """All streams running at once, from the last one's first token until the first one ends or `limit_s` is over:
+    tokens of a stream (`tokens` or a little more), mean length of its cache, tokens/s of all streams."""
+    scheduler, running = _submit(engine, mode, tokens + _head_start(streams), streams)
     while any(stream.generated == 0 for stream in running):
         scheduler.step()
-    before, start = sum(stream.generated for stream in running), time.perf_counter()
-    while not scheduler.idle and time.perf_counter() - start < limit_s:
+    before, start = sum(len(stream.tokens) for stream in running), time.perf_counter()
+    while not any(stream.ended for stream in running) and time.perf_counter() - start < limit_s:
         scheduler.step()
-    made = sum(stream.generated for stream in running)
-    return made // streams, (made - before) / (time.perf_counter() - start)
+    after, took = sum(len(stream.tokens) for stream in running), time.perf_counter() - start
+    return (after - before) // streams, (before + after) / 2 / streams, (after - before) / took
 
 
 def _submit(engine: TorchCudaLanguageModel, mode: str, tokens: int, streams: int) -> tuple[Scheduler, list[Stream]]:

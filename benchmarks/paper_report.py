@@ -64,7 +64,9 @@ def prediction(record: Row) -> str:
             speeds = [
                 tokens_per_s(parts, mode, rate * 1e12, audio_head=audio) if rate else None for mode in NAMED_MODES
             ]
-            rows.append([name, number(rate, 2), head, *(number(speed) for speed in speeds)])
+            rows.append(
+                [name, NOT_MEASURED if rate is None else f"{rate:.3g}", head, *(number(speed) for speed in speeds)]
+            )
     return table("bandwidth|TB/s|head|" + "|".join(NAMED_MODES), rows)
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from vita_audio.configs import LanguageModelConfig
 from vita_audio.engines.torch_cuda.network import Shape, Spans, attend_rectangle
+from vita_audio.engines.torch_cuda.weights import load_weights
+from vita_audio.models.language_model import LanguageModel
 
 SLOTS, CONTEXT, ROWS, STREAM_ROWS = 5, 300, 32, 16
 #: (slot, first position, rows): one row at the start, many far in, some in between.
@@ -37,7 +40,28 @@ def largest_difference(size: tuple[int, int, int, int], device: str, dtype: torc
     return float((made.float() - expected.float()).abs().max())
 
 
+def engine_tokens(attention: str) -> list[list[int]]:
+    """A prompt, then bursts with a rewind, of two slots of an engine on the CPU."""
+    from vita_audio.engines.interface import BurstRow, ExtendRow, Sampling
+    from vita_audio.engines.torch_cuda.engine import Settings, TorchCudaLanguageModel
+
+    config, cpu = LanguageModelConfig(60, 32, 48, 1 + 2, 4, 2, 2, 64), torch.device("cpu")
+    torch.manual_seed(1)
+    weights = load_weights(config, LanguageModel(config).state_dict(), cpu, torch.float32)
+    engine = TorchCudaLanguageModel(config, weights, Settings(2, 64, attention=attention))  # type: ignore[arg-type]
+    prompts = [[7, 3, 9, 1, 4], [5, 8]]
+    for slot in range(2):
+        engine.open(slot, Sampling(temperature=1.0, top_k=20, seed=slot))
+    first = engine.extend([ExtendRow(slot, 0, prompt, 0) for slot, prompt in enumerate(prompts)])
+    rows = [
+        BurstRow(slot, 0, len(prompt), [*prompt[1:], token or 0], 1, 1)
+        for slot, (prompt, token) in enumerate(zip(prompts, first, strict=True))
+    ]
+    return [[token or 0 for token in first], *engine.burst(rows), *engine.burst(rows)]
+
+
 if __name__ == "__main__":
+    assert engine_tokens("split") == engine_tokens("rectangle")
     for size in SIZES:
         difference = largest_difference(size, "cpu", torch.float32)
         assert difference < 1e-5, (size, difference)

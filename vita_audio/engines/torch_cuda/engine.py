@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from itertools import chain
 from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -157,19 +159,19 @@ class TorchCudaLanguageModel:
         return self._extend([row])[0]
 
     def _extend(self, rows: Sequence[ExtendRow]) -> list[int | None]:
-        spans = [(row.slot, row.start, row.start + len(row.tokens)) for row in rows]
-        shape = self._shape(spans, [row.index for row in rows], least_rows=1)
+        spans = np.array([(row.slot, row.start, row.start + len(row.tokens)) for row in rows])
+        index = [row.index for row in rows]
+        shape = self._shape(spans, index, least_rows=1)
         program = self._program("extend", shape)
         program.reset()
-        self._fill(program, shape, spans, [row.index for row in rows], draws=1)
-        tokens = np.concatenate([np.asarray(row.tokens, np.int64) for row in rows])
+        stream, _ = self._fill(program, shape, spans, index, draws=1)
+        tokens = np.fromiter(chain.from_iterable(row.tokens for row in rows), np.int64, len(stream))
         program.inputs["tokens"][: len(tokens)] = tokens
-        slot = np.repeat([row.slot for row in rows], [len(row.tokens) for row in rows])
-        program.inputs["seen_at"][: len(tokens)] = slot * self.vocab_size + tokens
+        program.inputs["seen_at"][: len(tokens)] = spans[stream, 0] * self.vocab_size + tokens
         output = program.run()
         if output is None:
             return [None] * len(rows)
-        return [None if row.index is None else t for row, t in zip(rows, output[:, 0].tolist(), strict=False)]
+        return [None if i is None else token for i, token in zip(index, output[:, 0].tolist(), strict=False)]
 
     @torch.inference_mode()
     def burst(self, rows: Sequence[BurstRow]) -> list[list[int]]:
@@ -199,63 +201,62 @@ class TorchCudaLanguageModel:
 
     def _burst(self, rows: Sequence[BurstRow]) -> list[list[int]]:
         modules = self.mctp_modules
-        spans = [(row.slot, row.start, row.stop) for row in rows]
-        shape = self._shape(spans, [row.index for row in rows], least_rows=2)  # only a prompt of one token has 1
+        spans = np.array([(row.slot, row.start, row.stop) for row in rows])
+        index = [row.index for row in rows]
+        shape = self._shape(spans, index, least_rows=2)  # only a prompt of one token has 1
         program = self._program("burst", shape)
         program.reset()
-        self._fill(program, shape, spans, [row.index for row in rows], draws=modules)
-        inputs, first, wide = program.inputs, 0, shape.stream_rows + modules
+        stream, within = self._fill(program, shape, spans, index, draws=modules)
+        inputs, wide, number = program.inputs, shape.stream_rows + modules, np.arange(len(rows))
         for i, row in enumerate(rows):
-            count = row.stop - row.start
             inputs["ids"][i, : len(row.tokens)] = row.tokens
-            inputs["id_at"][first : first + count] = i * wide + np.arange(count)
-            inputs["id_end"][i] = i * wide + count
-            inputs["commit"][i] = 0 if row.index is None else row.commit
-            first += count
+        inputs["id_at"][: len(stream)] = stream * wide + within
+        inputs["id_end"][: len(rows)] = number * wide + spans[:, 2] - spans[:, 1]
+        inputs["commit"][: len(rows)] = [0 if row.index is None else row.commit for row in rows]
         output = program.run()
         if output is None:
             return [[] for _ in rows]
         sampled = output.tolist()
         return [[] if row.index is None else sampled[i][: row.commit] for i, row in enumerate(rows)]
 
-    def _shape(self, spans: Sequence[tuple[int, int, int]], index: Sequence[int | None], least_rows: int) -> Shape:
-        """The smallest shape that holds a call."""
-        counts = [stop - start for _, start, stop in spans]
-        drawn = [slot for (slot, _, _), i in zip(spans, index, strict=True) if i is not None]
+    def _shape(self, spans: NDArray[np.int64], index: Sequence[int | None], least_rows: int) -> Shape:
+        """The smallest shape that holds a call; spans [streams, 3] are (slot, start, stop)."""
+        counts = spans[:, 2] - spans[:, 1]
+        drawn = [slot for slot, i in zip(spans[:, 0], index, strict=True) if i is not None]
         wanted = [candidates(self._sampling[slot], self.vocab_size) for slot in drawn]
-        span = max(_MIN_SPAN, _power_of_two(max(stop for _, _, stop in spans)))
+        span = max(_MIN_SPAN, _power_of_two(int(spans[:, 2].max())))
         return Shape(
-            rows=round_rows(max(least_rows, sum(counts))),
+            rows=round_rows(max(least_rows, int(counts.sum()))),
             streams=min(self.slots, _power_of_two(len(spans))),
-            stream_rows=round_stream_rows(max(least_rows, max(counts))),
+            stream_rows=round_stream_rows(max(least_rows, int(counts.max()))),
             span=min(self.context, span) if self.attention == "rectangle" else self.context,
             width=max(wanted, default=0),
         )
 
     def _fill(
-        self,
-        program: Program,
-        shape: Shape,
-        spans: Sequence[tuple[int, int, int]],
-        index: Sequence[int | None],
-        draws: int,
-    ) -> None:
-        """The inputs that extend and burst share."""
-        inputs, first = program.inputs, 0
-        for i, (slot, start, stop) in enumerate(spans):
-            count = stop - start
-            rows = slice(first, first + count)
-            inputs["slot"][i], inputs["first"][i], inputs["count"][i], inputs["start"][i] = slot, first, count, start
-            inputs["place"][rows] = i * shape.stream_rows + np.arange(count)
-            inputs["position"][rows] = np.arange(start, stop)
-            inputs["cache_row"][rows] = slot * self.context + np.arange(start, stop)
-            inputs["last"][i] = first + count - 1
-            sampled, sampling = index[i], self._sampling[slot]
-            if sampled is not None:
-                inputs["seen_slot"][i] = slot
-                if not sampling.greedy:
-                    inputs["uniform"][i] = uniforms(sampling.seed, sampled, draws) / _UNIFORM_STEP
-            first += count
+        self, program: Program, shape: Shape, spans: NDArray[np.int64], index: Sequence[int | None], draws: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The inputs that extend and burst share; returns the stream and the place in it of every packed row."""
+        inputs, streams = program.inputs, len(spans)
+        slot, start, counts = spans[:, 0], spans[:, 1], spans[:, 2] - spans[:, 1]
+        first = counts.cumsum() - counts
+        stream = np.repeat(np.arange(streams), counts)
+        within = np.arange(len(stream)) - first[stream]
+        position = start[stream] + within
+        for name, values in (("slot", slot), ("first", first), ("count", counts), ("start", start)):
+            inputs[name][:streams] = values
+        inputs["last"][:streams] = first + counts - 1
+        inputs["place"][: len(stream)] = stream * shape.stream_rows + within
+        inputs["position"][: len(stream)] = position
+        inputs["cache_row"][: len(stream)] = slot[stream] * self.context + position
+        for i, sampled in enumerate(index):
+            if sampled is None:
+                continue
+            sampling = self._sampling[slot[i]]
+            inputs["seen_slot"][i] = slot[i]
+            if not sampling.greedy:
+                inputs["uniform"][i] = uniforms(sampling.seed, sampled, draws) / _UNIFORM_STEP
+        return stream, within
 
     def _program(self, kind: str, shape: Shape) -> Program:
         program = self._programs.get((kind, shape))
