@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import shlex
 import sys
@@ -11,7 +12,7 @@ from typing import Any
 import gevent
 import numpy as np
 from grpc.experimental.gevent import init_gevent
-from locust import LoadTestShape, events
+from locust import LoadTestShape, argument_parser, events
 from locust.env import Environment
 from locust.runners import MasterRunner, WorkerRunner
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from loadtest.clock import now_s
 from loadtest.generator import GeneratorLoad, GeneratorWatch
 from loadtest.manifest import manifest
-from loadtest.options import Settings, add_arguments, settings_from
+from loadtest.options import ENDLESS_S, Settings, add_arguments, settings_from
 from loadtest.record import StreamRecord
 from loadtest.report.files import write_report
 from loadtest.report.page import page
@@ -95,6 +96,11 @@ class Session:
         self._users += 1
         return f"{self.settings.seed}/{getattr(self._environment.runner, 'worker_index', 0)}/{self._users}"
 
+    @property
+    def running(self) -> bool:
+        """Whether this process has a run to make streams for."""
+        return self._board is not None
+
     def launch(self, turn: Turn, intended_s: float) -> gevent.Greenlet | None:
         """Start a call; None when there is no run, or it is over."""
         return None if self._board is None else self._board.launch(turn, intended_s)
@@ -107,6 +113,9 @@ class Session:
         if self._makes_streams:
             init_gevent()  # once in each process, after locust has forked its workers
         if isinstance(runner, WorkerRunner):
+            # Locust 2.47 builds its whole command line anew for each option in each message that changes the load:
+            # the worker's event loop, and every stream in it, would stand still for half a second.
+            argument_parser.default_args_dict = functools.cache(argument_parser.default_args_dict)
             runner.register_message(_DRAIN, self._on_drain, concurrent=True)
             return
         if isinstance(runner, MasterRunner):
@@ -155,7 +164,8 @@ class Session:
         if not self._start_s:
             return
         elapsed_s = now_s() - self._start_s
-        if self._reports and not self._stopped_because and elapsed_s < self.settings.run_time_s - 1:
+        planned_s = self.settings.run_time_s
+        if self._reports and not self._stopped_because and planned_s < ENDLESS_S and elapsed_s < planned_s - 1:
             self._stopped_because = f"stopped after {elapsed_s:.0f} s"
         if isinstance(runner, MasterRunner):
             waiting = len(runner.clients.all)

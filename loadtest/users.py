@@ -25,6 +25,8 @@ class Caller(User):
     session: ClassVar[Session]
 
     def on_start(self) -> None:
+        if not self.session.running:
+            return  # the run was refused; the first call ends this user
         session, settings = self.session, self.session.settings
         random_ = random.Random(session.next_user_seed())
         self._settings, self._random = settings, random_
@@ -34,6 +36,8 @@ class Caller(User):
 
     @task
     def call(self) -> None:
+        if not self.session.running:
+            raise StopUser
         if self._settings.loop == "open":
             for intended_s in self._arrivals.due(now_s()):
                 self.session.launch(self._turns.draw(), intended_s)

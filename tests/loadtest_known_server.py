@@ -63,7 +63,12 @@ def even(seed: int) -> Script:
     return Script(((0.05, 0.5), (0.05, 0.5)))
 
 
-SCRIPTS = {"mixed": mixed, "even": even}
+def long(seed: int) -> Script:
+    """A chunk of 0.3 s every 0.2 s, for 8 s."""
+    return Script(((0.1, 0.5), *((0.2, 0.3),) * 40))
+
+
+SCRIPTS = {"mixed": mixed, "even": even, "long": long}
 
 
 class KnownServer(service_pb2_grpc.GRPCInferenceServiceServicer):
