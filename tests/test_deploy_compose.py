@@ -27,8 +27,9 @@ TLS = ("docker-compose.yml", "deploy/compose.tls.yml")
 SERVERS = ("gpu", "cpu")
 
 KNOWN_KEYS = set(
-    """build cap_drop command depends_on deploy entrypoint environment healthcheck image init logging networks ports
-    profiles read_only restart secrets security_opt shm_size stop_grace_period tmpfs ulimits user volumes""".split()
+    """build cap_drop command cpus depends_on deploy entrypoint environment healthcheck image init logging mem_limit
+    networks ports profiles read_only restart secrets security_opt shm_size stop_grace_period tmpfs ulimits user
+    volumes""".split()
 )
 
 
