@@ -1,11 +1,12 @@
 """Defines or builds the TensorRT-LLM networks.
 
 TRTLLM_SRC=DIR python -m build_engines.tensorrt_llm_networks dry_run --size 7b
-python -m build_engines.tensorrt_llm_networks build --part backbone --checkpoint DIR --out DIR
+python -m build_engines.tensorrt_llm_networks build --part backbone --checkpoint DIR --tokenizer FILE --out DIR
 """
 
 from __future__ import annotations
 
+import json
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,9 +14,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from build_engines.tensorrt_llm_networks.build import BACKBONE, MCTP, build_engine
+from build_engines.tensorrt_llm_networks.build import BACKBONE, MCTP, build_engine, load_network, network
 from build_engines.tensorrt_llm_networks.options import NetworkOptions
 from vita_audio.errors import VitaError
+from vita_audio.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from build_engines.tensorrt_llm_networks.dry_run import Definition
@@ -63,6 +65,9 @@ def dry_run(
     max_num_tokens: MaxTokens = 2048,
     prompt_table_rows: PromptRows = 0,
     head_first_id: HeadFirstId = 0,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Converted checkpoint with backbone/ and mctp/: its sizes and weights.")
+    ] = None,
     compile_engines: Annotated[bool, typer.Option("--compile", help="Compile too; only for small sizes.")] = False,
 ) -> None:
     """Define both networks on a CPU from the sources TRTLLM_SRC names, and print what they are."""
@@ -70,11 +75,15 @@ def dry_run(
 
     try:
         cpu_sources.install()
-        from build_engines.tensorrt_llm_networks.dry_run import SIZES, define
+        from build_engines.tensorrt_llm_networks.dry_run import SIZES, define, network_fields
 
         options = NetworkOptions(max_batch_size, max_seq_len, max_num_tokens, prompt_table_rows, head_first_id)
-        for part in Part:
-            _report(define(part.value, SIZES[size.value], options, compile_engines))
+        for part in (BACKBONE, MCTP):
+            if checkpoint is None:
+                model = network(part, network_fields(part, SIZES[size.value]), options)
+            else:
+                model = load_network(part, checkpoint / part, options)
+            _report(define(part, model, options, compile_engines))
     except VitaError as error:
         _fail(error)
 
@@ -84,18 +93,20 @@ def build(
     part: Annotated[Part, typer.Option(help="Which engine.")],
     checkpoint: Annotated[Path, typer.Option(help="TensorRT-LLM checkpoint of that part.")],
     out: Annotated[Path, typer.Option(help="Folder of the engine.")],
+    tokenizer: Annotated[Path, typer.Option(help="tokenizer.json: rows beyond its tokens never come out.")],
     max_batch_size: MaxStreams = 64,
     max_seq_len: MaxLength = 4096,
     max_num_tokens: MaxTokens = 2048,
     prompt_table_rows: PromptRows = 0,
-    head_first_id: HeadFirstId = 0,
     rank: Annotated[int, typer.Option(help="Rank of tensor parallelism.")] = 0,
 ) -> None:
     """Build one rank of one engine, in the container with TensorRT-LLM 1.2.1 (not run: no GPU)."""
     try:
-        options = NetworkOptions(max_batch_size, max_seq_len, max_num_tokens, prompt_table_rows, head_first_id)
+        vocab_size = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+        banned = tuple(Vocabulary.from_tokenizer(tokenizer).banned_ids(vocab_size))
+        options = NetworkOptions(max_batch_size, max_seq_len, max_num_tokens, prompt_table_rows, banned_ids=banned)
         build_engine(part.value, checkpoint, out, options, rank)
-    except (VitaError, OSError) as error:
+    except (VitaError, OSError, ValueError, KeyError) as error:
         _fail(error)
 
 

@@ -6,6 +6,7 @@ Not run: there is no GPU here. The networks themselves are defined by the dry ru
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,16 +43,27 @@ def build_engine(part: str, checkpoint: Path, out: Path, options: NetworkOptions
 
 
 def load_network(part: str, checkpoint: Path, options: NetworkOptions, rank: int = 0) -> Any:
-    """The network of a part with the weights of one rank."""
+    """The network of a part with the weights of one rank; the head is the one the checkpoint was converted with.
+
+    Raises:
+        EngineError: the checkpoint is not there or not readable, or has other tensors than the network.
+    """
     from safetensors.torch import load_file
     from tensorrt_llm.models.modeling_utils import preprocess_weights
 
-    fields = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
-    model = network(part, fields, options, rank)
-    weights = load_file(checkpoint / f"rank{rank}.safetensors")
-    if part == MCTP:
-        _fit_head(weights, model, options)
-    model.load(preprocess_weights(weights, model.config))
+    try:
+        fields = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+        weights = load_file(checkpoint / f"rank{rank}.safetensors")
+    except (OSError, ValueError) as error:
+        raise EngineError(f"{checkpoint}: not a readable checkpoint ({error}); convert it again") from error
+    model = network(part, fields, replace(options, head_first_id=fields.get("head_first_id", 0)), rank)
+    weights = preprocess_weights(weights, model.config)
+    wanted = {name for name, parameter in model.named_parameters() if not parameter.is_inited()}
+    faults = [f"{name} is missing" for name in sorted(wanted - set(weights))]
+    faults += [f"{name} is unknown" for name in sorted(set(weights) - wanted)]
+    if faults:
+        raise EngineError(f"{checkpoint}: does not fit the network: {'; '.join(faults)}; convert it again")
+    model.load(weights)
     return model
 
 
@@ -102,17 +114,3 @@ def build_config(part: str, options: NetworkOptions, dry_run: bool = False) -> A
     )
     config.output_timing_cache = None  # else a file in the current folder; its type says str, its code takes None
     return config
-
-
-def _fit_head(weights: dict[str, Any], model: Any, options: NetworkOptions) -> None:
-    """Cut the full head of a single rank down to the head that is built; with several ranks the conversion cuts it."""
-    for name in [name for name in weights if name.startswith("lm_head.")]:
-        rows = weights[name].shape[0]
-        if options.head_first_id and rows == model.config.vocab_size and model.config.mapping.tp_size == 1:
-            weights[name] = weights[name][options.head_first_id :].contiguous()
-        elif rows != model.lm_head.weight.shape[0]:
-            raise EngineError(
-                f"{name} has {rows} rows, the head from id {options.head_first_id} on "
-                f"{model.lm_head.weight.shape[0]} on each of {model.config.mapping.tp_size} ranks: "
-                "convert the checkpoint with this head"
-            )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
-from build_engines.tensorrt_llm_networks.build import MCTP, build_config, network
+from build_engines.tensorrt_llm_networks.build import MCTP, build_config
 from build_engines.tensorrt_llm_networks.options import NetworkOptions
 from vita_audio.configs import LanguageModelConfig
 
@@ -63,11 +63,13 @@ class Definition:
     engine_bytes: int | None  # of the compiled engine, None when it was only defined
 
 
-def define(part: str, config: LanguageModelConfig, options: NetworkOptions, compile_engine: bool = False) -> Definition:
-    """Define one network in bfloat16 with TensorRT-LLM's own builder. `cpu_sources.install` has to come first.
+def define(part: str, model: Any, options: NetworkOptions, compile_engine: bool = False) -> Definition:
+    """Define a network of `build.network` or `build.load_network` with TensorRT-LLM's own builder.
+
+    `cpu_sources.install` has to come first.
 
     Args:
-        compile_engine: compile it too, ahead of time, with weights of no meaning (memory and time of the full size).
+        compile_engine: compile it too, ahead of time; without a checkpoint its weights have no meaning.
     """
     from tensorrt_llm.builder import Builder, build
 
@@ -82,7 +84,6 @@ def define(part: str, config: LanguageModelConfig, options: NetworkOptions, comp
         return made[-1]
 
     start = time.monotonic()
-    model = network(part, network_fields(part, config), options)
     with mock.patch.object(Builder, "create_network", recorded):
         engine = build(model, build_config(part, options, dry_run=not compile_engine))
     seconds = time.monotonic() - start
@@ -105,7 +106,7 @@ def define(part: str, config: LanguageModelConfig, options: NetworkOptions, comp
 
 
 def network_fields(part: str, config: LanguageModelConfig) -> dict[str, Any]:
-    """Fields of a TensorRT-LLM checkpoint's config.json for one part of a language model."""
+    """Fields of a TensorRT-LLM checkpoint's config.json for one part of a language model, in bfloat16."""
     return {
         "architecture": "Qwen2ForCausalLM",
         "dtype": "bfloat16",
