@@ -54,7 +54,7 @@ def read_by_compose(*files: str) -> dict[str, Any]:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
     )
     assert made.returncode == 0, made.stderr
     assert not made.stderr, made.stderr  # it warns of unset variables and of fields that mean nothing
@@ -172,7 +172,7 @@ def test_the_health_check_is_a_command_of_the_client() -> None:
     kind, _, *arguments = SERVICES["gpu"]["healthcheck"]["test"]
     assert SERVICES["cpu"]["healthcheck"] == SERVICES["gpu"]["healthcheck"]
     environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'client'}", "PATH": ""}
-    made = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=60)
+    made = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=240)
     assert kind == "CMD"
     assert made.returncode in (0, 3), made.stderr  # ready, or no server; bad arguments are 2
 
