@@ -22,7 +22,7 @@ from vita_client import Client
 SOURCES = 20
 _DRAIN_S = 15.0
 #: What locust may take on top of the run and the drain before it is ended by force: starting, the report.
-_GRACE_S = 60.0
+_GRACE_S = 120.0
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -89,7 +89,8 @@ def _passed_on(given: list[str]) -> list[str]:
 
 
 def _run(command: list[str], limit_s: float) -> int:
-    """Locust as a child, ended by force after `limit_s`; Ctrl-C lets it end its streams and write its report."""
+    """Locust as a child, ended by force after `limit_s`; Ctrl-C and SIGTERM let it end its streams and report."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     path = os.pathsep.join(filter(None, [str(ROOT), str(ROOT / "client"), os.environ.get("PYTHONPATH")]))
     child = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path})
     try:

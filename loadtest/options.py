@@ -165,7 +165,10 @@ def check_target(url: str, allow_remote: bool) -> None:
     Raises:
         LoadTestError: not on loopback, and not allowed.
     """
-    host = url.rpartition(":")[0].strip("[]")
+    host, _, port = url.rpartition(":")
+    host = host.strip("[]")
+    if not host or not port.isdigit():
+        raise wrong("--host", url, "it has the form host:port", "for example localhost:8001")
     try:
         local = host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -56,12 +56,12 @@ def load(url: str, out: Path, *arguments: str) -> subprocess.Popen[str]:
 
 def ended(run: subprocess.Popen[str], out: Path) -> tuple[int, str, dict[str, Any], list[StreamRecord]]:
     """Exit code, what it printed, the report's figures and its single streams."""
-    printed, _ = run.communicate(timeout=120)
+    printed, _ = run.communicate(timeout=240)
     return run.returncode, printed, read_figures(out), read_streams(out)
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    end_s = time.monotonic() + 60
+    end_s = time.monotonic() + 120
     while time.monotonic() < end_s:
         try:
             if condition():
@@ -69,4 +69,4 @@ def wait_for(condition: Callable[[], bool]) -> None:
         except (FileNotFoundError, json.JSONDecodeError):
             pass
         time.sleep(0.05)
-    raise AssertionError("it did not come to that within 60 s")
+    raise AssertionError("it did not come to that within 120 s")

@@ -69,6 +69,18 @@ def test_a_caller_who_cuts_in_is_no_failure(tmp_path: Path) -> None:
     assert all(stream.audio_s > 0 for stream in streams)
 
 
+def test_what_still_runs_at_the_end_is_counted_as_unfinished(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with Known("long", tmp_path) as server:
+        run = load(server.url, out, "--rate", "6", "--run-time", "4", "--drain", "1", "--mix", "tts")
+        _, printed, figures, streams = ended(run, out)
+    unfinished = [stream for stream in streams if stream.outcome == "unfinished"]
+    assert len(unfinished) > 3, printed
+    assert figures["streams"]["unfinished"] == len(unfinished)
+    assert figures["scenarios"]["all"]["loss_rate"] >= len(unfinished) / len(streams)
+    assert figures["over_time"][-1]["running"] == 0
+
+
 def test_the_web_ui_starts_shows_and_stops_a_run(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -151,6 +151,8 @@ def test_locusts_options_become_settings() -> None:
         (["--warm-up", "60"], 2, "--warm-up: 60.0 is not valid"),
         (["--barge-in", "2"], 2, "--barge-in"),
         (["--mode", "warp"], 2, "warp"),
+        (["--url", "localhost:"], 2, "it has the form host:port"),
+        (["--url", "localhost"], 2, "it has the form host:port"),
         (["--url", "192.168.1.1:8001"], 2, "it is not on loopback"),
         (["--url", "localhost:1"], 3, "start one with: make serve"),
     ],

@@ -109,7 +109,7 @@ def test_a_server_that_dies_ends_the_run_with_a_report(tmp_path: Path) -> None:
         wait_for(lambda: len(server.sent()) >= 3)
     code, printed, figures, streams = ended(run, out)
     assert code == 1
-    assert time.monotonic() - begun_s < 90
+    assert time.monotonic() - begun_s < 200  # of the 600 that were planned
     assert "no server at" in figures["aborted"]
     assert figures["aborted"] in printed
     assert {s.outcome for s in streams} == {"done", "failed"}

@@ -19,7 +19,7 @@ from loadtest.report.files import FIGURES, read_figures, read_streams
 DRAIN_S = 20.0
 #: What starting locust, the report and the server's own catching up may take besides.
 OVERHEAD_S = 10.0
-_GRACE_S = 90.0
+_GRACE_S = 150.0
 #: A queue belongs to the stage behind it.
 _QUEUES = {"lm_queue": "lm", "decode_queue": "decode"}
 
