@@ -28,7 +28,7 @@ class ModelSize:
     first_audio_id: int
 
 
-#: The released 7B; the paper's 0.5B (Qwen2.5-0.5B with the audio vocabulary, tied head); one for tests.
+#: The released 7B; the paper's 0.5B, taken to be Qwen2.5-0.5B (tied head) with the audio vocabulary; one for tests.
 SIZES: dict[str, ModelSize] = {
     "7b": ModelSize(LanguageModelConfig(168072, 3584, 18944, 28 + 10, 28, 4, 10, 32768), BASE.text_tokens),
     "0.5b": ModelSize(

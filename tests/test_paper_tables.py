@@ -13,7 +13,7 @@ import torch
 from benchmarks import gpu_session, paper_tables
 from benchmarks.eager_baseline import EagerLanguageModel
 from benchmarks.gpu_session import Step
-from benchmarks.paper_report import NOT_MEASURED
+from benchmarks.paper_report import NOT_MEASURED, render
 from benchmarks.random_checkpoint import RandomCheckpoint
 from benchmarks.roofline import SIZES, bytes_per_cycle, tokens_per_s, traffic
 from vita_audio.checkpoint import load_language_model
@@ -122,6 +122,36 @@ def test_a_real_size_on_a_cpu_is_refused(capsys: pytest.CaptureFixture[str]) -> 
     with pytest.raises(SystemExit):
         paper_tables.main(["--size", "7b", "--device", "cpu"])
     assert "needs a CUDA device" in capsys.readouterr().err
+
+
+def test_report_of_a_real_size_compares_with_eager_code_and_the_paper() -> None:
+    """Speed-ups, shares and sums of a 7B record, from round numbers."""
+
+    def row(implementation: str, mode: str, head: str, speed: float) -> dict[str, Any]:
+        return {
+            "implementation": implementation, "mode": mode, "streams": 1, "head": head, "tokens": 4096,
+            "tokens_per_s": speed, "achieved_gb_s": 2000.0, "roofline_tokens_per_s": 2 * speed, "share": 0.5,
+        }  # fmt: skip
+
+    language_model = {"stage": "language model", "implementation": "engine", "mode": "boost", "head": "full", "ms": 15}
+    record = {
+        "size": "7b", "dtype": "bfloat16", "command": "python", "machine": "GPU", "date": "today", "compiled": False,
+        "attention": "split", "copy_tb_s": 3.0, "datasheet_tb_s": 3.35, "tokens": 4096, "baseline_tokens": 512,
+        "faults": {},
+        "table5": [row("engine", "vanilla", "full", 200.0), row("engine", "turbo", "audio-only", 1300.0)],
+        "baseline": [row("eager baseline", "vanilla", "full", 50.0), row("eager baseline", "turbo", "full", 260.0)],
+        "first_chunk": [
+            language_model,
+            {"stage": "encoder", "implementation": "eager", "ms": 30.0},
+            {"stage": "encoder", "implementation": "CUDA graph", "ms": 5.0},
+            {"stage": "decoder, 1 step(s)", "implementation": "CUDA graph", "ms": 10.0},
+        ],
+    }  # fmt: skip
+    text = render(record)
+    assert "| engine | 1 | turbo | audio-only | 4096 | 1300 | 6.50x | 5.00x | 2000 | 2600 | 50 % | 305 |" in text
+    assert "| datasheet | 3.35 | full | 235 | 632 | 632 | 1171 |" in text
+    assert f"| engine | boost | full | 15.0 | 30.0 | {NOT_MEASURED} | {NOT_MEASURED} |" in text
+    assert "| paper | boost | full | 53 | 243 | - | - |" in text
 
 
 def test_a_failed_part_is_named_and_the_others_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
