@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 import tensorrt_llm_double as double
+from build_engines.tensorrt_llm_networks.build import build_engine
 from build_engines.tensorrt_llm_networks.options import NetworkOptions
 from language_models import random_weights
 from vita_audio.configs import LanguageModelConfig
@@ -188,6 +190,12 @@ def test_the_head_is_cut_from_its_first_id_on() -> None:
     assert options.banned_rows(168072) == [2, 16431]
     with pytest.raises(EngineError, match="leaves 60 of 151700 ids"):
         options.head_rows(151700)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorrt_llm") is not None, reason="tensorrt_llm is installed")
+def test_building_without_tensorrt_llm_says_where_to_build(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"tensorrt_llm 1\.2\.1 is not installed"):
+        build_engine("mctp", tmp_path, tmp_path / "engine", NetworkOptions())
 
 
 @pytest.mark.timeout(900)

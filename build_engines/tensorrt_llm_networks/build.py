@@ -27,10 +27,14 @@ def build_engine(part: str, checkpoint: Path, out: Path, options: NetworkOptions
         options: what to build for; the same for both parts.
 
     Raises:
-        EngineError: another TensorRT-LLM is installed, or the checkpoint does not fit the options.
+        EngineError: TensorRT-LLM is missing or of another version, or the checkpoint does not fit the network.
     """
-    import tensorrt_llm
-
+    try:
+        import tensorrt_llm
+    except ImportError as error:
+        raise EngineError(
+            f"tensorrt_llm {TENSORRT_LLM_VERSION} is not installed ({error}): build in the container that carries it"
+        ) from error
     if tensorrt_llm.__version__ != TENSORRT_LLM_VERSION:
         raise EngineError(
             f"tensorrt_llm {tensorrt_llm.__version__} is installed, but the networks are written for "
@@ -60,7 +64,8 @@ def load_network(part: str, checkpoint: Path, options: NetworkOptions, rank: int
     weights = preprocess_weights(weights, model.config)
     wanted = {name for name, parameter in model.named_parameters() if not parameter.is_inited()}
     faults = [f"{name} is missing" for name in sorted(wanted - set(weights))]
-    faults += [f"{name} is unknown" for name in sorted(set(weights) - wanted)]
+    if model.config.quantization.quant_algo is None:  # a quantised one may carry scales that its build does not use
+        faults += [f"{name} is unknown" for name in sorted(set(weights) - wanted)]
     if faults:
         raise EngineError(f"{checkpoint}: does not fit the network: {'; '.join(faults)}; convert it again")
     model.load(weights)
