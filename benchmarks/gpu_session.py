@@ -69,7 +69,7 @@ def run(step: Step, log: Path, left_s: float) -> dict[str, object]:
             code = "timed out"
     took = time.perf_counter() - start
     print(f"== {step.name}: {code}, {took:.0f} s")
-    print("\n".join(log.read_text()[begin:].splitlines()[-60:]), flush=True)
+    print("\n".join(log.read_bytes()[begin:].decode(errors="replace").splitlines()[-60:]), flush=True)
     return {"step": step.name, "exit": code, "seconds": round(took, 1)}
 
 
@@ -85,7 +85,8 @@ def main(arguments: list[str] | None = None) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     start, done, log = time.perf_counter(), list[dict[str, object]](), options.out / "gpu_session.log"
     log.unlink(missing_ok=True)
-    for step in plan(options.size, options.golden, options.out.resolve()):
+    golden = options.golden.resolve() if options.golden else None
+    for step in plan(options.size, golden, options.out.resolve()):
         left_s = options.budget - (time.perf_counter() - start)
         if left_s < 20:
             done.append({"step": step.name, "exit": "not run: out of time", "seconds": 0.0})
