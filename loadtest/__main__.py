@@ -92,11 +92,12 @@ def _run(command: list[str], limit_s: float) -> int:
     """Locust as a child, ended by force after `limit_s`; Ctrl-C and SIGTERM let it end its streams and report."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     path = os.pathsep.join(filter(None, [str(ROOT), str(ROOT / "client"), os.environ.get("PYTHONPATH")]))
-    child = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path})
+    # A session of its own: Ctrl-C in a terminal must reach locust once, through us.
+    child = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, start_new_session=True)
     try:
         return child.wait(timeout=limit_s)
     except KeyboardInterrupt:
-        child.send_signal(signal.SIGINT)
+        child.send_signal(signal.SIGINT)  # a headless locust has no handler for SIGTERM while a shape runs
         return child.wait(timeout=_GRACE_S)
     except subprocess.TimeoutExpired:
         child.kill()
