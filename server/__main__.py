@@ -38,7 +38,8 @@ def parse_options(arguments: Sequence[str] | None = None) -> tuple[ServerOptions
         type=int,
         help="HTTP is off unless a port is given (facts: open advisories on Triton's HTTP server)",
     )
-    add("--metrics-port", type=int, default=default.metrics_port, help="Prometheus metrics, always on loopback")
+    add("--metrics-port", type=int, default=default.metrics_port, help="Prometheus metrics")
+    add("--metrics-host", default=default.metrics_host, help="address of the metrics port; others need --allow-remote")
     add("--slots", type=int, default=default.slots, help="streams that run at the same time")
     add(
         "--queue",
@@ -63,6 +64,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> tuple[ServerOptions
         grpc_port=given.grpc_port,
         http_port=given.http_port,
         metrics_port=given.metrics_port,
+        metrics_host=given.metrics_host,
         profile=given.profile,
         slots=given.slots,
         queue=given.queue,

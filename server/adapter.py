@@ -1,4 +1,4 @@
-"""What the adapters in `model_repository/` share: tensors, errors and metrics. Runs inside Triton's Python stubs only.
+"""What the adapters in `model_repository/` share: tensors and errors. Runs inside Triton's Python stubs only.
 
 Nothing may be raised out of `execute`: the caller would see a traceback, and the reply would not say what to do.
 """
@@ -6,8 +6,6 @@ Nothing may be raised out of `execute`: the caller would see a traceback, and th
 from __future__ import annotations
 
 import logging
-import threading
-from collections.abc import Callable, Mapping
 
 import numpy as np
 import triton_python_backend_utils as pb_utils  # exists in the stub only
@@ -17,11 +15,6 @@ from vita_audio.errors import InvalidRequest, ServerFull, ServerStopping, VitaEr
 
 #: The flag of the last response to a request of a decoupled model.
 FINAL: int = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
-
-#: (metric name, labels) -> value.
-Measured = Mapping[tuple[str, tuple[tuple[str, str], ...]], float]
-
-_METRICS_INTERVAL_S = 0.2
 
 log = logging.getLogger(__name__)
 
@@ -71,57 +64,3 @@ def error_response(error: Exception) -> pb_utils.InferenceResponse:
         log.error("request failed", exc_info=error)
         text = f"internal error: {type(error).__name__}: {error}"
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(" ".join(text.split()), code))
-
-
-class Metrics:
-    """Publishes numbers on Triton's metrics port, read from a function a few times a second.
-
-    Args:
-        read: the values now. Names that end in ``_total`` count up, others are gauges.
-        descriptions: metric name -> one line of help.
-    """
-
-    def __init__(
-        self,
-        read: Callable[[], Measured],
-        descriptions: Mapping[str, str],
-    ) -> None:
-        self._read = read
-        # A family must live as long as its metrics (facts/triton.md).
-        self._families = {
-            name: pb_utils.MetricFamily(
-                name=name,
-                description=text,
-                kind=pb_utils.MetricFamily.COUNTER if name.endswith("_total") else pb_utils.MetricFamily.GAUGE,
-            )
-            for name, text in descriptions.items()
-        }
-        self._metrics: dict[tuple[str, tuple[tuple[str, str], ...]], pb_utils.Metric] = {}
-        self._closing = threading.Event()
-        self.publish()
-        self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
-        self._thread.start()
-
-    def publish(self) -> None:
-        """Bring all metrics up to date."""
-        for (name, labels), value in self._read().items():
-            metric = self._metrics.get((name, labels))
-            if metric is None:
-                metric = self._metrics[name, labels] = self._families[name].Metric(labels=dict(labels))
-            if name.endswith("_total"):
-                metric.increment(value - metric.value())
-            else:
-                metric.set(value)
-
-    def close(self) -> None:
-        """End the thread."""
-        self._closing.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._closing.wait(_METRICS_INTERVAL_S):
-            try:
-                self.publish()
-            except Exception:
-                log.exception("publishing metrics failed")
-                return

@@ -42,11 +42,12 @@ def check_numbers(options: ServerOptions) -> None:
 
 def check_remote(options: ServerOptions) -> None:
     """Listening beyond this machine is asked for explicitly, never by accident."""
-    if not options.allow_remote and not is_loopback(options.host):
-        raise CannotStart(
-            f"--host: {options.host} can be reached from other machines: add --allow-remote if that is meant "
-            "(and --tls-cert/--tls-key: without them speech and text travel in the clear)"
-        )
+    for flag, host in (("--host", options.host), ("--metrics-host", options.metrics_host)):
+        if not options.allow_remote and not is_loopback(host):
+            raise CannotStart(
+                f"{flag}: {host} can be reached from other machines: add --allow-remote if that is meant "
+                "(and --tls-cert/--tls-key: without them speech and text travel in the clear)"
+            )
 
 
 def check_repository(repository: Path) -> None:

@@ -7,7 +7,7 @@ import secrets
 from pathlib import Path
 
 from server.locate import Triton
-from server.options import LOOPBACK, ServerOptions
+from server.options import ServerOptions
 from vita_audio.serving_settings import ServingSettings
 
 #: Administration that no client of this project needs (facts/triton.md, Security). Health, metadata, inference, model
@@ -52,7 +52,7 @@ def triton_arguments(options: ServerOptions, triton: Triton, backends: Path, sha
         f"--grpc-keepalive-timeout={KEEPALIVE_TIMEOUT_MS}",
         f"--grpc-restricted-protocol={RESTRICTED}:{LOCK}={secrets.token_urlsafe(24)}",
         f"--allow-http={_flag(options.http_port is not None)}",
-        f"--metrics-address={LOOPBACK}",
+        f"--metrics-address={options.metrics_host}",
         f"--metrics-port={options.metrics_port}",
         "--metrics-config=histogram_latencies=true",
         "--allow-gpu-metrics=" + _flag(options.profile == "gpu"),

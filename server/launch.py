@@ -20,7 +20,7 @@ from server.command import triton_arguments, triton_environment
 from server.errors import CannotStart
 from server.locate import find_shared_python, find_triton
 from server.metrics import STREAMS, read_metrics
-from server.options import LOOPBACK, ServerOptions
+from server.options import ServerOptions
 from server.ports import claim_ports
 from server.processes import remove_shared_memory, resident_bytes
 from server.readiness import wait_until_ready
@@ -75,8 +75,8 @@ class TritonServer:
 
     @property
     def metrics_url(self) -> str:
-        """Prometheus metrics, on loopback."""
-        return f"http://127.0.0.1:{self.options.metrics_port}/metrics"
+        """Prometheus metrics."""
+        return f"http://{self.options.metrics_host}:{self.options.metrics_port}/metrics"
 
     @property
     def http_url(self) -> str | None:
@@ -143,7 +143,7 @@ class TritonServer:
         Raises:
             OSError: the server does not answer.
         """
-        metrics = read_metrics(LOOPBACK, self.options.metrics_port)
+        metrics = read_metrics(self.options.metrics_host, self.options.metrics_port)
         return int(sum(value for name, value in metrics.items() if name.startswith(STREAMS)))
 
     def drain(self) -> bool:

@@ -39,6 +39,7 @@ class ServerOptions:
         repository: Triton model repository.
         host: address of the gRPC (and HTTP) port; anything but loopback needs `allow_remote`.
         grpc_port, metrics_port: 0 picks a free one.
+        metrics_host: address of the metrics port; anything but loopback needs `allow_remote`.
         http_port: None leaves HTTP off (facts/triton.md, Security); 0 picks a free one.
         profile: ``cpu`` reads each model's ``config.pbtxt``, ``gpu`` its ``configs/gpu.pbtxt`` where there is one.
         slots, queue: streams that run, and that may wait.
@@ -54,6 +55,7 @@ class ServerOptions:
     grpc_port: int = DEFAULT_GRPC_PORT
     http_port: int | None = None
     metrics_port: int = DEFAULT_METRICS_PORT
+    metrics_host: str = LOOPBACK
     profile: str = "cpu"
     slots: int = DEFAULT_SLOTS
     queue: int = DEFAULT_QUEUE

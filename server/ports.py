@@ -7,7 +7,7 @@ import socket
 from dataclasses import replace
 
 from server.errors import CannotStart
-from server.options import FREE_PORT, LOOPBACK, ServerOptions
+from server.options import FREE_PORT, ServerOptions
 
 
 def is_loopback(host: str) -> bool:
@@ -29,7 +29,10 @@ def claim_ports(options: ServerOptions) -> ServerOptions:
     Raises:
         CannotStart: a port is taken, asked for twice, or out of range; names the flag and the port.
     """
-    wanted = {"grpc_port": (options.host, options.grpc_port), "metrics_port": (LOOPBACK, options.metrics_port)}
+    wanted = {
+        "grpc_port": (options.host, options.grpc_port),
+        "metrics_port": (options.metrics_host, options.metrics_port),
+    }
     if options.http_port is not None:
         wanted["http_port"] = (options.host, options.http_port)
     chosen: dict[str, int] = {}

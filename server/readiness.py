@@ -13,7 +13,7 @@ import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from server.errors import CannotStart
-from server.options import LOOPBACK, ServerOptions
+from server.options import ServerOptions
 from vita_audio.contract import ENSEMBLE
 
 POLL_S = 0.05
@@ -35,7 +35,7 @@ def wait_until_ready(options: ServerOptions, ended: Callable[[], bool], log_file
         CannotStart: the process ended, or `options.start_timeout_s` passed.
     """
     address = (options.host, options.grpc_port)
-    others = [(LOOPBACK, options.metrics_port)]  # Triton opens them after gRPC
+    others = [(options.metrics_host, options.metrics_port)]  # Triton opens them after gRPC
     if options.http_port is not None:
         others.append((options.host, options.http_port))
     deadline = time.monotonic() + options.start_timeout_s

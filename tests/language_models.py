@@ -1,4 +1,4 @@
-"""Small random language models for tests, and both engines over them."""
+"""Small random language models for tests, and all engines over them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from build_engines.export_language_model import export_language_model
 from vita_audio.configs import LanguageModelConfig
 from vita_audio.engines.interface import LanguageModelEngine
 from vita_audio.engines.onnxruntime_language_model import OnnxLanguageModel
+from vita_audio.engines.torch_cuda.engine import Settings, TorchCudaLanguageModel
+from vita_audio.engines.torch_cuda.weights import load_weights
 from vita_audio.engines.torch_language_model import TorchLanguageModel
 from vita_audio.generation.request import GenerationRequest
 from vita_audio.messages import GenerationSettings
 from vita_audio.models.language_model import LanguageModel
 
-ENGINES = ("torch", "onnxruntime")
+ENGINES = ("torch", "onnxruntime", "torch_cuda")
 
 
 def random_weights(config: LanguageModelConfig, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -31,6 +33,9 @@ def make_engine(
 ) -> LanguageModelEngine:
     if kind == "torch":
         return TorchLanguageModel(config, tensors, slots, context)
+    if kind == "torch_cuda":
+        weights = load_weights(config, tensors, torch.device("cpu"), torch.float32)
+        return TorchCudaLanguageModel(config, weights, Settings(slots, context))
     if not (folder / "model.json").exists():
         export_language_model(config, tensors, folder)
     return OnnxLanguageModel(folder, slots, context)

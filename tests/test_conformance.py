@@ -14,7 +14,7 @@ from vita_audio.conformance.__main__ import main, run_checks
 from vita_audio.conformance.result import compare_tokens, compare_values
 
 ENGINES = {"torch", "onnxruntime"}
-LANGUAGE_MODELS = ENGINES | {"tensorrt_llm mirror"}
+LANGUAGE_MODELS = ENGINES | {"torch_cuda", "tensorrt_llm mirror"}
 
 
 def test_every_golden_case_passes_on_every_engine(golden: Path) -> None:

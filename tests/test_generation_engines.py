@@ -72,6 +72,7 @@ def test_engines_agree_when_sampling(engines: dict[str, LanguageModelEngine], pa
     ]
     expected = run(engines["torch"], requests)
     assert run(engines["onnxruntime"], requests) == expected
+    assert run(engines["torch_cuda"], requests) == expected
     assert len({tuple(tokens) for tokens in expected}) == len(requests)
 
 
@@ -121,7 +122,7 @@ def test_other_sizes(config: LanguageModelConfig, tmp_path: Path) -> None:
     pattern = (1, modules, 2, max(0, modules - 1))
     requests = [request([3, 1, 4, 1, 5], pattern, 30), request([9, 2], (8192, 0), 30, temperature=1.0, seed=5)]
     made = [run(make_engine(kind, config, tensors, tmp_path, 2, 64), requests, chunk=16) for kind in ENGINES]
-    assert made[0] == made[1]
+    assert made[0] == made[1] == made[2]
 
 
 def test_banned_ids_never_come_out(tmp_path: Path) -> None:

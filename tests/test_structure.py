@@ -39,10 +39,12 @@ def files(folder: str, *but: str) -> list[Path]:
         ("vita_audio/engines", (), ("vita_audio.generation", "vita_audio.decoding")),
         ("vita_audio/generation", (), ("vita_audio.decoding", "torch", "onnxruntime")),
         ("vita_audio/decoding", (), ("vita_audio.generation", "torch", "onnxruntime")),
+        ("vita_audio/metrics", (), ("vita_audio.engines", "vita_audio.decoding", "torch", "onnxruntime")),
         ("vita_audio/models", (), ("vita_audio.engines", "vita_audio.generation", "vita_audio.decoding")),
         ("client/vita_client", (), ("server", "build_engines", "training", "torch", "onnxruntime", "tokenizers")),
         ("server", (), ("torch", "training", "vita_client")),
         ("model_repository", (), ("torch", "training", "vita_client")),
+        ("loadtest", (), ("server", "build_engines", "training", "torch", "onnxruntime")),
         ("build_engines", (), ("server", "vita_client", "training")),
     ],
 )

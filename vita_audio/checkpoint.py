@@ -18,7 +18,7 @@ from vita_audio.models.vocoder import Vocoder
 from vita_audio.weight_files import Shapes, Weights, open_folder, open_safetensors, open_torch_file, read_text
 
 #: Parts of Plus checkpoints that are not the language model (facts/audio.md 9).
-_NOT_LANGUAGE_MODEL = ("model.audio_model.", "model.audio_projection.")
+NOT_LANGUAGE_MODEL = ("model.audio_model.", "model.audio_projection.")
 #: Parts of a stored Whisper model beside the encoder layers in use (facts/audio.md 1).
 _NOT_SPEECH_TOKENIZER = re.compile(r"ema_count|ema_weight|layer_norm\.(weight|bias)|(model\.)?(decoder|proj_out)\..*")
 
@@ -42,7 +42,7 @@ def load_language_model(
     folder = Path(folder)
     config = LanguageModelConfig.from_json(read_text(folder / "config.json"), str(folder / "config.json"))
     with open_folder(folder) as weights:
-        own = weights.renamed(lambda key: None if key.startswith(_NOT_LANGUAGE_MODEL) else key)
+        own = weights.renamed(lambda key: None if key.startswith(NOT_LANGUAGE_MODEL) else key)
         tensors = own.take(language_model_shapes(config), dtype)
     if config.tie_word_embeddings:
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]

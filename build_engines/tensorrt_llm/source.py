@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from vita_audio.checkpoint import _NOT_LANGUAGE_MODEL, language_model_shapes
+from vita_audio.checkpoint import NOT_LANGUAGE_MODEL, language_model_shapes
 from vita_audio.configs import LanguageModelConfig
 from vita_audio.errors import CheckpointError
 from vita_audio.vocabulary import Vocabulary
@@ -44,7 +44,7 @@ def open_released(folder: Path) -> ReleasedCheckpoint:
     with open_folder(folder) as weights:
         if faults := list(weights.faults):
             raise CheckpointError(f"{folder}: {'; '.join(faults)}; download the checkpoint again")
-        found = {key: shape for key, shape in weights.shapes.items() if not key.startswith(_NOT_LANGUAGE_MODEL)}
+        found = {key: shape for key, shape in weights.shapes.items() if not key.startswith(NOT_LANGUAGE_MODEL)}
     _check_modules(folder, config, found)
     _check_vocabulary(folder, config, found)
     if faults := compare(found, language_model_shapes(config)):

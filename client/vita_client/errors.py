@@ -78,9 +78,10 @@ def from_rpc(code: grpc.StatusCode, details: str | None, *, url: str, timeout_s:
     text = one_line(details or code.name)
     if code is grpc.StatusCode.INVALID_ARGUMENT:
         return RequestRejected(text)
+    # A proxy ends a stream that has begun without trailers, which gRPC calls UNKNOWN.
+    if responses and code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNKNOWN):
+        return StreamBroken(f"the server at {url} went away after {responses} responses ({text})")
     if code is grpc.StatusCode.UNAVAILABLE:
-        if responses:
-            return StreamBroken(f"the server at {url} went away after {responses} responses ({text})")
         if "server is full" in text:
             return ServerUnavailable(text)
         return ServerUnavailable(f"no answer from {url}: {_CONNECT_PREFIX.sub('', text)}")

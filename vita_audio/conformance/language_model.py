@@ -8,6 +8,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
+
 from build_engines.export_language_model import export_language_model
 from vita_audio.checkpoint import load_language_model
 from vita_audio.conformance.result import Result, compare_tokens
@@ -16,6 +18,8 @@ from vita_audio.engines.onnxruntime_language_model import OnnxLanguageModel
 from vita_audio.engines.tensorrt_llm.language_model import TensorRtLlmLanguageModel
 from vita_audio.engines.tensorrt_llm.layout import layout_for
 from vita_audio.engines.tensorrt_llm.mirror import MirrorExecutor
+from vita_audio.engines.torch_cuda.engine import Settings, TorchCudaLanguageModel
+from vita_audio.engines.torch_cuda.weights import load_weights
 from vita_audio.engines.torch_language_model import TorchLanguageModel
 from vita_audio.generation.request import GenerationRequest
 from vita_audio.generation.scheduler import Scheduler
@@ -30,12 +34,16 @@ def check_language_model(folder: Path) -> Iterator[Result]:
     config, tensors = load_language_model(folder)
     cases = json.loads((folder / "greedy_tokens.json").read_text())
     context = max(len(c["prompt"]) + len(c["tokens"]) for c in cases) + 1
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     layout = layout_for(config, SLOTS, context, max_num_tokens=256)
     with TemporaryDirectory() as scratch:
         export_language_model(config, tensors, Path(scratch))
         engines: dict[str, LanguageModelEngine] = {
             "torch": TorchLanguageModel(config, tensors, SLOTS, context),
             "onnxruntime": OnnxLanguageModel(Path(scratch), SLOTS, context),
+            "torch_cuda": TorchCudaLanguageModel(
+                config, load_weights(config, tensors, device, torch.float32), Settings(SLOTS, context)
+            ),
             "tensorrt_llm mirror": TensorRtLlmLanguageModel(MirrorExecutor(layout, tensors)),
         }
         for name, engine in engines.items():
