@@ -74,11 +74,13 @@ def pack(checkpoint: Path, engines: Path, folder: Path, on_file: Callable[[str, 
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    for part, names in _files_of_parts(manifest).items():
-        reference = _reference(checkpoint, part, stored)
+    for source, names in _sources(manifest).items():
+        reference = _reference(checkpoint, source, stored)
         for name in names:
             content = (engines / name).read_bytes()
-            difference = bsdiff4.diff(reference, content)
+            difference = _known_difference(folder / (name + _SUFFIX), reference, content)
+            if difference is None:
+                difference = bsdiff4.diff(reference, content)
             path = temporary / (name + _SUFFIX)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(difference)
@@ -110,8 +112,8 @@ def unpack(checkpoint: Path, folder: Path, engines: Path) -> bool:
     stored = _read_index(folder / INDEX)
     temporary = engines.with_name(f".{engines.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    for part, names in _files_of_parts(manifest).items():
-        reference = _reference(checkpoint, part, stored)
+    for source, names in _sources(manifest).items():
+        reference = _reference(checkpoint, source, stored)
         for name in names:
             path = temporary / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -143,20 +145,39 @@ def _complete(engines: Path, manifest: Manifest) -> bool:
     )
 
 
-def _files_of_parts(manifest: Manifest) -> dict[str, list[str]]:
-    """Part of the checkpoint -> names of the engine files made from it."""
-    parts: dict[str, list[str]] = {}
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """What engine files are a difference from: the weights of a part of the checkpoint, or its text."""
+
+    part: str
+    text: bool
+
+
+def _sources(manifest: Manifest) -> dict[_Source, list[str]]:
+    """Source -> names of the engine files made from it."""
+    sources: dict[_Source, list[str]] = {}
     for name in manifest.files:
         part = next((part for start, part in _PARTS.items() if name.startswith(start)), None)
         if part is None or Path(name).is_absolute() or ".." in Path(name).parts:
             raise EngineError(f"{name}: belongs to no part of a checkpoint")
-        parts.setdefault(part, []).append(name)
-    return parts
+        sources.setdefault(_Source(part, name.endswith(".json")), []).append(name)
+    return sources
 
 
-def _reference(checkpoint: Path, part: str, stored: list[StoredTensor]) -> bytes:
-    """All that an engine may hold of a part: its weights as float32, as they are and transposed, and its text."""
-    folder = checkpoint / part
+def _known_difference(path: Path, reference: bytes, content: bytes) -> bytes | None:
+    """The difference that was packed before, when it still gives this content: finding one takes minutes."""
+    try:
+        difference = path.read_bytes()
+        return difference if bsdiff4.patch(reference, difference) == content else None
+    except (OSError, ValueError):
+        return None
+
+
+def _reference(checkpoint: Path, source: _Source, stored: list[StoredTensor]) -> bytes:
+    """All that an engine may hold of a part: its weights as float32, as they are and transposed, or its text."""
+    folder = checkpoint / source.part
+    if source.text:
+        return b"".join(file.read_bytes() for file in sorted(folder.glob("*.json")))
     pieces: list[bytes] = []
     for file in sorted(folder.glob("*.safetensors")):
         try:
@@ -164,9 +185,8 @@ def _reference(checkpoint: Path, part: str, stored: list[StoredTensor]) -> bytes
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{file}: cannot be read ({error}); restore the checkpoint's files") from error
         pieces += _layouts(tensors)
-    for name in sorted({tensor.file for tensor in stored if Path(tensor.file).parts[0] == part}):
+    for name in sorted({tensor.file for tensor in stored if Path(tensor.file).parts[0] == source.part}):
         pieces += _layouts(_read_torch_file(checkpoint / name, [t for t in stored if t.file == name]))
-    pieces += [file.read_bytes() for file in sorted(folder.glob("*.json"))]
     return b"".join(pieces)
 
 

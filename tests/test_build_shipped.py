@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import bsdiff4
 import pytest
 
 from build_engines.manifest import check_manifest, load_manifest
@@ -44,6 +45,19 @@ def test_unpacked_engines_are_those_that_were_packed(
     (out / "vocoder.onnx").write_bytes(b"damaged")
     assert unpack(checkpoint, shipped, out)
     check_manifest(out, checkpoint)
+
+
+def test_packing_again_keeps_differences_that_still_fit(
+    engines: Path, checkpoint: Path, shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again = shutil.copytree(shipped, tmp_path / "again")
+    (again / "vocoder_f0.onnx.bsdiff").write_bytes(b"damaged")
+    made: list[bytes] = []
+    diff = bsdiff4.diff
+    monkeypatch.setattr(bsdiff4, "diff", lambda old, new: made.append(new) or diff(old, new))
+    pack(checkpoint, engines, again, lambda *_: None)
+    assert made == [(engines / "vocoder_f0.onnx").read_bytes()]
+    assert unpack(checkpoint, again, tmp_path / "engines")
 
 
 def test_the_command_needs_no_pytorch(checkpoint: Path, shipped: Path, tmp_path: Path) -> None:
