@@ -25,7 +25,7 @@ _Part = TypeVar("_Part")
 
 @dataclass(frozen=True, slots=True)
 class CheckpointSizes:
-    """What a checked bundle holds. `default_pattern` is the mode it was trained for."""
+    """A checked bundle. `default_pattern`: the mode it was trained for; `samples`: see `default_sampling`."""
 
     language_model: LanguageModelConfig
     speech_tokenizer: SpeechTokenizerConfig
@@ -33,6 +33,7 @@ class CheckpointSizes:
     vocoder: VocoderConfig
     vocabulary: Vocabulary
     default_pattern: tuple[int, ...]
+    samples: bool
 
     def sizes(self) -> dict[str, dict[str, Any]]:
         """Part -> fields of its config, for the manifest."""
@@ -60,13 +61,15 @@ def check_checkpoint(folder: Path) -> CheckpointSizes:
     language_model = part(lambda: load_language_model(folder / LANGUAGE_MODEL, dtype=None)[0])
     vocabulary = part(lambda: TextTokenizer(folder / TOKENIZER_FILE).vocabulary)
     pattern = part(lambda: default_pattern(folder / GENERATION_CONFIG_FILE, language_model))
+    samples = part(lambda: default_sampling(folder / GENERATION_CONFIG_FILE))
     speech_tokenizer = part(lambda: load_speech_tokenizer(folder / SPEECH_TOKENIZER)[0])
     flow = part(lambda: load_flow(folder / AUDIO_DECODER)[0])
     vocoder = part(lambda: load_vocoder(folder / AUDIO_DECODER)[0])
     if language_model and vocabulary and pattern and speech_tokenizer and flow and vocoder and not faults:
+        assert samples is not None
         faults += _misfits(language_model, vocabulary, speech_tokenizer, flow, vocoder)
         if not faults:
-            return CheckpointSizes(language_model, speech_tokenizer, flow, vocoder, vocabulary, pattern)
+            return CheckpointSizes(language_model, speech_tokenizer, flow, vocoder, vocabulary, pattern, samples)
     raise CheckpointError("; ".join(faults))
 
 
@@ -88,6 +91,23 @@ def default_pattern(path: Path, config: LanguageModelConfig | None) -> tuple[int
         raise CheckpointError(f"{path}: not a readable generation_config.json ({error})") from error
     except InvalidRequest as error:
         raise CheckpointError(f"{path}: mtp_inference_mode: {error}") from error
+
+
+def default_sampling(path: Path) -> bool:
+    """Whether text is read aloud with sampling by default, as the authors do; `"do_sample": false` says no.
+
+    Raises:
+        CheckpointError: the file is not JSON, or do_sample is neither true nor false.
+    """
+    if not path.exists():
+        return True
+    try:
+        value = json.loads(path.read_text(encoding="utf-8")).get("do_sample", True)
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path}: not a readable generation_config.json ({error})") from error
+    if not isinstance(value, bool):
+        raise CheckpointError(f"{path}: do_sample: {value!r} must be true or false")
+    return value
 
 
 def _misfits(

@@ -25,11 +25,13 @@ def write_language_model(
     vocabulary: Vocabulary,
     tensors: Mapping[str, Tensor],
     pattern: Sequence[int] = NAMED_MODES["boost"],
+    samples: bool = True,
 ) -> None:
     """Write config.json, generation_config.json and model.safetensors; the tokenizer's files are the caller's.
 
     Args:
         pattern: the mode it was trained for, the default of requests.
+        samples: whether it reads text aloud with sampling by default.
     """
     folder.mkdir(parents=True, exist_ok=True)
     architecture = {
@@ -48,6 +50,7 @@ def write_language_model(
         "pad_token_id": vocabulary.end_of_text,
         "eos_token_id": list(vocabulary.end_tokens),
         "repetition_penalty": 1.05,
+        "do_sample": samples,
         "mtp_inference_mode": list(pattern),
     }
     _write_json(folder / "generation_config.json", generation)

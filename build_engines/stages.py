@@ -46,6 +46,7 @@ def _check(build: Build, folder: Path) -> Facts:
         "sizes": found.sizes(),
         "vocabulary": found.vocabulary.to_dict(),
         "default_pattern": list(found.default_pattern),
+        "samples": found.samples,
     }
 
 
@@ -96,6 +97,7 @@ def _tokenizer_and_limits(build: Build, folder: Path) -> Facts:
         default_max_tokens=min(DEFAULT_MAX_TOKENS, most),
         mctp_modules=sizes["num_nextn_predict_layers"],
         default_pattern=tuple(checked["default_pattern"]),
+        tts_samples=checked["samples"],
     )
     return {"limits": limits.to_dict()}
 

@@ -197,7 +197,7 @@ def test_interrupting_cancels_the_stream_and_leaves_a_valid_wav(
     try:
         _wait_for(lambda: path.exists() and path.stat().st_size > 44 + 3 * 2 * CHUNK_SAMPLES)
         process.send_signal(number)
-        _, errors = process.communicate(timeout=10)
+        _, errors = process.communicate(timeout=30)
     finally:
         process.kill()
     assert process.returncode == 130

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -202,3 +203,11 @@ def test_models_without_mctp_serve_vanilla() -> None:
     assert parse_request({"TEXT": "a"}, limits).settings.mode == "vanilla"
     with pytest.raises(InvalidRequest, match="K = 0"):
         parse_request({"TEXT": "a", "MODE": "boost"}, limits)
+
+
+def test_a_checkpoint_may_read_aloud_greedily() -> None:
+    limits = replace(LIMITS, tts_samples=False)
+    greedy = parse_request({"TEXT": "Hello", "TASK": "tts"}, limits).settings
+    assert (greedy.temperature, greedy.top_k) == (0.0, 0)
+    sampled = parse_request({"TEXT": "Hello", "TASK": "tts", "TEMPERATURE": 0.5}, limits).settings
+    assert (sampled.temperature, sampled.top_k) == (0.5, 0)

@@ -71,7 +71,7 @@ print("streaming", flush=True)
 
 
 def test_a_hundred_streams_cancelled_at_random_moments_leave_nothing(engines: Path) -> None:
-    options = ServerOptions(engines=engines, grpc_port=0, metrics_port=0, slots=4, queue=60)
+    options = ServerOptions(engines=engines, grpc_port=0, metrics_port=0, slots=4, queue=150)
     chance = random.Random(0)
     with TritonServer(options) as server:
         with Client(server.grpc_url) as client:

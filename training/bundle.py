@@ -53,4 +53,5 @@ def _write_language_model(config: TrainingConfig, out: Path, folder: Path) -> No
     vocabulary = Vocabulary.from_tokenizer(trained / "tokenizer.json")
     stored = stages.stored_as(tensors, config.language_model.dtype)
     pattern = config.language_model.trained_mode.pattern
-    stages.write_released(folder, sizes, vocabulary, stored, pattern, trained)
+    # A small model that samples its text says other words than those it was given.
+    stages.write_released(folder, sizes, vocabulary, stored, pattern, trained, samples=False)

@@ -42,6 +42,7 @@ class Limits:
 
     `context_tokens`: prompt and answer together. `max_tokens`: the largest MAX_TOKENS; `default_max_tokens` when none
     is sent. `mctp_modules`: K. `default_pattern`: the mode the checkpoint was trained for (generation_config.json).
+    `tts_samples`: text is read aloud with sampling by default, as the authors do (small models read better greedily).
     """
 
     context_tokens: int
@@ -50,6 +51,7 @@ class Limits:
     mctp_modules: int
     default_pattern: tuple[int, ...]
     max_audio_seconds: float = contract.MAX_AUDIO_SECONDS
+    tts_samples: bool = True
 
     @property
     def max_text_characters(self) -> int:
@@ -113,7 +115,7 @@ def parse_request(inputs: Mapping[str, Any], limits: Limits) -> SpeechRequest:
 
     mode_text = _string(inputs, "MODE")
     mode = limits.default_mode(task) if mode_text is None else parse_mode(mode_text, limits.mctp_modules)
-    sampled = task == "tts"
+    sampled = task == "tts" and limits.tts_samples
     seed = _integer(inputs, "SEED", None, 0, 2**64 - 1)
     settings = GenerationSettings(
         task=task,

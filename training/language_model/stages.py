@@ -121,8 +121,11 @@ def write_released(
     tensors: Mapping[str, Tensor],
     pattern: Sequence[int],
     tokenizer: Path,
+    samples: bool = True,
 ) -> None:
     """A `language_model` folder in the released layout, whole or not there; `tokenizer`: where its files come from.
+
+    `samples`: whether it reads text aloud with sampling by default.
 
     Raises:
         TrainingError: it cannot be written; what was there before stays.
@@ -130,7 +133,7 @@ def write_released(
     temporary = folder.with_name(f".{folder.name}.tmp")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
-        write_language_model(temporary, config, vocabulary, tensors, pattern)
+        write_language_model(temporary, config, vocabulary, tensors, pattern, samples)
         for name in TOKENIZER_FILES:
             if (tokenizer / name).exists():
                 shutil.copyfile(tokenizer / name, temporary / name)
