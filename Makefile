@@ -2,30 +2,46 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-CHECKPOINT ?= checkpoints/seed
+CHECKPOINT ?= checkpoints/small
 ENGINES ?= engines/cpu
+# Engines that come with a checkpoint, as their difference from it: restored without PyTorch.
+SHIPPED := $(wildcard $(CHECKPOINT)-engines-cpu)
 
-.PHONY: demo serve test lint bench conformance clean
+.PHONY: demo serve test lint bench conformance loadtest scale-out clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -qq --upgrade pip
 
 $(VENV)/.serve: $(BIN)/python pyproject.toml
-	$(BIN)/python -m pip install -qq --editable '.[serve,build]'
+	$(BIN)/python -m pip install -qq --editable '.[serve]'
 	@touch $@
 
-$(VENV)/.test: $(BIN)/python pyproject.toml
-	$(BIN)/python -m pip install -qq --editable '.[serve,build,train,test]'
+$(VENV)/.build: $(BIN)/python pyproject.toml
+	$(BIN)/python -m pip install -qq --editable '.[serve,build]'
 	@touch $@ $(VENV)/.serve
 
-$(CHECKPOINT)/language_model/config.json: | $(VENV)/.serve
-	$(BIN)/python -m build_engines.seed_checkpoint --out $(CHECKPOINT)
+$(VENV)/.test: $(BIN)/python pyproject.toml
+	$(BIN)/python -m pip install -qq --editable '.[serve,build,train,loadtest,test]'
+	@touch $@ $(VENV)/.serve $(VENV)/.build
 
-# The builder skips every stage whose inputs have not changed.
+$(VENV)/.loadtest: $(BIN)/python pyproject.toml
+	$(BIN)/python -m pip install -qq --editable '.[loadtest]'
+	@touch $@
+
+# A checkpoint of the small size with random weights: it speaks noise, at the speed of the trained one.
+checkpoints/seed/language_model/config.json: | $(VENV)/.build
+	$(BIN)/python -m build_engines.seed_checkpoint --out checkpoints/seed
+
 .PHONY: engines
-engines: $(VENV)/.serve $(CHECKPOINT)/language_model/config.json
+ifeq ($(SHIPPED),)
+# The builder skips every stage whose inputs have not changed.
+engines: $(VENV)/.build $(CHECKPOINT)/language_model/config.json
 	$(BIN)/python -m build_engines --checkpoint $(CHECKPOINT) --target cpu --out $(ENGINES)
+else
+engines: $(VENV)/.serve
+	$(BIN)/python -m build_engines.shipped unpack --checkpoint $(CHECKPOINT) --shipped $(SHIPPED) --out $(ENGINES)
+endif
 
 demo: engines  ## a spoken question and a text to a real server, speech back as WAV files in out/
 	$(BIN)/python examples/demo.py --engines $(ENGINES)
@@ -44,7 +60,14 @@ test: lint  ## everything that needs no GPU
 bench: engines  ## time to first audio, real-time factor and where each millisecond goes
 	$(BIN)/python -m benchmarks.serving --engines $(ENGINES)
 
-conformance: $(VENV)/.serve  ## golden data through every engine available here
+loadtest: $(VENV)/.loadtest  ## at most 3 minutes against a running `make serve`; report in out/loadtest/run
+	timeout --signal=INT 180 $(BIN)/python -m loadtest --url $(or $(URL),localhost:8001) --rate $(or $(RATE),1.5) \
+		--shape steps --warm-up 10 --run-time 110 --drain 15 --out out/loadtest/run
+
+scale-out: engines  ## two servers behind a balancer, one of them killed (needs haproxy)
+	$(BIN)/python -m benchmarks.scale_out --engines $(ENGINES)
+
+conformance: $(VENV)/.build  ## golden data through every engine available here
 	$(BIN)/python -m vita_audio.conformance $(or $(GOLDEN),../shared/golden)
 
 clean:

@@ -18,7 +18,7 @@ from vita_client import Client, Pcm, Stream, TextDelta
 from vita_client.wav import WavWriter
 
 QUESTION = Path(__file__).with_name("question.wav")  # "What is two plus three?", flite's voice slt
-TEXT = "Hello, I can hear, think and speak."
+TEXT = "Hello, my name is Luke. I can hear and speak."
 MAX_TOKENS = 200  # about ten seconds of sound
 
 console = Console(highlight=False, soft_wrap=True)

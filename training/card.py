@@ -75,10 +75,11 @@ All parts together: {duration(sum(record["elapsed_s"] for record in records.valu
 
 
 def _scores(report: Path) -> str:
-    """The report with its headings below the card's."""
+    """The report with its headings below the card's, without its picture, which stays with the report."""
     if not report.exists():
         return "Not evaluated yet: `python -m training.evaluate`."
-    return re.sub(r"^#", "###", report.read_text(encoding="utf-8").strip(), flags=re.MULTILINE)
+    text = re.sub(r"^!\[.*\n\n?", "", report.read_text(encoding="utf-8").strip(), flags=re.MULTILINE)
+    return re.sub(r"^#", "###", text, flags=re.MULTILINE)
 
 
 def _samples_table(tokens: dict[str, Any]) -> str:
