@@ -25,7 +25,7 @@ from vita_audio.checkpoint import load_language_model
 
 ROOT = Path(__file__).resolve().parent.parent
 OPTIONS = ("--steps", "6", "--length", "128", "--accumulation", "2", "--learning-rate", "1e-3", "--log-every", "2")
-SAVING = ("--save-every", "3", "--evaluate-every", "3")
+SAVING = ("--save-every", "3", "--evaluate-every", "3", "--float32")
 
 
 @pytest.fixture(scope="module")
@@ -91,10 +91,9 @@ def test_two_processes_train_as_one(folder: Path, alone: Path) -> None:
     one = load_language_model(alone / "checkpoint" / "language_model")[1]
     two = load_language_model(out / "checkpoint" / "language_model")[1]
     start_from = load_language_model(folder / "checkpoint" / "language_model")[1]
-    # On CPUs with AMX products are bfloat16, whose rounding differs with the grouping of samples.
     for name, value in two.items():
         moved = (one[name] - start_from[name]).abs().max()
-        assert (value - one[name]).abs().max() < 0.25 * moved + 1e-5, name
+        assert (value - one[name]).abs().max() < 0.1 * moved + 1e-5, name
     # A snapshot of two processes is read by one: the last three steps again.
     snapshots = out / "snapshots"
     assert sorted(path.name for path in snapshots.iterdir()) == ["step_00000003", "step_00000006"]
@@ -104,7 +103,7 @@ def test_two_processes_train_as_one(folder: Path, alone: Path) -> None:
     again = load_language_model(out / "checkpoint" / "language_model")[1]
     for name, value in again.items():
         moved = (one[name] - start_from[name]).abs().max()
-        assert (value - one[name]).abs().max() < 0.25 * moved + 1e-5, name
+        assert (value - one[name]).abs().max() < 0.1 * moved + 1e-5, name
 
 
 def test_killed_run_goes_on_exactly(folder: Path, alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +46,8 @@ class FinetuneSettings:
         held_out: samples that are scored and not trained on, when no line says "test" (at most a tenth).
         skip_long: leave samples longer than a pack out instead of refusing the file.
         recompute: forget activations and compute them again: less memory, a third slower.
+        float32: products in float32 even where the hardware has bfloat16: slower, and hardly dependent on the grouping
+            of samples into processes.
         dtype: of the result; None is the checkpoint's own.
     """
 
@@ -64,6 +66,7 @@ class FinetuneSettings:
     skip_long: bool = False
     max_audio_s: float = 300.0
     recompute: bool = False
+    float32: bool = False
     save_every: int = 200
     evaluate_every: int = 200
     log_every: int = 10
@@ -82,6 +85,7 @@ def finetune(settings: FinetuneSettings, place: Place) -> Path:
         TrainingError: faulty data or settings, snapshots of another training, a full disk.
         Stopped: asked to stop; everything is saved.
     """
+    place = replace(place, float32=settings.float32)
     console = Console(soft_wrap=True, highlight=False, quiet=place.rank != 0)
     source = settings.checkpoint / LANGUAGE_MODEL
     config = _read_config(source)

@@ -29,6 +29,7 @@ class Place:
     Attributes:
         workers: threads that compute one pack each. On a CPU, small networks gain twice from two of them where two
             threads within an operation gain little, and collapse when the cores are shared.
+        float32: products in float32 even where the hardware has bfloat16.
         total: adds a tensor over all processes.
         agree: true everywhere when it was true anywhere.
     """
@@ -37,12 +38,14 @@ class Place:
     rank: int = 0
     world: int = 1
     workers: int = 1
+    float32: bool = False
     total: Callable[[Tensor], Tensor] = lambda x: x
     agree: Callable[[bool], bool] = bool
 
     def autocast(self) -> AbstractContextManager[object]:
         """bfloat16 products where the hardware has them, else float32; attention on a CPU: `Batch.attend`."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=has_bfloat16(self.device))
+        enabled = not self.float32 and has_bfloat16(self.device)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
 
 
 def optimizer_of(model: TrainedLanguageModel, settings: RunSettings, mctp_rate: float) -> AdamW:
