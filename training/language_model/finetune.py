@@ -145,7 +145,7 @@ def finetune(settings: FinetuneSettings, place: Place) -> Path:
         agree=place.agree,
         console=console,
     )
-    train(run, model, optimizer, stream, scored, tokenizer.vocabulary.audio_offset, settings.accumulation, place)
+    train(run, model, [optimizer], stream, scored, tokenizer.vocabulary.audio_offset, settings.accumulation, place)
     result = settings.out / "checkpoint"
     weights = gathered_weights(model)
     if place.rank == 0:

@@ -10,16 +10,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 
 from training.device import has_bfloat16
 from training.language_model.batch import Batch, pack
 from training.language_model.forward import LevelLosses, TrainedLanguageModel
+from training.language_model.muon import Muon
 from training.language_model.token_set import PackStream, TokenSet
 from training.run import Run, RunSettings, adamw, clip
 
-#: Runs a function over batches and gives the results in their order.
-Each = Callable[[Callable[[Batch], Any], Iterable[Batch]], Iterable[Any]]
+#: Runs a function over batches or optimizers and gives the results in their order.
+Each = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
+
+_MUON_RATE = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +58,39 @@ def optimizer_of(model: TrainedLanguageModel, settings: RunSettings, mctp_rate: 
     return adamw(groups, settings, fused=True)
 
 
+def muon_of(model: TrainedLanguageModel, settings: RunSettings, mctp_rate: float, parts: int) -> list[Optimizer]:
+    """AdamW over embeddings, head, norms and biases; Muon over all other matrices that train, in `parts` of like work.
+
+    Matrices learn `_MUON_RATE` times as fast, their updates scaled to the size of AdamW's.
+    """
+    inner = {
+        id(parameter)
+        for module in (model.model.layers, model.mtp_projs)
+        for parameter in module.parameters()
+        if parameter.dim() == 2 and parameter.requires_grad
+    }
+    levels = ((model.backbone_parameters(), 1.0), (model.mctp_parameters(), mctp_rate))
+    rest = [([p for p in parameters if id(p) not in inner], rate) for parameters, rate in levels]
+    optimizers: list[Optimizer] = [adamw(rest, settings, fused=True)]
+    # Of each shape every part gets its share, so that their steps take as long.
+    matrices = [(p, rate * _MUON_RATE) for parameters, rate in levels for p in parameters if id(p) in inner]
+    for part in range(min(parts, len(matrices))):
+        groups: dict[float, list[nn.Parameter]] = {}
+        for parameter, rate in matrices[part::parts]:
+            groups.setdefault(rate, []).append(parameter)
+        optimizers.append(
+            Muon(
+                [{"params": members, "multiplier": rate} for rate, members in groups.items()],
+                weight_decay=settings.weight_decay,
+            )
+        )
+    return optimizers
+
+
 def train(
     run: Run,
     model: TrainedLanguageModel,
-    optimizer: AdamW,
+    optimizers: Sequence[Optimizer],
     stream: PackStream,
     held_out: Sequence[Batch],
     audio_from: int,
@@ -80,8 +112,8 @@ def train(
             read, trained = place.total(rows.to(place.device)).tolist()
             sums = _accumulate_gradients(model, batches, trained, place, each)
             clip(model, run.settings)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            list(each(lambda optimizer: optimizer.step(), optimizers))
+            model.zero_grad(set_to_none=True)
             run.log(tokens=read, **_loss_parts(place.total(sums) / trained, model.trains_backbone))
             if run.evaluation_due and held_out:
                 run.record("held_out", score(model, held_out, audio_from, place, each))

@@ -13,6 +13,7 @@ from vita_audio.modes import Mode, parse_mode
 
 #: Tasks of the samples, as in the public contract.
 TASKS = ("chat", "tts", "asr", "text")
+OPTIMIZERS = ("adamw", "muon")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,7 @@ class ModelSizes:
     backbone_layers: int
     mctp_modules: int
     max_position_embeddings: int = 4096
+    rope_theta: float = 1e6
 
     def backbone(self, vocab_size: int) -> LanguageModelConfig:
         """The model without MCTP modules, as the first stage trains it."""
@@ -38,6 +40,7 @@ class ModelSizes:
             num_key_value_heads=self.num_key_value_heads,
             num_nextn_predict_layers=0,
             max_position_embeddings=self.max_position_embeddings,
+            rope_theta=self.rope_theta,
         )
 
 
@@ -72,6 +75,9 @@ class LanguageModelTraining:
         dtype: of the exported weights: float16, bfloat16 or float32.
         device: auto, cpu, cuda or cuda:N.
         workers: packs computed at once on a CPU; 0: one for each core.
+        optimizer: adamw, or muon: Muon for the matrices inside layers and projections, AdamW for all other weights.
+        local_layers: so many first layers start out with heads that attend to the tokens just before
+            (`random_weights`).
         compile: fuse the arithmetic of each layer (torch.compile; on a CPU it needs a C++ compiler).
     """
 
@@ -88,6 +94,8 @@ class LanguageModelTraining:
     dtype: str = "float16"
     device: str = "auto"
     workers: int = 0
+    optimizer: str = "adamw"
+    local_layers: int = 0
     compile: bool = False
 
     def __post_init__(self) -> None:
@@ -101,6 +109,10 @@ class LanguageModelTraining:
             faults.append(f"mode: {error}")
         if self.dtype not in ("float16", "bfloat16", "float32"):
             faults.append(f"dtype: {self.dtype!r} must be float16, bfloat16 or float32")
+        if self.optimizer not in OPTIMIZERS:
+            faults.append(f"optimizer: {self.optimizer!r} must be {' or '.join(OPTIMIZERS)}")
+        if not 0 <= self.local_layers <= self.model.backbone_layers:
+            faults.append(f"local_layers: {self.local_layers} must be 0 to {self.model.backbone_layers}")
         for number, stage in enumerate(self.stages, 1):
             if unknown := sorted(set(stage.mixture) - set(TASKS)):
                 faults.append(f"stage{number}.mixture: {', '.join(unknown)} unknown; tasks are {', '.join(TASKS)}")

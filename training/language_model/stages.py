@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
+from torch.optim import Optimizer
 
 from build_engines.released_layout import write_language_model
 from training.device import pick_device
@@ -18,7 +19,7 @@ from training.errors import TrainingError
 from training.language_model.forward import TrainedLanguageModel
 from training.language_model.fused import fuse
 from training.language_model.initialise import add_modules, random_weights, with_modules
-from training.language_model.loop import Place, held_out_batches, optimizer_of, train
+from training.language_model.loop import Place, held_out_batches, muon_of, optimizer_of, train
 from training.language_model.prepare import TEST, TRAIN
 from training.language_model.settings import LanguageModelTraining
 from training.language_model.token_set import PackStream, TokenSet
@@ -77,11 +78,10 @@ def train_stage(config: LanguageModelTraining, number: int, tokens: Path, previo
     model = TrainedLanguageModel(sizes, stage.trains_backbone).to(device)
     if config.compile:
         fuse(model)
-    optimizer = optimizer_of(model, settings.run, config.mctp_rate if number == 4 else 1.0)
     stream = PackStream(TokenSet.load(tokens / TRAIN), settings.length, settings.run.seed, settings.mixture)
     held_out = held_out_batches(TokenSet.load(tokens / TEST), config.held_out_samples, settings.length, seed=0)
     if previous is None:
-        model.load_state_dict(random_weights(sizes, config.seed))
+        model.load_state_dict(random_weights(sizes, config.seed, config.local_layers))
     else:
         found, tensors = load_language_model(previous)
         if with_modules(found, 0) != backbone:
@@ -91,21 +91,26 @@ def train_stage(config: LanguageModelTraining, number: int, tokens: Path, previo
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
     place = Place(device, workers=min(cores, settings.accumulation) if device.type == "cpu" else 1)
+    mctp_rate = config.mctp_rate if number == 4 else 1.0
+    optimizers: list[Optimizer] = [optimizer_of(model, settings.run, mctp_rate)]
+    if config.optimizer == "muon":
+        optimizers = muon_of(model, settings.run, mctp_rate, place.workers)
     run = Run(
         folder,
         settings.run,
-        {"model": model, "optimizer": optimizer, "stream": stream},
-        [optimizer],
+        {"model": model, "stream": stream, **{f"optimizer_{i}": o for i, o in enumerate(optimizers)}},
+        optimizers,
         identity={
             "stage": number,
             "model": asdict(sizes),
             "length": settings.length,
             "accumulation": settings.accumulation,
             "mixture": dict(settings.mixture),
+            "optimizer": config.optimizer,
             "tokens": len(stream.tokens.ids),
         },
     )
-    train(run, model, optimizer, stream, held_out, vocabulary.audio_offset, settings.accumulation, place)
+    train(run, model, optimizers, stream, held_out, vocabulary.audio_offset, settings.accumulation, place)
 
     export = folder / EXPORT
     pattern = config.trained_mode.pattern if modules == config.model.mctp_modules else NAMED_MODES["vanilla"]
