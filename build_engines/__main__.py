@@ -1,7 +1,12 @@
-"""Build engines from a checkpoint: python -m build_engines --checkpoint DIR --target cpu --out engines/cpu"""
+"""Build engines from a checkpoint, or plan a GPU build.
+
+python -m build_engines --checkpoint DIR --target cpu --out engines/cpu
+python -m build_engines plan --checkpoint DIR --format fp8 --streams 64
+"""
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +17,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from build_engines import gpu_flags as flags
+from build_engines.gpu_options import GpuOptions
 from build_engines.pipeline import Build, Stage, StageRecord, is_done, load_record
 from vita_audio.errors import VitaError
 
@@ -66,20 +73,37 @@ def _table(build: Build, stages: Sequence[Stage]) -> Table:
 def main(
     checkpoint: Annotated[Path, typer.Option(help="Bundle with language_model/, speech_tokenizer/, audio_decoder/.")],
     out: Annotated[Path, typer.Option(help="Folder for the engines.")],
-    target: Annotated[str, typer.Option(help="What will run them: cpu (ONNX Runtime).")] = "cpu",
+    target: Annotated[str, typer.Option(help="What will run them: cpu (ONNX Runtime) or gpu (docs/gpu.md).")] = "cpu",
     stage: Annotated[list[int] | None, typer.Option(help="Only this stage (may be repeated).")] = None,
     force: Annotated[bool, typer.Option("--force", help="Run stages again even if nothing changed.")] = False,
     list_only: Annotated[bool, typer.Option("--list", help="Show the stages and what is done; build nothing.")] = False,
-    context_tokens: Annotated[int, typer.Option(help="Most tokens of prompt and answer together.")] = 4096,
+    context_tokens: flags.ContextTokens = 4096,
     max_tokens: Annotated[int, typer.Option(help="Most answer tokens a request may ask for.")] = 4096,
+    engine: flags.Engine = "tensorrt_llm",
+    format: flags.Format = "bf16",
+    mctp_format: flags.MctpFormat = "",
+    fp8_kv_cache: flags.Fp8KvCache = False,
+    scales: Annotated[Path | None, typer.Option(help="Scales of fp8 and w4a16 layers (gpu).")] = None,
+    tp: flags.Tp = 1,
+    streams: flags.Streams = 64,
+    step_tokens: flags.StepTokens = 2048,
+    head: flags.Head = "auto",
+    candidates: flags.Candidates = 64,
+    audio_batch: flags.AudioBatch = 8,
 ) -> None:
-    """Build engines from a checkpoint, stage by stage; what is done and unchanged is skipped."""
+    """Build engines from a checkpoint, stage by stage; what is done and unchanged is skipped.
+
+    `python -m build_engines plan --help`: what a GPU build would take.
+    """
     from build_engines.stages import run_build, stages_of  # loads PyTorch: not for --help
 
-    build = Build(checkpoint, out, target, context_tokens, max_tokens)
+    gpu = GpuOptions(
+        engine, format, mctp_format, fp8_kv_cache, scales, tp, streams, step_tokens, head, candidates, audio_batch
+    )
+    build = Build(checkpoint, out, target, context_tokens, max_tokens, gpu)
     progress: _Progress | None = None
     try:
-        stages = stages_of(target)
+        stages = stages_of(build)
         if list_only:
             _out.print(_table(build, stages))
             return
@@ -92,5 +116,15 @@ def main(
         raise typer.Exit(1) from error
 
 
+def run() -> None:
+    """The verb `plan`, or without a verb the build."""
+    from build_engines.plan_command import main as plan
+
+    planning = sys.argv[1:2] == ["plan"]
+    app = typer.Typer(add_completion=False)
+    app.command()(plan if planning else main)
+    app(args=sys.argv[2:] if planning else sys.argv[1:], prog_name="python -m build_engines" + " plan" * planning)
+
+
 if __name__ == "__main__":
-    typer.run(main)
+    run()

@@ -41,8 +41,13 @@ class CheckpointSizes:
         return {part: asdict(getattr(self, part)) for part in parts}
 
 
-def check_checkpoint(folder: Path) -> CheckpointSizes:
+def check_checkpoint(
+    folder: Path, read_language_model: Callable[[Path], LanguageModelConfig] | None = None
+) -> CheckpointSizes:
     """Read every file of a bundle and check that the parts belong together.
+
+    Args:
+        read_language_model: checks that part instead of loading it whole, which a 7B may not have the memory for.
 
     Raises:
         CheckpointError: one error with the faults of all parts.
@@ -58,7 +63,8 @@ def check_checkpoint(folder: Path) -> CheckpointSizes:
             faults.append(str(error))
             return None
 
-    language_model = part(lambda: load_language_model(folder / LANGUAGE_MODEL, dtype=None)[0])
+    read = read_language_model or (lambda path: load_language_model(path, dtype=None)[0])
+    language_model = part(lambda: read(folder / LANGUAGE_MODEL))
     vocabulary = part(lambda: TextTokenizer(folder / TOKENIZER_FILE).vocabulary)
     pattern = part(lambda: default_pattern(folder / GENERATION_CONFIG_FILE, language_model))
     samples = part(lambda: default_sampling(folder / GENERATION_CONFIG_FILE))

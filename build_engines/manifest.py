@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from vita_audio.engines.gpu_machine import GpuMachine, find_machine
+from vita_audio.engines.gpu_record import GpuRecord
 from vita_audio.errors import EngineError
 from vita_audio.request import Limits
 from vita_audio.vocabulary import Vocabulary
@@ -39,6 +41,7 @@ class Manifest:
 
     `sizes`: part (language_model, speech_tokenizer, flow, vocoder) -> fields of its config dataclass in
     `vita_audio.configs`. `versions`: python and packages at build time. `files`: path inside the folder -> record.
+    `gpu`: what GPU engines were built for, None for other targets.
     """
 
     target: str
@@ -49,9 +52,13 @@ class Manifest:
     vocabulary: Vocabulary
     limits: Limits
     files: dict[str, FileRecord]
+    gpu: GpuRecord | None = None
 
     def to_json(self) -> str:
-        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1, sort_keys=True) + "\n"
+        fields = {"format": FORMAT, **asdict(self)}
+        if self.gpu is None:
+            del fields["gpu"]
+        return json.dumps(fields, indent=1, sort_keys=True) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:
@@ -67,19 +74,21 @@ class Manifest:
             fields["vocabulary"] = Vocabulary.from_dict(fields["vocabulary"])
             fields["limits"] = Limits.from_dict(fields["limits"])
             fields["files"] = {name: FileRecord(**record) for name, record in fields["files"].items()}
+            if "gpu" in fields:
+                fields["gpu"] = GpuRecord.from_dict(fields["gpu"])
             return cls(**fields)
         except (KeyError, TypeError, AttributeError) as error:
             raise EngineError(f"a field is missing or unknown ({type(error).__name__}: {error})") from error
 
 
-def load_manifest(folder: Path) -> Manifest:
-    """Read `folder`/manifest.json.
+def load_manifest(folder: Path, target: str = "cpu") -> Manifest:
+    """Read `folder`/manifest.json; `target` is the one to build when it is not there.
 
     Raises:
         EngineError: it is missing or cannot be read; says how to build it.
     """
     path = folder / MANIFEST
-    remedy = f"build the engines: python -m build_engines --checkpoint DIR --target cpu --out {folder}"
+    remedy = f"build the engines: python -m build_engines --checkpoint DIR --target {target} --out {folder}"
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -90,8 +99,13 @@ def load_manifest(folder: Path) -> Manifest:
         raise EngineError(f"{path}: {error}; {remedy}") from error
 
 
-def check_manifest(folder: Path, checkpoint: Path | None = None, target: str = "cpu") -> Manifest:
+def check_manifest(
+    folder: Path, checkpoint: Path | None = None, target: str = "cpu", machine: GpuMachine | None = None
+) -> Manifest:
     """Check that the engines in a folder are complete and fit this installation, and a checkpoint when one is named.
+
+    Args:
+        machine: what GPU engines must fit; None looks at this machine.
 
     Returns:
         The manifest.
@@ -99,7 +113,7 @@ def check_manifest(folder: Path, checkpoint: Path | None = None, target: str = "
     Raises:
         EngineError: naming the first field of the manifest that does not fit, its value and what was found.
     """
-    manifest = load_manifest(folder)
+    manifest = load_manifest(folder, target)
     path = folder / MANIFEST
 
     def refuse(field: str, value: object, found: object) -> EngineError:
@@ -113,6 +127,9 @@ def check_manifest(folder: Path, checkpoint: Path | None = None, target: str = "
         installed, built = package_version(package), manifest.versions.get(package)
         if installed != built:
             raise refuse(f"versions.{package}", built, f"{installed} is installed")
+    if target == "gpu":
+        for field, value, found in _gpu_misfits(manifest, machine or find_machine()):
+            raise refuse(field, value, found)
     sizes, limits, vocabulary = manifest.sizes, manifest.limits, manifest.vocabulary
     language_model = sizes.get("language_model", {})
     for field, value, expected in (
@@ -142,6 +159,24 @@ def check_manifest(folder: Path, checkpoint: Path | None = None, target: str = "
             built_from = f"{manifest.checkpoint_name} {manifest.checkpoint_sha256[:12]}"
             raise refuse("checkpoint_sha256", built_from, f"{checkpoint} has {found[:12]}")
     return manifest
+
+
+def _gpu_misfits(manifest: Manifest, machine: GpuMachine) -> Iterator[tuple[str, object, str]]:
+    """(field, value, what is there instead) that keeps GPU engines from running here, or contradicts itself."""
+    gpu = manifest.gpu
+    if gpu is None:
+        yield "gpu", None, "a GPU target records what it was built for"
+        return
+    for field, value, found in gpu.misfits(machine):
+        yield f"gpu.{field}", value, found
+    rows = manifest.sizes.get("language_model", {}).get("vocab_size", 0)
+    banned = tuple(manifest.vocabulary.banned_ids(rows))
+    if gpu.banned_ids != banned:
+        yield "gpu.banned_ids", f"{len(gpu.banned_ids)} ids", f"its vocabulary bans {len(banned)} others"
+    if not 0 <= gpu.head_first_id < rows:
+        yield "gpu.head_first_id", gpu.head_first_id, f"the model has {rows} rows"
+    if not 1 <= gpu.candidates <= rows - gpu.head_first_id:
+        yield "gpu.candidates", gpu.candidates, f"the MCTP head has {rows - gpu.head_first_id} rows"
 
 
 def checkpoint_sha256(folder: Path) -> str:

@@ -15,9 +15,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from build_engines.gpu_options import GpuOptions
 from build_engines.manifest import (
     WORK_FOLDER,
     combined_sha256,
@@ -26,6 +28,7 @@ from build_engines.manifest import (
     visible_files,
     write_atomically,
 )
+from vita_audio.engines.gpu_machine import GpuMachine, find_machine
 from vita_audio.errors import CheckpointError, EngineError
 
 PACKAGES = ("torch", "onnx", "onnxruntime", "tokenizers")
@@ -40,19 +43,24 @@ _SOURCES = (
     "vita_audio/weight_files.py",
     "vita_audio/vocabulary.py",
 )
+_MORE_SOURCES = {"gpu": ("build_engines/tensorrt_llm/*.py", "build_engines/tensorrt_llm_networks/*.py")}
 
 Facts = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Build:
-    """What is built, from what, where to. `context_tokens` and `max_tokens` bound what the engines will serve."""
+    """What is built, from what, where to.
+
+    `context_tokens` and `max_tokens` bound what the engines will serve; `gpu` is for the target of that name alone.
+    """
 
     checkpoint: Path
     out: Path
     target: str = "cpu"
     context_tokens: int = 4096
     max_tokens: int = 4096
+    gpu: GpuOptions = field(default_factory=GpuOptions)
 
     @cached_property
     def checkpoint_files(self) -> dict[str, str]:
@@ -65,11 +73,28 @@ class Build:
         return {file.relative_to(self.checkpoint).as_posix(): file_sha256(file) for file in files}
 
     @cached_property
+    def machine(self) -> GpuMachine:
+        """What a GPU build depends on."""
+        return find_machine()
+
+    @cached_property
+    def scales_sha256(self) -> str:
+        """Hash of the scales of quantised layers, "" without them. Raises EngineError when the file is missing."""
+        scales = self.gpu.scales
+        if scales is None:
+            return ""
+        if not scales.is_file():
+            raise EngineError(
+                f"--scales: {scales} is not a file; make one with python -m build_engines.tensorrt_llm.calibrate"
+            )
+        return file_sha256(scales)
+
+    @cached_property
     def surroundings(self) -> dict[str, str]:
         """What every stage depends on besides the checkpoint: our sources and the packages that export."""
         sources = {
             file.relative_to(_ROOT).as_posix(): file_sha256(file)
-            for pattern in _SOURCES
+            for pattern in (*_SOURCES, *_MORE_SOURCES.get(self.target, ()))
             for file in sorted(_ROOT.glob(pattern))
         }
         return {"sources": combined_sha256(sources), "target": self.target, **self.versions}
@@ -91,7 +116,8 @@ class Stage:
 
     `run(build, folder)` writes files into `folder` as they shall lie in the engines and returns facts for later stages.
     `reads`: folders or files of the checkpoint it depends on ("." is all of it). `needs`: numbers of the stages whose
-    facts and files it uses. `options`: fields of `Build` it depends on.
+    facts and files it uses. `options`: fields of `Build` it depends on, dotted where they lie deeper. `always`: runs
+    each time, because it checks what may change behind the builder.
     """
 
     number: int
@@ -100,6 +126,7 @@ class Stage:
     reads: tuple[str, ...] = ()
     needs: tuple[int, ...] = ()
     options: tuple[str, ...] = ()
+    always: bool = False
 
 
 @dataclass(slots=True)
@@ -135,19 +162,19 @@ def needed_record(build: Build, number: int) -> StageRecord:
 def stage_inputs(build: Build, stage: Stage) -> str:
     """Hash of everything that decides what a stage makes."""
     parts = dict(build.surroundings)
-    for name, sha256 in build.checkpoint_files.items():
+    for name, sha256 in build.checkpoint_files.items() if stage.reads else ():
         if any(PurePosixPath(name).is_relative_to(read) for read in stage.reads):
             parts[f"checkpoint/{name}"] = sha256
     for number in stage.needs:
         parts[f"stage {number}"] = needed_record(build, number).result
-    parts.update({option: str(getattr(build, option)) for option in stage.options})
+    parts.update({option: str(attrgetter(option)(build)) for option in stage.options})
     return combined_sha256(parts)
 
 
 def is_done(build: Build, stage: Stage) -> bool:
     """Whether a stage's inputs and files are those of its last run."""
     record = load_record(build, stage.number)
-    if record is None or any(load_record(build, number) is None for number in stage.needs):
+    if record is None or stage.always or any(load_record(build, number) is None for number in stage.needs):
         return False
     files = {name: build.out / name for name in record.files}
     return (

@@ -1,9 +1,14 @@
-"""The seven stages that turn a checkpoint bundle into the engines of a CPU server."""
+"""The seven stages that turn a checkpoint bundle into the engines of a CPU server, and what runs stages of any target.
+
+Exporters are imported where they run: a GPU build does not need all of them.
+"""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 from build_engines.check_checkpoint import (
@@ -12,10 +17,10 @@ from build_engines.check_checkpoint import (
     LANGUAGE_MODEL,
     SPEECH_TOKENIZER,
     TOKENIZER_FILE,
+    CheckpointSizes,
     check_checkpoint,
 )
-from build_engines.export_audio import export_flow, export_speech_tokenizer, export_vocoder
-from build_engines.export_language_model import export_language_model
+from build_engines.gpu_options import GpuOptions
 from build_engines.manifest import MANIFEST, Manifest, combined_sha256, file_records
 from build_engines.pipeline import (
     Build,
@@ -29,6 +34,7 @@ from build_engines.pipeline import (
     select,
 )
 from vita_audio.checkpoint import load_flow, load_language_model, load_speech_tokenizer, load_vocoder
+from vita_audio.engines.gpu_record import GpuRecord
 from vita_audio.errors import EngineError
 from vita_audio.models.flow import Flow
 from vita_audio.models.speech_tokenizer import SpeechTokenizer
@@ -40,8 +46,8 @@ from vita_audio.vocabulary import Vocabulary
 DEFAULT_MAX_TOKENS = 1024
 
 
-def _check(build: Build, folder: Path) -> Facts:
-    found = check_checkpoint(build.checkpoint)
+def checked_facts(found: CheckpointSizes) -> Facts:
+    """What later stages need to know of a checked bundle."""
     return {
         "sizes": found.sizes(),
         "vocabulary": found.vocabulary.to_dict(),
@@ -50,7 +56,13 @@ def _check(build: Build, folder: Path) -> Facts:
     }
 
 
-def _speech_tokenizer(build: Build, folder: Path) -> Facts:
+def _check(build: Build, folder: Path) -> Facts:
+    return checked_facts(check_checkpoint(build.checkpoint))
+
+
+def speech_tokenizer_graph(build: Build, folder: Path) -> Facts:
+    from build_engines.export_speech_tokenizer import export_speech_tokenizer
+
     config, tensors = load_speech_tokenizer(build.checkpoint / SPEECH_TOKENIZER)
     model = SpeechTokenizer(config).eval()
     model.load_state_dict(tensors)
@@ -59,6 +71,8 @@ def _speech_tokenizer(build: Build, folder: Path) -> Facts:
 
 
 def _language_model(build: Build, folder: Path) -> Facts:
+    from build_engines.export_language_model import export_language_model
+
     config, tensors = load_language_model(build.checkpoint / LANGUAGE_MODEL)
     vocabulary = Vocabulary.from_tokenizer(build.checkpoint / TOKENIZER_FILE)
     banned = vocabulary.banned_ids(config.vocab_size)
@@ -66,7 +80,9 @@ def _language_model(build: Build, folder: Path) -> Facts:
     return {}
 
 
-def _flow(build: Build, folder: Path) -> Facts:
+def flow_graphs(build: Build, folder: Path) -> Facts:
+    from build_engines.export_flow import export_flow
+
     config, tensors = load_flow(build.checkpoint / AUDIO_DECODER)
     model = Flow(config).eval()
     model.load_state_dict(tensors)
@@ -74,7 +90,9 @@ def _flow(build: Build, folder: Path) -> Facts:
     return {}
 
 
-def _vocoder(build: Build, folder: Path) -> Facts:
+def vocoder_graphs(build: Build, folder: Path) -> Facts:
+    from build_engines.export_vocoder import export_vocoder
+
     config, tensors = load_vocoder(build.checkpoint / AUDIO_DECODER)
     model = Vocoder(config).eval()
     model.load_state_dict(tensors)
@@ -82,9 +100,10 @@ def _vocoder(build: Build, folder: Path) -> Facts:
     return {}
 
 
-def _tokenizer_and_limits(build: Build, folder: Path) -> Facts:
+def tokenizer_and_limits(build: Build, folder: Path, checked_by: int = 1) -> Facts:
+    """`checked_by`: number of the stage that checked the checkpoint."""
     shutil.copyfile(build.checkpoint / TOKENIZER_FILE, folder / "tokenizer.json")
-    checked = needed_record(build, 1).facts
+    checked = needed_record(build, checked_by).facts
     sizes = checked["sizes"]["language_model"]
     for option in ("context_tokens", "max_tokens"):
         if getattr(build, option) < 1:
@@ -102,9 +121,21 @@ def _tokenizer_and_limits(build: Build, folder: Path) -> Facts:
     return {"limits": limits.to_dict()}
 
 
-def _manifest(build: Build, folder: Path) -> Facts:
-    checked = needed_record(build, 1).facts
-    names = [name for number in range(1, 7) for name in needed_record(build, number).files]
+def write_manifest(
+    build: Build, folder: Path, checked_by: int, limits_by: int, made_by: Sequence[int], gpu: GpuRecord | None = None
+) -> Facts:
+    """manifest.json over the files of earlier stages.
+
+    Args:
+        checked_by, limits_by: numbers of the stages that checked the checkpoint and fixed the limits.
+        made_by: numbers of the stages whose files are the engines.
+        gpu: what GPU engines were built for.
+
+    Raises:
+        EngineError: a stage has not run, or a file is not as its stage made it.
+    """
+    checked = needed_record(build, checked_by).facts
+    names = [name for number in made_by for name in needed_record(build, number).files]
     manifest = Manifest(
         target=build.target,
         checkpoint_name=build.checkpoint.resolve().name,
@@ -112,10 +143,11 @@ def _manifest(build: Build, folder: Path) -> Facts:
         versions=build.versions,
         sizes=checked["sizes"],
         vocabulary=Vocabulary.from_dict(checked["vocabulary"]),
-        limits=Limits.from_dict(needed_record(build, 6).facts["limits"]),
+        limits=Limits.from_dict(needed_record(build, limits_by).facts["limits"]),
         files=file_records(build.out, names),
+        gpu=gpu,
     )
-    for number in range(1, 7):
+    for number in made_by:
         for name, sha256 in needed_record(build, number).files.items():
             if manifest.files[name].sha256 != sha256:
                 raise EngineError(f"{build.out / name}: changed since stage {number} made it: run --stage {number}")
@@ -125,29 +157,43 @@ def _manifest(build: Build, folder: Path) -> Facts:
 
 CPU_STAGES = (
     Stage(1, "check checkpoint", _check, reads=(LANGUAGE_MODEL, SPEECH_TOKENIZER, AUDIO_DECODER)),
-    Stage(2, "speech tokenizer", _speech_tokenizer, reads=(SPEECH_TOKENIZER,)),
+    Stage(2, "speech tokenizer", speech_tokenizer_graph, reads=(SPEECH_TOKENIZER,)),
     Stage(3, "language model", _language_model, reads=(LANGUAGE_MODEL,)),
-    Stage(4, "flow", _flow, reads=(AUDIO_DECODER,)),
-    Stage(5, "vocoder", _vocoder, reads=(AUDIO_DECODER,)),
+    Stage(4, "flow", flow_graphs, reads=(AUDIO_DECODER,)),
+    Stage(5, "vocoder", vocoder_graphs, reads=(AUDIO_DECODER,)),
     Stage(
         6,
         "tokenizer and limits",
-        _tokenizer_and_limits,
+        tokenizer_and_limits,
         reads=(TOKENIZER_FILE, GENERATION_CONFIG_FILE),
         needs=(1,),
         options=("context_tokens", "max_tokens"),
     ),
-    Stage(7, "manifest", _manifest, reads=(".",), needs=(1, 2, 3, 4, 5, 6)),
+    Stage(
+        7,
+        "manifest",
+        partial(write_manifest, checked_by=1, limits_by=6, made_by=range(1, 7)),
+        reads=(".",),
+        needs=(1, 2, 3, 4, 5, 6),
+    ),
 )
 
-STAGES = {"cpu": CPU_STAGES}
+TARGETS = ("cpu", "gpu")
 
 
-def stages_of(target: str) -> Sequence[Stage]:
-    """The stages of a target. Raises EngineError for an unknown one."""
-    if target not in STAGES:
-        raise EngineError(f"--target: {target!r} is not valid: choose one of {', '.join(STAGES)}")
-    return STAGES[target]
+def stages_of(build: Build) -> Sequence[Stage]:
+    """The stages of a build's target. Raises EngineError for an unknown one, or options that do not belong to it."""
+    if build.target not in TARGETS:
+        raise EngineError(f"--target: {build.target!r} is not valid: choose one of {', '.join(TARGETS)}")
+    if build.target == "gpu":
+        from build_engines.gpu_stages import gpu_stages
+
+        return gpu_stages(build.gpu)
+    if build.gpu != GpuOptions():
+        default = GpuOptions()
+        given = next(f.name for f in fields(GpuOptions) if getattr(build.gpu, f.name) != getattr(default, f.name))
+        raise EngineError(f"--{given.replace('_', '-')}: belongs to --target gpu, not to --target cpu; leave it out")
+    return CPU_STAGES
 
 
 def run_build(
@@ -168,7 +214,7 @@ def run_build(
     Raises:
         CheckpointError, EngineError: what is wrong, in one line; finished stages stay finished.
     """
-    chosen = select(stages_of(build.target), numbers)
+    chosen = select(stages_of(build), numbers)
     with build_lock(build):
         for stage in chosen:
             on_start(stage)

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from build_engines.check_checkpoint import check_checkpoint, default_pattern
+from build_engines.gpu_options import GpuOptions
 from build_engines.manifest import check_manifest, checkpoint_sha256, load_manifest
 from build_engines.pipeline import Build, is_done, load_record
 from build_engines.seed_checkpoint import TINY, write_seed_checkpoint
@@ -149,7 +150,8 @@ def test_files_changed_behind_the_builder_are_noticed(engines: Path, checkpoint:
 @pytest.mark.parametrize(
     ("change", "part"),
     [
-        ({"target": "gpu"}, "--target: 'gpu' is not valid: choose one of cpu"),
+        ({"target": "tpu"}, "--target: 'tpu' is not valid: choose one of cpu, gpu"),
+        ({"gpu": GpuOptions(mctp_format="fp8")}, "--mctp-format: belongs to --target gpu"),
         ({"context_tokens": 0}, "--context-tokens: 0 is not valid"),
         ({"max_tokens": -1}, "--max-tokens: -1 is not valid"),
     ],
