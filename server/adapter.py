@@ -1,4 +1,4 @@
-"""What the adapters in `model_repository/` share: tensors and errors. Runs inside Triton's Python stubs only.
+"""What the adapters in `model_repository/` share: engines, tensors and errors. Runs inside Triton's Python stubs only.
 
 Nothing may be raised out of `execute`: the caller would see a traceback, and the reply would not say what to do.
 """
@@ -11,7 +11,10 @@ import numpy as np
 import triton_python_backend_utils as pb_utils  # exists in the stub only
 from numpy.typing import NDArray
 
+from build_engines.manifest import Manifest, load_manifest
+from vita_audio.engines.loading import EngineSource
 from vita_audio.errors import InvalidRequest, ServerFull, ServerStopping, VitaError
+from vita_audio.serving_settings import ServingSettings
 
 #: The flag of the last response to a request of a decoupled model.
 FINAL: int = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
@@ -64,3 +67,17 @@ def error_response(error: Exception) -> pb_utils.InferenceResponse:
         log.error("request failed", exc_info=error)
         text = f"internal error: {type(error).__name__}: {error}"
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(" ".join(text.split()), code))
+
+
+def served_engines() -> tuple[ServingSettings, Manifest, EngineSource]:
+    """What every model process opens: the server's settings, the manifest, and where the engines are.
+
+    Raises:
+        EngineError: the server was started without engines, or their manifest cannot be read.
+    """
+    settings = ServingSettings.from_environment()
+    manifest = load_manifest(settings.engines)
+    source = EngineSource(
+        settings.engines, manifest.sizes, manifest.limits.context_tokens, manifest.gpu, settings.threads
+    )
+    return settings, manifest, source

@@ -9,6 +9,7 @@ from build_engines.manifest import check_manifest
 from server.errors import CannotStart
 from server.options import PROFILES, ServerOptions, TlsFiles
 from server.ports import is_loopback
+from vita_audio.engines.loading import check_slots
 from vita_audio.errors import EngineError
 
 
@@ -21,7 +22,7 @@ def check_options(options: ServerOptions) -> None:
     check_numbers(options)
     check_remote(options)
     check_repository(options.repository)
-    check_engines(options.engines, options.checkpoint, options.profile)
+    check_engines(options.engines, options.checkpoint, options.profile, options.slots)
     if options.tls is not None:
         check_tls(options.tls)
 
@@ -58,13 +59,15 @@ def check_repository(repository: Path) -> None:
         )
 
 
-def check_engines(engines: Path, checkpoint: Path | None, target: str) -> None:
-    """The engines are built, complete, and fit this installation and (if named) the checkpoint.
+def check_engines(engines: Path, checkpoint: Path | None, target: str, slots: int = 1) -> None:
+    """The engines are built, complete, and fit this installation, the slots and (if named) the checkpoint.
 
     The manifest's check reads every engine file once and names the first field that does not fit.
     """
     try:
-        check_manifest(engines, checkpoint, target)
+        manifest = check_manifest(engines, checkpoint, target)
+        if manifest.gpu is not None:
+            check_slots(manifest.gpu, slots)
     except EngineError as error:
         raise CannotStart(str(error)) from None
 

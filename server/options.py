@@ -45,7 +45,7 @@ class ServerOptions:
         slots, queue: streams that run, and that may wait.
         threads: CPU threads of each engine process.
         exit_timeout_s: how long running streams may go on after a stop was asked for.
-        start_timeout_s: how long loading and warming up may take.
+        start_timeout_s: how long loading and warming up may take; None is 2 minutes, with GPU engines 30.
     """
 
     engines: Path = ROOT / "engines" / "cpu"
@@ -64,4 +64,11 @@ class ServerOptions:
     tls: TlsFiles | None = None
     allow_remote: bool = False
     exit_timeout_s: int = DEFAULT_EXIT_TIMEOUT_S
-    start_timeout_s: float = 120.0
+    start_timeout_s: float | None = None
+
+    @property
+    def start_limit_s(self) -> float:
+        """GPU engines are tens of gigabytes, and each shape of a step may be captured before the first stream."""
+        if self.start_timeout_s is not None:
+            return self.start_timeout_s
+        return 1800.0 if self.profile == "gpu" else 120.0

@@ -32,18 +32,18 @@ def wait_until_ready(options: ServerOptions, ended: Callable[[], bool], log_file
     has no client certificate to ask with.
 
     Raises:
-        CannotStart: the process ended, or `options.start_timeout_s` passed.
+        CannotStart: the process ended, or `options.start_limit_s` passed.
     """
     address = (options.host, options.grpc_port)
     others = [(options.metrics_host, options.metrics_port)]  # Triton opens them after gRPC
     if options.http_port is not None:
         others.append((options.host, options.http_port))
-    deadline = time.monotonic() + options.start_timeout_s
+    deadline = time.monotonic() + options.start_limit_s
     while True:
         if ended():
             raise CannotStart(f"Triton ended while it started: {failure_reason(log_file)} (log: {log_file})")
         if time.monotonic() > deadline:
-            raise CannotStart(f"Triton was not ready after {options.start_timeout_s:g} s (log: {log_file})")
+            raise CannotStart(f"Triton was not ready after {options.start_limit_s:g} s (log: {log_file})")
         try:
             with socket.create_connection(address, timeout=CALL_TIMEOUT_S) as connection:
                 answers = _handshake(connection) if options.tls else True

@@ -316,24 +316,25 @@ def test_without_tensorrt_llm_the_session_says_where_to_get_it(tmp_path: Path) -
         SessionExecutor(tmp_path, LAYOUT)
 
 
-def record(version: str, ranks: int, tokens_per_block: int, **build: int) -> dict:
+def record(version: str, ranks: int, tokens_per_block: int, layers: int = 10, **build: int) -> dict:
     """The part of an engine's config.json that matters here."""
     return {
         "version": version,
-        "pretrained_config": {"mapping": {"world_size": ranks}},
+        "pretrained_config": {"mapping": {"world_size": ranks}, "num_hidden_layers": layers},
         "build_config": {**build, "plugin_config": {"tokens_per_block": tokens_per_block}},
     }
 
 
 def test_engines_built_for_something_else_are_refused(tmp_path: Path) -> None:
     fitting = record("1.2.1", 1, 32, max_batch_size=8, max_seq_len=1024, max_num_tokens=256)
-    check_record(tmp_path, fitting, LAYOUT)
-    other = record("1.2.0", 2, 64, max_batch_size=7, max_seq_len=1023, max_num_tokens=255)
+    check_record(tmp_path, fitting, LAYOUT, 10)
+    other = record("1.2.0", 2, 64, 4, max_batch_size=7, max_seq_len=1023, max_num_tokens=255)
     with pytest.raises(EngineError) as error:
-        check_record(tmp_path, other, LAYOUT)
+        check_record(tmp_path, other, LAYOUT, 10)
     for fault in (
         "version is 1.2.0, must be 1.2.1",
         "world_size is 2, must be 1",
+        "num_hidden_layers is 4, must be 10",
         "max_batch_size is 7, must be at least 8",
         "max_seq_len is 1023, must be at least 1024",
         "max_num_tokens is 255, must be at least 256",
@@ -342,4 +343,4 @@ def test_engines_built_for_something_else_are_refused(tmp_path: Path) -> None:
         assert fault in str(error.value)
     del fitting["build_config"]["max_seq_len"]
     with pytest.raises(EngineError, match=r"config\.json: 'max_seq_len' is missing"):
-        check_record(tmp_path, fitting, LAYOUT)
+        check_record(tmp_path, fitting, LAYOUT, 10)

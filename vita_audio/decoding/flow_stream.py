@@ -18,7 +18,7 @@ from vita_audio.decoding.batching import run_grouped
 from vita_audio.decoding.frames import first_frame_of, token_of_frame
 from vita_audio.decoding.noise import StreamNoise
 from vita_audio.decoding.schedule import DecoderConfig
-from vita_audio.engines.interface import Floats, FlowEngine, Ints
+from vita_audio.engines.interface import Floats, FlowEngine, Ints, SolvingFlowEngine
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,8 @@ def make_window(state: FlowState, span: WindowSpan, codes: Sequence[int], noise:
 def run_windows(flow: FlowEngine, windows: Sequence[FlowWindow], steps: int) -> list[Floats]:
     """Mel [mels, F] of each window: Euler steps on the cosine grid t_i = 1 - cos(pi/2 * i / steps).
 
-    Windows with equally many frames share the estimator calls, those with equal frame maps the token encoder's too.
+    Windows with equally many frames share the estimator calls, those with equal frame maps the token encoder's too. An
+    engine that takes all steps itself is asked once.
     """
     mu = run_grouped(
         windows,
@@ -111,6 +112,8 @@ def run_windows(flow: FlowEngine, windows: Sequence[FlowWindow], steps: int) -> 
         x = np.stack([window.noise for window, _ in group])  # [windows, mels, F]
         cond = np.stack([window.cond for window, _ in group])
         means = np.stack([mean for _, mean in group])
+        if isinstance(flow, SolvingFlowEngine):
+            return flow.solve(x, means, cond, times.tolist())
         for start, stop in pairwise(times):
             x = x + np.float32(stop - start) * flow.velocity(x, means, cond, float(start))
         return x

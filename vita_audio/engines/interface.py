@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,6 +109,15 @@ class FlowEngine(Protocol):
 
     def velocity(self, x: Floats, mu: Floats, cond: Floats, t: float) -> Floats:
         """One guided estimator call (classifier-free guidance included): all [B, mels, F] -> v [B, mels, F]."""
+        ...
+
+
+@runtime_checkable
+class SolvingFlowEngine(FlowEngine, Protocol):
+    """A flow that takes all steps itself, so that x stays on its device."""
+
+    def solve(self, x: Floats, mu: Floats, cond: Floats, times: Sequence[float]) -> Floats:
+        """Euler steps along `times`, from times[0] to times[-1]: all [B, mels, F] -> mel [B, mels, F]."""
         ...
 
 

@@ -15,17 +15,15 @@ from functools import partial
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from build_engines.manifest import load_manifest
-from server.adapter import FINAL, read, read_text, start_logging, text_tensor
+from server.adapter import FINAL, read, read_text, served_engines, start_logging, text_tensor
 from server.metrics_publisher import MetricsPublisher
 from vita_audio.decoding.decoder import StreamingDecoder
 from vita_audio.decoding.served_stream import DecodedChunk
 from vita_audio.decoding.service import DecodingService
-from vita_audio.engines.onnxruntime_audio import OnnxFlow, OnnxVocoder
+from vita_audio.engines.loading import open_audio_decoder
 from vita_audio.messages import Status
 from vita_audio.metrics.playout import PlayoutMeter
 from vita_audio.metrics.recorder import Recorder
-from vita_audio.serving_settings import ServingSettings
 from vita_audio.text import TextTokenizer
 
 log = logging.getLogger(__name__)
@@ -36,15 +34,12 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         start_logging(args["model_name"])
-        settings = ServingSettings.from_environment()
-        engines = settings.engines
-        decoder = StreamingDecoder(OnnxFlow(engines, settings.threads), OnnxVocoder(engines, settings.threads))
+        settings, manifest, source = served_engines()
+        decoder = StreamingDecoder(*open_audio_decoder(source))
         decoder.warm_up()
-        tokenizer = TextTokenizer(engines / "tokenizer.json")
-        # One stream per engine call: on a CPU a batch gains nothing, would make first chunks wait for each other, and
-        # alone a stream's sound is the same bits in any company.
+        tokenizer = TextTokenizer(settings.engines / "tokenizer.json")
         self._service = DecodingService(
-            decoder, load_manifest(engines).vocabulary, tokenizer.detokenizer, _stop, max_batch=1
+            decoder, manifest.vocabulary, tokenizer.detokenizer, _stop, max_batch=source.decoder_batch
         )
         self._worker, self._recorder = args["model_instance_name"], Recorder()
         self._meter = PlayoutMeter(self._recorder)

@@ -12,10 +12,9 @@ from functools import partial
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from build_engines.manifest import load_manifest
-from server.adapter import FINAL, error_response, read, read_text, start_logging, text_tensor
+from server.adapter import FINAL, error_response, read, read_text, served_engines, start_logging, text_tensor
 from server.metrics_publisher import MetricsPublisher
-from vita_audio.engines.onnxruntime_language_model import OnnxLanguageModel
+from vita_audio.engines.loading import open_language_model
 from vita_audio.errors import InvalidRequest
 from vita_audio.generation.request import GenerationRequest, TokenDelta
 from vita_audio.generation.service import GenerationService
@@ -23,10 +22,9 @@ from vita_audio.messages import GenerationSettings, Status
 from vita_audio.metrics.generation import GenerationMeter
 from vita_audio.metrics.recorder import Recorder
 from vita_audio.metrics.refusals import Refusals
-from vita_audio.serving_settings import ServingSettings
 from vita_audio.warm_up import warm_up_generation
 
-#: The language model runs seconds ahead of the sound, the decoder does not: where both want a core, it yields.
+#: On a CPU the language model runs seconds ahead of the sound, the decoder does not: where both want a core, it yields.
 NICENESS = 10
 
 
@@ -35,16 +33,12 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         start_logging(args["model_name"])
-        os.nice(NICENESS)
-        settings = ServingSettings.from_environment()
-        manifest = load_manifest(settings.engines)
-        engine = OnnxLanguageModel(
-            settings.engines / "language_model",
-            settings.slots,
-            manifest.limits.context_tokens,
-            settings.threads,
-        )
-        self._service = GenerationService(engine, manifest.vocabulary.end_tokens, settings.queue)
+        settings, manifest, source = served_engines()
+        if source.gpu is None:
+            os.nice(NICENESS)
+        engine = open_language_model(source, settings.slots)
+        end_tokens = manifest.vocabulary.end_tokens
+        self._service = GenerationService(engine, end_tokens, settings.queue, source.prefill_chunk)
         warm_up_generation(self._service, manifest.limits)
         self._worker, self._recorder = args["model_instance_name"], Recorder()
         self._meter, self._refusals = GenerationMeter(self._recorder), Refusals(self._recorder, "speech_lm")

@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from server.adapter import error_response, read, start_logging
+from server.adapter import error_response, read, served_engines, start_logging
 from vita_audio.contract import INPUT_SAMPLE_RATE_HZ, MAX_AUDIO_SECONDS
-from vita_audio.engines.onnxruntime_audio import OnnxSpeechTokenizer
+from vita_audio.engines.loading import open_speech_tokenizer
 from vita_audio.errors import InvalidRequest
-from vita_audio.serving_settings import ServingSettings
 from vita_audio.speech_features import speech_tokens
 from vita_audio.warm_up import warm_up_speech
 
@@ -19,8 +18,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         start_logging(args["model_name"])
-        settings = ServingSettings.from_environment()
-        self._engine = OnnxSpeechTokenizer(settings.engines, settings.threads)
+        self._engine = open_speech_tokenizer(served_engines()[2])
         warm_up_speech(self._engine)
 
     def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse]:

@@ -44,8 +44,9 @@ class SessionExecutor:
         torch.cuda.set_device(self.device)  # engines are loaded onto the current one
         self._stream = torch.cuda.Stream(self.device)
         config = layout.config
-        self._backbone = _Engine(session, folder / "backbone", BACKBONE_INPUTS, layout)
-        self._mctp = _Engine(session, folder / "mctp", MCTP_INPUTS, layout) if config.mctp_modules else None
+        self._backbone = _Engine(session, folder / "backbone", BACKBONE_INPUTS, layout, config.backbone_layers)
+        modules = config.mctp_modules
+        self._mctp = _Engine(session, folder / "mctp", MCTP_INPUTS, layout, modules) if modules else None
         rows = self._mctp.input_shape("seen")[1] if self._mctp else layout.head_rows
         if rows != layout.head_rows:
             raise EngineError(
@@ -85,14 +86,14 @@ class SessionExecutor:
 class _Engine:
     """One deserialised engine: checked once, then enqueued."""
 
-    def __init__(self, session: Any, folder: Path, known: frozenset[str], layout: Layout) -> None:
+    def __init__(self, session: Any, folder: Path, known: frozenset[str], layout: Layout, layers: int) -> None:
         self._folder = folder
         try:
             record = json.loads((folder / "config.json").read_text())
             plan = (folder / "rank0.engine").read_bytes()
         except (OSError, ValueError) as error:
             raise EngineError(f"{folder}: engine not readable ({error}); rebuild with --target gpu") from error
-        check_record(folder, record, layout)
+        check_record(folder, record, layout, layers)
         pretrained = record["pretrained_config"]
         self.dtype: torch.dtype = getattr(torch, pretrained["dtype"])
         kv_algorithm = (pretrained.get("quantization") or {}).get("kv_cache_quant_algo")
@@ -142,12 +143,17 @@ def _session_class() -> Any:
     return Session
 
 
-def check_record(folder: Path, record: dict[str, Any], layout: Layout) -> None:
-    """What the engine's config.json says against what the layout asks for. Raises EngineError with every fault."""
+def check_record(folder: Path, record: dict[str, Any], layout: Layout, layers: int) -> None:
+    """What the engine's config.json says against what the layout asks for, and the layers of this part.
+
+    Raises:
+        EngineError: with every fault.
+    """
     try:
         build, size = record["build_config"], record["build_config"]["plugin_config"]["tokens_per_block"]
         limits = {field: build[field] for field in ("max_batch_size", "max_seq_len", "max_num_tokens")}
         version, ranks = record["version"], record["pretrained_config"]["mapping"]["world_size"]
+        found = record["pretrained_config"]["num_hidden_layers"]
     except KeyError as error:
         raise EngineError(f"{folder}/config.json: {error} is missing; rebuild with --target gpu") from error
     needed = {
@@ -158,6 +164,8 @@ def check_record(folder: Path, record: dict[str, Any], layout: Layout) -> None:
     faults = [f"{f} is {limits[f]}, must be at least {needed[f]}" for f in limits if limits[f] < needed[f]]
     if version != VERSION:
         faults.append(f"version is {version}, must be {VERSION}")
+    if found != layers:
+        faults.append(f"num_hidden_layers is {found}, must be {layers}")
     if ranks != 1:
         faults.append(f"world_size is {ranks}, must be 1")
     if size != layout.tokens_per_block:
