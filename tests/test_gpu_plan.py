@@ -21,6 +21,7 @@ from vita_audio.decoding.decoder import StreamingDecoder
 from vita_audio.errors import CheckpointError, EngineError
 from vita_audio.vocabulary import BASE
 
+ROOT = Path(__file__).resolve().parent.parent
 # The released 7B, by facts/language_model.md.
 VOCAB, HIDDEN, FFN, HEADS, KV_HEADS, HEAD, L, K = 168_072, 3584, 18_944, 28, 4, 128, 28, 10
 QKV = (HEADS + 2 * KV_HEADS) * HEAD
@@ -124,6 +125,32 @@ def test_audio_weights_are_those_of_the_files(tmp_path: Path) -> None:
     assert stored // 2 - 20_000 < made.weights["language model"] <= stored // 2  # float32 there, and a header
     flow = (tmp_path / "audio_decoder" / "flow.pt").stat().st_size
     assert made.weights["flow"] <= flow < made.weights["flow"] + 100_000
+
+
+def test_the_documentation_has_these_numbers() -> None:
+    """The plan table of docs/gpu.md."""
+    text = (ROOT / "docs" / "gpu.md").read_text()
+    rows = {
+        cells[0]: cells[1:]
+        for line in text.splitlines()
+        if len(cells := [cell.strip() for cell in line.split("|")[1:-1]]) == 10
+    }
+    for name, options in {
+        "bf16": {},
+        "fp8, fp8 KV cache": {"format": "fp8", "fp8_kv_cache": True},
+        "w4a16": {"format": "w4a16"},
+        "bf16, `--tp 2`, each GPU": {"tp": 2},
+        "`--engine torch_cuda`": {"engine": "torch_cuda"},
+    }.items():
+        made = plan(**options)
+        assert rows[name] == [
+            f"{sum(made.weights.values()) / GIB:.1f}",
+            f"{made.stream / GIB:.3f}",
+            f"{made.total / GIB:.1f}",
+            *(str(made.streams_that_fit(int(gib * GIB))) for gib in (22.5, 44.5, 79.5, 139.5)),
+            f"{made.disk / GIB:.1f}",
+            f"{made.host_build / GIB:.0f}",
+        ]
 
 
 def test_captured_calls() -> None:
