@@ -123,6 +123,16 @@ def test_the_plan_is_the_same_each_time_and_keeps_texts_apart() -> None:
     assert set(counts) == set(TASKS)
 
 
+def test_copies_come_last_and_change_nothing_else() -> None:
+    plain, more = plan(TINY), plan(replace(TINY, copies=5))
+    assert more[: len(plain)] == plain
+    copies = [planned.sample for planned in more[len(plain) :]]
+    assert len(copies) == 5
+    for sample in copies:
+        assert (sample.task, sample.split, sample.audios) == ("copy", "train", ())
+        assert sample.messages[0]["content"].endswith("\n" + sample.messages[1]["content"])
+
+
 def test_a_larger_plan_has_the_same_test_split() -> None:
     def test_split(config: DataConfig) -> list[tuple[str, str]]:
         return [(s.task, s.question or s.answer) for s in (p.sample for p in plan(config)) if s.split == "test"]

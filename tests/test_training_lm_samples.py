@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from training.errors import TrainingError
 from training.language_model.batch import Sample
 from training.language_model.conversations import Conversation, Message, read_conversations
+from training.language_model.curriculum import Curriculum
 from training.language_model.samples import SampleBuilder
 from training.language_model.speech_codes import SpeechCodes
 from training.language_model.token_set import PackStream, TokenSet
@@ -223,6 +224,26 @@ def test_mixture_weighs_tasks_and_the_stream_resumes() -> None:
     resumed.load_state_dict(state)
     for pack in following:
         assert [s.ids[0] for s in next(resumed)] == [s.ids[0] for s in pack]
+
+
+def test_a_curriculum_goes_through_its_phases_and_resumes() -> None:
+    tokens = token_set([10] * 90, ["copy"] * 30 + ["asr"] * 30 + ["chat"] * 30)
+    phases = [(4, {"asr": 0.0, "chat": 0.0}), (3, {"copy": 0.0, "chat": 0.0}), (None, {"copy": 0.0, "asr": 0.0})]
+
+    def tasks_of(pack: list[Sample]) -> set[int]:
+        return {int(sample.ids[0]) // 30 for sample in pack}
+
+    whole = Curriculum(tokens, 50, 1, phases)
+    drawn = [next(whole) for _ in range(30)]
+    assert [tasks_of(pack) for pack in drawn] == [{0}] * 4 + [{1}] * 3 + [{2}] * 23
+    for stop in (2, 4, 6, 20):
+        halved = Curriculum(tokens, 50, 1, phases)
+        for _ in range(stop):
+            next(halved)
+        resumed = Curriculum(tokens, 50, 1, phases)
+        resumed.load_state_dict(halved.state_dict())
+        for pack in drawn[stop:]:
+            assert [s.ids[0] for s in next(resumed)] == [s.ids[0] for s in pack]
 
 
 @pytest.mark.parametrize("world", [2, 3, 7])

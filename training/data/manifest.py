@@ -44,7 +44,7 @@ class ChatSample:
     """
 
     id: str
-    task: str  # chat, tts, asr, text: the public contract's tasks
+    task: str  # chat, tts, asr, text: the public contract's tasks; copy: only to learn from
     family: str
     split: str
     messages: tuple[dict[str, str], ...]

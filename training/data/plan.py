@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from training.data.families import Question
 from training.data.manifest import AUDIO_PLACEHOLDER, ChatSample
 from training.data.questions import draw_questions, split_questions
-from training.data.sentences import sentences
+from training.data.sentences import free_sentence, sentences
 from training.data.settings import DataConfig
 from training.data.teacher import Clip
 from vita_audio.prompt import ASR_INSTRUCTION, SPOKEN_ANSWER_SYSTEM, TTS_INSTRUCTION
@@ -70,6 +70,9 @@ class _Plan:
             answers = dict.fromkeys((question.fact.answer, question.family) for question, _ in spoken)
             for answer, family in list(answers)[: config.tts_answers]:
                 yield self._tts(answer, family)
+            words = random.Random(f"{config.seed} copies")
+            for _ in range(config.copies):
+                yield self._copy(free_sentence(words))
 
     def _heard(self, text: str) -> Clip:
         """A user's voice."""
@@ -87,6 +90,10 @@ class _Plan:
     def _asr(self, heard: Clip, family: str) -> PlannedSample:
         messages = (_user(f"{ASR_INSTRUCTION}\n{AUDIO_PLACEHOLDER}"), _assistant(heard.text))
         return self._planned("asr", family, messages, (heard,), answer=heard.text, held_out="sentence")
+
+    def _copy(self, text: str) -> PlannedSample:
+        messages = (_user(f"Repeat.\n{text}"), _assistant(text))
+        return self._planned("copy", "free", messages, (), answer=text, held_out="sentence")
 
     def _chat(self, question: Question, heard: Clip | None, held_out: str) -> PlannedSample:
         fact = question.fact

@@ -15,6 +15,7 @@ class DataConfig:
 
     tts, asr: sentences to be spoken and to be written down. spoken_chat, typed_chat: questions answered in speech.
     text: questions answered in writing. asr_questions: spoken questions that also serve as ASR samples, and
+    copies: typed words in free order, written again: what a model must learn before it can say anything it was told.
     tts_answers: spoken answers that also serve as TTS samples (no new sound).
     clean_share: input clips without noise. stretch: bounds of the duration factor. gain_db: bounds of the level.
     snr_db: bounds of the signal-to-noise ratio. held_out_facts: share of the facts of rule-based families (sums,
@@ -30,6 +31,7 @@ class DataConfig:
     text: int = 3_000
     asr_questions: int = 8_000
     tts_answers: int = 4_000
+    copies: int = 0
     test_tts: int = 400
     test_asr: int = 400
     test_spoken_chat: int = 800

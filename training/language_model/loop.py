@@ -14,6 +14,7 @@ from torch.optim import AdamW, Optimizer
 
 from training.device import has_bfloat16
 from training.language_model.batch import Batch, pack
+from training.language_model.curriculum import Curriculum
 from training.language_model.forward import LevelLosses, TrainedLanguageModel
 from training.language_model.muon import Muon
 from training.language_model.token_set import PackStream, TokenSet
@@ -91,7 +92,7 @@ def train(
     run: Run,
     model: TrainedLanguageModel,
     optimizers: Sequence[Optimizer],
-    stream: PackStream,
+    stream: PackStream | Curriculum,
     held_out: Sequence[Batch],
     audio_from: int,
     accumulation: int,

@@ -11,8 +11,8 @@ from vita_audio.configs import LanguageModelConfig
 from vita_audio.errors import InvalidRequest
 from vita_audio.modes import Mode, parse_mode
 
-#: Tasks of the samples, as in the public contract.
-TASKS = ("chat", "tts", "asr", "text")
+#: Tasks of the samples, as in the public contract; copy (typed words, said again) is for training alone.
+TASKS = ("chat", "tts", "asr", "text", "copy")
 OPTIMIZERS = ("adamw", "muon")
 
 
@@ -45,19 +45,34 @@ class ModelSizes:
 
 
 @dataclass(frozen=True, slots=True)
+class Phase:
+    """The mixture of some steps."""
+
+    steps: int
+    mixture: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class StageSettings:
     """One stage.
 
     Attributes:
         length: tokens of a pack.
         accumulation: packs of a step; on a CPU each of them may have its own core.
+        first: phases with mixtures of their own, before `mixture`.
         mixture: how often each epoch holds the samples of a task; tasks that are not named weigh 1.
     """
 
     run: RunSettings
     length: int = 2048
     accumulation: int = 1
+    first: tuple[Phase, ...] = ()
     mixture: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def phases(self) -> list[tuple[int | None, Mapping[str, float]]]:
+        """(packs, mixture) of all phases; the last has no end."""
+        return [*((phase.steps * self.accumulation, phase.mixture) for phase in self.first), (None, self.mixture)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +129,10 @@ class LanguageModelTraining:
         if not 0 <= self.local_layers <= self.model.backbone_layers:
             faults.append(f"local_layers: {self.local_layers} must be 0 to {self.model.backbone_layers}")
         for number, stage in enumerate(self.stages, 1):
-            if unknown := sorted(set(stage.mixture) - set(TASKS)):
+            if unknown := sorted({task for _, mixture in stage.phases for task in mixture} - set(TASKS)):
                 faults.append(f"stage{number}.mixture: {', '.join(unknown)} unknown; tasks are {', '.join(TASKS)}")
+            if any(phase.steps < 1 for phase in stage.first):
+                faults.append(f"stage{number}.first: {[p.steps for p in stage.first]} must be steps >= 1")
         if faults:
             raise TrainingError("\n".join(f"language_model.{fault}" for fault in faults))
 

@@ -16,13 +16,14 @@ from torch.optim import Optimizer
 from build_engines.released_layout import write_language_model
 from training.device import pick_device
 from training.errors import TrainingError
+from training.language_model.curriculum import Curriculum
 from training.language_model.forward import TrainedLanguageModel
 from training.language_model.fused import fuse
 from training.language_model.initialise import add_modules, random_weights, with_modules
 from training.language_model.loop import Place, held_out_batches, muon_of, optimizer_of, train
 from training.language_model.prepare import TEST, TRAIN
 from training.language_model.settings import LanguageModelTraining
-from training.language_model.token_set import PackStream, TokenSet
+from training.language_model.token_set import TokenSet
 from training.run import Run, set_seeds
 from vita_audio.checkpoint import load_language_model
 from vita_audio.configs import LanguageModelConfig
@@ -78,7 +79,7 @@ def train_stage(config: LanguageModelTraining, number: int, tokens: Path, previo
     model = TrainedLanguageModel(sizes, stage.trains_backbone).to(device)
     if config.compile:
         fuse(model)
-    stream = PackStream(TokenSet.load(tokens / TRAIN), settings.length, settings.run.seed, settings.mixture)
+    stream = Curriculum(TokenSet.load(tokens / TRAIN), settings.length, settings.run.seed, settings.phases)
     held_out = held_out_batches(TokenSet.load(tokens / TEST), config.held_out_samples, settings.length, seed=0)
     if previous is None:
         model.load_state_dict(random_weights(sizes, config.seed, config.local_layers))
@@ -105,7 +106,7 @@ def train_stage(config: LanguageModelTraining, number: int, tokens: Path, previo
             "model": asdict(sizes),
             "length": settings.length,
             "accumulation": settings.accumulation,
-            "mixture": dict(settings.mixture),
+            "mixture": [(packs, dict(mixture)) for packs, mixture in settings.phases],
             "optimizer": config.optimizer,
             "tokens": len(stream.tokens.ids),
         },
