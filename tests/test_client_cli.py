@@ -45,7 +45,10 @@ def start(*arguments: str, **options: object) -> subprocess.Popen[bytes]:
     """The real command in a process of its own."""
     command = [sys.executable, "-m", "vita_client", *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": ENVIRONMENT, "cwd": ROOT, **options}
-    return subprocess.Popen(command, **pipes)  # type: ignore[call-overload, no-any-return]
+    # A shell that starts the tests in the background has them, and all they start, ignore Ctrl-C.
+    return subprocess.Popen(  # type: ignore[call-overload, no-any-return]
+        command, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **pipes
+    )
 
 
 def test_say_writes_the_wav_and_the_text(double: ProtocolDouble, tmp_path: Path) -> None:

@@ -57,7 +57,9 @@ def chart(title: str, x_label: str, y_label: str, series: Sequence[Series], limi
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
     """Round numbers that cover low to high, at least two."""
-    span = high - low or abs(high) or 1.0
+    span = high - low
+    if span < 1e-9 * max(abs(low), abs(high), 1.0):  # one value, or as good as
+        span = max(abs(high), 1.0)
     step = 10.0 ** math.floor(math.log10(span / about))
     step *= next((factor for factor in (1, 2, 5) if span / (step * factor) <= about), 10)
     first = math.floor(low / step + 1e-9)
