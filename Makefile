@@ -7,7 +7,7 @@ ENGINES ?= engines/cpu
 # Engines that come with a checkpoint, as their difference from it: restored without PyTorch.
 SHIPPED := $(wildcard $(CHECKPOINT)-engines-cpu)
 
-.PHONY: demo serve test lint bench conformance loadtest scale-out clean
+.PHONY: demo serve test lint bench conformance loadtest scale-out plan clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -66,6 +66,9 @@ loadtest: $(VENV)/.loadtest  ## at most 3 minutes against a running `make serve`
 
 scale-out: engines  ## two servers behind a balancer, one of them killed (needs haproxy)
 	$(BIN)/python -m benchmarks.scale_out --engines $(ENGINES)
+
+plan: $(VENV)/.build  ## what a GPU build of $(CHECKPOINT) would take: files, memory, streams that fit
+	$(BIN)/python -m build_engines plan --checkpoint $(CHECKPOINT)
 
 conformance: $(VENV)/.build  ## golden data through every engine available here
 	$(BIN)/python -m vita_audio.conformance $(or $(GOLDEN),../shared/golden)
