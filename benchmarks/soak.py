@@ -17,7 +17,6 @@ import time
 import urllib.request
 from dataclasses import asdict, dataclass
 from datetime import date
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import describe_machine
-from loadtest.report.chart import Series, chart
+from loadtest.report.chart import Series, picture
 from loadtest.report.files import FIGURES
 from server.launch import TritonServer
 from server.options import ServerOptions
@@ -95,17 +94,18 @@ def summarise(looks: list[Look], run: dict[str, Any], underruns: float) -> dict[
     }
 
 
-def draw(looks: list[Look]) -> str:
-    """Memory of each process and streams over time, as one SVG page."""
-    names = list(looks[0].resident_mib)
-    memory = [Series(n, [(e.at_s / 60, e.resident_mib[n]) for e in looks if n in e.resident_mib]) for n in names]
-    total = Series("all", [(e.at_s / 60, sum(e.resident_mib.values())) for e in looks])
+def draw(looks: list[Look], stem: Path) -> None:
+    """`stem`_memory.svg (all processes and the three largest) and `stem`_streams.svg, both over time."""
+    largest = sorted(looks[0].resident_mib, key=lambda name: -looks[0].resident_mib[name])[:3]
+    memory = [Series("all", [(e.at_s / 60, sum(e.resident_mib.values())) for e in looks])]
+    memory += [Series(n, [(e.at_s / 60, e.resident_mib[n]) for e in looks if n in e.resident_mib]) for n in largest]
     streams = [Series("running", [(e.at_s / 60, e.running) for e in looks])]
     streams.append(Series("waiting", [(e.at_s / 60, e.waiting) for e in looks]))
-    style = "figure{display:inline-block;margin:8px}svg{width:620px;font:11px sans-serif}.grid{stroke:#ddd;fill:none}"
-    pictures = chart("Memory of the server's processes", "minutes", "MiB", [total, *memory])
-    pictures += chart("Streams", "minutes", "streams", streams)
-    return f"<!doctype html><meta charset=utf-8><title>{escape('Soak')}</title><style>{style}</style>{pictures}\n"
+    for name, title, unit, series in (
+        ("memory", "Memory of the server's processes", "MiB", memory),
+        ("streams", "Streams", "streams", streams),
+    ):
+        stem.with_name(f"{stem.name}_{name}.svg").write_text(picture(title, "minutes", unit, series))
 
 
 def main() -> int:
@@ -113,7 +113,7 @@ def main() -> int:
     parser.add_argument("--engines", type=Path, default=Path("engines/cpu"))
     parser.add_argument("--rate", type=float, required=True, help="streams per second; 80 %% of the capacity is usual")
     parser.add_argument("--minutes", type=float, default=20.0)
-    parser.add_argument("--out", type=Path, default=Path("out/soak/soak.json"), help="figures; a picture beside it")
+    parser.add_argument("--out", type=Path, default=Path("out/soak/soak.json"), help="figures; pictures beside it")
     options = parser.parse_args()
     console = Console(soft_wrap=True)
     if not 2 * WARM_UP_S / 60 <= options.minutes <= MAX_MINUTES:
@@ -152,7 +152,7 @@ def main() -> int:
         "looks": [asdict(each) for each in looks[:: max(1, len(looks) // 120)]],
     }
     options.out.write_text(json.dumps(result, indent=1) + "\n")
-    options.out.with_suffix(".html").write_text(draw(looks))
+    draw(looks, options.out.with_suffix(""))
     table = Table("process", "first quarter MiB", "last quarter MiB", "growth")
     for name, row in result["memory"].items():
         table.add_row(name, f"{row['first_mib']}", f"{row['last_mib']}", f"{row['share']:+.1%}")

@@ -7,6 +7,7 @@ import random
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from loadtest.histogram import Histogram
 from loadtest.options import Settings
 from loadtest.playout import Chunk
 from loadtest.record import OUTCOMES, StreamRecord
-from loadtest.report.chart import Series, chart, ticks
+from loadtest.report.chart import Series, chart, picture, ticks
 from loadtest.report.files import read_figures, read_streams, write_report
 from loadtest.report.summary import Run, by_running, over_time, summary
 from loadtest.slo import Slo, verdict
@@ -228,3 +229,9 @@ def test_a_chart_says_what_it_shows() -> None:
     assert drawn.count("<circle") == 2
     assert 'class="limit"' in drawn
     assert ">none<" not in drawn
+    file = picture("A <title>", "s", "ms", [Series("one", [(0, 1), (1, 2)], dots=True)])
+    root = ElementTree.fromstring(file)
+    assert root.tag.endswith("svg")
+    assert len(root.findall("{*}circle")) == 2
+    with pytest.raises(ValueError, match="nothing was measured"):
+        picture("empty", "s", "ms", [Series("none", [])])

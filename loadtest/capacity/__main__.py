@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from loadtest.capacity.answer import Limits, answer, page, text
+from loadtest.capacity.answer import Limits, answer, page, pictures, text
 from loadtest.capacity.probe import DRAIN_S, OVERHEAD_S, LoadPoint, run_point
 from loadtest.capacity.search import search
 from loadtest.errors import wrong
@@ -89,6 +89,8 @@ def write(folder: Path, found: dict[str, object]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "capacity.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     (folder / "capacity.html").write_text(page(found), encoding="utf-8")
+    for name, svg in pictures(found).items():
+        (folder / name).write_text(svg, encoding="utf-8")
 
 
 def _parser() -> argparse.ArgumentParser:

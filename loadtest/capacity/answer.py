@@ -11,7 +11,7 @@ from loadtest.capacity.model import ServerModel, capacity_hz, fit, predict
 from loadtest.capacity.probe import LoadPoint, observations
 from loadtest.capacity.search import SearchResult
 from loadtest.errors import LoadTestError
-from loadtest.report.chart import Series, chart
+from loadtest.report.chart import Series, chart, picture
 from loadtest.slo import Slo
 
 SERVERS = (1, 2, 4, 8)
@@ -195,31 +195,37 @@ def text(found: Mapping[str, Any]) -> str:
 
 def page(found: Mapping[str, Any]) -> str:
     """The answer as one HTML file, measured and predicted in the same pictures."""
+    head = f'<meta charset="utf-8"><title>Capacity</title><style>{_STYLE}</style>'
+    return (
+        f'<!doctype html><html lang="en"><head>{head}</head><body><h1>Capacity</h1><pre>{escape(text(found))}</pre>'
+        + "".join(chart(*drawn) for drawn in _drawn(found).values())
+        + "</body></html>\n"
+    )
+
+
+def pictures(found: Mapping[str, Any]) -> dict[str, str]:
+    """The pictures of the page as SVG files, by name."""
+    return {f"{name}.svg": picture(*drawn) for name, drawn in _drawn(found).items() if drawn[3][0].points}
+
+
+def _drawn(found: Mapping[str, Any]) -> dict[str, tuple[str, str, str, list[Series], float]]:
+    """What `chart` and `picture` take, by name."""
     measured = [*found["points"], *found["overload"]]
     predicted = sorted(
         [*found.get("predicted_points", ()), *found.get("predicted_loads", ())], key=lambda p: p["rate_hz"]
     )
 
-    def pictured(title: str, unit: str, name: str, limit: float) -> str:
+    def lines(name: str) -> list[Series]:
         seen = [(p["rate_per_s"], p[name]) for p in measured if p[name] is not None]
         said = [(p["rate_hz"], p[name]) for p in predicted]
-        return chart(
-            title,
-            "streams per s",
-            unit,
-            [Series("measured", sorted(seen), dots=True), Series("predicted", said)],
-            limit,
-        )
+        return [Series("measured", sorted(seen), dots=True), Series("predicted", said)]
 
-    slo = found["slo"]
-    head = f'<meta charset="utf-8"><title>Capacity</title><style>{_STYLE}</style>'
-    return (
-        f'<!doctype html><html lang="en"><head>{head}</head><body><h1>Capacity</h1><pre>{escape(text(found))}</pre>'
-        + pictured("TTFA P95 against load", "ms", "ttfa_p95_ms", slo["ttfa_p95_ms"])
-        + pictured("Underruns against load", "share of streams", "underrun_rate", slo["underrun_rate"])
-        + pictured("Lost streams against load", "share of streams", "loss_rate", slo["loss_rate"])
-        + "</body></html>\n"
-    )
+    slo, load, share = found["slo"], "streams per s", "share of streams"
+    return {
+        "ttfa": ("TTFA P95 against load", load, "ms", lines("ttfa_p95_ms"), slo["ttfa_p95_ms"]),
+        "underruns": ("Underruns against load", load, share, lines("underrun_rate"), slo["underrun_rate"]),
+        "lost": ("Lost streams against load", load, share, lines("loss_rate"), slo["loss_rate"]),
+    }
 
 
 def _n(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""Line and dot charts as inline SVG: no script, no file beside the page."""
+"""Line and dot charts as SVG, inside a page or as a file: no script."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from html import escape
 
 WIDTH, HEIGHT = 460, 270
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 30, 42
+_FILE_STYLE = (
+    "text{font:10.5px sans-serif;fill:#444}.grid{stroke:#eee}.line{fill:none;stroke-width:1.6}"
+    ".limit{stroke:#c00;stroke-dasharray:4 3}"
+)
 _COLOURS = ("#1f6fb4", "#d1602a", "#3a923a", "#8457b0", "#b03a3a", "#6b6b6b")
 
 
@@ -23,11 +27,30 @@ class Series:
 
 
 def chart(title: str, x_label: str, y_label: str, series: Sequence[Series], limit: float | None = None) -> str:
-    """One picture. `limit` is a level drawn across it (an SLO)."""
+    """One picture of a page. `limit` is a level drawn across it (an SLO)."""
     drawn = [line for line in series if line.points]
-    points = [point for line in drawn for point in line.points]
-    if not points:
+    if not drawn:
         return f'<figure><figcaption>{escape(title)}</figcaption><p class="none">nothing was measured</p></figure>'
+    inside = _inside(title, x_label, y_label, drawn, limit)
+    svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">{inside}</svg>'
+    return f"<figure><figcaption>{escape(title)}</figcaption>{svg}</figure>"
+
+
+def picture(title: str, x_label: str, y_label: str, series: Sequence[Series], limit: float | None = None) -> str:
+    """The same as an SVG file of its own. Raises ValueError when nothing was measured."""
+    drawn = [line for line in series if line.points]
+    if not drawn:
+        raise ValueError(f"{title}: nothing was measured, there is no picture")
+    inside = _inside(title, x_label, y_label, drawn, limit)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}">'
+        f"<style>{_FILE_STYLE}</style>"
+        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>{inside}</svg>\n'
+    )
+
+
+def _inside(title: str, x_label: str, y_label: str, drawn: Sequence[Series], limit: float | None) -> str:
+    points = [point for line in drawn for point in line.points]
     xs, ys = [x for x, _ in points], [y for _, y in points] + ([] if limit is None else [limit])
     x_ticks, y_ticks = ticks(min(xs), max(xs)), ticks(min(0.0, *ys), max(ys))
 
@@ -36,7 +59,7 @@ def chart(title: str, x_label: str, y_label: str, series: Sequence[Series], limi
         up = (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
         return _LEFT + across * (WIDTH - _LEFT - _RIGHT), HEIGHT - _BOTTOM - up * (HEIGHT - _TOP - _BOTTOM)
 
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img"><title>{escape(title)}</title>']
+    parts = [f"<title>{escape(title)}</title>"]
     for tick in x_ticks:
         x, y = at(tick, y_ticks[0])
         parts.append(f'<text x="{x:.1f}" y="{y + 14:.1f}" text-anchor="middle">{tick:g}</text>')
@@ -51,8 +74,8 @@ def chart(title: str, x_label: str, y_label: str, series: Sequence[Series], limi
         parts += _line(line, _COLOURS[(number if line.colour is None else line.colour) % len(_COLOURS)], at)
     parts += _legend(drawn)
     parts.append(f'<text x="{WIDTH / 2}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>')
-    parts.append(f'<text x="6" y="{_TOP - 12}">{escape(y_label)}</text></svg>')
-    return f"<figure><figcaption>{escape(title)}</figcaption>{''.join(parts)}</figure>"
+    parts.append(f'<text x="6" y="{_TOP - 12}">{escape(y_label)}</text>')
+    return "".join(parts)
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
