@@ -113,6 +113,7 @@ def main() -> int:
     parser.add_argument("--engines", type=Path, default=Path("engines/cpu"))
     parser.add_argument("--rate", type=float, required=True, help="streams per second; 80 %% of the capacity is usual")
     parser.add_argument("--minutes", type=float, default=20.0)
+    parser.add_argument("--prebuffer-ms", type=float, default=0.0, help="how long the callers' players wait")
     parser.add_argument("--out", type=Path, default=Path("out/soak/soak.json"), help="figures; pictures beside it")
     options = parser.parse_args()
     console = Console(soft_wrap=True)
@@ -126,6 +127,7 @@ def main() -> int:
         command = [
             sys.executable, "-m", "loadtest", "--url", server.grpc_url, "--rate", repr(options.rate),
             "--run-time", str(options.minutes * 60), "--warm-up", str(WARM_UP_S), "--out", str(folder),
+            "--prebuffer-ms", repr(options.prebuffer_ms),
         ]  # fmt: skip
         start = time.monotonic()
         with (options.out.parent / "soak_load.log").open("w") as log:

@@ -30,7 +30,7 @@ def write(path: Path, change: dict[str, object]) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("name", ["small", "tiny", "trial"])
+@pytest.mark.parametrize("name", ["small", "tiny"])
 def test_ready_configurations_load(name: str) -> None:
     config = load_config(name)
     assert config.language_model.trained_mode.name == "boost"
@@ -92,7 +92,7 @@ def test_single_values_can_be_set() -> None:
 
 
 def test_no_such_configuration() -> None:
-    with pytest.raises(TrainingError, match=r"neither one of small, tiny, trial nor a readable file"):
+    with pytest.raises(TrainingError, match=r"neither one of small, tiny nor a readable file"):
         load_config("huge")
 
 
