@@ -12,8 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from build_engines.check_checkpoint import check_checkpoint
+from vita_audio.checkpoint import load_flow
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -35,6 +37,11 @@ def start(folder: Path, *options: str) -> subprocess.Popen[str]:
 def column(path: Path, name: str) -> list[float]:
     with path.open(newline="") as file:
         return [float(row[name]) for row in csv.DictReader(file) if row[name]]
+
+
+def row(card: str, part: str) -> str:
+    rows = [line for line in card.splitlines() if line.startswith(f"| {part} |")]
+    return rows[-1]  # the first tells the sizes
 
 
 def test_everything_in_one_command(tmp_path: Path) -> None:
@@ -69,3 +76,30 @@ def test_everything_in_one_command(tmp_path: Path) -> None:
     assert third.returncode == 0, output
     card = (tmp_path / "checkpoint" / "README.md").read_text()
     assert "#### Speech\n\nIt hums." in card
+
+    # A second language model for the same audio networks.
+    shutil.rmtree(tmp_path / "out" / "evaluation")
+    (tmp_path / "second").mkdir()
+    fourth = start(tmp_path / "second", "--audio-from", str(tmp_path / "checkpoint"), "--set", "data.asr=20")
+    output = fourth.communicate(timeout=250)[0]
+    assert fourth.returncode == 0, output
+    assert "] flow: done" in output
+    for name in ("speech_tokenizer/model.safetensors", "audio_decoder/flow.pt"):
+        assert (tmp_path / "second" / "checkpoint" / name).exists()
+    first_card, second_card = card, (tmp_path / "second" / "checkpoint" / "README.md").read_text()
+    assert row(first_card, "flow") == row(second_card, "flow")
+    assert "--audio-from" in second_card
+    kept, own = (load_flow(tmp_path / place / "audio_decoder")[1] for place in ("second/checkpoint", "checkpoint"))
+    assert all(torch.equal(kept[key], own[key]) for key in own)
+
+    other = start(
+        tmp_path / "second",
+        "--audio-from",
+        str(tmp_path / "checkpoint"),
+        "--set",
+        "flow.model.encoder_blocks=2",
+        "--resume",
+    )
+    output = other.communicate(timeout=60)[0]
+    assert other.returncode == 1
+    assert "other sizes than the configuration" in output

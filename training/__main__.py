@@ -33,11 +33,16 @@ def train(
     changes: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, may be repeated.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what is in --out.")] = False,
     list_only: Annotated[bool, typer.Option("--list", help="Show the parts and what is done; train nothing.")] = False,
+    audio_from: Annotated[
+        Path | None, typer.Option(help="Checkpoint whose audio networks are kept as they are.")
+    ] = None,
 ) -> None:
     """Train every part in order: data, speech tokenizer, vocoder, flow, tokens, stages 1 to 4, checkpoint."""
     if context.invoked_subcommand is not None:
         return
-    raise typer.Exit(with_errors(lambda: _train(config, changes or [], only, out, checkpoint, resume, list_only)))
+    raise typer.Exit(
+        with_errors(lambda: _train(config, changes or [], only, out, checkpoint, resume, list_only, audio_from))
+    )
 
 
 def _train(
@@ -48,16 +53,20 @@ def _train(
     checkpoint: Path | None,
     resume: bool,
     list_only: bool,
+    audio_from: Path | None,
 ) -> None:
     from training.config import load_config  # loads PyTorch: not for --help
     from training.errors import TrainingError
     from training.pipeline import parts_of, run_parts
+    from training.reuse import take_audio_networks
 
     settings = load_config(config, changes)
     name = Path(config).stem
     out = out or Path("out") / f"training-{name}"
     checkpoint = checkpoint or Path("checkpoints") / name
     command = shlex.join(["python", "-m", "training", "--config", config, *(f"--set={change}" for change in changes)])
+    if audio_from is not None:
+        command += f" --audio-from {shlex.quote(audio_from.as_posix())}"
     parts = parts_of(settings, out, checkpoint, command)
     if list_only:
         for part in parts:
@@ -65,6 +74,8 @@ def _train(
         return
     if out.exists() and any(out.iterdir()) and not resume and only is None:
         raise TrainingError(f"{out}: holds an earlier training; go on with --resume, or choose another --out")
+    if audio_from is not None:
+        take_audio_networks(settings, audio_from, out)
     run_parts(parts, only, lambda line: _out.print(line, markup=False, style="bold"))
 
 

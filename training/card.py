@@ -11,6 +11,7 @@ from build_engines.check_checkpoint import CheckpointSizes
 from training.config import TrainingConfig
 from training.language_model import prepare, stages
 from training.logs import duration
+from training.reuse import RECORD
 
 #: The report of `training.evaluate` below the training's folder; goes on the card when it is there.
 SCORES = Path("evaluation") / "evaluation.md"
@@ -18,7 +19,7 @@ _PARTS = ("speech_tokenizer", "vocoder", "flow", *(f"stage{number}" for number i
 
 
 def write_card(config: TrainingConfig, out: Path, checkpoint: Path, sizes: CheckpointSizes, command: str) -> None:
-    """Write `checkpoint/README.md`: what it is, how it was made, what it scored.
+    """Write `checkpoint/README.md` (what it is, how it was made, what it scored) and its records, `training.json`.
 
     Raises:
         OSError: it cannot be written.
@@ -72,6 +73,7 @@ All parts together: {duration(sum(record["elapsed_s"] for record in records.valu
 {_scores(out / SCORES)}
 """
     (checkpoint / "README.md").write_text(text, encoding="utf-8")
+    (checkpoint / RECORD).write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
 
 
 def _scores(report: Path) -> str:
