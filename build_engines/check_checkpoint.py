@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 
 from vita_audio.checkpoint import load_flow, load_language_model, load_speech_tokenizer, load_vocoder
 from vita_audio.configs import FlowConfig, LanguageModelConfig, SpeechTokenizerConfig, VocoderConfig
-from vita_audio.contract import OUTPUT_SAMPLE_RATE_HZ
+from vita_audio.contract import MAX_REPETITION_PENALTY, OUTPUT_SAMPLE_RATE_HZ
 from vita_audio.errors import CheckpointError, InvalidRequest
 from vita_audio.modes import NAMED_MODES, mode_of
+from vita_audio.request import DEFAULT_REPETITION_PENALTY
 from vita_audio.text import TextTokenizer
 from vita_audio.vocabulary import Vocabulary
 
@@ -25,7 +26,11 @@ _Part = TypeVar("_Part")
 
 @dataclass(frozen=True, slots=True)
 class CheckpointSizes:
-    """A checked bundle. `default_pattern`: the mode it was trained for; `samples`: see `default_sampling`."""
+    """A checked bundle.
+
+    `default_pattern`: the mode it was trained for; `samples`: see `default_sampling`; `repetition_penalty`: what it is
+    asked with by default.
+    """
 
     language_model: LanguageModelConfig
     speech_tokenizer: SpeechTokenizerConfig
@@ -34,6 +39,7 @@ class CheckpointSizes:
     vocabulary: Vocabulary
     default_pattern: tuple[int, ...]
     samples: bool
+    repetition_penalty: float
 
     def sizes(self) -> dict[str, dict[str, Any]]:
         """Part -> fields of its config, for the manifest."""
@@ -68,14 +74,18 @@ def check_checkpoint(
     vocabulary = part(lambda: TextTokenizer(folder / TOKENIZER_FILE).vocabulary)
     pattern = part(lambda: default_pattern(folder / GENERATION_CONFIG_FILE, language_model))
     samples = part(lambda: default_sampling(folder / GENERATION_CONFIG_FILE))
+    penalty = part(lambda: default_repetition_penalty(folder / GENERATION_CONFIG_FILE))
     speech_tokenizer = part(lambda: load_speech_tokenizer(folder / SPEECH_TOKENIZER)[0])
     flow = part(lambda: load_flow(folder / AUDIO_DECODER)[0])
     vocoder = part(lambda: load_vocoder(folder / AUDIO_DECODER)[0])
     if language_model and vocabulary and pattern and speech_tokenizer and flow and vocoder and not faults:
         assert samples is not None
+        assert penalty is not None
         faults += _misfits(language_model, vocabulary, speech_tokenizer, flow, vocoder)
         if not faults:
-            return CheckpointSizes(language_model, speech_tokenizer, flow, vocoder, vocabulary, pattern, samples)
+            return CheckpointSizes(
+                language_model, speech_tokenizer, flow, vocoder, vocabulary, pattern, samples, penalty
+            )
     raise CheckpointError("; ".join(faults))
 
 
@@ -114,6 +124,25 @@ def default_sampling(path: Path) -> bool:
     if not isinstance(value, bool):
         raise CheckpointError(f"{path}: do_sample: {value!r} must be true or false")
     return value
+
+
+def default_repetition_penalty(path: Path) -> float:
+    """`repetition_penalty` of a generation_config.json; without one, the authors' 1.05.
+
+    Raises:
+        CheckpointError: the file is not JSON, or the penalty is no number above 0 up to the contract's limit.
+    """
+    if not path.exists():
+        return DEFAULT_REPETITION_PENALTY
+    try:
+        value = json.loads(path.read_text(encoding="utf-8")).get("repetition_penalty", DEFAULT_REPETITION_PENALTY)
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path}: not a readable generation_config.json ({error})") from error
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MAX_REPETITION_PENALTY:
+        raise CheckpointError(
+            f"{path}: repetition_penalty: {value!r} must be a number above 0, at most {MAX_REPETITION_PENALTY:g}"
+        )
+    return float(value)
 
 
 def _misfits(

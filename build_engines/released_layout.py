@@ -16,6 +16,7 @@ from vita_audio.audio_decoder_config import write_audio_decoder_yaml
 from vita_audio.checkpoint import split_weight_norm
 from vita_audio.configs import FlowConfig, LanguageModelConfig, SpeechTokenizerConfig, VocoderConfig
 from vita_audio.modes import NAMED_MODES
+from vita_audio.request import DEFAULT_REPETITION_PENALTY
 from vita_audio.vocabulary import Vocabulary
 
 
@@ -26,12 +27,14 @@ def write_language_model(
     tensors: Mapping[str, Tensor],
     pattern: Sequence[int] = NAMED_MODES["boost"],
     samples: bool = True,
+    repetition_penalty: float = DEFAULT_REPETITION_PENALTY,
 ) -> None:
     """Write config.json, generation_config.json and model.safetensors; the tokenizer's files are the caller's.
 
     Args:
         pattern: the mode it was trained for, the default of requests.
         samples: whether it reads text aloud with sampling by default.
+        repetition_penalty: what it is asked with by default.
     """
     folder.mkdir(parents=True, exist_ok=True)
     architecture = {
@@ -49,7 +52,7 @@ def write_language_model(
         "bos_token_id": vocabulary.end_of_text,
         "pad_token_id": vocabulary.end_of_text,
         "eos_token_id": list(vocabulary.end_tokens),
-        "repetition_penalty": 1.05,
+        "repetition_penalty": repetition_penalty,
         "do_sample": samples,
         "mtp_inference_mode": list(pattern),
     }

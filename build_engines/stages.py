@@ -53,6 +53,7 @@ def checked_facts(found: CheckpointSizes) -> Facts:
         "vocabulary": found.vocabulary.to_dict(),
         "default_pattern": list(found.default_pattern),
         "samples": found.samples,
+        "repetition_penalty": found.repetition_penalty,
     }
 
 
@@ -117,6 +118,7 @@ def tokenizer_and_limits(build: Build, folder: Path, checked_by: int = 1) -> Fac
         mctp_modules=sizes["num_nextn_predict_layers"],
         default_pattern=tuple(checked["default_pattern"]),
         tts_samples=checked["samples"],
+        repetition_penalty=checked["repetition_penalty"],
     )
     return {"limits": limits.to_dict()}
 

@@ -40,12 +40,12 @@ def parse_options(arguments: Sequence[str] | None = None) -> tuple[ServerOptions
     )
     add("--metrics-port", type=int, default=default.metrics_port, help="Prometheus metrics")
     add("--metrics-host", default=default.metrics_host, help="address of the metrics port; others need --allow-remote")
-    add("--slots", type=int, default=default.slots, help="streams that run at the same time")
+    add("--slots", type=int, default=default.slots, help="streams that generate at the same time [2 for each core]")
     add(
         "--queue",
         type=int,
         default=default.queue,
-        help="streams that may wait; the next one is told the server is full",
+        help="streams taken beyond the slots, that wait or only sound; the next one is told the server is full",
     )
     add("--threads", type=int, default=default.threads, help="CPU threads of each engine process")
     add("--tls-cert", type=Path, help="PEM certificate: serve gRPC over TLS")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vita_audio.serving_settings import DEFAULT_QUEUE, DEFAULT_SLOTS, default_threads
+from vita_audio.serving_settings import default_queue, default_slots, default_threads
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -42,7 +42,7 @@ class ServerOptions:
         metrics_host: address of the metrics port; anything but loopback needs `allow_remote`.
         http_port: None leaves HTTP off (facts/triton.md, Security); 0 picks a free one.
         profile: ``cpu`` reads each model's ``config.pbtxt``, ``gpu`` its ``configs/gpu.pbtxt`` where there is one.
-        slots, queue: streams that run, and that may wait.
+        slots, queue: streams that generate, and that are taken beyond them (`ServingSettings`).
         threads: CPU threads of each engine process.
         exit_timeout_s: how long running streams may go on after a stop was asked for.
         start_timeout_s: how long loading and warming up may take; None is 2 minutes, with GPU engines 30.
@@ -57,8 +57,8 @@ class ServerOptions:
     metrics_port: int = DEFAULT_METRICS_PORT
     metrics_host: str = LOOPBACK
     profile: str = "cpu"
-    slots: int = DEFAULT_SLOTS
-    queue: int = DEFAULT_QUEUE
+    slots: int = field(default_factory=default_slots)
+    queue: int = field(default_factory=default_queue)
     threads: int = field(default_factory=default_threads)
     log_verbose: int = 0
     tls: TlsFiles | None = None

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from build_engines.check_checkpoint import check_checkpoint, default_pattern
+from build_engines.check_checkpoint import check_checkpoint, default_pattern, default_repetition_penalty
 from build_engines.gpu_options import GpuOptions
 from build_engines.manifest import check_manifest, checkpoint_sha256, load_manifest
 from build_engines.pipeline import Build, is_done, load_record
@@ -217,6 +217,12 @@ def _other_mels(folder: Path) -> None:
         (_truncate, r"flow\.pt"),
         (_edit_json("language_model/generation_config.json", mtp_inference_mode=[1, 11]), "mtp_inference_mode.*K = 10"),
         (_edit_json("language_model/generation_config.json", mtp_inference_mode="boost"), r"generation_config\.json"),
+        (_edit_json("language_model/generation_config.json", repetition_penalty=0), "repetition_penalty: 0 must be"),
+        (
+            _edit_json("language_model/generation_config.json", repetition_penalty="1"),
+            "repetition_penalty: '1' must be",
+        ),
+        (_edit_json("language_model/generation_config.json", repetition_penalty=11), "above 0, at most 10"),
         (_smaller_codebook, "audio vocabularies differ: .* 256, .* 128, .* 256"),
         (_edit_yaml("sample_rate: 22050", "sample_rate: 24000"), "makes 24000 Hz"),
         (_other_mels, "makes 80 mel channels but the vocoder takes 40"),
@@ -243,6 +249,15 @@ def test_one_error_names_the_faults_of_all_parts(checkpoint: Path, tmp_path: Pat
         check_checkpoint(folder)
     with pytest.raises(CheckpointError, match="no such folder"):
         check_checkpoint(tmp_path / "nothing")
+
+
+def test_repetition_penalty_of_a_generation_config(tmp_path: Path) -> None:
+    path = tmp_path / "generation_config.json"
+    assert default_repetition_penalty(path) == 1.05
+    path.write_text("{}")
+    assert default_repetition_penalty(path) == 1.05
+    path.write_text('{"repetition_penalty": 1}')
+    assert default_repetition_penalty(path) == 1.0
 
 
 def test_default_pattern_without_a_generation_config(tmp_path: Path) -> None:

@@ -72,6 +72,7 @@ class Bench:
     answers: list[DecodedChunk] = field(default_factory=list)
     threads: set[str] = field(default_factory=set)
     stopped: list[str] = field(default_factory=list)
+    ended: list[str] = field(default_factory=list)
     stop_threads: set[str] = field(default_factory=set)
     sent: dict[str, int] = field(default_factory=dict)
 
@@ -129,6 +130,7 @@ def make(idle_timeout_s: float = 60.0, max_batch: int = 8, stop: Callable[[str],
         on_stop,
         max_batch=max_batch,
         idle_timeout_s=idle_timeout_s,
+        on_end=lambda stream: made.ended.append(stream),
     )
     made = Bench(flow, vocoder, service)
     return made
@@ -172,6 +174,7 @@ def test_tokens_are_routed_and_the_stream_is_spoken_to_its_end(bench: Bench) -> 
     np.testing.assert_array_equal(bench.pcm("a"), pcm)
     assert len(pcm) == output_samples(72)
     assert bench.service.stats().live_streams == 0
+    until(lambda: bench.ended == ["a"])
     assert bench.stopped == []
     assert bench.threads == {"decoding"}
 
@@ -264,6 +267,7 @@ def test_a_cancelled_request_is_answered_empty_and_stops_the_language_model(benc
         0,
     )
     until(lambda: bench.stopped == ["a"])
+    until(lambda: bench.ended == ["a"])
     assert bench.stop_threads == {"stopper"}
     # What the language model still had under way is answered too, empty; its end does not ask for a stop again.
     bench.send("a", audio(8))
@@ -325,6 +329,7 @@ def test_a_failing_stream_fails_in_band_and_alone(bench: Bench) -> None:
     assert bench.of("bad")[-1].status.reason == bad.status.reason
     assert len(bench.pcm("good")) == output_samples(8)
     assert bench.service.stats().ended == {"failed": 1, "done": 1}
+    until(lambda: bench.ended == ["bad", "good"])
 
 
 def test_a_missing_message_fails_the_stream(bench: Bench) -> None:
@@ -342,6 +347,7 @@ def test_a_message_of_an_unknown_stream_is_answered_and_stopped(bench: Bench) ->
     assert bench.answers[0].status.state == "failed"
     assert "message 5 belongs to no stream" in bench.answers[0].status.reason
     until(lambda: bench.stopped == ["ghost"])
+    until(lambda: bench.ended == ["ghost"])
     assert bench.service.stats().live_streams == 0
 
 

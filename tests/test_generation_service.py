@@ -210,6 +210,42 @@ def test_streams_come_in_order_and_equal_their_single_runs(real_engine: Language
     assert stats.tokens == 60 * len(requests)
 
 
+def test_a_stream_keeps_its_place_until_its_sound_is_made() -> None:
+    service = GenerationService(CountingEngine(slots=1), (), queue_limit=1, awaits_release=True)
+    first, second, third, fourth = (Receiver() for _ in range(4))
+    ids = [service.submit(request([5] * 3, VANILLA, 4), receive) for receive in (first, second)]
+    assert {first.wait().state, second.wait().state} == {"done"}  # a stream that only sounds needs no slot
+    stats = service.stats()
+    assert (stats.running, stats.waiting, stats.sounding) == (0, 0, 2)
+    with pytest.raises(ServerFull, match=r"server is full \(2 running, 0 waiting\)"):
+        service.submit(request([5] * 3, VANILLA, 4), third)
+    assert service.release(ids[0])
+    assert not service.release(ids[0])
+    assert not service.release("nobody")
+    service.submit(request([5] * 3, VANILLA, 4), third)
+    assert third.wait().state == "done"
+    # One that is released before its end, as a cancelled one is, has no place left after it.
+    assert service.release(ids[1])
+    early = service.submit(request([5] * 3, VANILLA, 100_000), fourth)
+    assert service.release(early)
+    assert service.cancel(early)
+    assert fourth.wait().state == "cancelled"
+    assert service.stats().sounding == 1  # the third
+    service.close()
+
+
+def test_a_place_that_nobody_releases_is_free_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vita_audio.generation.service.LONGEST_SOUNDING_S", 0.05)
+    service = GenerationService(CountingEngine(slots=1), (), queue_limit=0, awaits_release=True)
+    first, second = Receiver(), Receiver()
+    service.submit(request([5] * 3, VANILLA, 4), first)
+    first.wait()
+    time.sleep(0.1)
+    service.submit(request([5] * 3, VANILLA, 4), second)
+    assert second.wait().state == "done"
+    service.close()
+
+
 def test_full_server_answers_at_once_and_recovers() -> None:
     gate = threading.Event()
 

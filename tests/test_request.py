@@ -205,6 +205,13 @@ def test_models_without_mctp_serve_vanilla() -> None:
         parse_request({"TEXT": "a", "MODE": "boost"}, limits)
 
 
+def test_a_checkpoint_may_have_a_repetition_penalty_of_its_own() -> None:
+    limits = replace(LIMITS, repetition_penalty=1.0)
+    assert parse_request({"TEXT": "Hello"}, limits).settings.repetition_penalty == 1.0
+    assert parse_request({"TEXT": "Hello", "REPETITION_PENALTY": 1.2}, limits).settings.repetition_penalty == 1.2
+    assert parse_request({"TEXT": "Hello"}, LIMITS).settings.repetition_penalty == 1.05
+
+
 def test_a_checkpoint_may_read_aloud_greedily() -> None:
     limits = replace(LIMITS, tts_samples=False)
     greedy = parse_request({"TEXT": "Hello", "TASK": "tts"}, limits).settings

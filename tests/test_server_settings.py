@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vita_audio.errors import EngineError
-from vita_audio.serving_settings import DEFAULT_QUEUE, DEFAULT_SLOTS, ServingSettings, default_threads
+from vita_audio.serving_settings import ServingSettings, default_queue, default_slots, default_threads
 
 
 def test_round_trip() -> None:
@@ -18,6 +18,6 @@ def test_round_trip() -> None:
 
 def test_defaults_but_for_the_engines() -> None:
     settings = ServingSettings.from_environment({"VITA_ENGINES": "/engines"})
-    assert settings == ServingSettings(Path("/engines"), DEFAULT_SLOTS, DEFAULT_QUEUE, default_threads())
+    assert settings == ServingSettings(Path("/engines"), default_slots(), default_queue(), default_threads())
     with pytest.raises(EngineError, match=r"VITA_ENGINES is not set.*python -m server"):
         ServingSettings.from_environment({})

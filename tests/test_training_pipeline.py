@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from build_engines.check_checkpoint import check_checkpoint
-from vita_audio.checkpoint import load_flow
+from vita_audio.checkpoint import load_flow, load_language_model
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -100,6 +100,31 @@ def test_everything_in_one_command(tmp_path: Path) -> None:
         "flow.model.encoder_blocks=2",
         "--resume",
     )
+    output = other.communicate(timeout=60)[0]
+    assert other.returncode == 1
+    assert "other sizes than the configuration" in output
+
+    # The same model, trained on: its networks, its tokenizer, and stage 4 once more.
+    (tmp_path / "third").mkdir()
+    fifth = start(tmp_path / "third", "--continue-from", str(tmp_path / "checkpoint"), "--set", "data.text=12")
+    output = fifth.communicate(timeout=250)[0]
+    assert fifth.returncode == 0, output
+    assert "stage3" not in output
+    third = tmp_path / "third" / "checkpoint"
+    third_card = (third / "README.md").read_text()
+    assert row(first_card, "stage3") == row(third_card, "stage3")
+    assert row(first_card, "stage4") == row(third_card, "stage4")
+    assert row(third_card, "stage4, continued").startswith("| stage4, continued | 8 |")
+    assert (third / "language_model/tokenizer.json").read_bytes() == (
+        tmp_path / "checkpoint/language_model/tokenizer.json"
+    ).read_bytes()
+    assert check_checkpoint(third).repetition_penalty == 1.0
+    begun, made = (load_language_model(place / "language_model")[1] for place in (tmp_path / "checkpoint", third))
+    changes = [float((begun[key] - made[key]).abs().max()) for key in begun]
+    assert 0 < max(changes) < 0.1  # eight steps from there, not from new weights
+
+    wrong = ("--set", "language_model.model.backbone_layers=2", "--out", str(tmp_path / "fourth"))
+    other = start(tmp_path / "third", "--continue-from", str(tmp_path / "checkpoint"), *wrong)
     output = other.communicate(timeout=60)[0]
     assert other.returncode == 1
     assert "other sizes than the configuration" in output

@@ -36,12 +36,17 @@ def train(
     audio_from: Annotated[
         Path | None, typer.Option(help="Checkpoint whose audio networks are kept as they are.")
     ] = None,
+    continue_from: Annotated[
+        Path | None, typer.Option(help="Checkpoint that is trained on: stage 4 starts from its language model.")
+    ] = None,
 ) -> None:
     """Train every part in order: data, speech tokenizer, vocoder, flow, tokens, stages 1 to 4, checkpoint."""
     if context.invoked_subcommand is not None:
         return
     raise typer.Exit(
-        with_errors(lambda: _train(config, changes or [], only, out, checkpoint, resume, list_only, audio_from))
+        with_errors(
+            lambda: _train(config, changes or [], only, out, checkpoint, resume, list_only, audio_from, continue_from)
+        )
     )
 
 
@@ -54,28 +59,32 @@ def _train(
     resume: bool,
     list_only: bool,
     audio_from: Path | None,
+    continue_from: Path | None,
 ) -> None:
     from training.config import load_config  # loads PyTorch: not for --help
     from training.errors import TrainingError
     from training.pipeline import parts_of, run_parts
-    from training.reuse import take_audio_networks
+    from training.reuse import take_audio_networks, take_language_model
 
     settings = load_config(config, changes)
     name = Path(config).stem
     out = out or Path("out") / f"training-{name}"
     checkpoint = checkpoint or Path("checkpoints") / name
     command = shlex.join(["python", "-m", "training", "--config", config, *(f"--set={change}" for change in changes)])
-    if audio_from is not None:
-        command += f" --audio-from {shlex.quote(audio_from.as_posix())}"
-    parts = parts_of(settings, out, checkpoint, command)
+    for option, source in (("--audio-from", audio_from), ("--continue-from", continue_from)):
+        if source is not None:
+            command += f" {option} {shlex.quote(source.as_posix())}"
+    parts = parts_of(settings, out, checkpoint, command, continued=continue_from is not None)
     if list_only:
         for part in parts:
             _out.print(f"{part.name}: {'done' if part.done else 'to do'}", markup=False)
         return
     if out.exists() and any(out.iterdir()) and not resume and only is None:
         raise TrainingError(f"{out}: holds an earlier training; go on with --resume, or choose another --out")
-    if audio_from is not None:
-        take_audio_networks(settings, audio_from, out)
+    if (audio := audio_from or continue_from) is not None:
+        take_audio_networks(settings, audio, out)
+    if continue_from is not None:
+        take_language_model(settings, continue_from, out)
     run_parts(parts, only, lambda line: _out.print(line, markup=False, style="bold"))
 
 

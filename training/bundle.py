@@ -53,5 +53,6 @@ def _write_language_model(config: TrainingConfig, out: Path, folder: Path) -> No
     vocabulary = Vocabulary.from_tokenizer(trained / "tokenizer.json")
     stored = stages.stored_as(tensors, config.language_model.dtype)
     pattern = config.language_model.trained_mode.pattern
-    # A small model that samples its text says other words than those it was given.
-    stages.write_released(folder, sizes, vocabulary, stored, pattern, trained, samples=False)
+    # A small model that samples its text says other words than those it was given, and a penalty on what was said
+    # before makes it leave out words and sounds that come twice.
+    stages.write_released(folder, sizes, vocabulary, stored, pattern, trained, samples=False, repetition_penalty=1.0)

@@ -9,13 +9,14 @@ from typing import Any
 
 from build_engines.check_checkpoint import CheckpointSizes
 from training.config import TrainingConfig
-from training.language_model import prepare, stages
+from training.language_model import prepare
 from training.logs import duration
-from training.reuse import RECORD
+from training.reuse import PARTS, RECORD, STAGE_PARTS, START, START_RECORDS
 
 #: The report of `training.evaluate` below the training's folder; goes on the card when it is there.
 SCORES = Path("evaluation") / "evaluation.md"
-_PARTS = ("speech_tokenizer", "vocoder", "flow", *(f"stage{number}" for number in stages.STAGES))
+#: In the record of a stage 4 that went on with a finished model: the record of that model's own stage 4.
+_BEFORE = "before"
 
 
 def write_card(config: TrainingConfig, out: Path, checkpoint: Path, sizes: CheckpointSizes, command: str) -> None:
@@ -24,7 +25,8 @@ def write_card(config: TrainingConfig, out: Path, checkpoint: Path, sizes: Check
     Raises:
         OSError: it cannot be written.
     """
-    records = {name: json.loads((out / name / "done.json").read_text(encoding="utf-8")) for name in _PARTS}
+    records = _records(out)
+    sittings = [sitting for record in records.values() for sitting in _sittings(record)]
     tokens = json.loads((out / "tokens" / prepare.RECORD).read_text(encoding="utf-8"))
     language_model = sizes.language_model
     size_mb = sum(file.stat().st_size for file in checkpoint.rglob("*") if file.is_file()) / 1e6
@@ -60,13 +62,13 @@ The weights have the licence of this repository.
 
     {command}
 
-Machine: {"; ".join(sorted({record["machine"] for record in records.values()}))}.
+Machine: {"; ".join(sorted({sitting["machine"] for sitting in sittings}))}.
 
 | part | steps | time | held-out, at the end |
 |---|---|---|---|
 {_parts_table(records)}
 
-All parts together: {duration(sum(record["elapsed_s"] for record in records.values()))}, without making the data.
+All parts together: {duration(sum(sitting["elapsed_s"] for sitting in sittings))}, without making the data.
 
 ## Scores
 
@@ -74,6 +76,23 @@ All parts together: {duration(sum(record["elapsed_s"] for record in records.valu
 """
     (checkpoint / "README.md").write_text(text, encoding="utf-8")
     (checkpoint / RECORD).write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+
+
+def _records(out: Path) -> dict[str, dict[str, Any]]:
+    """What every part recorded; of a model that was trained on, its earlier stages too."""
+    start = out / START / START_RECORDS
+    names = (*PARTS, "stage4") if start.exists() else (*PARTS, *STAGE_PARTS)
+    records = {name: json.loads((out / name / "done.json").read_text(encoding="utf-8")) for name in names}
+    if start.exists():
+        earlier = json.loads(start.read_text(encoding="utf-8"))
+        records["stage4"][_BEFORE] = earlier["stage4"]
+        records = {name: records.get(name) or earlier[name] for name in (*PARTS, *STAGE_PARTS)}
+    return records
+
+
+def _sittings(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """A part's record after those of the trainings it went on with."""
+    return [*_sittings(record[_BEFORE]), record] if _BEFORE in record else [record]
 
 
 def _scores(report: Path) -> str:
@@ -96,8 +115,10 @@ def _samples_table(tokens: dict[str, Any]) -> str:
 def _parts_table(records: dict[str, dict[str, Any]]) -> str:
     rows = []
     for name, record in records.items():
-        held_out = _held_out(record["last"].get("held_out", {}))
-        rows.append(f"| {name} | {record['steps']} | {duration(record['elapsed_s'])} | {held_out} |")
+        for number, sitting in enumerate(_sittings(record)):
+            held_out = _held_out(sitting["last"].get("held_out", {}))
+            shown = f"{name}, continued" if number else name
+            rows.append(f"| {shown} | {sitting['steps']} | {duration(sitting['elapsed_s'])} | {held_out} |")
     return "\n".join(rows)
 
 

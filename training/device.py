@@ -30,10 +30,10 @@ def pick_device(name: str) -> torch.device:
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether the hardware multiplies bfloat16: a GPU, a CPU with AMX tiles."""
-    if device.type == "cpu":
-        asked = getattr(torch.cpu, "_is_amx_tile_supported", None)  # PyTorch has no public name for it yet
-        return asked is not None and bool(asked())
+    """Whether the hardware multiplies bfloat16: a GPU, a CPU with AMX tiles or AVX-512's bfloat16 products."""
+    if device.type == "cpu":  # PyTorch has no public names for these yet
+        asked = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("amx_tile", "avx512_bf16"))
+        return any(supported is not None and supported() for supported in asked)
     return device.type == "cuda"
 
 

@@ -58,7 +58,7 @@ def one_shot_decoder(engines: Path) -> Callable[[Outcome], Wave]:
 
 def evaluate(
     label: str, engines: Path, modes: list[str], cases: list[Case], panel: Panel, tts_temperature: float | None,
-    console: Console, answers: Path,
+    repetition_penalty: float | None, console: Console, answers: Path,
 ) -> list[Scores]:  # fmt: skip
     """Serve one folder of engines and score it in each mode that it can run; appends every answer to `answers`."""
     mctp_modules = load_manifest(engines).limits.mctp_modules
@@ -69,7 +69,7 @@ def evaluate(
             if max(parse_mode(mode).pattern[1::2]) > mctp_modules:
                 console.print(f"{label}: mode {mode} left out, the model has {mctp_modules} MCTP modules")
                 continue
-            asked = ask_all(server.grpc_url, cases, mode, tts_temperature)
+            asked = ask_all(server.grpc_url, cases, mode, tts_temperature, repetition_penalty=repetition_penalty)
             outcomes = list(track(asked, f"{label}, {mode}: asking", len(cases), console=console))
             console.print(f"{label}, {mode}: judging")
             scores, records = score(label, mode, outcomes, panel, decode)
@@ -89,6 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--limit", type=int, default=100, help="cases of each kind: " + ", ".join(KINDS))
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--tts-temperature", type=float, default=None, help="instead of the server's default")
+    parser.add_argument("--repetition-penalty", type=float, default=None, help="instead of the checkpoint's own")
     parser.add_argument("--processes", type=int, default=2, help="judges at once")
     parser.add_argument("--out", type=Path, default=Path("out/evaluation"))
     options = parser.parse_args(arguments)
@@ -121,10 +122,14 @@ def _run(options: argparse.Namespace, arguments: list[str] | None, console: Cons
             "cases": ", ".join(f"{kind} {sum(case.kind == kind for case in cases)}" for kind in options.kinds),
             "words in the lexicon": len(panel.alike),
             "sampling": "the server's defaults"
-            + ("" if options.tts_temperature is None else f", TTS at temperature {options.tts_temperature:g}"),
+            + ("" if options.tts_temperature is None else f", TTS at temperature {options.tts_temperature:g}")
+            + ("" if options.repetition_penalty is None else f", repetition penalty {options.repetition_penalty:g}"),
         }
         for label, engines in models.items():
-            rows += evaluate(label, engines, options.modes, cases, panel, options.tts_temperature, console, answers)
+            rows += evaluate(
+                label, engines, options.modes, cases, panel, options.tts_temperature, options.repetition_penalty,
+                console, answers,
+            )  # fmt: skip
             write_report(options.out, rows, teacher, about)
     if not rows:
         raise TrainingError("nothing was evaluated: no mode fits the engines")

@@ -12,6 +12,7 @@ from training.config import TrainingConfig
 from training.data import generate
 from training.errors import TrainingError
 from training.language_model import prepare, stages
+from training.reuse import START
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +36,12 @@ class Part:
         return all(path.exists() for path in self.made)
 
 
-def parts_of(config: TrainingConfig, out: Path, checkpoint: Path, command: str) -> list[Part]:
+def parts_of(config: TrainingConfig, out: Path, checkpoint: Path, command: str, continued: bool = False) -> list[Part]:
     """All parts of a training whose intermediate files are in `out` and whose result is `checkpoint`.
 
     Args:
         command: what was typed, for the checkpoint's card.
+        continued: stage 4 goes on with the language model in `out/start` (`reuse.take_language_model`).
     """
     data, tokens = out / "data", out / "tokens"
     folders = {name: out / name for name in ("speech_tokenizer", "vocoder", "flow")}
@@ -78,11 +80,17 @@ def parts_of(config: TrainingConfig, out: Path, checkpoint: Path, command: str) 
             "tokens",
             tuple(tokens / name for name in (prepare.TRAIN, prepare.TEST, prepare.RECORD)),
             ("data", "speech_tokenizer"),
-            lambda: prepare.prepare_tokens(config.language_model, data, codec, tokens),
+            lambda: prepare.prepare_tokens(
+                config.language_model, data, codec, tokens, out / START / stages.EXPORT if continued else None
+            ),
         ),
     ]
-    for number in stages.STAGES:
-        parts.append(_stage(config, number, out))
+    if continued:
+        parts.append(_stage(config, 4, out, "tokens", out / START / stages.EXPORT))
+    else:
+        for number in stages.STAGES:
+            before = f"stage{number - 1}" if number > 1 else "tokens"
+            parts.append(_stage(config, number, out, before, out / before / stages.EXPORT if number > 1 else None))
     parts.append(
         Part(
             "checkpoint",
@@ -95,13 +103,12 @@ def parts_of(config: TrainingConfig, out: Path, checkpoint: Path, command: str) 
     return parts
 
 
-def _stage(config: TrainingConfig, number: int, out: Path) -> Part:
+def _stage(config: TrainingConfig, number: int, out: Path, before: str, previous: Path | None) -> Part:
     folder = out / f"stage{number}"
-    previous = out / f"stage{number - 1}" / stages.EXPORT if number > 1 else None
     return Part(
         f"stage{number}",
         (folder / "done.json", folder / stages.EXPORT),
-        (f"stage{number - 1}" if number > 1 else "tokens",),
+        (before,),
         lambda: stages.train_stage(config.language_model, number, out / "tokens", previous, folder),
     )
 

@@ -1,10 +1,10 @@
-"""Audio networks of a finished checkpoint instead of trained ones: what is left to train is the language model."""
+"""Networks of a finished checkpoint instead of trained ones: its audio networks, or all of them as a new start."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -13,12 +13,17 @@ from training.audio import flow, speech_tokenizer, vocoder
 from training.audio.checkpoint import write_whole_folder
 from training.config import TrainingConfig
 from training.errors import TrainingError
+from training.language_model import stages
 from training.snapshots import write_torch_file
-from vita_audio.checkpoint import load_flow, load_speech_tokenizer, load_vocoder
+from vita_audio.checkpoint import load_flow, load_language_model, load_speech_tokenizer, load_vocoder
+from vita_audio.configs import LanguageModelConfig
 
 PARTS = ("speech_tokenizer", "vocoder", "flow")
 #: What every part of a training recorded, in the checkpoint it made.
 RECORD = "training.json"
+#: Folder of a language model that stage 4 goes on with, and the records of the stages that made it.
+START, START_RECORDS = "start", "records.json"
+STAGE_PARTS = tuple(f"stage{number}" for number in stages.STAGES)
 
 
 def take_audio_networks(config: TrainingConfig, checkpoint: Path, out: Path) -> None:
@@ -44,7 +49,7 @@ def take_audio_networks(config: TrainingConfig, checkpoint: Path, out: Path) -> 
     asked = {name: getattr(config, name).model for name in PARTS}
     if faults := [f"{name}: {sizes[name]}, not {asked[name]}" for name in PARTS if sizes[name] != asked[name]]:
         raise TrainingError("\n".join([f"--audio-from: {checkpoint} has other sizes than the configuration", *faults]))
-    records = _records(checkpoint)
+    records = _records(checkpoint, PARTS)
     networks: dict[str, Callable[[Path], object]] = {
         "speech_tokenizer": lambda place: shutil.copytree(
             checkpoint / "speech_tokenizer", place / speech_tokenizer.EXPORT
@@ -65,12 +70,50 @@ def _write(tensors: Mapping[str, Tensor], path: Path) -> None:
     write_torch_file(path, {key: value.half() for key, value in tensors.items()})
 
 
-def _records(checkpoint: Path) -> dict[str, object]:
+def take_language_model(config: TrainingConfig, checkpoint: Path, out: Path) -> None:
+    """Put the language model and the tokenizer of `checkpoint` into `out/start`: what is left to train is stage 4.
+
+    A start that is there already stays as it is, so the same command goes on after a stop.
+
+    Raises:
+        CheckpointError: the language model cannot be read.
+        TrainingError: it has other sizes than the configuration's, `out` holds begun stages or tokens of another
+            tokenizer, the checkpoint has no records, or a file cannot be written.
+    """
+    if (out / START / START_RECORDS).exists():
+        return
+    if begun := [name for name in ("tokens", *STAGE_PARTS) if (out / name).exists()]:
+        raise TrainingError(
+            f"--continue-from: {out} holds {', '.join(begun)} already; delete these, or choose another --out"
+        )
+    found, _ = load_language_model(checkpoint / stages.EXPORT)
+    if faults := _other_sizes(config, found):
+        raise TrainingError(
+            "\n".join([f"--continue-from: {checkpoint} has other sizes than the configuration", *faults])
+        )
+    records = _records(checkpoint, STAGE_PARTS)
+
+    def fill(place: Path) -> None:
+        shutil.copytree(checkpoint / stages.EXPORT, place / stages.EXPORT)
+        (place / START_RECORDS).write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
+
+    write_whole_folder(out / START, fill)
+
+
+def _other_sizes(config: TrainingConfig, found: LanguageModelConfig) -> list[str]:
+    asked = stages.with_modules(config.language_model.model.backbone(found.vocab_size), found.mctp_modules)
+    faults = [] if found == asked else [f"language_model: {found}, not {asked}"]
+    if found.mctp_modules != config.language_model.model.mctp_modules:
+        faults.append(f"MCTP modules: {found.mctp_modules}, not {config.language_model.model.mctp_modules}")
+    return faults
+
+
+def _records(checkpoint: Path, names: Sequence[str]) -> dict[str, object]:
     path = checkpoint / RECORD
     try:
         records = json.loads(path.read_text(encoding="utf-8"))
-        return {name: records[name] for name in PARTS}
+        return {name: records[name] for name in names}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TrainingError(
-            f"--audio-from: {path}: not the records of a training ({error!r}); take a checkpoint that this program made"
+            f"{path}: not the records of a training ({error!r}); take a checkpoint that this program made"
         ) from error

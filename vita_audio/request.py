@@ -43,6 +43,7 @@ class Limits:
     `context_tokens`: prompt and answer together. `max_tokens`: the largest MAX_TOKENS; `default_max_tokens` when none
     is sent. `mctp_modules`: K. `default_pattern`: the mode the checkpoint was trained for (generation_config.json).
     `tts_samples`: text is read aloud with sampling by default, as the authors do (small models read better greedily).
+    `repetition_penalty`: of requests that send none (generation_config.json).
     """
 
     context_tokens: int
@@ -52,6 +53,7 @@ class Limits:
     default_pattern: tuple[int, ...]
     max_audio_seconds: float = contract.MAX_AUDIO_SECONDS
     tts_samples: bool = True
+    repetition_penalty: float = DEFAULT_REPETITION_PENALTY
 
     @property
     def max_text_characters(self) -> int:
@@ -130,7 +132,7 @@ def parse_request(inputs: Mapping[str, Any], limits: Limits) -> SpeechRequest:
         repetition_penalty=_number(
             inputs,
             "REPETITION_PENALTY",
-            DEFAULT_REPETITION_PENALTY,
+            limits.repetition_penalty,
             0.0,
             contract.MAX_REPETITION_PENALTY,
             "1 switches it off",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from vita_audio.errors import EngineError
@@ -19,13 +19,20 @@ QUEUE_VARIABLE = "VITA_QUEUE"
 THREADS_VARIABLE = "VITA_THREADS"
 DRAIN_FILE_VARIABLE = "VITA_DRAIN_FILE"
 
-DEFAULT_SLOTS = 8
-DEFAULT_QUEUE = 32
-
 
 def default_threads() -> int:
     """Half of the usable cores for each engine process: the language model and the audio decoder run side by side."""
     return max(1, len(os.sched_getaffinity(0)) // 2)
+
+
+def default_slots() -> int:
+    """Two streams for each usable core, at least four: what a CPU answers in time (README, "How many callers")."""
+    return max(4, 2 * len(os.sched_getaffinity(0)))
+
+
+def default_queue() -> int:
+    """Few may wait: a caller who is refused at once can ask another server, one who waits long has hung up."""
+    return max(1, default_slots() // 4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +42,15 @@ class ServingSettings:
     Args:
         engines: folder made by ``python -m build_engines`` (holds ``manifest.json``).
         slots: streams that generate at the same time (each owns a KV cache).
-        queue: streams that may wait for a slot; one more is answered "server is full".
+        queue: streams beyond the slots that are taken, waiting for one or for their sound to be made; one more is
+            answered "server is full".
         threads: CPU threads of each engine process.
         drain_file: as soon as this file exists, no new stream is taken.
     """
 
     engines: Path
-    slots: int = DEFAULT_SLOTS
-    queue: int = DEFAULT_QUEUE
+    slots: int = field(default_factory=default_slots)
+    queue: int = field(default_factory=default_queue)
     threads: int = 1
     drain_file: Path | None = None
 
@@ -77,7 +85,7 @@ class ServingSettings:
         return cls(
             engines=Path(engines),
             drain_file=Path(drain_file) if drain_file else None,
-            slots=int(environment.get(SLOTS_VARIABLE, DEFAULT_SLOTS)),
-            queue=int(environment.get(QUEUE_VARIABLE, DEFAULT_QUEUE)),
+            slots=int(environment.get(SLOTS_VARIABLE, default_slots())),
+            queue=int(environment.get(QUEUE_VARIABLE, default_queue())),
             threads=int(environment.get(THREADS_VARIABLE, default_threads())),
         )

@@ -48,9 +48,10 @@ def warm_up_generation(service: GenerationService, limits: Limits) -> None:
             last.append(delta)
             ended.set()
 
-    service.submit(GenerationRequest(list(range(8)), settings), emit)
+    stream = service.submit(GenerationRequest(list(range(8)), settings), emit)
     if not ended.wait(WARM_UP_TIMEOUT_S):
         raise EngineError(f"language model: the warm-up request did not end within {WARM_UP_TIMEOUT_S:g} s")
+    service.release(stream)
     if last[0].state != "done":
         raise EngineError(f"language model: the warm-up request failed: {last[0].reason}")
 

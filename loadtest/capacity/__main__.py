@@ -20,7 +20,7 @@ from loadtest.errors import wrong
 from loadtest.options import MAX_RATE_HZ, check_rate
 from loadtest.slo import Slo
 from vita_audio.errors import VitaError
-from vita_audio.serving_settings import DEFAULT_QUEUE, DEFAULT_SLOTS
+from vita_audio.serving_settings import default_queue, default_slots
 
 #: The held-out point, as a share of what was found: where a service would be run.
 HELD_OUT = 0.8
@@ -108,8 +108,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--ratio", type=float, default=1.1, help="how narrow the search ends")
     add("--point-seconds", type=float, default=40.0, help="how long each point is measured")
     add("--budget-seconds", type=float, default=900.0, help="of the whole search")
-    add("--slots", type=int, default=DEFAULT_SLOTS, help="what the server was started with")
-    add("--queue", type=int, default=DEFAULT_QUEUE, help="what the server was started with")
+    add("--slots", type=int, default=default_slots(), help="what the server was started with")
+    add("--queue", type=int, default=default_queue(), help="what the server was started with")
     add("--price-per-hour", type=float, help="of one server, for the cost of an hour of sound")
     add("--overload", action="store_true", help="also measure 1, 1.5 and 2 times the capacity")
     add("--out", type=Path, default=Path("out/loadtest/capacity"))

@@ -40,11 +40,17 @@ class Outcome:
 
 
 def ask_all(
-    url: str, cases: Iterable[Case], mode: str, tts_temperature: float | None = None, warm_up: int = 2
+    url: str,
+    cases: Iterable[Case],
+    mode: str,
+    tts_temperature: float | None = None,
+    warm_up: int = 2,
+    repetition_penalty: float | None = None,
 ) -> Iterator[Outcome]:
     """The outcomes in the order of the cases; the first `warm_up` cases are asked once before, unmeasured.
 
     `tts_temperature`: None is the server's default for speech synthesis; all other tasks are greedy by default.
+    `repetition_penalty`: None is the checkpoint's own.
 
     Raises:
         TrainingError: a stream ended without a status. VitaError: the server failed.
@@ -52,12 +58,14 @@ def ask_all(
     cases = list(cases)
     with Client(url) as client:
         for case in cases[:warm_up]:
-            _ask(client, case, mode, tts_temperature)
+            _ask(client, case, mode, tts_temperature, repetition_penalty)
         for case in cases:
-            yield _ask(client, case, mode, tts_temperature)
+            yield _ask(client, case, mode, tts_temperature, repetition_penalty)
 
 
-def _ask(client: Client, case: Case, mode: str, tts_temperature: float | None) -> Outcome:
+def _ask(
+    client: Client, case: Case, mode: str, tts_temperature: float | None, repetition_penalty: float | None
+) -> Outcome:
     reply = client.collect(
         case.text,
         audio=case.audio,
@@ -66,6 +74,7 @@ def _ask(client: Client, case: Case, mode: str, tts_temperature: float | None) -
         seed=case.seed,
         max_tokens=MAX_TOKENS,
         temperature=tts_temperature if case.kind == "tts" else None,
+        repetition_penalty=repetition_penalty,
         timeout_s=_TIMEOUT_S,
     )
     if reply.status is None:

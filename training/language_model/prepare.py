@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from build_engines.seed_tokenizer import write_tokenizer
 from training.device import pick_device
+from training.errors import TrainingError
 from training.language_model.batch import Sample
 from training.language_model.conversations import AUDIO_PLACEHOLDER, Conversation, raise_faults, read_conversations
 from training.language_model.samples import SampleBuilder
@@ -22,12 +24,18 @@ from vita_audio.text import TextTokenizer
 
 CHAT = "chat.jsonl"
 TRAIN, TEST, RECORD = "train.npz", "test.npz", "done.json"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
-def prepare_tokens(config: LanguageModelTraining, data: Path, speech_tokenizer: Path, folder: Path) -> Path:
+def prepare_tokens(
+    config: LanguageModelTraining, data: Path, speech_tokenizer: Path, folder: Path, tokenizer: Path | None = None
+) -> Path:
     """Write `folder/{tokenizer.json, tokenizer_config.json, train.npz, test.npz, done.json}` from `data/chat.jsonl`.
 
     Speech codes are kept in `folder`, so an interrupted run goes on; all other files are made anew.
+
+    Args:
+        tokenizer: a language model's folder whose text tokenizer is taken; None learns one from the training text.
 
     Returns:
         `folder`.
@@ -39,12 +47,22 @@ def prepare_tokens(config: LanguageModelTraining, data: Path, speech_tokenizer: 
     conversations = {split: read_conversations(data / CHAT, split) for split in ("train", "test")}
     codes = SpeechCodes(speech_tokenizer, folder, pick_device(config.device))
     codes.make((audio for split in conversations.values() for c in split for audio in c.audios), console=console)
-    texts = list(_texts(conversations["train"]))
-    write_tokenizer(folder, config.merges, codes.config.quantize_vocab_size, config.seed, texts)
-    tokenizer = TextTokenizer(folder / "tokenizer.json")
-    builder = SampleBuilder(tokenizer, config.trained_mode.pattern)
+    if tokenizer is None:
+        texts = list(_texts(conversations["train"]))
+        write_tokenizer(folder, config.merges, codes.config.quantize_vocab_size, config.seed, texts)
+    else:
+        for name in TOKENIZER_FILES:
+            shutil.copyfile(tokenizer / name, folder / name)
+    text_tokenizer = TextTokenizer(folder / "tokenizer.json")
+    vocabulary = text_tokenizer.vocabulary
+    if vocabulary.audio_codes != codes.config.quantize_vocab_size:
+        raise TrainingError(
+            f"{folder / 'tokenizer.json'}: has {vocabulary.audio_codes} audio tokens, but the speech tokenizer "
+            f"{codes.config.quantize_vocab_size} codes; take both from one checkpoint"
+        )
+    builder = SampleBuilder(text_tokenizer, config.trained_mode.pattern)
     longest = min(stage.length for stage in config.stages)
-    record: dict[str, object] = {"speech_tokenizer": codes.fingerprint, "tokens": tokenizer.vocabulary.tokens}
+    record: dict[str, object] = {"speech_tokenizer": codes.fingerprint, "tokens": vocabulary.tokens}
     for split, name in (("train", TRAIN), ("test", TEST)):
         tokens = TokenSet.of(*build_samples(conversations[split], builder, codes, longest, data / CHAT))
         tokens.save(folder / name)

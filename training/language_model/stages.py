@@ -21,18 +21,18 @@ from training.language_model.forward import TrainedLanguageModel
 from training.language_model.fused import fuse
 from training.language_model.initialise import add_modules, random_weights, with_modules
 from training.language_model.loop import Place, held_out_batches, muon_of, optimizer_of, train
-from training.language_model.prepare import TEST, TRAIN
+from training.language_model.prepare import TEST, TOKENIZER_FILES, TRAIN
 from training.language_model.settings import LanguageModelTraining
 from training.language_model.token_set import TokenSet
 from training.run import Run, set_seeds
 from vita_audio.checkpoint import load_language_model
 from vita_audio.configs import LanguageModelConfig
 from vita_audio.modes import NAMED_MODES
+from vita_audio.request import DEFAULT_REPETITION_PENALTY
 from vita_audio.text import TextTokenizer
 from vita_audio.vocabulary import Vocabulary
 
 EXPORT = "language_model"  # folder of the released layout below a stage's folder
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,10 +128,11 @@ def write_released(
     pattern: Sequence[int],
     tokenizer: Path,
     samples: bool = True,
+    repetition_penalty: float = DEFAULT_REPETITION_PENALTY,
 ) -> None:
     """A `language_model` folder in the released layout, whole or not there; `tokenizer`: where its files come from.
 
-    `samples`: whether it reads text aloud with sampling by default.
+    `samples`: whether it reads text aloud with sampling by default. `repetition_penalty`: of requests that send none.
 
     Raises:
         TrainingError: it cannot be written; what was there before stays.
@@ -139,7 +140,7 @@ def write_released(
     temporary = folder.with_name(f".{folder.name}.tmp")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
-        write_language_model(temporary, config, vocabulary, tensors, pattern, samples)
+        write_language_model(temporary, config, vocabulary, tensors, pattern, samples, repetition_penalty)
         for name in TOKENIZER_FILES:
             if (tokenizer / name).exists():
                 shutil.copyfile(tokenizer / name, temporary / name)

@@ -47,6 +47,7 @@ class DecodingService:
         vocabulary: tells text ids from audio codes.
         detokenizer: makes the text state of one stream.
         on_stop: stops the language model's stream of this id; may block, may raise (logged and counted).
+        on_end: hears of every stream that is over, whichever way, after a stop if there is one; as `on_stop`.
         max_batch: streams in one engine call.
         idle_timeout_s: a stream that gets no message for so long is freed and stopped.
     """
@@ -59,6 +60,7 @@ class DecodingService:
         on_stop: Callable[[str], None],
         max_batch: int = 8,
         idle_timeout_s: float = 60.0,
+        on_end: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._decoder, self._vocabulary, self._detokenizer = decoder, vocabulary, detokenizer
         self._max_batch, self._idle_timeout_s = max_batch, idle_timeout_s
@@ -72,7 +74,7 @@ class DecodingService:
         self._endings: Counter[str] = Counter()
         self._busy_ms = 0.0
         self._reply_errors = 0
-        self._stopper = Stopper(on_stop)
+        self._stopper = Stopper(on_stop, on_end)
         self._thread = threading.Thread(target=self._run, name="decoding", daemon=True)
         self._thread.start()
 
@@ -190,6 +192,7 @@ class DecodingService:
         """A message that finds no stream: nobody would listen to the rest of it."""
         if not request.status.final:
             self._stopper.request(request.status.stream)
+        self._stopper.release(request.status.stream)
         self._reply(request, request.empty("failed", reason))
 
     def _progress(self, stream: ServedStream) -> None:
@@ -257,6 +260,7 @@ class DecodingService:
             self._ended.popitem(last=False)
         if stop and not any(request.status.final for request in stream.requests):
             self._stopper.request(stream.id)
+        self._stopper.release(stream.id)
         for request in stream.requests:
             self._reply(request, request.empty(state, reason))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 import threading
 import time
@@ -28,6 +29,9 @@ EAGER_DELTAS = 3
 SHORTEST_GAP_MS = 20.0
 LONGEST_WAIT_MS = 40.0
 
+#: A stream whose text and tokens are complete keeps its place until its sound is made; if nobody says so, so long.
+LONGEST_SOUNDING_S = 60.0
+
 
 @dataclass(slots=True)
 class _Live:
@@ -43,10 +47,14 @@ class _Live:
 
 @dataclass(frozen=True, slots=True)
 class GenerationStats:
-    """A snapshot for metrics and tests; counts since the start, `busy_ms` the time spent in engine steps."""
+    """A snapshot for metrics and tests; counts since the start, `busy_ms` the time spent in engine steps.
+
+    `sounding`: streams whose tokens are complete and whose sound is still being made.
+    """
 
     running: int
     waiting: int
+    sounding: int
     slots: int
     steps: int
     tokens: int
@@ -62,6 +70,8 @@ class GenerationService:
         end_tokens: ids that end a stream.
         queue_limit: streams that may wait for a slot.
         prefill_chunk: prompt tokens one step takes in at most.
+        awaits_release: a stream keeps its place, though not its slot, until `release`. The language model is seconds
+            ahead of the decoder: without this, a server whose decoder falls behind would go on taking streams.
     """
 
     def __init__(
@@ -70,11 +80,14 @@ class GenerationService:
         end_tokens: Collection[int],
         queue_limit: int = 32,
         prefill_chunk: int = 64,
+        awaits_release: bool = False,
     ) -> None:
         self._scheduler = Scheduler(engine, end_tokens, prefill_chunk)  # touched by the thread alone, but for `check`
         self._slots, self._queue_limit = engine.slots, queue_limit
         self._changed = threading.Condition()  # guards what `submit`, `cancel` and `stats` share with the thread
         self._live: dict[str, _Live] = {}
+        self._awaits_release = awaits_release
+        self._sounding: dict[str, float] = {}  # not released yet, and when they are forgotten
         self._inbox: list[_Live] = []
         self._cancels: list[str] = []
         self._closing = False
@@ -93,17 +106,19 @@ class GenerationService:
 
         Raises:
             InvalidRequest: the engine can never serve the request.
-            ServerFull: every slot is taken and the queue is at its limit, or the service is closing.
+            ServerFull: slots and queue hold all they can, streams not released included, or the service is closing.
         """
         self._scheduler.check(request)
         with self._changed:
-            running, waiting = self._load()
-            if self._closing or running + waiting >= self._slots + self._queue_limit:
-                raise ServerFull(running, waiting)
+            running, waiting, sounding = self._load()
+            if self._closing or running + waiting + sounding >= self._slots + self._queue_limit:
+                raise ServerFull(running + sounding, waiting)
             self._submitted += 1
             # Whoever knows an id can stop the stream (STOP of speech_lm), so it must not be guessable.
             live = _Live(f"s{self._submitted}-{secrets.token_hex(8)}", request, emit)
             self._live[live.id] = live
+            if self._awaits_release:
+                self._sounding[live.id] = math.inf
             self._inbox.append(live)
             self._changed.notify_all()
             return live.id
@@ -117,10 +132,14 @@ class GenerationService:
             self._changed.notify_all()
             return True
 
+    def release(self, stream_id: str) -> bool:
+        """The sound of a stream is made, or nobody wants it: its place is free once it has ended. False: not known."""
+        with self._changed:
+            return self._sounding.pop(stream_id, None) is not None
+
     def stats(self) -> GenerationStats:
         with self._changed:
-            running, waiting = self._load()
-            counts = (running, waiting, self._slots, self._steps, self._tokens)
+            counts = (*self._load(), self._slots, self._steps, self._tokens)
             return GenerationStats(*counts, self._busy_ms, dict(self._finished))
 
     def close(self, drain_s: float = 0.0) -> None:
@@ -133,10 +152,14 @@ class GenerationService:
             self._changed.notify_all()
         self._thread.join()
 
-    def _load(self) -> tuple[int, int]:
-        """Streams (running, waiting): those beyond the slots wait."""
+    def _load(self) -> tuple[int, int, int]:
+        """Streams (running, waiting, sounding): those beyond the slots wait, those that only sound need no slot."""
+        now = time.perf_counter()
+        for stream_id in [stream_id for stream_id, end in self._sounding.items() if end < now]:
+            log.warning("stream %s: nobody released it for %s s, its place is free", stream_id, LONGEST_SOUNDING_S)
+            del self._sounding[stream_id]
         running = min(len(self._live), self._slots)
-        return running, len(self._live) - running
+        return running, len(self._live) - running, len(self._sounding.keys() - self._live.keys())
 
     def _run(self) -> None:
         try:
@@ -219,6 +242,8 @@ class GenerationService:
             with self._changed:
                 if self._live.pop(live.id, None) is None:
                     return
+                if live.id in self._sounding:
+                    self._sounding[live.id] = now + LONGEST_SOUNDING_S
                 kind = reason if state == "done" else state
                 self._finished[kind] = self._finished.get(kind, 0) + 1
                 self._changed.notify_all()

@@ -3,7 +3,7 @@
 `execute` only enqueues; the service's thread answers. Every request gets exactly one response with the final flag and
 never an error: after a decoupled model, an error would leave the ensemble's request in flight for ever (seen, see
 facts/triton.md), so a failure is a STATUS. When the client is gone or decoding failed, a STOP request ends the stream
-in speech_lm.
+in speech_lm; a DONE request says of every stream that it is over, so that its place can be given away.
 """
 
 from __future__ import annotations
@@ -39,7 +39,12 @@ class TritonPythonModel:
         decoder.warm_up()
         tokenizer = TextTokenizer(settings.engines / "tokenizer.json")
         self._service = DecodingService(
-            decoder, manifest.vocabulary, tokenizer.detokenizer, _stop, max_batch=source.decoder_batch
+            decoder,
+            manifest.vocabulary,
+            tokenizer.detokenizer,
+            partial(_tell, "STOP"),
+            max_batch=source.decoder_batch,
+            on_end=partial(_tell, "DONE"),
         )
         self._worker, self._recorder = args["model_instance_name"], Recorder()
         self._meter = PlayoutMeter(self._recorder)
@@ -93,10 +98,13 @@ def _send(sender: pb_utils.InferenceResponseSender, chunk: DecodedChunk) -> None
     sender.send(pb_utils.InferenceResponse(tensors), flags=FINAL)
 
 
-def _stop(stream: str) -> None:
-    """Tell speech_lm to end a stream; returns when it has taken note. Runs on the service's stop thread."""
+def _tell(name: str, stream: str) -> None:
+    """Tell speech_lm to end a stream (STOP), or that it is over (DONE); returns when it has taken note.
+
+    Runs on the service's stop thread.
+    """
     request = pb_utils.InferenceRequest(
-        model_name="speech_lm", requested_output_names=[], inputs=[text_tensor("STOP", stream)]
+        model_name="speech_lm", requested_output_names=[], inputs=[text_tensor(name, stream)]
     )
     for response in request.exec(decoupled=True):
         if response.has_error():

@@ -1,7 +1,8 @@
-"""Triton adapter of `vita_audio.generation.service`: PROMPT_IDS, SETTINGS -> TOKENS, LM_STATUS as they come; STOP ends.
+"""Triton adapter of `vita_audio.generation.service`: PROMPT_IDS, SETTINGS -> TOKENS, LM_STATUS as they come; STOP ends
+a stream, DONE says that its sound is made.
 
 `execute` only enqueues; the service's thread answers. Every request gets exactly one final flag: with its last tokens,
-with an error, or alone (STOP).
+with an error, or alone (STOP, DONE).
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class TritonPythonModel:
             os.nice(NICENESS)
         engine = open_language_model(source, settings.slots)
         end_tokens = manifest.vocabulary.end_tokens
-        self._service = GenerationService(engine, end_tokens, settings.queue, source.prefill_chunk)
+        self._service = GenerationService(engine, end_tokens, settings.queue, source.prefill_chunk, awaits_release=True)
         warm_up_generation(self._service, manifest.limits)
         self._worker, self._recorder = args["model_instance_name"], Recorder()
         self._meter, self._refusals = GenerationMeter(self._recorder), Refusals(self._recorder, "speech_lm")
@@ -60,11 +61,12 @@ class TritonPythonModel:
         self._service.close()
 
     def _accept(self, request: pb_utils.InferenceRequest, sender: pb_utils.InferenceResponseSender) -> None:
-        stop = read_text(request, "STOP")
-        if stop is not None:
-            self._service.cancel(stop)
-            sender.send(flags=FINAL)
-            return
+        for name, take_note in (("STOP", self._service.cancel), ("DONE", self._service.release)):
+            stream = read_text(request, name)
+            if stream is not None:
+                take_note(stream)
+                sender.send(flags=FINAL)
+                return
         prompt, settings = read(request, "PROMPT_IDS"), read_text(request, "SETTINGS")
         if prompt is None or settings is None:
             raise InvalidRequest("PROMPT_IDS", prompt, "PROMPT_IDS and SETTINGS start a stream, STOP ends one")
@@ -84,6 +86,7 @@ class TritonPythonModel:
         stats, recorder, stage = self._service.stats(), self._recorder, "speech_lm"
         recorder.set("vita_streams", stats.running, stage=stage, state="running", worker=self._worker)
         recorder.set("vita_streams", stats.waiting, stage=stage, state="waiting", worker=self._worker)
+        recorder.set("vita_places_taken", stats.running + stats.waiting + stats.sounding)
         recorder.set("vita_slots", stats.slots)
         recorder.set("vita_kv_tokens", self._meter.cached_tokens)
         recorder.total("vita_busy_ms_total", stats.busy_ms, stage=stage)
