@@ -41,5 +41,5 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def server(engines: Path) -> Iterator[TritonServer]:
     """A real Triton on free loopback ports, shared by tests that leave it as they found it."""
-    with TritonServer(ServerOptions(engines=engines, grpc_port=0, metrics_port=0)) as running:
+    with TritonServer(ServerOptions(engines=engines, grpc_port=0, metrics_port=0, slots=8, queue=32)) as running:
         yield running

@@ -168,6 +168,10 @@ def test_a_report_is_whole_and_reads_back(tmp_path: Path) -> None:
     tags.feed(page)
     assert (tags.open, tags.links) == ([], [])
     assert page.count("<svg") == 6
+    files = sorted(path.name for path in (tmp_path / "a").glob("*.svg"))
+    assert files == ["lead.svg", "streams.svg", "ttfa.svg", "ttfa_load.svg", "ttfa_time.svg", "underruns.svg"]
+    for name in files:
+        ElementTree.fromstring((tmp_path / "a" / name).read_text())
     assert "locust &lt;script&gt;" in page
     assert "<script" not in page
     assert "stopped after 3 s" in (tmp_path / "b" / "report.html").read_text()
@@ -197,6 +201,7 @@ def test_a_report_of_nothing(tmp_path: Path) -> None:
     write_report(tmp_path, run_of([], aborted="no server"))
     assert "nothing was measured" in (tmp_path / "report.html").read_text()
     assert read_streams(tmp_path) == []
+    assert not list(tmp_path.glob("*.svg"))
 
 
 def test_files_that_are_no_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

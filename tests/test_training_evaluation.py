@@ -46,6 +46,7 @@ def good_scores(mode: str) -> Scores:
         requests=10,
         asr_wer=0.04,
         tts_wer={"domain": 0.05, "flat": 0.3},
+        codec_wer={"domain": 0.03, "flat": 0.27},
         one_shot_wer=0.05,
         spoken_to_text=0.95,
         spoken_to_speech=0.9,
@@ -113,6 +114,7 @@ def test_the_report_is_valid_and_says_which_bars_are_missed(tmp_path: Path) -> N
     assert "| boost: ASR word error rate | 50.0 % | at most 10.0 % | MISSED |" in text
     assert "| model | boost | 50.0 % | 5.0 % | 30.0 % |" in text
     assert "| 2.50 |" in text
+    assert text.count("| model | codec | - | 3.0 % | 27.0 % |") == 1
     figures = json.loads((tmp_path / "evaluation.json").read_text())
     assert [row["mode"] for row in figures["scores"]] == ["vanilla", "boost"]
     assert figures["scores"][0]["tts_distance_db"] is None  # not measured
@@ -156,7 +158,7 @@ def test_the_command_evaluates_a_real_server(
         assert row["requests"] == len(KINDS)
         assert row["lm_tokens_per_s"] > 0
         assert row["asr_wer"] is not None
-        assert row["tts_wer"].keys() == {"domain", "flat"}
+        assert row["tts_wer"].keys() == row["codec_wer"].keys() == {"domain", "flat"}
     answers = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
     assert len(answers) == 2 * len(KINDS)
     assert {answer["kind"] for answer in answers} == set(KINDS)

@@ -44,6 +44,7 @@ def row(card: str, part: str) -> str:
     return rows[-1]  # the first tells the sizes
 
 
+@pytest.mark.timeout(600)  # on a busy machine; alone it takes a quarter of that
 def test_everything_in_one_command(tmp_path: Path) -> None:
     first = start(tmp_path)
     log = tmp_path / "out" / "stage1" / "log.csv"
@@ -106,7 +107,8 @@ def test_everything_in_one_command(tmp_path: Path) -> None:
 
     # The same model, trained on: its networks, its tokenizer, and stage 4 once more.
     (tmp_path / "third").mkdir()
-    fifth = start(tmp_path / "third", "--continue-from", str(tmp_path / "checkpoint"), "--set", "data.text=12")
+    again = ("--continue-from", str(tmp_path / "checkpoint"), "--continue-flow", "--set", "flow.run.steps=4")
+    fifth = start(tmp_path / "third", *again, "--set", "data.text=12")
     output = fifth.communicate(timeout=250)[0]
     assert fifth.returncode == 0, output
     assert "stage3" not in output
@@ -115,6 +117,10 @@ def test_everything_in_one_command(tmp_path: Path) -> None:
     assert row(first_card, "stage3") == row(third_card, "stage3")
     assert row(first_card, "stage4") == row(third_card, "stage4")
     assert row(third_card, "stage4, continued").startswith("| stage4, continued | 8 |")
+    assert row(third_card, "flow, continued").startswith("| flow, continued | 4 |")
+    assert row(first_card, "vocoder") == row(third_card, "vocoder")
+    kept = load_flow(third / "audio_decoder")[1]
+    assert 0 < max(float((kept[key] - own[key]).abs().max()) for key in own) < 0.1
     assert (third / "language_model/tokenizer.json").read_bytes() == (
         tmp_path / "checkpoint/language_model/tokenizer.json"
     ).read_bytes()

@@ -155,7 +155,10 @@ def test_a_full_server_says_so_at_once_and_serves_on(engines: Path) -> None:
         served = [tokens for tokens, _, error in answers if not error]
         refused = [(seconds, error) for _, seconds, error in answers if error]
         assert served == [900, 900]
-        assert {error for _, error in refused} == {"server is full (1 running, 1 waiting)"}
+        assert len(refused) == 6
+        # A stream whose tokens are complete and whose sound is still being made runs without a slot.
+        full = {"server is full (1 running, 1 waiting)", "server is full (2 running, 0 waiting)"}
+        assert {error for _, error in refused} <= full
         assert max(seconds for seconds, _ in refused) < 0.5
         assert set(wait_idle(server).values()) == {0.0}
         assert ask(8)[0] == 900

@@ -26,11 +26,11 @@ def metrics(server: TritonServer) -> dict[str, float]:
 
 
 def live(server: TritonServer) -> dict[str, float]:
-    """Streams that hold a slot, a place in the queue or a decoder state; requests that wait for the decoder."""
+    """Streams that hold a slot, a place or a decoder state; requests that wait for the decoder."""
     return {
         key: value
         for key, value in metrics(server).items()
-        if key.startswith(("vita_streams{", "vita_decoder_waiting"))
+        if key.startswith(("vita_streams{", "vita_places_taken", "vita_decoder_waiting"))
     }
 
 

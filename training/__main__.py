@@ -39,13 +39,27 @@ def train(
     continue_from: Annotated[
         Path | None, typer.Option(help="Checkpoint that is trained on: stage 4 starts from its language model.")
     ] = None,
+    continue_flow: Annotated[
+        bool, typer.Option("--continue-flow", help="With --continue-from: its flow is trained on as well.")
+    ] = False,
 ) -> None:
     """Train every part in order: data, speech tokenizer, vocoder, flow, tokens, stages 1 to 4, checkpoint."""
     if context.invoked_subcommand is not None:
         return
     raise typer.Exit(
         with_errors(
-            lambda: _train(config, changes or [], only, out, checkpoint, resume, list_only, audio_from, continue_from)
+            lambda: _train(
+                config,
+                changes or [],
+                only,
+                out,
+                checkpoint,
+                resume,
+                list_only,
+                audio_from,
+                continue_from,
+                continue_flow,
+            )
         )
     )
 
@@ -60,11 +74,12 @@ def _train(
     list_only: bool,
     audio_from: Path | None,
     continue_from: Path | None,
+    continue_flow: bool,
 ) -> None:
     from training.config import load_config  # loads PyTorch: not for --help
     from training.errors import TrainingError
     from training.pipeline import parts_of, run_parts
-    from training.reuse import take_audio_networks, take_language_model
+    from training.reuse import PARTS, take_audio_networks, take_flow, take_language_model
 
     settings = load_config(config, changes)
     name = Path(config).stem
@@ -74,6 +89,10 @@ def _train(
     for option, source in (("--audio-from", audio_from), ("--continue-from", continue_from)):
         if source is not None:
             command += f" {option} {shlex.quote(source.as_posix())}"
+    if continue_flow:
+        if continue_from is None:
+            raise TrainingError("--continue-flow: there is no checkpoint to go on with; name it with --continue-from")
+        command += " --continue-flow"
     parts = parts_of(settings, out, checkpoint, command, continued=continue_from is not None)
     if list_only:
         for part in parts:
@@ -81,8 +100,10 @@ def _train(
         return
     if out.exists() and any(out.iterdir()) and not resume and only is None:
         raise TrainingError(f"{out}: holds an earlier training; go on with --resume, or choose another --out")
+    if continue_flow and continue_from is not None:
+        take_flow(settings, continue_from, out)
     if (audio := audio_from or continue_from) is not None:
-        take_audio_networks(settings, audio, out)
+        take_audio_networks(settings, audio, out, [name for name in PARTS if not (continue_flow and name == "flow")])
     if continue_from is not None:
         take_language_model(settings, continue_from, out)
     run_parts(parts, only, lambda line: _out.print(line, markup=False, style="bold"))

@@ -28,13 +28,14 @@ from training.data.manifest import read_chat
 from training.errors import TrainingError
 from training.evaluation.cases import KINDS, Case, load_cases
 from training.evaluation.report import REPORT, write_report
-from training.evaluation.scores import Scores, TeacherScores, score, score_teacher
+from training.evaluation.scores import Scores, TeacherScores, score, score_codec, score_teacher
 from training.evaluation.serving import Outcome, ask_all
 from training.judges import Panel, Wave
 from vita_audio.decoding.decoder import StreamingDecoder
-from vita_audio.engines.onnxruntime_audio import OnnxFlow, OnnxVocoder
+from vita_audio.engines.onnxruntime_audio import OnnxFlow, OnnxSpeechTokenizer, OnnxVocoder
 from vita_audio.errors import VitaError
 from vita_audio.modes import NAMED_MODES, parse_mode
+from vita_audio.speech_features import speech_tokens
 
 
 def make_panel(data: Path, processes: int) -> Panel:
@@ -56,6 +57,18 @@ def one_shot_decoder(engines: Path) -> Callable[[Outcome], Wave]:
     return decode
 
 
+def codec(engines: Path) -> Callable[[Wave, int], Wave]:
+    """16 kHz speech and a seed -> what is left of it after the speech tokenizer and the audio decoder."""
+    tokenizer = OnnxSpeechTokenizer(engines)
+    decoder = StreamingDecoder(OnnxFlow(engines), OnnxVocoder(engines))
+
+    def give_back(wave: Wave, seed: int) -> Wave:
+        codes = [int(code) for code in speech_tokens(tokenizer, wave)]
+        return decoder.decode_offline(codes, seed).astype(np.float32) / 32768.0
+
+    return give_back
+
+
 def evaluate(
     label: str, engines: Path, modes: list[str], cases: list[Case], panel: Panel, tts_temperature: float | None,
     repetition_penalty: float | None, console: Console, answers: Path,
@@ -63,6 +76,7 @@ def evaluate(
     """Serve one folder of engines and score it in each mode that it can run; appends every answer to `answers`."""
     mctp_modules = load_manifest(engines).limits.mctp_modules
     decode = one_shot_decoder(engines)
+    codec_wer = score_codec(cases, panel, codec(engines))
     rows = []
     with TritonServer(ServerOptions(engines=engines, grpc_port=0, metrics_port=0)) as server:
         for mode in modes:
@@ -73,6 +87,7 @@ def evaluate(
             outcomes = list(track(asked, f"{label}, {mode}: asking", len(cases), console=console))
             console.print(f"{label}, {mode}: judging")
             scores, records = score(label, mode, outcomes, panel, decode)
+            scores.codec_wer = codec_wer
             rows.append(scores)
             with answers.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps({"model": label, **record}, ensure_ascii=False) + "\n" for record in records)

@@ -6,13 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from training.audio import flow, speech_tokenizer, vocoder
 from training.bundle import write_bundle
 from training.config import TrainingConfig
 from training.data import generate
 from training.errors import TrainingError
 from training.language_model import prepare, stages
-from training.reuse import START
+from training.reuse import FLOW_START, START
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +77,7 @@ def parts_of(config: TrainingConfig, out: Path, checkpoint: Path, command: str, 
             "flow",
             flow_weights,
             ("data", "speech_tokenizer"),
-            lambda: flow.train_flow(config.flow, data, codec, folders["flow"]),
+            lambda: flow.train_flow(config.flow, data, codec, folders["flow"], _start_of_flow(out)),
         ),
         Part(
             "tokens",
@@ -101,6 +104,11 @@ def parts_of(config: TrainingConfig, out: Path, checkpoint: Path, command: str, 
         )
     )
     return parts
+
+
+def _start_of_flow(out: Path) -> dict[str, Tensor] | None:
+    path = out / FLOW_START / flow.EXPORT
+    return torch.load(path, weights_only=True) if path.exists() else None
 
 
 def _stage(config: TrainingConfig, number: int, out: Path, before: str, previous: Path | None) -> Part:

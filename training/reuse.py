@@ -23,11 +23,16 @@ PARTS = ("speech_tokenizer", "vocoder", "flow")
 RECORD = "training.json"
 #: Folder of a language model that stage 4 goes on with, and the records of the stages that made it.
 START, START_RECORDS = "start", "records.json"
+#: The same for a flow that is trained on.
+FLOW_START = "start-flow"
 STAGE_PARTS = tuple(f"stage{number}" for number in stages.STAGES)
 
 
-def take_audio_networks(config: TrainingConfig, checkpoint: Path, out: Path) -> None:
+def take_audio_networks(config: TrainingConfig, checkpoint: Path, out: Path, names: Sequence[str] = PARTS) -> None:
     """Put speech tokenizer, vocoder and flow of `checkpoint` into `out` as parts that are done, with their records.
+
+    Args:
+        names: which of them.
 
     Parts that are done already stay as they are, so the same command goes on after a stop.
 
@@ -36,7 +41,7 @@ def take_audio_networks(config: TrainingConfig, checkpoint: Path, out: Path) -> 
         TrainingError: they have other sizes than the configuration's, `out` holds begun trainings of them, the
             checkpoint has no records, or a file cannot be written.
     """
-    wanted = [name for name in PARTS if not (out / name / "done.json").exists()]
+    wanted = [name for name in names if not (out / name / "done.json").exists()]
     if begun := [name for name in wanted if (out / name).exists()]:
         raise TrainingError(
             f"--audio-from: {out} holds begun trainings of {', '.join(begun)}; delete these folders, or leave it out"
@@ -68,6 +73,28 @@ def take_audio_networks(config: TrainingConfig, checkpoint: Path, out: Path) -> 
 
 def _write(tensors: Mapping[str, Tensor], path: Path) -> None:
     write_torch_file(path, {key: value.half() for key, value in tensors.items()})
+
+
+def take_flow(config: TrainingConfig, checkpoint: Path, out: Path) -> None:
+    """Put the flow of `checkpoint` into `out/start-flow` for its training to go on with.
+
+    Raises:
+        CheckpointError: the flow cannot be read.
+        TrainingError: it has other sizes than the configuration's, the checkpoint has no records, or a file cannot be
+            written.
+    """
+    if (out / FLOW_START / START_RECORDS).exists():
+        return
+    sizes, tensors = load_flow(checkpoint / "audio_decoder")
+    if sizes != config.flow.model:
+        raise TrainingError(f"--continue-flow: {checkpoint} has the sizes {sizes}, not {config.flow.model}")
+    records = _records(checkpoint, ("flow",))
+
+    def fill(place: Path) -> None:
+        _write(tensors, place / flow.EXPORT)
+        (place / START_RECORDS).write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
+
+    write_whole_folder(out / FLOW_START, fill)
 
 
 def take_language_model(config: TrainingConfig, checkpoint: Path, out: Path) -> None:

@@ -1,4 +1,4 @@
-"""Writes and reads the files of a run: report.html, report.json, streams.csv."""
+"""Writes and reads the files of a run: report.html, report.json, streams.csv, and the pictures as SVG files."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 
 from loadtest.errors import LoadTestError
 from loadtest.record import StreamRecord
-from loadtest.report.page import page
+from loadtest.report.page import page, pictures
 from loadtest.report.summary import Run, summary
 
 PAGE, FIGURES, STREAMS = "report.html", "report.json", "streams.csv"
 
 
 def write_report(folder: Path, run: Run) -> Path:
-    """All three files; the folder is made, earlier files in it are replaced.
+    """All files; the folder is made, earlier files in it are replaced.
 
     Raises:
         LoadTestError: a file could not be written.
@@ -28,6 +28,8 @@ def write_report(folder: Path, run: Run) -> Path:
         (folder / FIGURES).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
         (folder / PAGE).write_text(page([figures]), encoding="utf-8")
         write_streams(folder / STREAMS, run.tally.streams)
+        for name, svg in pictures(figures).items():
+            (folder / name).write_text(svg, encoding="utf-8")
     except OSError as error:
         raise LoadTestError(f"{folder}: the report could not be written ({error.strerror})") from error
     return folder

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from loadtest.report.chart import Series, chart
+from loadtest.report.chart import Series, chart, picture
 
 _STYLE = """
 body{font:14px/1.45 system-ui,sans-serif;margin:24px auto;max-width:1020px;color:#222;padding:0 12px}
@@ -64,7 +64,8 @@ def _run(run: Mapping[str, Any], name: str) -> str:
         _loop_note(run),
         "<h2>Streams</h2>",
         _table(["", ""], [[key, _number(value)] for key, value in run["streams"].items()]),
-        '<h2>Pictures</h2><div class="charts">', *_charts(run), "</div>",
+        '<h2>Pictures</h2><div class="charts">', *(chart(*shown) for shown in _drawn(run).values()),
+        "</div>",
         "<h2>Percentiles, ms from the intended start</h2>",
         *(_percentiles(scenario, found) for scenario, found in run["scenarios"].items()),
         "<h2>Load points</h2>", _phases(run["phases"]),
@@ -77,39 +78,41 @@ def _run(run: Mapping[str, Any], name: str) -> str:
     return "".join(parts)
 
 
-def _charts(run: Mapping[str, Any]) -> Iterable[str]:
+def pictures(run: Mapping[str, Any]) -> dict[str, str]:
+    """The page's pictures as SVG files, by file name; what was not measured has none."""
+    drawn = _drawn(run).items()
+    return {f"{name}.svg": picture(*shown) for name, shown in drawn if any(line.points for line in shown[3])}
+
+
+def _drawn(run: Mapping[str, Any]) -> dict[str, tuple[str, str, str, list[Series], float | None]]:
+    """What `chart` and `picture` take, by name."""
     limit = next(check["limit"] for check in run["slo"] if check["name"] == "TTFA P95")
-    load, time = run["by_running"], run["over_time"]
-    yield chart("TTFA distribution", "ms", "% of streams", [Series("", [(x, y) for x, y in run["ttfa_cdf"]])])
-    yield chart(
-        "TTFA against load", "streams running", "ms",
-        [
-            Series("P50", _points(load, "running", "ttfa_p50_ms"), dots=True),
-            Series("P95", _points(load, "running", "ttfa_p95_ms"), dots=True),
-        ],
-        limit,
-    )  # fmt: skip
-    yield chart(
-        "Underruns against load", "streams running", "share of streams",
-        [Series("", _points(load, "running", "underrun_rate"), dots=True)],
-    )  # fmt: skip
-    yield chart(
-        "Streams over time", "s", "streams",
-        [
-            Series("running", _points(time, "second", "running")),
-            Series("offered per s", _points(time, "second", "offered")),
-            Series("lost per s", _points(time, "second", "lost")),
-        ],
-    )  # fmt: skip
-    yield chart("TTFA over time", "s", "ms, P95", [Series("", _points(time, "second", "ttfa_p95_ms"))], limit)
-    yield chart(
-        "Playout lead of single streams", "s since sending", "s of sound in hand",
-        [
-            Series("broken" if curve["broken"] else "whole", [tuple(point) for point in curve["points"]],
-                   colour=1 if curve["broken"] else 0)
-            for curve in run["lead"]
-        ],
-    )  # fmt: skip
+    load, time, running = run["by_running"], run["over_time"], "streams running"
+    by_load = [
+        Series("P50", _points(load, "running", "ttfa_p50_ms"), dots=True),
+        Series("P95", _points(load, "running", "ttfa_p95_ms"), dots=True),
+    ]
+    underruns = [Series("", _points(load, "running", "underrun_rate"), dots=True)]
+    streams = [
+        Series("running", _points(time, "second", "running")),
+        Series("offered per s", _points(time, "second", "offered")),
+        Series("lost per s", _points(time, "second", "lost")),
+    ]
+    lead = [
+        Series("broken" if curve["broken"] else "whole", [tuple(point) for point in curve["points"]],
+               colour=1 if curve["broken"] else 0)
+        for curve in run["lead"]
+    ]  # fmt: skip
+    late = [Series("", _points(time, "second", "ttfa_p95_ms"))]
+    distribution = [Series("", [(x, y) for x, y in run["ttfa_cdf"]])]
+    return {
+        "ttfa": ("TTFA distribution", "ms", "% of streams", distribution, None),
+        "ttfa_load": ("TTFA against load", running, "ms", by_load, limit),
+        "underruns": ("Underruns against load", running, "share of streams", underruns, None),
+        "streams": ("Streams over time", "s", "streams", streams, None),
+        "ttfa_time": ("TTFA over time", "s", "ms, P95", late, limit),
+        "lead": ("Playout lead of single streams", "s since sending", "s of sound in hand", lead, None),
+    }
 
 
 def _points(rows: Sequence[Mapping[str, Any]], x: str, y: str) -> list[tuple[float, float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -87,8 +88,13 @@ def flow_losses(model: Flow, batch: FlowBatch, draw: torch.Generator) -> dict[st
     return {"flow": error.sum() / new.sum().clamp(min=1), "mean": (mu - mel).square().mean()}
 
 
-def train_flow(config: FlowTraining, data: Path, speech_tokenizer: Path, folder: Path) -> Path:
+def train_flow(
+    config: FlowTraining, data: Path, speech_tokenizer: Path, folder: Path, start: Mapping[str, Tensor] | None = None
+) -> Path:
     """Train on the output voice of `data/speech.jsonl` and the codes of a tokenizer in the released layout.
+
+    Args:
+        start: weights of a finished flow of the same sizes to go on with; None: from nothing.
 
     Returns:
         The state dict file, float16, for `checkpoint.write_audio_checkpoint`.
@@ -114,10 +120,13 @@ def train_flow(config: FlowTraining, data: Path, speech_tokenizer: Path, folder:
     )
     set_seeds(config.run.seed)
     model = Flow(config.model)
-    mean = clips.mean_mel().cpu()
-    with torch.no_grad():  # both outputs start at the mean, so that training does not begin with finding it
-        for last in (model.decoder.estimator.final_proj, model.length_regulator.model[-1]):
-            cast(nn.Conv1d, last).bias.copy_(mean)  # type: ignore[union-attr]
+    if start is not None:
+        model.load_state_dict(start)
+    else:
+        mean = clips.mean_mel().cpu()
+        with torch.no_grad():  # both outputs start at the mean, so that training does not begin with finding it
+            for last in (model.decoder.estimator.final_proj, model.length_regulator.model[-1]):
+                cast(nn.Conv1d, last).bias.copy_(mean)  # type: ignore[union-attr]
     model.to(device)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.average))
     averaged = cast(Flow, average.module)
@@ -127,7 +136,12 @@ def train_flow(config: FlowTraining, data: Path, speech_tokenizer: Path, folder:
         config.run,
         {"model": model, "average": average, "optimizer": optimizer},
         [optimizer],
-        identity={"model": config.model, "batch": config.batch, "data": clips.clips.fingerprint},
+        identity={
+            "model": config.model,
+            "batch": config.batch,
+            "data": clips.clips.fingerprint,
+            "fresh": start is None,
+        },
     )
     for step in run:
         draw = torch.Generator(device).manual_seed(int(step_generator(config.run.seed, step, rank=1).integers(2**62)))

@@ -63,6 +63,10 @@ def markdown(
             for row in scores
         ]
         + [
+            [row.label, "codec", "-", _share(row.codec_wer["domain"]), _share(row.codec_wer["flat"]), *["-"] * 12]
+            for row in {row.label: row for row in scores if row.codec_wer}.values()
+        ]
+        + [
             ["teacher", "-", "-", _share(teacher.tts.get("domain")), _share(teacher.tts.get("flat")), "-",
              _share(teacher.spoken), "-", _share(teacher.typed), *["-"] * 8]
         ],
@@ -70,7 +74,8 @@ def markdown(
     parts.append(
         "TTS WER and ->S are what pocketsphinx hears (domain: bigrams of the training text; flat: all words of the "
         "lexicon equally likely; words that sound alike are equal); the teacher's row is what it hears in the "
-        "teacher's own sound of the same texts. LM tokens/s: the language model alone; tokens/s: seen by the client. "
+        "teacher's own sound of the same texts, the codec's row in that sound after speech tokenizer and decoder, "
+        "without a language model. LM tokens/s: the language model alone; tokens/s: seen by the client. "
         "Speed is over the requests answered in speech, one at a time.\n"
     )
     parts += _table(

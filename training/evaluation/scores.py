@@ -17,6 +17,7 @@ from training.evaluation.cases import Case
 from training.evaluation.cepstra import cepstra, distance_db
 from training.evaluation.serving import Outcome
 from training.judges import JUDGES, Errors, Panel, Wave, word_errors
+from vita_audio.contract import OUTPUT_SAMPLE_RATE_HZ
 
 NO_ERRORS = Errors(0, 0)
 
@@ -48,7 +49,11 @@ class TeacherScores:
 
 @dataclass(slots=True)
 class Scores:
-    """The figures of one model in one mode. Rates are shares; `*_by_*` break them down."""
+    """The figures of one model in one mode. Rates are shares; `*_by_*` break them down.
+
+    `codec_wer`, by judge: of the teacher's sound as the model's codes and decoder give it back, the same in every mode:
+    what a perfect language model would reach.
+    """
 
     label: str
     mode: str
@@ -57,6 +62,7 @@ class Scores:
     asr_wer: float = math.nan
     tts_wer: dict[str, float] = field(default_factory=dict)
     tts_wer_by_family: dict[str, dict[str, float]] = field(default_factory=dict)
+    codec_wer: dict[str, float] = field(default_factory=dict)
     tts_text_wer: float = math.nan  # of the text that is written along with the speech
     tts_distance_db: float = math.nan
     one_shot_wer: float = math.nan  # domain judge, the same tokens decoded at once
@@ -100,6 +106,23 @@ def score_teacher(cases: Sequence[Case], panel: Panel) -> TeacherScores:
         right = [_is_right(text, case, panel) for case, text in zip(asked, heard, strict=True)]
         setattr(scores, kind, sum(right) / len(right) if right else math.nan)
     return scores
+
+
+def score_codec(cases: Sequence[Case], panel: Panel, give_back: Callable[[Wave, int], Wave]) -> dict[str, float]:
+    """Let the judges hear the teacher through a model's codes and decoder: word error rates by judge, {} without TTS.
+
+    Args:
+        give_back: (16 kHz speech, seed) -> the sound at the decoder's rate.
+    """
+    spoken = [case for case in cases if case.kind == "tts"]
+    waves = [(give_back(_teacher_wave(case)[0], case.seed), OUTPUT_SAMPLE_RATE_HZ) for case in spoken]
+    if not waves:
+        return {}
+    heard = {judge: panel.hear(waves, judge) for judge in JUDGES}
+    return {
+        judge: _rate(panel.errors(case.reference, text) for case, text in zip(spoken, texts, strict=True))
+        for judge, texts in heard.items()
+    }
 
 
 def score(
