@@ -62,7 +62,7 @@ bench: engines  ## time to first audio, real-time factor and where each millisec
 
 loadtest: $(VENV)/.loadtest  ## at most 3 minutes against a running `make serve`; report in out/loadtest/run
 	timeout --signal=INT 180 $(BIN)/python -m loadtest --url $(or $(URL),localhost:8001) --rate $(or $(RATE),1.5) \
-		--shape steps --warm-up 10 --run-time 110 --drain 15 --out out/loadtest/run
+		--shape steps --warm-up 10 --run-time 110 --drain 15 --prebuffer-ms 60 --slo-ttfa-p95-ms 300 --out out/loadtest/run
 
 scale-out: engines  ## two servers behind a balancer, one of them killed (needs haproxy)
 	$(BIN)/python -m benchmarks.scale_out --engines $(ENGINES)

@@ -203,4 +203,4 @@ def test_calls_past_the_ensemble_harm_nobody(server: TritonServer, probe: Probe,
 
 def test_nothing_is_left_behind(server: TritonServer) -> None:
     assert set(wait_idle(server).values()) == {0.0}
-    assert len(live(server)) == 6
+    assert len(live(server)) == 7

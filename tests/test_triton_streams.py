@@ -110,8 +110,8 @@ def test_a_hundred_streams_cancelled_at_random_moments_leave_nothing(engines: Pa
         assert counted["cancelled"] > 60, counted
         assert set(wait_idle(server).values()) == {0.0}
         ended = {key: value for key, value in metrics(server).items() if "ended_total" in key}
-        # Streams cancelled before they were handed to the language model never show there.
-        assert ended['vita_streams_ended_total{reason="cancelled",stage="speech_lm"}'] > 50, ended
+        # Streams cancelled before they were handed to the language model never show there, nor those it had finished.
+        assert ended['vita_streams_ended_total{reason="cancelled",stage="speech_lm"}'] > 30, ended
         assert not any("failed" in key or "evicted" in key for key in ended), ended
         processes = descendants(server.pid)
         asked = time.monotonic()
