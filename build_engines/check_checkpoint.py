@@ -98,12 +98,10 @@ def default_pattern(path: Path, config: LanguageModelConfig | None) -> tuple[int
     modules = None if config is None else config.mctp_modules
     boost, vanilla = NAMED_MODES["boost"], NAMED_MODES["vanilla"]
     fallback = vanilla if modules is not None and max(boost[1::2]) > modules else boost
-    if not path.exists():
-        return fallback
+    numbers = _generation_setting(path, "mtp_inference_mode", None)
     try:
-        numbers = json.loads(path.read_text(encoding="utf-8")).get("mtp_inference_mode")
         return fallback if numbers is None else mode_of([int(number) for number in numbers], modules).pattern
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: not a readable generation_config.json ({error})") from error
     except InvalidRequest as error:
         raise CheckpointError(f"{path}: mtp_inference_mode: {error}") from error
@@ -115,12 +113,7 @@ def default_sampling(path: Path) -> bool:
     Raises:
         CheckpointError: the file is not JSON, or do_sample is neither true nor false.
     """
-    if not path.exists():
-        return True
-    try:
-        value = json.loads(path.read_text(encoding="utf-8")).get("do_sample", True)
-    except (OSError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path}: not a readable generation_config.json ({error})") from error
+    value = _generation_setting(path, "do_sample", True)
     if not isinstance(value, bool):
         raise CheckpointError(f"{path}: do_sample: {value!r} must be true or false")
     return value
@@ -132,17 +125,22 @@ def default_repetition_penalty(path: Path) -> float:
     Raises:
         CheckpointError: the file is not JSON, or the penalty is no number above 0 up to the contract's limit.
     """
-    if not path.exists():
-        return DEFAULT_REPETITION_PENALTY
-    try:
-        value = json.loads(path.read_text(encoding="utf-8")).get("repetition_penalty", DEFAULT_REPETITION_PENALTY)
-    except (OSError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path}: not a readable generation_config.json ({error})") from error
+    value = _generation_setting(path, "repetition_penalty", DEFAULT_REPETITION_PENALTY)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MAX_REPETITION_PENALTY:
         raise CheckpointError(
             f"{path}: repetition_penalty: {value!r} must be a number above 0, at most {MAX_REPETITION_PENALTY:g}"
         )
     return float(value)
+
+
+def _generation_setting(path: Path, name: str, default: object) -> Any:
+    """One value of a generation_config.json; `default` where it, or the file, is not there."""
+    if not path.exists():
+        return default
+    try:
+        return json.loads(path.read_text(encoding="utf-8")).get(name, default)
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path}: not a readable generation_config.json ({error})") from error
 
 
 def _misfits(

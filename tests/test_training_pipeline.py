@@ -129,6 +129,13 @@ def test_everything_in_one_command(tmp_path: Path) -> None:
     changes = [float((begun[key] - made[key]).abs().max()) for key in begun]
     assert 0 < max(changes) < 0.1  # eight steps from there, not from new weights
 
+    alone = start(tmp_path / "fifth", "--continue-flow")
+    assert "name it with --continue-from" in alone.communicate(timeout=60)[0]
+    assert alone.returncode == 1
+    assert not (tmp_path / "fifth").exists()
+    listed = start(tmp_path / "third", "--list")  # without the option: what is in the folder tells
+    assert "stage3" not in listed.communicate(timeout=60)[0]
+
     wrong = ("--set", "language_model.model.backbone_layers=2", "--out", str(tmp_path / "fourth"))
     other = start(tmp_path / "third", "--continue-from", str(tmp_path / "checkpoint"), *wrong)
     output = other.communicate(timeout=60)[0]

@@ -93,19 +93,21 @@ def _train(
         if continue_from is None:
             raise TrainingError("--continue-flow: there is no checkpoint to go on with; name it with --continue-from")
         command += " --continue-flow"
-    parts = parts_of(settings, out, checkpoint, command, continued=continue_from is not None)
+    if not list_only:
+        if out.exists() and any(out.iterdir()) and not resume and only is None:
+            raise TrainingError(f"{out}: holds an earlier training; go on with --resume, or choose another --out")
+        if continue_flow and continue_from is not None:
+            take_flow(settings, continue_from, out)
+        if (audio := audio_from or continue_from) is not None:
+            kept = [name for name in PARTS if not (continue_flow and name == "flow")]
+            take_audio_networks(settings, audio, out, kept)
+        if continue_from is not None:
+            take_language_model(settings, continue_from, out)
+    parts = parts_of(settings, out, checkpoint, command)
     if list_only:
         for part in parts:
             _out.print(f"{part.name}: {'done' if part.done else 'to do'}", markup=False)
         return
-    if out.exists() and any(out.iterdir()) and not resume and only is None:
-        raise TrainingError(f"{out}: holds an earlier training; go on with --resume, or choose another --out")
-    if continue_flow and continue_from is not None:
-        take_flow(settings, continue_from, out)
-    if (audio := audio_from or continue_from) is not None:
-        take_audio_networks(settings, audio, out, [name for name in PARTS if not (continue_flow and name == "flow")])
-    if continue_from is not None:
-        take_language_model(settings, continue_from, out)
     run_parts(parts, only, lambda line: _out.print(line, markup=False, style="bold"))
 
 

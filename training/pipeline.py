@@ -39,14 +39,16 @@ class Part:
         return all(path.exists() for path in self.made)
 
 
-def parts_of(config: TrainingConfig, out: Path, checkpoint: Path, command: str, continued: bool = False) -> list[Part]:
+def parts_of(config: TrainingConfig, out: Path, checkpoint: Path, command: str) -> list[Part]:
     """All parts of a training whose intermediate files are in `out` and whose result is `checkpoint`.
+
+    What `reuse` has put into `out` is gone on with: a language model in `out/start` leaves stage 4 to do.
 
     Args:
         command: what was typed, for the checkpoint's card.
-        continued: stage 4 goes on with the language model in `out/start` (`reuse.take_language_model`).
     """
     data, tokens = out / "data", out / "tokens"
+    continued = (out / START).exists()
     folders = {name: out / name for name in ("speech_tokenizer", "vocoder", "flow")}
     codec = folders["speech_tokenizer"] / speech_tokenizer.EXPORT
     flow_weights, vocoder_weights = folders["flow"] / flow.EXPORT, folders["vocoder"] / vocoder.EXPORT
