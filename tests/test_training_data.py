@@ -140,6 +140,35 @@ def test_a_larger_plan_has_the_same_test_split() -> None:
     assert test_split(TINY) == test_split(replace(TINY, tts=60, asr=50, spoken_chat=90))
 
 
+def test_another_round_keeps_the_samples_of_the_first_and_repeats_no_text_or_sound() -> None:
+    once, twice = (plan(replace(TINY, rounds=rounds, copies=5)) for rounds in (1, 2))
+    first, second = twice[: len(once)], twice[len(once) :]
+    assert first == once
+    wanted = {
+        "asr": TINY.asr + TINY.asr_questions,
+        "chat": TINY.spoken_chat + TINY.typed_chat,
+        "text": TINY.text,
+        "copy": 5,
+    }
+    found = Counter(s.sample.task for s in second)
+    assert {task: found[task] for task in wanted} == wanted
+    assert found["tts"] >= TINY.tts
+    assert len({s.sample.id for s in twice}) == len(twice)
+    for task in ("tts", "asr", "copy"):
+        texts = [
+            [s.sample.answer for s in part if s.sample.task == task and s.sample.family == "free"]
+            for part in (first, second)
+        ]
+        assert texts[1]
+        assert not set(texts[0]) & set(texts[1])
+    heard = [{clip for s in part for clip in s.clips if clip.take} for part in (first, second)]
+    assert not heard[0] & heard[1]
+    alone = plan(replace(TINY, rounds=1, first_round=1, copies=5))
+    assert [s for s in alone if s.sample.task != "tts" and s.sample.split == "train"] == [
+        s for s in second if s.sample.task != "tts"
+    ]
+
+
 def test_messages_have_one_placeholder_for_each_sound() -> None:
     for planned in plan(TINY):
         sample = planned.sample
@@ -194,6 +223,7 @@ def test_every_wording_can_be_filled() -> None:
         ({"output_voice": "nobody"}, "nobody"),
         ({"input_voices": ()}, "input_voices"),
         ({"processes": 0}, "processes"),
+        ({"rounds": 0}, "rounds"),
     ],
 )
 def test_a_wrong_setting_is_named(fields: dict, named: str) -> None:

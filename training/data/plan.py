@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from training.data.families import Question
 from training.data.manifest import AUDIO_PLACEHOLDER, ChatSample
@@ -13,6 +14,8 @@ from training.data.sentences import free_sentence, sentences
 from training.data.settings import DataConfig
 from training.data.teacher import Clip
 from vita_audio.prompt import ASR_INSTRUCTION, SPOKEN_ANSWER_SYSTEM, TTS_INSTRUCTION
+
+_TAKES_OF_A_ROUND = 1_000_000  # more than a round has: takes and numbers of different rounds never meet
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,24 +28,38 @@ class PlannedSample:
 
 def plan(config: DataConfig) -> list[PlannedSample]:
     """All samples of both splits, in a fixed order; paths of the clips are in place."""
-    return [*_Plan(config, "test").samples(), *_Plan(config, "train").samples()]
+    samples = list(_Plan(config, "test").samples())
+    answers: set[str] = set()
+    for number in range(config.first_round, config.first_round + config.rounds):
+        samples += _Plan(config, "train", number, answers).samples()
+    return samples
 
 
 class _Plan:
-    """The samples of one split."""
+    """The samples of one split, of one round.
 
-    def __init__(self, config: DataConfig, split: str) -> None:
-        self.config, self.split = config, split
-        self.draw = random.Random(f"{config.seed} {split}")
-        self.takes = 0
-        self.count = 0
+    Args:
+        number: of the round. Each goes on in the lists of texts and questions where the one before ended.
+        answers: spoken answers that are TTS samples already; gains those of this round.
+    """
+
+    def __init__(self, config: DataConfig, split: str, number: int = 0, answers: set[str] | None = None) -> None:
+        self.config, self.split, self.round = config, split, number
+        self.answers: set[str] = set() if answers is None else answers
+        self.draw = random.Random(self._seed(f"{config.seed} {split}"))
+        self.takes = number * _TAKES_OF_A_ROUND
+        self.count = number * _TAKES_OF_A_ROUND
+
+    def _seed(self, name: str) -> str:
+        return f"{name} {self.round}" if self.round else name
 
     def samples(self) -> Iterator[PlannedSample]:
         config, test = self.config, self.split == "test"
         kept = config.test_tts + config.test_asr  # the first sentences are the test's, whatever the sizes
         tts, asr = (config.test_tts, config.test_asr) if test else (config.tts, config.asr)
-        texts = sentences(kept + config.tts + config.asr, config.seed)
-        texts = texts[:kept] if test else texts[kept:]
+        size = config.tts + config.asr
+        texts = sentences(kept + (self.round + 1) * size, config.seed)
+        texts = texts[:kept] if test else texts[kept + self.round * size :]
         for text, kind in texts[:tts]:
             yield self._tts(text, kind)
         for text, kind in texts[tts : tts + asr]:
@@ -52,7 +69,8 @@ class _Plan:
 
         def draw(name: str, test_count: int, train_count: int) -> Iterator[tuple[Question, str]]:
             pools, count = (test_pools, test_count) if test else (train_pools, train_count)
-            for question in draw_questions(pools, count, f"{config.seed} {self.split} {name}"):
+            drawn = draw_questions(pools, (self.round + 1) * count, f"{config.seed} {self.split} {name}")
+            for question in islice(drawn, self.round * count, None):
                 yield question, held_out_of[question.text] if test else ""
 
         spoken = []
@@ -68,9 +86,11 @@ class _Plan:
             for question, heard in spoken[: config.asr_questions]:
                 yield self._asr(heard, question.family)
             answers = dict.fromkeys((question.fact.answer, question.family) for question, _ in spoken)
-            for answer, family in list(answers)[: config.tts_answers]:
+            new = [answer for answer in answers if answer[0] not in self.answers]
+            for answer, family in new[: config.tts_answers]:
+                self.answers.add(answer)
                 yield self._tts(answer, family)
-            words = random.Random(f"{config.seed} copies")
+            words = random.Random(self._seed(f"{config.seed} copies"))
             for _ in range(config.copies):
                 yield self._copy(free_sentence(words))
 

@@ -11,8 +11,11 @@ VOICES = ("slt", "rms", "awb", "kal16")
 
 @dataclass(frozen=True, slots=True)
 class DataConfig:
-    """Counts are samples of the train split; `test_*` those of the test split, on content the train split never has.
+    """Counts are samples of a round of the train split; `test_*` those of the test split, on content never trained on.
 
+    rounds: how many times the train split is drawn, each time with other texts, questions, voices and noise; the sounds
+    of fewer rounds are kept when there are more. first_round: how many are left out at the start, since the model that
+    is trained on has heard them.
     tts, asr: sentences to be spoken and to be written down. spoken_chat, typed_chat: questions answered in speech.
     text: questions answered in writing. asr_questions: spoken questions that also serve as ASR samples, and
     copies: typed words in free order, written again: what a model must learn before it can say anything it was told.
@@ -24,6 +27,8 @@ class DataConfig:
     """
 
     seed: int = 3
+    rounds: int = 1
+    first_round: int = 0
     tts: int = 12_000
     asr: int = 12_000
     spoken_chat: int = 24_000
@@ -77,8 +82,11 @@ class DataConfig:
             faults.append(f"data voices: {', '.join(unknown)} unknown; flite has {', '.join(VOICES)}")
         if not self.input_voices:
             faults.append("data.input_voices: empty; name at least one voice")
-        if self.processes < 1:
-            faults.append(f"data.processes: {self.processes} must be at least 1")
+        faults += [
+            f"data.{name}: {getattr(self, name)} must be at least 1"
+            for name in ("processes", "rounds")
+            if getattr(self, name) < 1
+        ]
         if faults:
             raise TrainingError("\n".join(faults))
 
