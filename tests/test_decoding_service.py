@@ -251,6 +251,20 @@ def test_first_chunks_overtake_later_chunks_and_the_poorest_stream_goes_first(be
     assert [chunk.status.stream for chunk in bench.answers[2:]] == ["busy", "new", "poor", "rich"]
 
 
+def test_a_listener_about_to_run_out_goes_before_a_newcomer(bench: Bench) -> None:
+    bench.send("poor", audio(8))  # 0.29 s of sound
+    bench.wait(1)
+    bench.flow.entered.clear()
+    bench.flow.open.clear()
+    bench.send("busy", audio(8))
+    assert bench.flow.entered.wait(10)
+    bench.send("poor", audio(12, 8))
+    bench.send("new", audio(8))
+    bench.flow.open.set()
+    bench.wait(4)
+    assert [chunk.status.stream for chunk in bench.answers[1:]] == ["busy", "poor", "new"]
+
+
 def test_a_cancelled_request_is_answered_empty_and_stops_the_language_model(bench: Bench) -> None:
     bench.send("a", audio(20))
     bench.send("b", audio(20))

@@ -21,6 +21,8 @@ from vita_audio.speech_features import speech_tokens
 #: Backbone steps and, where there are MCTP modules, two bursts.
 WARM_UP_TOKENS = 24
 WARM_UP_TIMEOUT_S = 60.0
+#: As long as most questions, so that the engine has its memory from the start.
+WARM_UP_SPEECH_S = 6
 
 
 def warm_up_generation(service: GenerationService, limits: Limits) -> None:
@@ -57,5 +59,5 @@ def warm_up_generation(service: GenerationService, limits: Limits) -> None:
 
 
 def warm_up_speech(engine: SpeechTokenizerEngine) -> None:
-    """A second of silence."""
-    speech_tokens(engine, np.zeros(INPUT_SAMPLE_RATE_HZ, np.float32))
+    """A few seconds of silence."""
+    speech_tokens(engine, np.zeros(WARM_UP_SPEECH_S * INPUT_SAMPLE_RATE_HZ, np.float32))

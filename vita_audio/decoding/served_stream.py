@@ -14,6 +14,11 @@ from vita_audio.contract import OUTPUT_SAMPLE_RATE_HZ
 from vita_audio.decoding.decoder import Pcm, StreamingDecoder, StreamState
 from vita_audio.messages import State, Status
 
+#: How long a stream not heard yet may wait for its first sound when another's listener is about to run out of audio.
+#: 0 would let every newcomer overtake; a simulation of Poisson callers gave half the breaks with 0.3 s, and 1 % more
+#: time to first audio.
+FIRST_SOUND_S = 0.3
+
 
 class TokenKinds(Protocol):
     """What the decoder asks of a vocabulary (`vocabulary.Vocabulary` is one)."""
@@ -113,6 +118,7 @@ class ServedStream:
         self.begun, self.last_seen = False, now
         return DecodedChunk(self.text, np.asarray(request.tokens, np.int32), pcm, status)
 
-    def audio_ahead_s(self, now: float) -> float:
-        """Seconds until the listener runs out of audio; for a stream not heard yet, minus the time it has waited."""
-        return self.samples / OUTPUT_SAMPLE_RATE_HZ - (now - (self.clock or now))
+    def time_left_s(self, now: float) -> float:
+        """Seconds until the listener runs out of audio; of a stream not heard yet, of its `FIRST_SOUND_S`."""
+        in_hand = self.samples / OUTPUT_SAMPLE_RATE_HZ if self.samples else FIRST_SOUND_S
+        return in_hand - (now - (self.clock or now))

@@ -38,9 +38,10 @@ class DecodingStats:
 class DecodingService:
     """Batches the decodes of different streams in one thread; keeps each stream's order, frees each stream's state.
 
-    The streams with the least audio ahead go first, so a first chunk overtakes later chunks of others. Every request
-    gets exactly one answer: its part of the stream; or, empty, the state "cancelled" (its client is gone) or "failed"
-    (decoding broke, in one line); in both cases the language model is told to stop, on a thread of its own.
+    The stream whose listener runs out of audio first goes first; a first chunk overtakes later chunks of others unless
+    these are about to break off. Every request gets exactly one answer: its part of the stream; or, empty, the state
+    "cancelled" (its client is gone) or "failed" (decoding broke, in one line); in both cases the language model is
+    told to stop, on a thread of its own.
 
     Args:
         decoder: used by this service's thread alone.
@@ -224,10 +225,10 @@ class DecodingService:
         return answered and not chunk.status.final
 
     def _choose(self) -> list[ServedStream]:
-        """The waiting stream with the least audio ahead, and others whose decode has the same geometry."""
+        """The waiting stream with the least time left, and others whose decode has the same geometry."""
         now = time.perf_counter()
         waiting = sorted(
-            (stream for stream in self._streams.values() if stream.begun), key=lambda stream: stream.audio_ahead_s(now)
+            (stream for stream in self._streams.values() if stream.begun), key=lambda stream: stream.time_left_s(now)
         )
         geometry = self._decoder.due(waiting[0].audio) if waiting else None
         return [stream for stream in waiting if self._decoder.due(stream.audio) == geometry][: self._max_batch]
