@@ -55,10 +55,13 @@ class GatedFlow(FlowDouble):
         self.open = threading.Event()
         self.open.set()
         self.entered = threading.Event()
+        self.one_at_a_time = threading.Event()  # the gate shuts behind whoever goes through
 
     def condition(self, tokens: np.ndarray, frame_token: np.ndarray) -> np.ndarray:
         self.entered.set()
         assert self.open.wait(10)
+        if self.one_at_a_time.is_set():
+            self.open.clear()
         return super().condition(tokens, frame_token)
 
 
@@ -98,12 +101,21 @@ class Bench:
     def of(self, stream: str) -> list[DecodedChunk]:
         return [chunk for chunk in self.answers if chunk.status.stream == stream]
 
+    def order(self) -> list[str]:
+        """Streams of the messages, as they were answered to the end."""
+        return [chunk.status.stream for chunk in self.answers if chunk.complete]
+
     def pcm(self, stream: str) -> np.ndarray:
         return np.concatenate([chunk.pcm for chunk in self.of(stream)])
 
     def wait(self, count: int) -> None:
-        until(lambda: len(self.answers) >= count)
-        assert len(self.answers) == count
+        """For this many messages to be answered to the end."""
+        until(lambda: self.complete >= count)
+        assert self.complete == count
+
+    @property
+    def complete(self) -> int:
+        return sum(chunk.complete for chunk in self.answers)
 
 
 def until(condition: Callable[[], bool], seconds: float = 10) -> None:
@@ -248,7 +260,7 @@ def test_first_chunks_overtake_later_chunks_and_the_poorest_stream_goes_first(be
     bench.send("new", audio(8))
     bench.flow.open.set()
     bench.wait(6)
-    assert [chunk.status.stream for chunk in bench.answers[2:]] == ["busy", "new", "poor", "rich"]
+    assert bench.order()[2:] == ["busy", "new", "poor", "rich"]
 
 
 def test_a_listener_about_to_run_out_goes_before_a_newcomer(bench: Bench) -> None:
@@ -262,7 +274,7 @@ def test_a_listener_about_to_run_out_goes_before_a_newcomer(bench: Bench) -> Non
     bench.send("new", audio(8))
     bench.flow.open.set()
     bench.wait(4)
-    assert [chunk.status.stream for chunk in bench.answers[1:]] == ["busy", "poor", "new"]
+    assert bench.order()[1:] == ["busy", "poor", "new"]
 
 
 def test_a_cancelled_request_is_answered_empty_and_stops_the_language_model(bench: Bench) -> None:
@@ -275,7 +287,7 @@ def test_a_cancelled_request_is_answered_empty_and_stops_the_language_model(benc
     last = bench.of("a")[-1]
     assert (last.status.state, last.status.index, last.text, len(last.tokens), len(last.pcm)) == (
         "cancelled",
-        1,
+        2,
         "",
         0,
         0,
@@ -287,12 +299,46 @@ def test_a_cancelled_request_is_answered_empty_and_stops_the_language_model(benc
     bench.send("a", audio(8))
     bench.send("a", [], state="cancelled")
     bench.wait(6)
-    assert [chunk.status.state for chunk in bench.of("a")[2:]] == ["cancelled"] * 2
-    assert all(len(chunk.pcm) == 0 for chunk in bench.of("a")[1:])
+    assert [chunk.status.state for chunk in bench.of("a")[3:]] == ["cancelled"] * 2
+    assert all(len(chunk.pcm) == 0 for chunk in bench.of("a")[2:])
     stats = bench.service.stats()
     assert (stats.live_streams, stats.waiting_requests, stats.ended) == (1, 0, {"cancelled": 1})
     assert len(bench.pcm("b")) == 256 * (mel_frames(40) - 30)
     assert bench.stopped == ["a"]
+
+
+def test_a_message_with_several_decodes_is_answered_decode_by_decode(bench: Bench) -> None:
+    """A short answer often comes in two messages; its second chunk must not wait for its end."""
+    bench.send("a", [104, 105, *audio(8)])
+    bench.wait(1)
+    bench.flow.open.clear()
+    bench.flow.entered.clear()
+    bench.send("a", [33, *audio(26, 8)], state="done")
+    assert bench.flow.entered.wait(10)
+    assert len(bench.answers) == 1
+    bench.flow.entered.clear()
+    bench.flow.one_at_a_time.set()
+    bench.flow.open.set()
+    until(lambda: len(bench.answers) == 2)
+    early = bench.answers[1]
+    assert (early.complete, early.status.state, early.status.reason, early.status.index) == (False, "running", "", 1)
+    assert early.text == "i!"
+    assert len(early.tokens) == 27
+    assert len(early.pcm) > OUTPUT_SAMPLE_RATE_HZ // 2
+    bench.flow.one_at_a_time.clear()
+    bench.flow.open.set()
+    bench.wait(2)
+    last = bench.answers[2]
+    assert (last.complete, last.status.state, last.status.index, last.text, len(last.tokens)) == (
+        True,
+        "done",
+        2,
+        "",
+        0,
+    )
+    assert len(bench.pcm("a")) == output_samples(34)
+    timings = [chunk.status.timings_ms["decode"] for chunk in bench.answers]
+    assert timings == sorted(set(timings))
 
 
 def test_a_client_that_goes_during_the_decode_is_noticed_before_the_answer(bench: Bench) -> None:

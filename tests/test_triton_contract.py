@@ -185,6 +185,25 @@ def test_malformed_tensors_are_refused_in_one_line(probe: Probe, case: str) -> N
     assert "\n" not in text.strip()
 
 
+def test_a_message_with_several_decodes_is_answered_decode_by_decode(server: TritonServer, probe: Probe) -> None:
+    vocabulary = load_manifest(server.options.engines).vocabulary
+    tokens = vocabulary.audio_ids(range(30))
+    status = tensor("LM_STATUS", "BYTES", [Status("several", 0, "done", seed=1).to_json()])
+    answers = list(probe.stream([tensor("TOKENS", "INT32", tokens), status], "audio_decoder"))
+    finals = [answer.infer_response.parameters["triton_final_response"].bool_param for answer in answers]
+    assert finals == [False, False, True]
+    samples = 0
+    for index, answer in enumerate(answers):
+        assert not answer.error_message
+        outputs = {o.name: n for n, o in enumerate(answer.infer_response.outputs)}
+        raw = answer.infer_response.raw_output_contents
+        assert Status.from_json(raw[outputs["STATUS"]][4:]).index == index
+        assert len(raw[outputs["TOKENS"]]) == (4 * 30 if index == 0 else 0)
+        assert len(raw[outputs["PCM"]])
+        samples += len(raw[outputs["PCM"]]) // 2
+    assert samples == output_samples(30)
+
+
 def test_calls_past_the_ensemble_harm_nobody(server: TritonServer, probe: Probe, client: Client) -> None:
     """Inner models can be called by anybody who reaches the port: no crash, no error without an answer."""
     ids, word = tensor("PROMPT_IDS", "INT32", [1, 2, 3]), tensor("LM_STATUS", "BYTES", ["not JSON"])

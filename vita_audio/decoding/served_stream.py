@@ -38,12 +38,17 @@ class Detokenizer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class DecodedChunk:
-    """The answer to one message of the language model: the four outputs of the ensemble."""
+    """The answer to one message of the language model, or a part of it: the four outputs of the ensemble.
+
+    A message that makes several decodes due is answered decode by decode, so that the first does not wait for the last.
+    `complete` is true in the last part.
+    """
 
     text: str
     tokens: NDArray[np.int32]
     pcm: Pcm  # 22 050 Hz
     status: Status
+    complete: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +61,10 @@ class Request:
     cancelled: Callable[[], bool]
     submitted: float
 
-    def empty(self, state: State, reason: str) -> DecodedChunk:
-        """An answer without content that says how the stream ended."""
-        status = replace(self.status, state=state, reason=reason)
+    def empty(self, state: State, reason: str, index: int | None = None) -> DecodedChunk:
+        """An answer without content that says how the stream ended. `index`: of the response, if not the message's."""
+        index = self.status.index if index is None else index
+        status = replace(self.status, state=state, reason=reason, index=index)
         return DecodedChunk("", np.zeros(0, np.int32), np.zeros(0, np.int16), status)
 
 
@@ -72,8 +78,10 @@ class ServedStream:
     last_seen: float
     requests: deque[Request] = field(default_factory=deque)  # the first one is being decoded once `begun`
     begun: bool = False
-    next_index: int = 0
-    text: str = ""  # of the request being decoded, as the three below
+    next_index: int = 0  # of the next message
+    responses: int = 0  # sent so far
+    text: str = ""  # of the request being decoded and not sent yet, as the two below
+    tokens: Sequence[int] = ()
     pcm: list[Pcm] = field(default_factory=list)
     request_decode_ms: float = 0.0
     decode_ms: float = 0.0
@@ -88,7 +96,7 @@ class ServedStream:
         if status.index != self.next_index:
             raise ValueError(f"message {status.index} came when {self.next_index} was due")
         self.next_index += 1
-        self.begun, self.text, self.pcm, self.request_decode_ms = True, "", [], 0.0
+        self.begun, self.tokens, self.pcm, self.request_decode_ms = True, request.tokens, [], 0.0
         self.text = self.detokenizer.push([token for token in request.tokens if vocabulary.is_text(token)])
         if status.final:
             self.text += self.detokenizer.flush()
@@ -105,18 +113,29 @@ class ServedStream:
         self.request_decode_ms += decode_ms
         self.decode_ms += decode_ms
 
-    def complete(self, now: float) -> DecodedChunk:
-        """The answer to the first request, whose decodes have all run."""
+    @property
+    def has_sound(self) -> bool:
+        """Whether the request being decoded has samples that were not sent."""
+        return any(len(part) for part in self.pcm)
+
+    def answer(self, now: float, complete: bool) -> DecodedChunk:
+        """What the first request has to be answered with by now; `complete` when all its decodes have run."""
         request = self.requests[0]
         pcm = np.concatenate(self.pcm) if self.pcm else np.zeros(0, np.int16)
         if len(pcm) and not self.samples:
             self.clock = now
         self.samples += len(pcm)
-        self.queue_ms += (now - request.submitted) * 1e3 - self.request_decode_ms
-        timings = {**request.status.timings_ms, "decode_queue": self.queue_ms, "decode": self.decode_ms}
-        status = replace(request.status, timings_ms=timings)
-        self.begun, self.last_seen = False, now
-        return DecodedChunk(self.text, np.asarray(request.tokens, np.int32), pcm, status)
+        queue_ms = self.queue_ms + (now - request.submitted) * 1e3 - self.request_decode_ms
+        timings = {**request.status.timings_ms, "decode_queue": queue_ms, "decode": self.decode_ms}
+        status = replace(request.status, timings_ms=timings, index=self.responses)
+        if complete:
+            self.begun, self.queue_ms = False, queue_ms
+        else:
+            status = replace(status, state="running", reason="")
+        chunk = DecodedChunk(self.text, np.asarray(self.tokens, np.int32), pcm, status, complete)
+        self.text, self.tokens, self.pcm = "", (), []
+        self.responses, self.last_seen = self.responses + 1, now
+        return chunk
 
     def time_left_s(self, now: float) -> float:
         """Seconds until the listener runs out of audio; of a stream not heard yet, of its `FIRST_SOUND_S`."""

@@ -1,4 +1,4 @@
-"""The thread around the streaming decoder: messages of many streams in, exactly one answer to each."""
+"""The thread around the streaming decoder: messages of many streams in, exactly one answer to each, in parts."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class DecodingService:
     """Batches the decodes of different streams in one thread; keeps each stream's order, frees each stream's state.
 
     The stream whose listener runs out of audio first goes first; a first chunk overtakes later chunks of others unless
-    these are about to break off. Every request gets exactly one answer: its part of the stream; or, empty, the state
-    "cancelled" (its client is gone) or "failed" (decoding broke, in one line); in both cases the language model is
-    told to stop, on a thread of its own.
+    these are about to break off. Every request gets exactly one answer: its part of the stream, as soon as a decode has
+    made some of it and complete at last; or, empty, the state "cancelled" (its client is gone) or "failed" (decoding
+    broke, in one line); in both cases the language model is told to stop, on a thread of its own.
 
     Args:
         decoder: used by this service's thread alone.
@@ -91,7 +91,8 @@ class DecodingService:
         Args:
             status: of the message; index 0 opens the stream, a final state ends it.
             tokens: new ids of the stream.
-            reply: gets the one answer, on the service's thread (after `close`: on this one).
+            reply: gets the answer's parts, of which the last is complete, on the service's thread (after `close`: on
+                this one).
             cancelled: whether the client has gone; asked before decoding and before answering.
         """
         request = Request(status, [int(token) for token in tokens], reply, cancelled, time.perf_counter())
@@ -214,8 +215,10 @@ class DecodingService:
         if not stream.begun:
             stream.begin(self._decoder, self._vocabulary)
         if self._decoder.due(stream.audio) is not None:
+            if stream.has_sound and not self._reply(request, stream.answer(time.perf_counter(), complete=False)):
+                self._end(stream, "failed", "an answer could not be sent")
             return False
-        chunk = stream.complete(time.perf_counter())
+        chunk = stream.answer(time.perf_counter(), complete=True)
         stream.requests.popleft()
         answered = self._reply(request, chunk)
         if chunk.status.final:
@@ -262,8 +265,8 @@ class DecodingService:
         if stop and not any(request.status.final for request in stream.requests):
             self._stopper.request(stream.id)
         self._stopper.release(stream.id)
-        for request in stream.requests:
-            self._reply(request, request.empty(state, reason))
+        for index, request in enumerate(stream.requests, stream.responses):
+            self._reply(request, request.empty(state, reason, index))
 
     def _evict_idle(self) -> None:
         oldest = time.perf_counter() - self._idle_timeout_s
@@ -274,7 +277,7 @@ class DecodingService:
                 self._end(stream, "failed", reason, kind="evicted")
 
     def _reply(self, request: Request, chunk: DecodedChunk) -> bool:
-        """Send the one answer; an error of the receiver is counted, never raised and never answered again."""
+        """Send a part of the one answer; an error of the receiver is counted, never raised and never answered again."""
         try:
             request.reply(chunk)
         except Exception:

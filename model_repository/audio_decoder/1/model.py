@@ -1,9 +1,10 @@
 """Triton adapter of `vita_audio.decoding.service`: TOKENS, LM_STATUS -> TEXT_DELTA, TOKENS, PCM, STATUS.
 
-`execute` only enqueues; the service's thread answers. Every request gets exactly one response with the final flag and
-never an error: after a decoupled model, an error would leave the ensemble's request in flight for ever (seen, see
-facts/triton.md), so a failure is a STATUS. When the client is gone or decoding failed, a STOP request ends the stream
-in speech_lm; a DONE request says of every stream that it is over, so that its place can be given away.
+`execute` only enqueues; the service's thread answers, with a response for each decode that a request makes due. Every
+request gets exactly one response with the final flag, its last, and never an error: after a decoupled model, an error
+would leave the ensemble's request in flight for ever (seen, see facts/triton.md), so a failure is a STATUS. When the
+client is gone or decoding failed, a STOP request ends the stream in speech_lm; a DONE request says of every stream that
+it is over, so that its place can be given away.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ def _send(sender: pb_utils.InferenceResponseSender, chunk: DecodedChunk) -> None
         pb_utils.Tensor("PCM", np.asarray(chunk.pcm, np.int16)),
         text_tensor("STATUS", chunk.status.to_json()),
     ]
-    sender.send(pb_utils.InferenceResponse(tensors), flags=FINAL)
+    sender.send(pb_utils.InferenceResponse(tensors), flags=FINAL if chunk.complete else 0)
 
 
 def _tell(name: str, stream: str) -> None:
