@@ -21,7 +21,7 @@ from vita_audio.speech_features import speech_tokens
 #: Backbone steps and, where there are MCTP modules, two bursts.
 WARM_UP_TOKENS = 24
 WARM_UP_TIMEOUT_S = 60.0
-#: As long as most questions, so that the engine has its memory from the start.
+#: As long as most questions, so that the first of them finds the engine's memory allocated.
 WARM_UP_SPEECH_S = 6
 
 

@@ -15,8 +15,7 @@ from vita_audio.decoding.decoder import Pcm, StreamingDecoder, StreamState
 from vita_audio.messages import State, Status
 
 #: How long a stream not heard yet may wait for its first sound when another's listener is about to run out of audio.
-#: 0 would let every newcomer overtake; a simulation of Poisson callers gave half the breaks with 0.3 s, and 1 % more
-#: time to first audio.
+#: 0 would let every newcomer overtake a listener with little left; the more, the longer a first sound may wait.
 FIRST_SOUND_S = 0.3
 
 
