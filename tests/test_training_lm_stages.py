@@ -32,7 +32,7 @@ def settings() -> LanguageModelTraining:
     config = load_config("tiny").language_model
 
     def quick(stage: StageSettings, steps: int, rate: float) -> StageSettings:
-        return replace(stage, run=replace(stage.run, steps=steps, learning_rate=rate), length=256, mixture={})
+        return replace(stage, run=replace(stage.run, steps=steps, learning_rate=rate), length=256, mixture={}, misheard=0.1)
 
     return replace(
         config,
@@ -165,6 +165,12 @@ def test_result_serves_in_every_mode(trained: dict[int, Path]) -> None:
 
 def stored_tensors(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: value.float() for name, value in stored_as(tensors, "float16").items()}
+
+
+def test_share_of_misheard_codes_is_checked() -> None:
+    config = settings()
+    with pytest.raises(TrainingError, match="stage2.misheard: 1.0 must be a share"):
+        replace(config, stage2=replace(config.stage2, misheard=1.0))
 
 
 def test_weights_that_overflow_are_refused() -> None:

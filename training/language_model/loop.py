@@ -16,9 +16,10 @@ from training.device import has_bfloat16
 from training.language_model.batch import Batch, pack
 from training.language_model.curriculum import Curriculum
 from training.language_model.forward import LevelLosses, TrainedLanguageModel
+from training.language_model.mishearing import mishear
 from training.language_model.muon import Muon
 from training.language_model.token_set import PackStream, TokenSet
-from training.run import Run, RunSettings, adamw, clip
+from training.run import Run, RunSettings, adamw, clip, step_generator
 
 #: Runs a function over batches or optimizers and gives the results in their order.
 Each = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
@@ -97,6 +98,7 @@ def train(
     audio_from: int,
     accumulation: int,
     place: Place,
+    misheard: float = 0.0,
 ) -> None:
     """Run all steps that are left.
 
@@ -104,11 +106,15 @@ def train(
         held_out: what `score` measures at each evaluation.
         audio_from: the first audio id, to score text and audio apart.
         accumulation: packs of one step and process.
+        misheard: share of the speech codes that are replaced where they are read (`mishear`).
     """
     model.train()
     with _workers(place) as each:
-        for _ in run:
+        for step in run:
             batches = [pack(next(stream)) for _ in range(accumulation)]
+            if misheard:
+                draw = step_generator(run.settings.seed, step, place.rank)
+                batches = [mishear(batch, misheard, audio_from, draw) for batch in batches]
             rows = torch.tensor([sum(b.rows for b in batches), sum(b.trained_tokens for b in batches)])
             read, trained = place.total(rows.to(place.device)).tolist()
             sums = _accumulate_gradients(model, batches, trained, place, each)

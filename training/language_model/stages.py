@@ -108,10 +108,14 @@ def train_stage(config: LanguageModelTraining, number: int, tokens: Path, previo
             "accumulation": settings.accumulation,
             "mixture": [(packs, dict(mixture)) for packs, mixture in settings.phases],
             "optimizer": config.optimizer,
+            "misheard": settings.misheard,
             "tokens": len(stream.tokens.ids),
         },
     )
-    train(run, model, optimizers, stream, held_out, vocabulary.audio_offset, settings.accumulation, place)
+    train(
+        run, model, optimizers, stream, held_out, vocabulary.audio_offset, settings.accumulation, place,
+        settings.misheard,
+    )  # fmt: skip
 
     export = folder / EXPORT
     pattern = config.trained_mode.pattern if modules == config.model.mctp_modules else NAMED_MODES["vanilla"]
