@@ -22,7 +22,7 @@ class OnnxSpeechTokenizer:
     """
 
     def __init__(self, folder: str | Path, threads: int = 1) -> None:
-        self._session, metadata = _open(Path(folder) / "speech_tokenizer.onnx", threads)
+        self._session, metadata = _open(Path(folder) / "speech_tokenizer.onnx", threads, any_length=True)
         self.num_mel_bins = int(metadata["num_mel_bins"])
         self.max_frames = int(metadata["max_frames"])
         self._frames_per_token = int(metadata["frames_per_token"])
@@ -79,8 +79,8 @@ class OnnxVocoder:
         return self._vocoder.run(None, {"mel": mel, "source": source})[0]
 
 
-def _open(path: Path, threads: int) -> tuple[ort.InferenceSession, dict[str, str]]:
-    session = open_session(path, threads)
+def _open(path: Path, threads: int, any_length: bool = False) -> tuple[ort.InferenceSession, dict[str, str]]:
+    session = open_session(path, threads, any_length)
     metadata = session.get_modelmeta().custom_metadata_map
     if not metadata:
         raise EngineError(f"{path}: has no metadata, so it is not one of our graphs; rebuild the engines")

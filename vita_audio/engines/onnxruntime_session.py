@@ -9,8 +9,12 @@ import onnxruntime as ort
 from vita_audio.errors import EngineError
 
 
-def open_session(path: Path, threads: int) -> ort.InferenceSession:
+def open_session(path: Path, threads: int, any_length: bool = False) -> ort.InferenceSession:
     """A CPU session with `threads` intra-op threads that sleep, not spin, when idle (stages share the cores).
+
+    Args:
+        any_length: inputs have hundreds of different shapes. ONNX Runtime would keep a plan of its memory for each shape
+            it has met, and an arena that fits none of them: a process that grows for as long as new lengths come.
 
     Raises:
         EngineError: the file is missing or not a graph this runtime can load.
@@ -20,6 +24,8 @@ def open_session(path: Path, threads: int) -> ort.InferenceSession:
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if any_length:
+        options.enable_mem_pattern = options.enable_cpu_mem_arena = False
     try:
         return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:
