@@ -123,7 +123,7 @@ class TritonServer:
         libraries = [*triton.library_folders, *([shared_python] if shared_python else [])]
         self._drain_file = folder / "draining"
         arguments = triton_arguments(self.options, triton, backends, self._shared_memory_prefix)
-        environment = triton_environment(self.options, stub_python, libraries, self._drain_file)
+        environment = triton_environment(self.options, stub_python, libraries, self._drain_file, folder / "full")
         begin = time.monotonic()
         threading.Thread(target=self._keep, args=(arguments, environment), name="triton-keeper", daemon=True).start()
         try:

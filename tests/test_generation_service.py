@@ -246,6 +246,30 @@ def test_a_place_that_nobody_releases_is_free_after_a_while(monkeypatch: pytest.
     service.close()
 
 
+def test_who_asks_to_know_is_told_when_the_last_place_goes_and_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[int, int] | None] = []
+    service = GenerationService(
+        CountingEngine(slots=1), (), queue_limit=1, awaits_release=True, on_full=lambda load: told.append(load)
+    )
+    first, second, third = Receiver(), Receiver(), Receiver()
+    ids = [service.submit(request([5] * 3, VANILLA, 4), receive) for receive in (first, second)]
+    assert told[0] in ((1, 1), (2, 0))  # the first may have ended meanwhile
+    assert {first.wait().state, second.wait().state} == {"done"}
+    with pytest.raises(ServerFull):
+        service.submit(request([5] * 3, VANILLA, 4), third)
+    assert len(told) == 1
+    assert service.release(ids[0])
+    assert told[1:] == [None]
+    monkeypatch.setattr("vita_audio.generation.service.LONGEST_SOUNDING_S", 0.05)
+    service.submit(request([5] * 3, VANILLA, 4), third)
+    assert third.wait().state == "done"
+    assert len(told) == 3
+    time.sleep(0.1)
+    assert service.stats().sounding == 1  # the third was forgotten, the second has its minute
+    assert told[3:] == [None]
+    service.close()
+
+
 def test_full_server_answers_at_once_and_recovers() -> None:
     gate = threading.Event()
 

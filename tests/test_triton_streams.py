@@ -162,3 +162,22 @@ def test_a_full_server_says_so_at_once_and_serves_on(engines: Path) -> None:
         assert max(seconds for seconds, _ in refused) < 0.5
         assert set(wait_idle(server).values()) == {0.0}
         assert ask(8)[0] == 900
+
+
+def test_a_voice_is_not_listened_to_while_the_server_is_full(engines: Path) -> None:
+    options = ServerOptions(engines=engines, grpc_port=0, metrics_port=0, slots=1, queue=1)
+    with TritonServer(options) as server, Client(server.grpc_url) as client:
+        request = long_request(client)
+        with client.stream(**request) as first, client.stream(**request) as second:
+            next(iter(first))
+            deadline = time.monotonic() + 5
+            while metrics(server)["vita_places_taken"] < 2 and time.monotonic() < deadline:
+                time.sleep(0.05)
+            with pytest.raises(ServerUnavailable, match="server is full"):
+                client.collect(audio=SPEECH, timeout_s=10)
+            assert next(iter(first)) is not None  # both places were still taken
+            first.cancel()
+            second.cancel()
+        wait_idle(server)
+        assert metrics(server)['vita_requests_refused_total{field="",reason="server_full",stage="prompt"}'] == 1
+        assert client.collect(audio=SPEECH, max_tokens=20, timeout_s=30).tokens

@@ -18,6 +18,7 @@ SLOTS_VARIABLE = "VITA_SLOTS"
 QUEUE_VARIABLE = "VITA_QUEUE"
 THREADS_VARIABLE = "VITA_THREADS"
 DRAIN_FILE_VARIABLE = "VITA_DRAIN_FILE"
+FULL_FILE_VARIABLE = "VITA_FULL_FILE"
 
 
 def default_threads() -> int:
@@ -46,6 +47,7 @@ class ServingSettings:
             answered "server is full".
         threads: CPU threads of each engine process.
         drain_file: as soon as this file exists, no new stream is taken.
+        full_file: `vita_audio.full_notice.FullNotice` of this server.
     """
 
     engines: Path
@@ -53,6 +55,7 @@ class ServingSettings:
     queue: int = field(default_factory=default_queue)
     threads: int = 1
     drain_file: Path | None = None
+    full_file: Path | None = None
 
     @property
     def draining(self) -> bool:
@@ -61,9 +64,9 @@ class ServingSettings:
 
     def to_environment(self) -> dict[str, str]:
         """The variables of one server's model processes. OMP_NUM_THREADS keeps numpy's and torch's pools small too."""
-        drain = {} if self.drain_file is None else {DRAIN_FILE_VARIABLE: str(self.drain_file)}
+        files = {DRAIN_FILE_VARIABLE: self.drain_file, FULL_FILE_VARIABLE: self.full_file}
         return {
-            **drain,
+            **{name: str(path) for name, path in files.items() if path is not None},
             ENGINES_VARIABLE: str(self.engines),
             SLOTS_VARIABLE: str(self.slots),
             QUEUE_VARIABLE: str(self.queue),
@@ -81,10 +84,11 @@ class ServingSettings:
         engines = environment.get(ENGINES_VARIABLE)
         if not engines:
             raise EngineError(f"{ENGINES_VARIABLE} is not set: start the server with `python -m server`, or set it")
-        drain_file = environment.get(DRAIN_FILE_VARIABLE)
+        drain_file, full_file = (environment.get(name) for name in (DRAIN_FILE_VARIABLE, FULL_FILE_VARIABLE))
         return cls(
             engines=Path(engines),
             drain_file=Path(drain_file) if drain_file else None,
+            full_file=Path(full_file) if full_file else None,
             slots=int(environment.get(SLOTS_VARIABLE, default_slots())),
             queue=int(environment.get(QUEUE_VARIABLE, default_queue())),
             threads=int(environment.get(THREADS_VARIABLE, default_threads())),

@@ -70,6 +70,8 @@ class GenerationService:
         end_tokens: ids that end a stream.
         queue_limit: streams that may wait for a slot.
         prefill_chunk: prompt tokens one step takes in at most.
+        on_full: told (streams running, waiting) when the last place is taken, None when one is free again; it is called
+            with the service's lock held and must be quick.
         awaits_release: a stream keeps its place, though not its slot, until `release`. The language model is seconds
             ahead of the decoder: without this, a server whose decoder falls behind would go on taking streams.
     """
@@ -81,6 +83,7 @@ class GenerationService:
         queue_limit: int = 32,
         prefill_chunk: int = 64,
         awaits_release: bool = False,
+        on_full: Callable[[tuple[int, int] | None], None] = lambda _: None,
     ) -> None:
         self._scheduler = Scheduler(engine, end_tokens, prefill_chunk)  # touched by the thread alone, but for `check`
         self._slots, self._queue_limit = engine.slots, queue_limit
@@ -90,6 +93,7 @@ class GenerationService:
         self._sounding: dict[str, float] = {}  # not released yet, and when they are forgotten
         self._inbox: list[_Live] = []
         self._cancels: list[str] = []
+        self._on_full, self._full = on_full, False
         self._closing = False
         self._submitted = 0
         self._steps = self._tokens = 0
@@ -111,7 +115,7 @@ class GenerationService:
         self._scheduler.check(request)
         with self._changed:
             running, waiting, sounding = self._load()
-            if self._closing or running + waiting + sounding >= self._slots + self._queue_limit:
+            if self._closing or self._has_no_place(running + waiting + sounding):
                 raise ServerFull(running + sounding, waiting)
             self._submitted += 1
             # Whoever knows an id can stop the stream (STOP of speech_lm), so it must not be guessable.
@@ -120,6 +124,7 @@ class GenerationService:
             if self._awaits_release:
                 self._sounding[live.id] = math.inf
             self._inbox.append(live)
+            self._tell_whether_full()
             self._changed.notify_all()
             return live.id
 
@@ -135,10 +140,13 @@ class GenerationService:
     def release(self, stream_id: str) -> bool:
         """The sound of a stream is made, or nobody wants it: its place is free once it has ended. False: not known."""
         with self._changed:
-            return self._sounding.pop(stream_id, None) is not None
+            known = self._sounding.pop(stream_id, None) is not None
+            self._tell_whether_full()
+            return known
 
     def stats(self) -> GenerationStats:
         with self._changed:
+            self._tell_whether_full()  # a place may have been forgotten since
             counts = (*self._load(), self._slots, self._steps, self._tokens)
             return GenerationStats(*counts, self._busy_ms, dict(self._finished))
 
@@ -160,6 +168,16 @@ class GenerationService:
             del self._sounding[stream_id]
         running = min(len(self._live), self._slots)
         return running, len(self._live) - running, len(self._sounding.keys() - self._live.keys())
+
+    def _has_no_place(self, streams: int) -> bool:
+        return streams >= self._slots + self._queue_limit
+
+    def _tell_whether_full(self) -> None:
+        running, waiting, sounding = self._load()
+        full = self._has_no_place(running + waiting + sounding)
+        if full != self._full:
+            self._full = full
+            self._on_full((running + sounding, waiting) if full else None)
 
     def _run(self) -> None:
         try:
@@ -246,6 +264,7 @@ class GenerationService:
                     self._sounding[live.id] = now + LONGEST_SOUNDING_S
                 kind = reason if state == "done" else state
                 self._finished[kind] = self._finished.get(kind, 0) + 1
+                self._tell_whether_full()
                 self._changed.notify_all()
         try:
             live.emit(delta)

@@ -10,6 +10,7 @@ from server.adapter import error_response, read, start_logging, text_tensor
 from server.metrics_publisher import MetricsPublisher
 from vita_audio.contract import INPUTS
 from vita_audio.errors import EngineError, ServerStopping
+from vita_audio.full_notice import FullNotice
 from vita_audio.metrics.recorder import Recorder
 from vita_audio.metrics.refusals import Refusals
 from vita_audio.prompt_stage import PromptStage
@@ -25,7 +26,8 @@ class TritonPythonModel:
         self._settings = ServingSettings.from_environment()
         engines = self._settings.engines
         tokenizer = TextTokenizer(engines / "tokenizer.json")
-        self._stage = PromptStage(tokenizer, load_manifest(engines).limits, _speech_codes)
+        self._notice = FullNotice(self._settings.full_file)
+        self._stage = PromptStage(tokenizer, load_manifest(engines).limits, self._speech_codes)
         self._stage.prepare({"TEXT": "warm-up"})
         self._running = 0
         self._worker, self._recorder = args["model_instance_name"], Recorder()
@@ -60,7 +62,13 @@ class TritonPythonModel:
             return error_response(error)
 
 
-def _speech_codes(speech: np.ndarray) -> np.ndarray:
+    def _speech_codes(self, speech: np.ndarray) -> np.ndarray:
+        """Mono speech [samples] at 16 kHz -> audio codes, unless the server is full."""
+        self._notice.check()
+        return _ask_speech_tokenizer(speech)
+
+
+def _ask_speech_tokenizer(speech: np.ndarray) -> np.ndarray:
     """Mono speech [samples] at 16 kHz -> audio codes, by a call to the speech_tokenizer model."""
     response = pb_utils.InferenceRequest(
         model_name="speech_tokenizer",

@@ -17,6 +17,7 @@ from server.adapter import FINAL, error_response, read, read_text, served_engine
 from server.metrics_publisher import MetricsPublisher
 from vita_audio.engines.loading import open_language_model
 from vita_audio.errors import InvalidRequest
+from vita_audio.full_notice import FullNotice
 from vita_audio.generation.request import GenerationRequest, TokenDelta
 from vita_audio.generation.service import GenerationService
 from vita_audio.messages import GenerationSettings, Status
@@ -39,7 +40,11 @@ class TritonPythonModel:
             os.nice(NICENESS)
         engine = open_language_model(source, settings.slots)
         end_tokens = manifest.vocabulary.end_tokens
-        self._service = GenerationService(engine, end_tokens, settings.queue, source.prefill_chunk, awaits_release=True)
+        notice = FullNotice(settings.full_file)
+        notice.show(None)  # whatever a process before this one left
+        self._service = GenerationService(
+            engine, end_tokens, settings.queue, source.prefill_chunk, awaits_release=True, on_full=notice.show
+        )
         warm_up_generation(self._service, manifest.limits)
         self._worker, self._recorder = args["model_instance_name"], Recorder()
         self._meter, self._refusals = GenerationMeter(self._recorder), Refusals(self._recorder, "speech_lm")
