@@ -3,7 +3,9 @@
     python -m benchmarks.soak --engines engines/cpu --rate 2 --minutes 20 --out benchmarks/results/soak.json
 
 A real Triton server and `python -m loadtest` (open loop, constant rate, chats by voice, TTS and ASR, one in ten cut
-short), both on loopback. Every few seconds each process of the server is looked at. The run ends by itself.
+short), both on loopback. Before it, all places at once ask the longest questions that the load can have: memory then is
+as high as it gets, and what still grows is a leak. Every few seconds each process of the server is looked at. The run
+ends by itself.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ import subprocess
 import sys
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
@@ -28,14 +32,18 @@ from rich.table import Table
 from benchmarks.machine import describe_machine
 from loadtest.report.chart import Series, picture
 from loadtest.report.files import FIGURES
+from loadtest.turns import Habits
 from server.launch import TritonServer
 from server.options import ServerOptions
+from vita_audio.contract import INPUT_SAMPLE_RATE_HZ
+from vita_client import Client, ServerUnavailable
 
 INTERVAL_S = 5.0
 WARM_UP_S = 60.0
 #: After the load: how long streams and their memory may take to go.
 SETTLE_S = 15.0
 MAX_MINUTES = 180.0
+LONGEST_ROUNDS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +56,22 @@ class Look:
     files: int
     running: float
     waiting: float
+
+
+def ask_longest(server: TritonServer) -> None:
+    """`LONGEST_ROUNDS` times as many of the load's longest questions (noise) as the server takes at once."""
+    speech_s = Habits().speech_s.most
+    noise = np.random.default_rng(0).normal(0, 0.05, round(speech_s * INPUT_SAMPLE_RATE_HZ)).astype(np.float32)
+
+    def ask(_: int) -> None:
+        with Client(server.grpc_url) as client:
+            for _ in range(LONGEST_ROUNDS):
+                with suppress(ServerUnavailable):  # a place is free a moment after its answer
+                    client.collect(audio=noise, timeout_s=60)
+
+    places = server.options.slots + server.options.queue
+    with ThreadPoolExecutor(places) as callers:
+        list(callers.map(ask, range(places)))
 
 
 def look(server: TritonServer, start: float) -> Look:
@@ -129,6 +153,7 @@ def main() -> int:
             "--run-time", str(options.minutes * 60), "--warm-up", str(WARM_UP_S), "--out", str(folder),
             "--prebuffer-ms", repr(options.prebuffer_ms),
         ]  # fmt: skip
+        ask_longest(server)
         start = time.monotonic()
         with (options.out.parent / "soak_load.log").open("w") as log:
             load = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
