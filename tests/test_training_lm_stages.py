@@ -32,7 +32,9 @@ def settings() -> LanguageModelTraining:
     config = load_config("tiny").language_model
 
     def quick(stage: StageSettings, steps: int, rate: float) -> StageSettings:
-        return replace(stage, run=replace(stage.run, steps=steps, learning_rate=rate), length=256, mixture={}, misheard=0.1)
+        return replace(
+            stage, run=replace(stage.run, steps=steps, learning_rate=rate), length=256, mixture={}, misheard=0.1
+        )
 
     return replace(
         config,
@@ -169,7 +171,7 @@ def stored_tensors(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def test_share_of_misheard_codes_is_checked() -> None:
     config = settings()
-    with pytest.raises(TrainingError, match="stage2.misheard: 1.0 must be a share"):
+    with pytest.raises(TrainingError, match=r"stage2\.misheard: 1\.0 must be a share"):
         replace(config, stage2=replace(config.stage2, misheard=1.0))
 
 

@@ -13,8 +13,8 @@ def open_session(path: Path, threads: int, any_length: bool = False) -> ort.Infe
     """A CPU session with `threads` intra-op threads that sleep, not spin, when idle (stages share the cores).
 
     Args:
-        any_length: inputs have hundreds of different shapes. ONNX Runtime would keep a plan of its memory for each shape
-            it has met, and an arena that fits none of them: a process that grows for as long as new lengths come.
+        any_length: inputs have hundreds of different shapes. ONNX Runtime would keep a plan of its memory for each
+            shape it has met, and an arena that fits none of them: a process that grows while new lengths come.
 
     Raises:
         EngineError: the file is missing or not a graph this runtime can load.

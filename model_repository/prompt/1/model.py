@@ -61,7 +61,6 @@ class TritonPythonModel:
             self._refusals.count(error)
             return error_response(error)
 
-
     def _speech_codes(self, speech: np.ndarray) -> np.ndarray:
         """Mono speech [samples] at 16 kHz -> audio codes, unless the server is full."""
         self._notice.check()
