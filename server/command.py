@@ -101,7 +101,7 @@ def triton_environment(
     )
     return {
         # The processes have some 200 threads, and glibc would give each few of them an arena of its own. Two keep
-        # tritonserver some 4 MiB smaller; it still grows while it warms up (README, "How many callers").
+        # tritonserver some 4 MiB smaller.
         "MALLOC_ARENA_MAX": "2",
         **os.environ,
         **settings.to_environment(),
