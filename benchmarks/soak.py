@@ -3,9 +3,9 @@
     python -m benchmarks.soak --engines engines/cpu --rate 2 --minutes 20 --out benchmarks/results/soak.json
 
 A real Triton server and `python -m loadtest` (open loop, constant rate, chats by voice, TTS and ASR, one in ten cut
-short), both on loopback. Before it, all places at once ask the longest questions that the load can have: memory then is
-as high as it gets, and what still grows is a leak. Every few seconds each process of the server is looked at. The run
-ends by itself.
+short), both on loopback. Before it, all places at once ask the longest questions that the load can have, so that memory
+does not grow with the longest question so far; a leak of the few MiB that they leave free does not show. Every few
+seconds each process of the server is looked at. The run ends by itself.
 """
 
 from __future__ import annotations

@@ -70,10 +70,10 @@ class GenerationService:
         end_tokens: ids that end a stream.
         queue_limit: streams that may wait for a slot.
         prefill_chunk: prompt tokens one step takes in at most.
-        on_full: told (streams running, waiting) when the last place is taken, None when one is free again; it is called
-            with the service's lock held and must be quick.
         awaits_release: a stream keeps its place, though not its slot, until `release`. The language model is seconds
             ahead of the decoder: without this, a server whose decoder falls behind would go on taking streams.
+        on_full: told (streams running, waiting) when the last place is taken, None when one is free again; it is called
+            with the service's lock held and must be quick.
     """
 
     def __init__(
