@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import pytest
 
 from vita_audio.errors import ServerFull
-from vita_audio.full_notice import FullNotice
+from vita_audio.full_notice import STALE_S, FullNotice
 
 
 def test_up_and_down(tmp_path: Path) -> None:
@@ -25,9 +27,23 @@ def test_up_and_down(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_notice_that_nobody_refreshes_says_nothing(tmp_path: Path) -> None:
+    notice = FullNotice(tmp_path / "full")
+    notice.refresh()
+    assert not (tmp_path / "full").exists()
+    notice.show((4, 1))
+    long_ago = time.time() - STALE_S - 1
+    os.utime(tmp_path / "full", (long_ago, long_ago))
+    notice.check()
+    notice.refresh()
+    with pytest.raises(ServerFull):
+        notice.check()
+
+
 def test_without_a_path_nobody_is_refused() -> None:
     notice = FullNotice(None)
     notice.show((4, 1))
+    notice.refresh()
     notice.check()
 
 

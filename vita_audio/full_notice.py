@@ -7,11 +7,17 @@ Only the language model decides: a notice that comes a moment late lets a reques
 from __future__ import annotations
 
 import logging
+import os
+import time
+from contextlib import suppress
 from pathlib import Path
 
 from vita_audio.errors import ServerFull
 
 log = logging.getLogger(__name__)
+
+#: A notice that nobody has refreshed for so long is that of a process that died: its fault is not "full".
+STALE_S = 2.0
 
 
 class FullNotice:
@@ -37,11 +43,19 @@ class FullNotice:
         except OSError:
             log.exception("%s: cannot be written", self._path)
 
+    def refresh(self) -> None:
+        """Say that the notice, if it is up, still holds."""
+        if self._path is not None:
+            with suppress(FileNotFoundError):
+                os.utime(self._path)
+
     def check(self) -> None:
-        """Raises ServerFull while the notice is up."""
+        """Raises ServerFull while the notice is up and fresh."""
         if self._path is None:
             return
         try:
+            if time.time() - self._path.stat().st_mtime > STALE_S:
+                return
             running, waiting = self._path.read_text(encoding="ascii").split()
         except FileNotFoundError:
             return

@@ -40,10 +40,10 @@ class TritonPythonModel:
             os.nice(NICENESS)
         engine = open_language_model(source, settings.slots)
         end_tokens = manifest.vocabulary.end_tokens
-        notice = FullNotice(settings.full_file)
-        notice.show(None)  # whatever a process before this one left
+        self._notice = FullNotice(settings.full_file)
+        self._notice.show(None)  # whatever a process before this one left
         self._service = GenerationService(
-            engine, end_tokens, settings.queue, source.prefill_chunk, awaits_release=True, on_full=notice.show
+            engine, end_tokens, settings.queue, source.prefill_chunk, awaits_release=True, on_full=self._notice.show
         )
         warm_up_generation(self._service, manifest.limits)
         self._worker, self._recorder = args["model_instance_name"], Recorder()
@@ -89,6 +89,7 @@ class TritonPythonModel:
 
     def _measure(self) -> None:
         stats, recorder, stage = self._service.stats(), self._recorder, "speech_lm"
+        self._notice.refresh()
         recorder.set("vita_streams", stats.running, stage=stage, state="running", worker=self._worker)
         recorder.set("vita_streams", stats.waiting, stage=stage, state="waiting", worker=self._worker)
         recorder.set("vita_places_taken", stats.running + stats.waiting + stats.sounding)
