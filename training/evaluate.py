@@ -36,6 +36,7 @@ from vita_audio.engines.onnxruntime_audio import OnnxFlow, OnnxSpeechTokenizer, 
 from vita_audio.errors import VitaError
 from vita_audio.modes import NAMED_MODES, parse_mode
 from vita_audio.speech_features import speech_tokens
+from vita_audio.vocabulary import Vocabulary
 
 
 def make_panel(data: Path, processes: int) -> Panel:
@@ -45,10 +46,8 @@ def make_panel(data: Path, processes: int) -> Panel:
     return Panel([text for sample in train for text in (sample.question, sample.answer) if text], lines, processes)
 
 
-def one_shot_decoder(engines: Path) -> Callable[[Outcome], Wave]:
+def one_shot_decoder(decoder: StreamingDecoder, vocabulary: Vocabulary) -> Callable[[Outcome], Wave]:
     """Decodes an outcome's tokens in one window, with the noise that its stream had."""
-    decoder = StreamingDecoder(OnnxFlow(engines), OnnxVocoder(engines))
-    vocabulary = load_manifest(engines).vocabulary
 
     def decode(outcome: Outcome) -> Wave:
         codes = [code for token in outcome.tokens if (code := vocabulary.audio_code(token)) is not None]
@@ -57,10 +56,8 @@ def one_shot_decoder(engines: Path) -> Callable[[Outcome], Wave]:
     return decode
 
 
-def codec(engines: Path) -> Callable[[Wave, int], Wave]:
+def codec(tokenizer: OnnxSpeechTokenizer, decoder: StreamingDecoder) -> Callable[[Wave, int], Wave]:
     """16 kHz speech and a seed -> what is left of it after the speech tokenizer and the audio decoder."""
-    tokenizer = OnnxSpeechTokenizer(engines)
-    decoder = StreamingDecoder(OnnxFlow(engines), OnnxVocoder(engines))
 
     def give_back(wave: Wave, seed: int) -> Wave:
         codes = [int(code) for code in speech_tokens(tokenizer, wave)]
@@ -74,9 +71,11 @@ def evaluate(
     repetition_penalty: float | None, console: Console, answers: Path,
 ) -> list[Scores]:  # fmt: skip
     """Serve one folder of engines and score it in each mode that it can run; appends every answer to `answers`."""
-    mctp_modules = load_manifest(engines).limits.mctp_modules
-    decode = one_shot_decoder(engines)
-    codec_wer = score_codec(cases, panel, codec(engines))
+    manifest = load_manifest(engines)
+    mctp_modules = manifest.limits.mctp_modules
+    decoder = StreamingDecoder(OnnxFlow(engines), OnnxVocoder(engines))
+    decode = one_shot_decoder(decoder, manifest.vocabulary)
+    codec_wer = score_codec(cases, panel, codec(OnnxSpeechTokenizer(engines), decoder))
     rows = []
     with TritonServer(ServerOptions(engines=engines, grpc_port=0, metrics_port=0)) as server:
         for mode in modes:
