@@ -17,8 +17,8 @@ from vita_audio.errors import VitaError
 from vita_client import Client, Pcm, Stream, TextDelta
 from vita_client.wav import WavWriter
 
-QUESTION = Path(__file__).with_name("question.wav")  # "What is two plus three?", flite's voice slt
-TEXT = "Hello, my name is Luke. I can hear and speak."
+QUESTION = Path(__file__).with_name("question.wav")  # "What is four plus three?", flite's voice slt
+TEXT = "I can see three yellow ducks near the river."  # as the model was taught, not a sentence it was taught
 MAX_TOKENS = 200  # about ten seconds of sound
 
 console = Console(highlight=False, soft_wrap=True)
