@@ -133,6 +133,17 @@ def test_copies_come_last_and_change_nothing_else() -> None:
         assert sample.messages[0]["content"].endswith("\n" + sample.messages[1]["content"])
 
 
+def test_questions_are_read_aloud_by_the_output_voice_alone() -> None:
+    samples = plan(replace(TINY, tts_questions=6))
+    questions = {p.sample.question for p in samples if p.sample.split == "train" and p.sample.question}
+    read_aloud = [p for p in samples if p.sample.task == "tts" and p.sample.answer in questions]
+    assert len({p.sample.answer for p in read_aloud}) == len(read_aloud) == 6
+    assert {p.sample.split for p in read_aloud} == {"train"}
+    assert {(clip.voice, clip.take, clip.text) for p in read_aloud for clip in p.clips} == {
+        (TINY.output_voice, 0, p.sample.answer) for p in read_aloud
+    }
+
+
 def test_a_larger_plan_has_the_same_test_split() -> None:
     def test_split(config: DataConfig) -> list[tuple[str, str]]:
         return [(s.task, s.question or s.answer) for s in (p.sample for p in plan(config)) if s.split == "test"]

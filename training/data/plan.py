@@ -90,6 +90,9 @@ class _Plan:
             for answer, family in new[: config.tts_answers]:
                 self.answers.add(answer)
                 yield self._tts(answer, family)
+            asked = dict.fromkeys((question.text, question.family) for question, _ in spoken)
+            for text, family in islice(asked, config.tts_questions):
+                yield self._tts(text, family)
             words = random.Random(self._seed(f"{config.seed} copies"))
             for _ in range(config.copies):
                 yield self._copy(free_sentence(words))

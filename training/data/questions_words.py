@@ -167,7 +167,13 @@ def yes_or_no() -> Family:
     return Family(
         "yes_or_no",
         tuple(facts),
-        ("Is {claim}?", "Is it true, is {claim}?"),
+        (
+            "Is {claim}?",
+            "Is it true, is {claim}?",
+            "Tell me, is {claim}?",
+            "Yes or no, is {claim}?",
+            "Say, is {claim}?",
+        ),
         ("Say yes or no, is {claim}?",),
         carriers=False,
         weight=1.5,

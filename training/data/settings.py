@@ -19,7 +19,8 @@ class DataConfig:
     tts, asr: sentences to be spoken and to be written down. spoken_chat, typed_chat: questions answered in speech.
     text: questions answered in writing. asr_questions: spoken questions that also serve as ASR samples, and
     copies: typed words in free order, written again: what a model must learn before it can say anything it was told.
-    tts_answers: spoken answers that also serve as TTS samples (no new sound).
+    tts_answers: spoken answers that also serve as TTS samples (no new sound). tts_questions: questions that the output
+    voice reads aloud, so that it knows more than statements.
     clean_share: input clips without noise. stretch: bounds of the duration factor. gain_db: bounds of the level.
     snr_db: bounds of the signal-to-noise ratio. held_out_facts: share of the facts of rule-based families (sums,
     spelling, ...) that only the test split asks about. held_out_questions: share of (fact, wording) pairs.
@@ -36,6 +37,7 @@ class DataConfig:
     text: int = 3_000
     asr_questions: int = 8_000
     tts_answers: int = 4_000
+    tts_questions: int = 0
     copies: int = 0
     test_tts: int = 400
     test_asr: int = 400
