@@ -18,7 +18,7 @@ from vita_client import Client, Pcm, Stream, TextDelta
 from vita_client.wav import WavWriter
 
 QUESTION = Path(__file__).with_name("question.wav")  # "What is four plus three?", flite's voice slt
-TEXT = "I can see three yellow ducks near the river."  # as the model was taught, not a sentence it was taught
+TEXT = "I can see three yellow ducks near the river."  # words the checkpoint knows, a sentence it was not taught
 MAX_TOKENS = 200  # about ten seconds of sound
 
 console = Console(highlight=False, soft_wrap=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
@@ -29,9 +29,9 @@ class PlannedSample:
 def plan(config: DataConfig) -> list[PlannedSample]:
     """All samples of both splits, in a fixed order; paths of the clips are in place."""
     samples = list(_Plan(config, "test").samples())
-    answers: set[str] = set()
+    read_aloud: set[str] = set()
     for number in range(config.first_round, config.first_round + config.rounds):
-        samples += _Plan(config, "train", number, answers).samples()
+        samples += _Plan(config, "train", number, read_aloud).samples()
     return samples
 
 
@@ -40,12 +40,12 @@ class _Plan:
 
     Args:
         number: of the round. Each goes on in the lists of texts and questions where the one before ended.
-        answers: spoken answers that are TTS samples already; gains those of this round.
+        read_aloud: answers and questions that are TTS samples already; gains those of this round.
     """
 
-    def __init__(self, config: DataConfig, split: str, number: int = 0, answers: set[str] | None = None) -> None:
+    def __init__(self, config: DataConfig, split: str, number: int = 0, read_aloud: set[str] | None = None) -> None:
         self.config, self.split, self.round = config, split, number
-        self.answers: set[str] = set() if answers is None else answers
+        self.read_aloud: set[str] = set() if read_aloud is None else read_aloud
         self.draw = random.Random(self._seed(f"{config.seed} {split}"))
         self.takes = number * _TAKES_OF_A_ROUND
         self.count = number * _TAKES_OF_A_ROUND
@@ -85,17 +85,20 @@ class _Plan:
         if not test:
             for question, heard in spoken[: config.asr_questions]:
                 yield self._asr(heard, question.family)
-            answers = dict.fromkeys((question.fact.answer, question.family) for question, _ in spoken)
-            new = [answer for answer in answers if answer[0] not in self.answers]
-            for answer, family in new[: config.tts_answers]:
-                self.answers.add(answer)
-                yield self._tts(answer, family)
-            asked = dict.fromkeys((question.text, question.family) for question, _ in spoken)
-            for text, family in islice(asked, config.tts_questions):
-                yield self._tts(text, family)
+            answers = [(question.fact.answer, question.family) for question, _ in spoken]
+            yield from self._read_aloud(answers, config.tts_answers)
+            asked = [(question.text, question.family) for question, _ in spoken]
+            yield from self._read_aloud(asked, config.tts_questions)
             words = random.Random(self._seed(f"{config.seed} copies"))
             for _ in range(config.copies):
                 yield self._copy(free_sentence(words))
+
+    def _read_aloud(self, texts: Iterable[tuple[str, str]], count: int) -> Iterator[PlannedSample]:
+        """TTS samples of the first `count` (text, family) that no round has had."""
+        new = [text for text in dict.fromkeys(texts) if text[0] not in self.read_aloud]
+        for text, family in new[:count]:
+            self.read_aloud.add(text)
+            yield self._tts(text, family)
 
     def _heard(self, text: str) -> Clip:
         """A user's voice."""
