@@ -142,7 +142,7 @@ def test_questions_are_read_aloud_by_the_output_voice_alone() -> None:
     assert {(clip.voice, clip.take, clip.text) for p in read_aloud for clip in p.clips} == {
         (TINY.output_voice, 0, p.sample.answer) for p in read_aloud
     }
-    two_rounds = plan(replace(TINY, rounds=2, spoken_chat=600, tts_questions=400))
+    two_rounds = plan(replace(TINY, rounds=2, spoken_chat=1500, tts_questions=1500))
     texts = [p.sample.answer for p in two_rounds if p.sample.task == "tts" and p.sample.answer.endswith("?")]
     assert len(set(texts)) == len(texts)
 
