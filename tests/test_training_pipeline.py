@@ -107,7 +107,7 @@ def test_everything_in_one_command(tmp_path: Path) -> None:
 
     # The same model, trained on: its networks, its tokenizer, and stage 4 once more.
     (tmp_path / "third").mkdir()
-    again = ("--continue-from", str(tmp_path / "checkpoint"), "--continue-flow", "--set", "flow.run.steps=4")
+    again = ("--continue-from", str(tmp_path / "checkpoint"), "--continue-audio", "flow", "--set", "flow.run.steps=4")
     fifth = start(tmp_path / "third", *again, "--set", "data.text=12")
     output = fifth.communicate(timeout=250)[0]
     assert fifth.returncode == 0, output
@@ -129,7 +129,7 @@ def test_everything_in_one_command(tmp_path: Path) -> None:
     changes = [float((begun[key] - made[key]).abs().max()) for key in begun]
     assert 0 < max(changes) < 0.1  # eight steps from there, not from new weights
 
-    alone = start(tmp_path / "fifth", "--continue-flow")
+    alone = start(tmp_path / "fifth", "--continue-audio", "flow")
     assert "name it with --continue-from" in alone.communicate(timeout=60)[0]
     assert alone.returncode == 1
     assert not (tmp_path / "fifth").exists()

@@ -39,9 +39,12 @@ def train(
     continue_from: Annotated[
         Path | None, typer.Option(help="Checkpoint that is trained on: stage 4 starts from its language model.")
     ] = None,
-    continue_flow: Annotated[
-        bool, typer.Option("--continue-flow", help="With --continue-from: its flow is trained on as well.")
-    ] = False,
+    continue_audio: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="With --continue-from: speech_tokenizer, vocoder or flow is trained on as well; may be repeated."
+        ),
+    ] = None,
 ) -> None:
     """Train every part in order: data, speech tokenizer, vocoder, flow, tokens, stages 1 to 4, checkpoint."""
     if context.invoked_subcommand is not None:
@@ -58,7 +61,7 @@ def train(
                 list_only,
                 audio_from,
                 continue_from,
-                continue_flow,
+                continue_audio or [],
             )
         )
     )
@@ -74,12 +77,12 @@ def _train(
     list_only: bool,
     audio_from: Path | None,
     continue_from: Path | None,
-    continue_flow: bool,
+    continue_audio: list[str],
 ) -> None:
     from training.config import load_config  # loads PyTorch: not for --help
     from training.errors import TrainingError
     from training.pipeline import parts_of, run_parts
-    from training.reuse import PARTS, take_audio_networks, take_flow, take_language_model
+    from training.reuse import PARTS, continue_audio_networks, take_audio_networks, take_language_model
 
     settings = load_config(config, changes)
     name = Path(config).stem
@@ -89,17 +92,18 @@ def _train(
     for option, source in (("--audio-from", audio_from), ("--continue-from", continue_from)):
         if source is not None:
             command += f" {option} {shlex.quote(source.as_posix())}"
-    if continue_flow:
-        if continue_from is None:
-            raise TrainingError("--continue-flow: there is no checkpoint to go on with; name it with --continue-from")
-        command += " --continue-flow"
+    if continue_audio and continue_from is None:
+        raise TrainingError("--continue-audio: there is no checkpoint to go on with; name it with --continue-from")
+    if unknown := sorted(set(continue_audio) - set(PARTS)):
+        raise TrainingError(f"--continue-audio: {', '.join(unknown)} unknown; audio networks are {', '.join(PARTS)}")
+    command += "".join(f" --continue-audio {name}" for name in continue_audio)
     if not list_only:
         if out.exists() and any(out.iterdir()) and not resume and only is None:
             raise TrainingError(f"{out}: holds an earlier training; go on with --resume, or choose another --out")
-        if continue_flow and continue_from is not None:
-            take_flow(settings, continue_from, out)
+        if continue_from is not None:
+            continue_audio_networks(settings, continue_from, out, continue_audio)
         if (audio := audio_from or continue_from) is not None:
-            kept = [name for name in PARTS if not (continue_flow and name == "flow")]
+            kept = [name for name in PARTS if name not in continue_audio]
             take_audio_networks(settings, audio, out, kept)
         if continue_from is not None:
             take_language_model(settings, continue_from, out)

@@ -11,7 +11,7 @@ from build_engines.check_checkpoint import CheckpointSizes
 from training.config import TrainingConfig
 from training.language_model import prepare
 from training.logs import duration
-from training.reuse import FLOW_START, PARTS, RECORD, STAGE_PARTS, START, START_RECORDS
+from training.reuse import AUDIO_START, PARTS, RECORD, STAGE_PARTS, START, START_RECORDS
 
 #: The report of `training.evaluate` below the training's folder; goes on the card when it is there.
 SCORES = Path("evaluation") / "evaluation.md"
@@ -83,9 +83,10 @@ def _records(out: Path) -> dict[str, dict[str, Any]]:
     start = out / START / START_RECORDS
     names = (*PARTS, "stage4") if start.exists() else (*PARTS, *STAGE_PARTS)
     records = {name: json.loads((out / name / "done.json").read_text(encoding="utf-8")) for name in names}
-    flow_start = out / FLOW_START / START_RECORDS
-    if flow_start.exists():
-        records["flow"][_BEFORE] = json.loads(flow_start.read_text(encoding="utf-8"))["flow"]
+    for name in PARTS:
+        before = out / AUDIO_START.format(name) / START_RECORDS
+        if before.exists():
+            records[name][_BEFORE] = json.loads(before.read_text(encoding="utf-8"))
     if start.exists():
         earlier = json.loads(start.read_text(encoding="utf-8"))
         records["stage4"][_BEFORE] = earlier["stage4"]

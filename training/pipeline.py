@@ -14,8 +14,8 @@ from training.bundle import write_bundle
 from training.config import TrainingConfig
 from training.data import generate
 from training.errors import TrainingError
-from training.language_model import prepare, stages
-from training.reuse import FLOW_START, START
+from training.language_model import prepare, recode, stages
+from training.reuse import AUDIO_START, START, START_RECORDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,19 +67,28 @@ def parts_of(config: TrainingConfig, out: Path, checkpoint: Path, command: str) 
             "speech_tokenizer",
             codec,
             ("data",),
-            lambda: speech_tokenizer.train_speech_tokenizer(config.speech_tokenizer, data, folders["speech_tokenizer"]),
+            lambda: speech_tokenizer.train_speech_tokenizer(
+                config.speech_tokenizer,
+                data,
+                folders["speech_tokenizer"],
+                _start_of(out, "speech_tokenizer", speech_tokenizer.EXPORT),
+            ),
         ),
         trained(
             "vocoder",
             vocoder_weights,
             ("data",),
-            lambda: vocoder.train_vocoder(config.vocoder, data, folders["vocoder"]),
+            lambda: vocoder.train_vocoder(
+                config.vocoder, data, folders["vocoder"], _weights(_start_of(out, "vocoder", vocoder.EXPORT))
+            ),
         ),
         trained(
             "flow",
             flow_weights,
             ("data", "speech_tokenizer"),
-            lambda: flow.train_flow(config.flow, data, codec, folders["flow"], _start_of_flow(out)),
+            lambda: flow.train_flow(
+                config.flow, data, codec, folders["flow"], _weights(_start_of(out, "flow", flow.EXPORT))
+            ),
         ),
         Part(
             "tokens",
@@ -91,7 +100,12 @@ def parts_of(config: TrainingConfig, out: Path, checkpoint: Path, command: str) 
         ),
     ]
     if continued:
-        parts.append(_stage(config, 4, out, "tokens", out / START / stages.EXPORT))
+        before, start = "tokens", out / START / stages.EXPORT
+        if (old := _start_of(out, "speech_tokenizer", speech_tokenizer.EXPORT)) is not None:
+            before, made = "recode", out / "recode" / stages.EXPORT
+            parts.append(Part(before, (made,), ("tokens",), _recode(config, start, old, codec, data, out / "recode")))
+            start = made
+        parts.append(_stage(config, 4, out, before, start))
     else:
         for number in stages.STAGES:
             before = f"stage{number - 1}" if number > 1 else "tokens"
@@ -108,9 +122,20 @@ def parts_of(config: TrainingConfig, out: Path, checkpoint: Path, command: str) 
     return parts
 
 
-def _start_of_flow(out: Path) -> dict[str, Tensor] | None:
-    path = out / FLOW_START / flow.EXPORT
-    return torch.load(path, weights_only=True) if path.exists() else None
+def _start_of(out: Path, name: str, export: str) -> Path | None:
+    """What an audio network's training goes on with."""
+    folder = out / AUDIO_START.format(name)
+    return folder / export if (folder / START_RECORDS).exists() else None
+
+
+def _weights(path: Path | None) -> dict[str, Tensor] | None:
+    return None if path is None else torch.load(path, weights_only=True)
+
+
+def _recode(
+    config: TrainingConfig, language_model: Path, old: Path, new: Path, data: Path, folder: Path
+) -> Callable[[], object]:
+    return lambda: recode.recode(language_model, old, new, data, folder, config.language_model.device)
 
 
 def _stage(config: TrainingConfig, number: int, out: Path, before: str, previous: Path | None) -> Part:

@@ -23,8 +23,8 @@ PARTS = ("speech_tokenizer", "vocoder", "flow")
 RECORD = "training.json"
 #: Folder of a language model that stage 4 goes on with, and the records of the stages that made it.
 START, START_RECORDS = "start", "records.json"
-#: The same for a flow that is trained on.
-FLOW_START = "start-flow"
+#: Folder of an audio network that is trained on, and of the speech tokenizer that the start's codes are from.
+AUDIO_START = "start-{}"
 STAGE_PARTS = tuple(f"stage{number}" for number in stages.STAGES)
 
 
@@ -46,6 +46,13 @@ def take_audio_networks(config: TrainingConfig, checkpoint: Path, out: Path, nam
         raise TrainingError(
             f"--audio-from: {out} holds begun trainings of {', '.join(begun)}; delete these folders, or leave it out"
         )
+    _take(config, checkpoint, wanted, lambda name: out / name, "done.json")
+
+
+def _take(
+    config: TrainingConfig, checkpoint: Path, names: Sequence[str], folder_of: Callable[[str], Path], record: str
+) -> None:
+    """Write networks of a checkpoint, as their trainings would have, and their records, each folder whole or not."""
     sizes: dict[str, object] = {}
     tensors: dict[str, Mapping[str, Tensor]] = {}
     sizes["speech_tokenizer"], _ = load_speech_tokenizer(checkpoint / "speech_tokenizer")
@@ -53,7 +60,7 @@ def take_audio_networks(config: TrainingConfig, checkpoint: Path, out: Path, nam
     sizes["flow"], tensors["flow"] = load_flow(checkpoint / "audio_decoder")
     asked = {name: getattr(config, name).model for name in PARTS}
     if faults := [f"{name}: {sizes[name]}, not {asked[name]}" for name in PARTS if sizes[name] != asked[name]]:
-        raise TrainingError("\n".join([f"--audio-from: {checkpoint} has other sizes than the configuration", *faults]))
+        raise TrainingError("\n".join([f"{checkpoint} has other sizes than the configuration", *faults]))
     records = _records(checkpoint, PARTS)
     networks: dict[str, Callable[[Path], object]] = {
         "speech_tokenizer": lambda place: shutil.copytree(
@@ -62,39 +69,32 @@ def take_audio_networks(config: TrainingConfig, checkpoint: Path, out: Path, nam
         "vocoder": lambda place: _write(tensors["vocoder"], place / vocoder.EXPORT),
         "flow": lambda place: _write(tensors["flow"], place / flow.EXPORT),
     }
-    for name in wanted:
+    for name in names:
 
         def fill(place: Path, name: str = name) -> None:
             networks[name](place)
-            (place / "done.json").write_text(json.dumps(records[name], indent=2) + "\n", encoding="utf-8")
+            (place / record).write_text(json.dumps(records[name], indent=2) + "\n", encoding="utf-8")
 
-        write_whole_folder(out / name, fill)
+        write_whole_folder(folder_of(name), fill)
 
 
 def _write(tensors: Mapping[str, Tensor], path: Path) -> None:
     write_torch_file(path, {key: value.half() for key, value in tensors.items()})
 
 
-def take_flow(config: TrainingConfig, checkpoint: Path, out: Path) -> None:
-    """Put the flow of `checkpoint` into `out/start-flow` for its training to go on with.
+def continue_audio_networks(config: TrainingConfig, checkpoint: Path, out: Path, names: Sequence[str]) -> None:
+    """Put audio networks of `checkpoint` into `out/start-NAME` for their trainings to go on with.
+
+    Starts that are there already stay as they are, so the same command goes on after a stop.
 
     Raises:
-        CheckpointError: the flow cannot be read.
-        TrainingError: it has other sizes than the configuration's, the checkpoint has no records, or a file cannot be
+        CheckpointError: a network cannot be read.
+        TrainingError: one has other sizes than the configuration's, the checkpoint has no records, or a file cannot be
             written.
     """
-    if (out / FLOW_START / START_RECORDS).exists():
-        return
-    sizes, tensors = load_flow(checkpoint / "audio_decoder")
-    if sizes != config.flow.model:
-        raise TrainingError(f"--continue-flow: {checkpoint} has the sizes {sizes}, not {config.flow.model}")
-    records = _records(checkpoint, ("flow",))
-
-    def fill(place: Path) -> None:
-        _write(tensors, place / flow.EXPORT)
-        (place / START_RECORDS).write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
-
-    write_whole_folder(out / FLOW_START, fill)
+    wanted = [name for name in names if not (out / AUDIO_START.format(name) / START_RECORDS).exists()]
+    if wanted:
+        _take(config, checkpoint, wanted, lambda name: out / AUDIO_START.format(name), START_RECORDS)
 
 
 def take_language_model(config: TrainingConfig, checkpoint: Path, out: Path) -> None:

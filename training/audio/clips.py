@@ -15,6 +15,7 @@ import soxr
 from numpy.typing import NDArray
 from rich.progress import track
 
+from training.ahead import in_threads
 from training.errors import TrainingError
 from vita_audio.contract import INPUT_SAMPLE_RATE_HZ
 
@@ -110,11 +111,11 @@ def _pack(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "samples.i16").open("wb") as file:
-            for line in track(chosen, f"packing {len(chosen)} clips at {rate_hz} Hz", transient=True):
-                try:
-                    samples = _read(data / line["audio"], rate_hz)
-                except TrainingError as error:
-                    faults.append(f"{line['id']}: {error}")
+            read = in_threads(lambda line: _read(data / line["audio"], rate_hz), chosen)
+            shown = track(read, f"packing {len(chosen)} clips at {rate_hz} Hz", len(chosen), transient=True)
+            for line, samples in zip(chosen, shown, strict=True):
+                if isinstance(samples, str):
+                    faults.append(f"{line['id']}: {samples}")
                     continue
                 file.write(samples.tobytes())
                 output = line["audio"] in outputs
@@ -162,15 +163,16 @@ def _parse(manifest: Path, text: str) -> list[dict[str, str]]:
     return lines
 
 
-def _read(path: Path, rate_hz: int) -> NDArray[np.int16]:
+def _read(path: Path, rate_hz: int) -> NDArray[np.int16] | str:
+    """Samples of a file, or what is wrong with it."""
     try:
         samples, stored_hz = soundfile.read(path, dtype="int16")
     except (OSError, RuntimeError) as error:
-        raise TrainingError(f"{path} cannot be read ({error})") from error
+        return f"{path} cannot be read ({error})"
     if stored_hz != INPUT_SAMPLE_RATE_HZ or samples.ndim != 1:
-        raise TrainingError(f"{path} has {stored_hz} Hz and shape {samples.shape}; 16 kHz mono is expected")
+        return f"{path} has {stored_hz} Hz and shape {samples.shape}; 16 kHz mono is expected"
     if not 0 < len(samples) <= MAX_CLIP_SECONDS * stored_hz:
-        raise TrainingError(f"{path} has {len(samples) / stored_hz:.2f} s; above 0 and at most {MAX_CLIP_SECONDS:g} s")
+        return f"{path} has {len(samples) / stored_hz:.2f} s; above 0 and at most {MAX_CLIP_SECONDS:g} s"
     return samples if rate_hz == stored_hz else soxr.resample(samples, stored_hz, rate_hz)
 
 

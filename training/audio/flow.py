@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from training.ahead import Ahead
 from training.audio.decoder_clips import DecoderClips
 from training.audio.flow_windows import FEWEST_TOKENS, FlowBatch, FlowWindows, output_codes
 from training.audio.limits import check_settings
@@ -143,9 +144,10 @@ def train_flow(
             "fresh": start is None,
         },
     )
+    ahead = Ahead(windows.__getitem__, on=device.type != "cpu")
     for step in run:
         draw = torch.Generator(device).manual_seed(int(step_generator(config.run.seed, step, rank=1).integers(2**62)))
-        batch = windows[step]
+        batch = ahead[step]
         losses = flow_losses(model, batch, draw)
         total = losses["flow"] + config.mean_weight * losses["mean"]
         optimizer.zero_grad(set_to_none=True)

@@ -119,5 +119,5 @@ def output_codes(data: Path, voice: str, speech_tokenizer: Path, device: torch.d
     """Audio codes of every output clip, by id, from a tokenizer in the released layout."""
     heard = pack_clips(data, INPUT_SAMPLE_RATE_HZ, voice)
     indices = [index for index in range(len(heard)) if heard[index].output]
-    codes = tokenize_clips(speech_tokenizer, heard, indices, device)
+    codes = tokenize_clips(speech_tokenizer, heard, indices, device, batch=16 if device.type == "cpu" else 128)
     return {heard[index].id: ids for index, ids in zip(indices, codes, strict=True)}

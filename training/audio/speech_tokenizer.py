@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from build_engines.released_layout import write_speech_tokenizer
 from build_engines.seed_weights import sinusoids
+from training.ahead import Ahead
 from training.audio.augment import Augmentation, augment
 from training.audio.checkpoint import write_whole_folder
 from training.audio.clips import Clips, batch_of, pack_clips
@@ -144,13 +145,20 @@ class TokenizerInTraining(nn.Module):
         return Outcome(losses, states.detach()[inside], ids, scores)
 
 
-def train_speech_tokenizer(config: SpeechTokenizerTraining, data: Path, folder: Path) -> Path:
+def train_speech_tokenizer(
+    config: SpeechTokenizerTraining, data: Path, folder: Path, start: Path | None = None
+) -> Path:
     """Train on `data/speech.jsonl`, or go on from the last snapshot in `folder`.
+
+    Args:
+        start: a finished tokenizer in the released layout, of the same sizes, whose encoder goes on; its codes are
+            placed anew and mean something else. None: from nothing.
 
     Returns:
         The folder of the trained tokenizer in the released layout.
 
     Raises:
+        CheckpointError: `start` cannot be read.
         TrainingError: faulty data, settings that do not fit the snapshots, a full disk.
         Stopped: asked to stop; everything is saved.
     """
@@ -160,9 +168,11 @@ def train_speech_tokenizer(config: SpeechTokenizerTraining, data: Path, folder: 
     held_out = clips.of_split("test")
     set_seeds(config.run.seed)
     model = TokenizerInTraining(config).to(device)
+    if start is not None:
+        model.encoder.load_state_dict(load_speech_tokenizer(start)[1])
     optimizer = adamw([(model.parameters(), 1.0)], config.run)
     weights = {"ctc": config.ctc_weight, "mel": config.mel_weight, "commitment": config.commitment_weight}
-    start = round(config.quantize_after * config.run.steps)
+    quantize_from = round(config.quantize_after * config.run.steps)
     last_restart = round(config.restart_until * config.run.steps)
     codebook = model.encoder.codebook.weight.data
     run = Run(
@@ -170,25 +180,32 @@ def train_speech_tokenizer(config: SpeechTokenizerTraining, data: Path, folder: 
         config.run,
         {"model": model, "optimizer": optimizer},
         [optimizer],
-        identity={"model": config.model, "batch": config.batch, "data": clips.fingerprint, "start": start},
+        identity={
+            "model": config.model,
+            "batch": config.batch,
+            "data": clips.fingerprint,
+            "start": quantize_from,
+            "fresh": start is None,
+        },
     )
+    ahead = Ahead(batches.__getitem__, on=device.type != "cpu")
     for step in run:
         rng = step_generator(config.run.seed, step, rank=1)
         draw = torch.Generator(device).manual_seed(int(rng.integers(2**62)))
-        if step == start:
+        if step == quantize_from:
             model.averages.start(codebook, _states(model, batches, config, rng), draw)
-        batch = batches[step]
-        outcome: Outcome = model(_heard(batch, config, rng), batch, quantized=step >= start)
+        batch = ahead[step]
+        outcome: Outcome = model(_heard(batch, config, rng), batch, quantized=step >= quantize_from)
         total = torch.stack([weights[name] * loss for name, loss in outcome.losses.items()]).sum()
         optimizer.zero_grad(set_to_none=True)
         total.backward()
         clip(model, config.run)
         optimizer.step()
-        if step >= start:
+        if step >= quantize_from:
             model.averages.update(codebook, outcome.states, outcome.ids, step < last_restart, draw)
         run.log(loss=total, tokens=len(outcome.states), **{f"loss_{k}": loss for k, loss in outcome.losses.items()})
         if run.evaluation_due:
-            run.record("held_out", _evaluate(model, batches, held_out[: config.held_out_clips], step >= start))
+            run.record("held_out", _evaluate(model, batches, held_out[: config.held_out_clips], step >= quantize_from))
     export = folder / EXPORT
     # Stored and used as float16: codes made from now on come from exactly the weights that are served.
     tensors = {key: value.half().cpu() for key, value in model.encoder.state_dict().items()}

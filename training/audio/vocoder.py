@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -18,6 +18,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.parametrize import remove_parametrizations
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from training.ahead import Ahead, in_threads
 from training.audio.decoder_clips import DecoderClips
 from training.audio.discriminators import Discriminators, adversarial_loss, discriminator_loss, feature_loss
 from training.audio.limits import check_settings
@@ -141,8 +142,11 @@ def vocode(model: Vocoder, segments: Segments, true_f0: bool, draw: torch.Genera
     return model(segments.mel[:, :, inner], model.source(f0, phases, noise)), predicted
 
 
-def train_vocoder(config: VocoderTraining, data: Path, folder: Path) -> Path:
+def train_vocoder(config: VocoderTraining, data: Path, folder: Path, start: Mapping[str, Tensor] | None = None) -> Path:
     """Train on the output voice of `data/speech.jsonl`, or go on from the last snapshot in `folder`.
+
+    Args:
+        start: weights (weight norm folded) of a finished vocoder of the same sizes to go on with; None: from nothing.
 
     Returns:
         The state dict file, float16, weight norm folded, for `checkpoint.write_audio_checkpoint`.
@@ -157,7 +161,10 @@ def train_vocoder(config: VocoderTraining, data: Path, folder: Path) -> Path:
     f0 = _true_f0(clips, [*train, *held_out], folder)
     batches = SegmentBatches(clips, train, f0, config.batch, config.segment_frames, config.run.seed)
     set_seeds(config.run.seed)
-    model = weight_normed(_fresh(config.model)).to(device)
+    fresh = _fresh(config.model)
+    if start is not None:
+        fresh.load_state_dict(start)
+    model = weight_normed(fresh).to(device)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.average))
     averaged = cast(Vocoder, average.module)
     discriminators, spectral = Discriminators(config.discriminator_width).to(device), SpectralLoss().to(device)
@@ -176,11 +183,17 @@ def train_vocoder(config: VocoderTraining, data: Path, folder: Path) -> Path:
             "opponent": opponent,
         },
         [optimizer, opponent],
-        identity={"model": config.model, "batch": config.batch, "data": clips.clips.fingerprint},
+        identity={
+            "model": config.model,
+            "batch": config.batch,
+            "data": clips.clips.fingerprint,
+            "fresh": start is None,
+        },
     )
+    ahead = Ahead(batches.__getitem__, on=device.type != "cpu")
     for step in run:
         draw = torch.Generator(device).manual_seed(int(step_generator(config.run.seed, step, rank=1).integers(2**62)))
-        segments = batches[step]
+        segments = ahead[step]
         wave, predicted = vocode(model, segments, step < own_f0, draw)
         losses = spectral(wave, segments.wave)
         losses["f0"] = (predicted - segments.f0).abs().mean() / _F0_UNIT_HZ
@@ -258,8 +271,9 @@ def _true_f0(clips: DecoderClips, indices: list[int], folder: Path) -> dict[int,
             known = {int(name): stored[name] for name in stored.files}
         if known.keys() >= set(indices):
             return known
-    named = track(indices, f"f0 of {len(indices)} clips", transient=True)
-    found = {index: fundamental_hz(clips.clips.samples(index) / np.float32(32768)) for index in named}
+    waves = (clips.clips.samples(index) / np.float32(32768) for index in indices)
+    made = track(in_threads(fundamental_hz, waves), f"f0 of {len(indices)} clips", len(indices), transient=True)
+    found = dict(zip(indices, made, strict=True))
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / ".f0.tmp.npz"
     np.savez(temporary, **{str(index): f0 for index, f0 in found.items()})  # type: ignore[arg-type]

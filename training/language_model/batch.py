@@ -11,9 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention.varlen import varlen_attn
 
 #: Rows without a loss, as in Hugging Face datasets.
 NO_LABEL = -100
+_FLASH = (torch.float16, torch.bfloat16)  # what flash attention computes in
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,9 @@ class Batch:
         last: int64 [rows], row of the last token of each row's own sample.
         groups: row indices int64 [samples, longest], samples of like length together; padded with the last row.
         unpack: int64 [rows], where each row went in all groups flattened and joined.
+        bounds: int32 [samples + 1], the first row of each sample, and the number of rows.
+        longest: tokens of the longest sample.
+        targets: `targets_of` each level where they are known already.
     """
 
     tokens: Tensor
@@ -41,6 +46,9 @@ class Batch:
     last: Tensor
     groups: list[Tensor]
     unpack: Tensor
+    bounds: Tensor
+    longest: int
+    targets: tuple[tuple[Tensor, Tensor], ...] = ()
 
     @property
     def rows(self) -> int:
@@ -51,10 +59,11 @@ class Batch:
         """Tokens that the backbone must predict (the first of a sample is never one)."""
         return int((self.labels_of(0) != NO_LABEL).sum())
 
-    def to(self, device: torch.device) -> Batch:
-        """The batch on another device."""
+    def to(self, device: torch.device, levels: int) -> Batch:
+        """The batch on another device, with the targets of so many levels: their sizes are known to the CPU alone."""
         if device.type == "cpu":
             return self
+        targets = [self.targets_of(level) for level in range(levels)]
         return Batch(
             self.tokens.to(device),
             self.labels.to(device),
@@ -62,7 +71,18 @@ class Batch:
             self.last.to(device),
             [group.to(device) for group in self.groups],
             self.unpack.to(device),
+            self.bounds.to(device),
+            self.longest,
+            tuple((rows.to(device), wanted.to(device)) for rows, wanted in targets),
         )
+
+    def targets_of(self, level: int) -> tuple[Tensor, Tensor]:
+        """The rows that have a label at a level, and these labels: int64 [n] each."""
+        if self.targets:
+            return self.targets[level]
+        labels = self.labels_of(level)
+        rows = (labels != NO_LABEL).nonzero().squeeze(1)
+        return rows, labels[rows]
 
     def labels_of(self, level: int) -> Tensor:
         """What level 0 (backbone) or 1 .. K (MCTP level - 1) must predict at each row, else NO_LABEL: int64 [rows].
@@ -84,6 +104,8 @@ class Batch:
         """Causal attention inside each sample: q [rows, heads, dim], k and v [rows, kv_heads, dim] -> as q."""
         repeat = q.shape[1] // k.shape[1]
         kind, on_cpu = q.dtype, q.device.type == "cpu"
+        if not on_cpu and v.dtype in _FLASH:
+            return self._attend_flash(q.to(v.dtype), k.to(v.dtype), v, repeat).to(kind)
         if on_cpu:  # where bfloat16 attention is several times as slow backward
             q, k, v = q.float(), k.float(), v.float()
         outputs = []
@@ -98,6 +120,15 @@ class Batch:
                 out = F.scaled_dot_product_attention(q1, k1, v1, is_causal=True)
                 outputs.append(out.transpose(1, 2).flatten(0, 1))  # [samples * longest, heads, dim]
         return torch.cat(outputs).index_select(0, self.unpack).to(kind)
+
+    def _attend_flash(self, q: Tensor, k: Tensor, v: Tensor, repeat: int) -> Tensor:
+        """The same in one kernel for all samples, which only GPUs have."""
+        if repeat > 1:
+            k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
+        bounds, longest = self.bounds, self.longest
+        mixed = varlen_attn(q, k, v, bounds, bounds, longest, longest, window_size=(-1, 0))
+        assert isinstance(mixed, Tensor)  # and no sums of exponents, which nobody asked for
+        return mixed
 
 
 def pack(samples: Sequence[Sample]) -> Batch:
@@ -123,6 +154,8 @@ def pack(samples: Sequence[Sample]) -> Batch:
         last=torch.from_numpy(np.repeat(starts + lengths - 1, lengths)),
         groups=groups,
         unpack=torch.from_numpy(unpack),
+        bounds=torch.from_numpy(np.concatenate([starts, [len(tokens)]]).astype(np.int32)),
+        longest=int(lengths.max()),
     )
 
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from build_engines.check_checkpoint import default_pattern
 from training.errors import TrainingError
 from training.language_model.batch import Batch
+from training.language_model.batch_stream import BatchStream
 from training.language_model.conversations import Conversation, read_conversations
 from training.language_model.distributed import ShardedSnapshots, gathered_weights, place_model, wait
 from training.language_model.forward import TrainedLanguageModel
@@ -117,8 +118,9 @@ def finetune(settings: FinetuneSettings, place: Place) -> Path:
     scored: list[Batch] = []
     if test:
         scored = held_out_batches(TokenSet.of(test, test_tasks), len(test), settings.length, settings.seed)
-    stream = PackStream(tokens, settings.length, settings.seed, rank=place.rank, world=place.world)
-    run_settings = _run_settings(settings, stream)
+    packs = PackStream(tokens, settings.length, settings.seed, rank=place.rank, world=place.world)
+    run_settings = _run_settings(settings, packs)
+    stream = BatchStream(packs, ahead=0 if place.device.type == "cpu" else 2 * settings.accumulation)
     console.print(f"train {describe(tokens)}; held out {len(test)}; {run_settings.steps} steps", markup=False)
 
     set_seeds(settings.seed)

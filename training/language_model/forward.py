@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from training.language_model.batch import NO_LABEL, Batch
+from training.language_model.batch import Batch
 from vita_audio.configs import LanguageModelConfig
 from vita_audio.models.language_model import LanguageModel
 
@@ -85,9 +85,8 @@ class TrainedLanguageModel(LanguageModel):
             if level == 0 and not self.trains_backbone and not score:
                 sums.append(hidden.new_zeros((), dtype=torch.float32))
                 continue
-            labels = batch.labels_of(level)
-            rows = (labels != NO_LABEL).nonzero().squeeze(1)
-            chosen, wanted = hidden.index_select(0, rows), labels[rows]
+            rows, wanted = batch.targets_of(level)
+            chosen = hidden.index_select(0, rows)
             if score:
                 logits = self.logits(chosen).float()
                 right.append(logits.argmax(1) == wanted)

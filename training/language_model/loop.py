@@ -14,11 +14,11 @@ from torch.optim import AdamW, Optimizer
 
 from training.device import has_bfloat16
 from training.language_model.batch import Batch, pack
-from training.language_model.curriculum import Curriculum
+from training.language_model.batch_stream import BatchStream
 from training.language_model.forward import LevelLosses, TrainedLanguageModel
 from training.language_model.mishearing import mishear
 from training.language_model.muon import Muon
-from training.language_model.token_set import PackStream, TokenSet
+from training.language_model.token_set import TokenSet
 from training.run import Run, RunSettings, adamw, clip, step_generator
 
 #: Runs a function over batches or optimizers and gives the results in their order.
@@ -93,7 +93,7 @@ def train(
     run: Run,
     model: TrainedLanguageModel,
     optimizers: Sequence[Optimizer],
-    stream: PackStream | Curriculum,
+    stream: BatchStream,
     held_out: Sequence[Batch],
     audio_from: int,
     accumulation: int,
@@ -111,12 +111,13 @@ def train(
     model.train()
     with _workers(place) as each:
         for step in run:
-            batches = [pack(next(stream)) for _ in range(accumulation)]
+            batches = [next(stream) for _ in range(accumulation)]
             if misheard:
                 draw = step_generator(run.settings.seed, step, place.rank)
                 batches = [mishear(batch, misheard, audio_from, draw) for batch in batches]
             rows = torch.tensor([sum(b.rows for b in batches), sum(b.trained_tokens for b in batches)])
-            read, trained = place.total(rows.to(place.device)).tolist()
+            # A process alone counts without its device, which would have to finish its work first.
+            read, trained = (place.total(rows.to(place.device)) if place.world > 1 else rows).tolist()
             sums = _accumulate_gradients(model, batches, trained, place, each)
             clip(model, run.settings)
             list(each(lambda optimizer: optimizer.step(), optimizers))
@@ -134,7 +135,7 @@ def _accumulate_gradients(
         sums = torch.zeros(1 + model.config.mctp_modules, device=place.device)
         for batch in batches:
             with place.autocast():
-                losses: LevelLosses = model(batch.to(place.device))
+                losses: LevelLosses = model(batch.to(place.device, 1 + model.config.mctp_modules))
             loss = losses.total(trained, model.trains_backbone)
             (loss * place.world).backward()  # processes are averaged; `trained` counts all of them
             sums += losses.sums.detach()
@@ -193,7 +194,7 @@ def score(
 
     def losses_of(batch: Batch) -> LevelLosses:
         with torch.no_grad(), place.autocast():
-            return model(batch.to(place.device), score=True)
+            return model(batch.to(place.device, levels), score=True)
 
     model.eval()
     for batch, losses in zip(batches, each(losses_of, batches), strict=True):

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from build_engines.released_layout import write_language_model
 from training.device import pick_device
 from training.errors import TrainingError
+from training.language_model.batch_stream import BatchStream
 from training.language_model.curriculum import Curriculum
 from training.language_model.forward import TrainedLanguageModel
 from training.language_model.fused import fuse
@@ -79,7 +80,8 @@ def train_stage(config: LanguageModelTraining, number: int, tokens: Path, previo
     model = TrainedLanguageModel(sizes, stage.trains_backbone).to(device)
     if config.compile:
         fuse(model)
-    stream = Curriculum(TokenSet.load(tokens / TRAIN), settings.length, settings.run.seed, settings.phases)
+    packs = Curriculum(TokenSet.load(tokens / TRAIN), settings.length, settings.run.seed, settings.phases)
+    stream = BatchStream(packs, ahead=0 if device.type == "cpu" else 2 * settings.accumulation)
     held_out = held_out_batches(TokenSet.load(tokens / TEST), config.held_out_samples, settings.length, seed=0)
     if previous is None:
         model.load_state_dict(random_weights(sizes, config.seed, config.local_layers))
@@ -109,7 +111,7 @@ def train_stage(config: LanguageModelTraining, number: int, tokens: Path, previo
             "mixture": [(packs, dict(mixture)) for packs, mixture in settings.phases],
             "optimizer": config.optimizer,
             "misheard": settings.misheard,
-            "tokens": len(stream.tokens.ids),
+            "tokens": len(packs.tokens.ids),
         },
     )
     train(
