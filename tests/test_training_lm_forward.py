@@ -104,6 +104,39 @@ def test_packing_changes_nothing_and_samples_do_not_see_each_other() -> None:
         torch.testing.assert_close(hidden, torch.cat([part[level] for part in apart]), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("backbone", [True, False])
+def test_a_gpu_computes_the_same_losses_and_gradients(backbone: bool) -> None:
+    """One attention kernel for all samples there, groups of like length here; bfloat16 products there."""
+    model, batch = make_model(backbone=backbone), pack(make_samples())
+    losses = model(batch)
+    losses.total(batch.trained_tokens, backbone).backward()
+    there = make_model(backbone=backbone).cuda()
+    with torch.autocast("cuda", torch.bfloat16):
+        far = there(batch.to(torch.device("cuda"), 1 + MODULES))
+    far.total(batch.trained_tokens, backbone).backward()
+    torch.testing.assert_close(far.sums.cpu(), losses.sums, rtol=0.01, atol=0.1)
+    for (name, ours), theirs in zip(model.named_parameters(), there.parameters(), strict=True):
+        assert (ours.grad is None) == (theirs.grad is None), name
+        if ours.grad is not None and theirs.grad is not None:
+            error = (ours.grad - theirs.grad.cpu()).norm() / ours.grad.norm().clamp(min=1e-6)
+            assert error < 0.05, name
+
+
+def test_targets_on_another_device_are_those_of_the_labels() -> None:
+    batch = pack(make_samples())
+    moved = batch.to(torch.device("meta"), 3)
+    for level in range(3):
+        labels = batch.labels_of(level)
+        rows, wanted = batch.targets_of(level)
+        assert rows.tolist() == [row for row, label in enumerate(labels.tolist()) if label != NO_LABEL]
+        assert torch.equal(wanted, labels[rows])
+        assert moved.targets_of(level)[0].shape == rows.shape
+    assert batch.bounds.tolist() == [0, 17, 57, 66, 89]
+    assert batch.longest == 40
+
+
 def test_labels_of_each_level() -> None:
     batch = pack(
         [

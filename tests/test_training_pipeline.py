@@ -129,6 +129,26 @@ def test_everything_in_one_command(tmp_path: Path) -> None:
     changes = [float((begun[key] - made[key]).abs().max()) for key in begun]
     assert 0 < max(changes) < 0.1  # eight steps from there, not from new weights
 
+    # Its speech tokenizer and vocoder too: new codes, which its language model is told of.
+    (tmp_path / "sixth").mkdir()
+    deeper = start(
+        tmp_path / "sixth",
+        *("--continue-from", str(tmp_path / "checkpoint")),
+        *("--continue-audio", "speech_tokenizer", "--continue-audio", "vocoder"),
+        *("--set", "speech_tokenizer.run.steps=6", "--set", "vocoder.run.steps=3"),
+    )
+    output = deeper.communicate(timeout=250)[0]
+    assert deeper.returncode == 0, output
+    assert "new codes occur in" in output
+    sixth = tmp_path / "sixth" / "checkpoint"
+    card = (sixth / "README.md").read_text()
+    assert row(card, "speech_tokenizer, continued").startswith("| speech_tokenizer, continued | 6 |")
+    assert row(card, "vocoder, continued").startswith("| vocoder, continued | 3 |")
+    assert row(card, "flow") == row(first_card, "flow")
+    assert check_checkpoint(sixth).language_model.mctp_modules == 10
+    other = start(tmp_path / "sixth", "--continue-from", str(tmp_path / "checkpoint"), "--continue-audio", "ears")
+    assert "--continue-audio: ears unknown" in other.communicate(timeout=60)[0]
+
     alone = start(tmp_path / "fifth", "--continue-audio", "flow")
     assert "name it with --continue-from" in alone.communicate(timeout=60)[0]
     assert alone.returncode == 1

@@ -117,7 +117,7 @@ class FlowWindows:
 
 def output_codes(data: Path, voice: str, speech_tokenizer: Path, device: torch.device) -> dict[str, NDArray[np.int64]]:
     """Audio codes of every output clip, by id, from a tokenizer in the released layout."""
-    heard = pack_clips(data, INPUT_SAMPLE_RATE_HZ, voice)
-    indices = [index for index in range(len(heard)) if heard[index].output]
+    heard = pack_clips(data, INPUT_SAMPLE_RATE_HZ, voice, outputs_only=True)
+    indices = list(range(len(heard)))
     codes = tokenize_clips(speech_tokenizer, heard, indices, device, batch=16 if device.type == "cpu" else 128)
     return {heard[index].id: ids for index, ids in zip(indices, codes, strict=True)}
