@@ -27,7 +27,6 @@ def export_flow(model: Flow, folder: Path) -> None:
         "mel_channels": str(config.output_size),
         "block_tokens": str(config.block_size),
         "vocab_size": str(config.vocab_size),
-        "temperature": str(config.temperature),
     }
     _condition_graph(model, weights).save(Path(folder) / CONDITION_FILE, metadata)
     _VelocityGraph(config, weights).graph.save(Path(folder) / VELOCITY_FILE, metadata)

@@ -30,7 +30,6 @@ class NotingEngines:
 
     mel_channels: int
     block_tokens: int
-    temperature: float = 1.0
     harmonics: int = 1
     source_weight: Floats = field(default_factory=lambda: np.ones(1, np.float32))
     source_bias: float = 0.0

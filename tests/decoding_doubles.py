@@ -36,7 +36,6 @@ class FlowDouble:
 
     mel_channels = MELS
     block_tokens = 10
-    temperature = 1.0
 
     def __init__(self, codes: int = 64) -> None:
         self.table = np.random.default_rng(0).standard_normal((codes, MELS)).astype(np.float32)

@@ -32,7 +32,7 @@ FLOW_CONFIGS = (
     FlowConfig(
         vocab_size=30, input_size=16, encoder_output_size=16, encoder_heads=2, encoder_linear_units=16,
         encoder_blocks=1, channels=(40,), attention_head_dim=16, n_blocks=1, num_mid_blocks=2, num_heads=1,
-        inference_cfg_rate=0.0, temperature=0.25,
+        inference_cfg_rate=0.0,
     ),
 )  # fmt: skip
 VOCODER_CONFIGS = (
@@ -89,7 +89,6 @@ def test_flow_on_onnxruntime_equals_torch(config: FlowConfig, tmp_path: Path) ->
     export_flow(model, tmp_path)
     torch_flow, onnx_flow = TorchFlow(config, model.state_dict()), OnnxFlow(tmp_path)
     assert (onnx_flow.mel_channels, onnx_flow.block_tokens) == (config.output_size, config.block_size)
-    assert onnx_flow.temperature == torch_flow.temperature == config.temperature
     rng = np.random.default_rng(2)
     for batch, tokens, frames in ((1, 1, 6), (1, 8, 55), (2, 13, 90), (3, 7, 48)):
         ids = rng.integers(0, config.vocab_size, (batch, tokens))

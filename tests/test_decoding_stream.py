@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from decoding_doubles import EVERY_20, FlowDouble, VocoderDouble
 from vita_audio.contract import mel_frames, output_samples
 from vita_audio.decoding.decoder import StreamingDecoder, to_pcm
-from vita_audio.decoding.flow_stream import FlowWindow, run_windows
 from vita_audio.decoding.noise import StreamNoise
 from vita_audio.decoding.schedule import DecoderConfig
 from vita_audio.decoding.vocoder_stream import MelChunk, VocoderState, run_chunks
@@ -67,24 +66,6 @@ def test_audio_comes_with_the_first_burst_and_then_chunk_by_chunk() -> None:
     assert [n + 1 for n, count in enumerate(samples[:-1]) if count] == [8, 20, 40, 60]
     for tokens in (8, 20, 40, 60):
         assert voiced[tokens - 1] == 256 * (mel_frames(tokens) - held)
-
-
-def test_the_temperature_scales_the_start_of_the_flow() -> None:
-    """The double's mel is affine in its start: halfway between no noise and all of it lies half of the noise."""
-
-    def mel(temperature: float) -> np.ndarray:
-        flow = FlowDouble()
-        flow.temperature = temperature
-        window = FlowWindow(
-            tokens=np.arange(10), frame_token=np.arange(10), noise=StreamNoise(1).flow(0, 10, flow.mel_channels),
-            cond=np.zeros((flow.mel_channels, 10), np.float32),
-        )  # fmt: skip
-        return run_windows(flow, [window], 4)[0]
-
-    none, half, full = mel(0.0), mel(0.5), mel(1.0)
-    assert np.abs(full - none).max() > 0.1
-    np.testing.assert_allclose(half, (none + full) / 2, atol=1e-5)
-    assert half.dtype == np.float32
 
 
 def test_the_flush_of_a_stream_that_ends_on_the_grid_makes_no_new_window() -> None:

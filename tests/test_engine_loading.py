@@ -161,7 +161,6 @@ class StepByStep:
 
     def __init__(self, flow: FlowEngine) -> None:
         self.mel_channels, self.block_tokens = flow.mel_channels, flow.block_tokens
-        self.temperature = flow.temperature
         self.condition, self.velocity = flow.condition, flow.velocity
 
 
@@ -214,7 +213,6 @@ def test_the_solver_on_the_device_takes_the_same_steps(source: EngineSource) -> 
     flow, vocoder = open_audio_decoder(source)
     served = object.__new__(TensorRtFlow)  # its own way in needs a GPU
     served.mel_channels, served.block_tokens, served.vocab_size = flow.mel_channels, flow.block_tokens, 256
-    served.temperature = flow.temperature
     served.condition = flow.condition  # type: ignore[method-assign]
     served._velocity = SimpleNamespace(stream=None, program=partial(CpuProgram, flow))  # type: ignore[assignment]
     assert isinstance(served, SolvingFlowEngine)

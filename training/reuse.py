@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -58,9 +57,7 @@ def _take(
     tensors: dict[str, Mapping[str, Tensor]] = {}
     sizes["speech_tokenizer"], _ = load_speech_tokenizer(checkpoint / "speech_tokenizer")
     sizes["vocoder"], tensors["vocoder"] = load_vocoder(checkpoint / "audio_decoder")
-    flow_sizes, tensors["flow"] = load_flow(checkpoint / "audio_decoder")
-    # What samples, not what was trained: another temperature is no other size.
-    sizes["flow"] = replace(flow_sizes, temperature=config.flow.model.temperature)
+    sizes["flow"], tensors["flow"] = load_flow(checkpoint / "audio_decoder")
     asked = {name: getattr(config, name).model for name in PARTS}
     if faults := [f"{name}: {sizes[name]}, not {asked[name]}" for name in PARTS if sizes[name] != asked[name]]:
         raise TrainingError("\n".join([f"{checkpoint} has other sizes than the configuration", *faults]))

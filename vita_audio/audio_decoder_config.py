@@ -115,7 +115,7 @@ def _flow(flow: _Section, source: str) -> FlowConfig:
             name: estimator.values.get(name)
             for name in ("channels", "attention_head_dim", "n_blocks", "num_mid_blocks", "num_heads")
         },
-        **{name: cfm.get(name) for name in ("inference_cfg_rate", "training_cfg_rate", "sigma_min", "temperature")},
+        **{name: cfm.get(name) for name in ("inference_cfg_rate", "training_cfg_rate", "sigma_min")},
     }
     ratios = regulator.values.get("sampling_ratios")
     if isinstance(ratios, list):
@@ -150,9 +150,6 @@ def _vocoder(hift: _Section, source: str) -> VocoderConfig:
 
 def write_audio_decoder_yaml(flow: FlowConfig, vocoder: VocoderConfig) -> str:
     """The text of a `config.yaml` in the released form for these sizes (the inverse of the parser)."""
-
-    # The released file has no temperature: its sampler's argument is 1 everywhere.
-    temperature = f"\n        temperature: {flow.temperature}" if flow.temperature != 1 else ""
 
     def lists(rows: tuple[tuple[int, ...], ...]) -> str:
         return str([list(row) for row in rows])
@@ -194,7 +191,7 @@ flow: !new:cosyvoice.flow.flow.MaskedDiffWithXvec
         solver: euler
         t_scheduler: cosine
         training_cfg_rate: {flow.training_cfg_rate}
-        inference_cfg_rate: {flow.inference_cfg_rate}{temperature}
+        inference_cfg_rate: {flow.inference_cfg_rate}
         reg_loss_type: l1
     estimator: !new:cosyvoice.flow.decoder.ConditionalDecoder
       in_channels: {4 * flow.output_size}

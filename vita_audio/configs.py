@@ -256,7 +256,6 @@ class FlowConfig:
     inference_cfg_rate: float = 0.7
     training_cfg_rate: float = 0.2
     sigma_min: float = 1e-6
-    temperature: float = 1.0  # factor of the start noise, as the argument of the released sampler
 
     @classmethod
     def from_fields(cls, fields: ConfigFields) -> FlowConfig:
@@ -284,7 +283,6 @@ class FlowConfig:
             inference_cfg_rate=fields.number("inference_cfg_rate", default.inference_cfg_rate, zero=True),
             training_cfg_rate=fields.number("training_cfg_rate", default.training_cfg_rate, zero=True),
             sigma_min=fields.number("sigma_min", default.sigma_min, zero=True),
-            temperature=fields.number("temperature", default.temperature, zero=True),
         )
         fields.check(
             config.encoder_output_size % (2 * config.encoder_heads) == 0,

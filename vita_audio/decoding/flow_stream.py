@@ -56,7 +56,7 @@ class FlowWindow:
 
     tokens: Ints  # [N]
     frame_token: Ints  # [F] window token of each frame
-    noise: Floats  # [mels, F] the flow's start, N(0, 1)
+    noise: Floats  # [mels, F] the flow's start
     cond: Floats  # [mels, F] final mels, then zeros
 
 
@@ -109,7 +109,7 @@ def run_windows(flow: FlowEngine, windows: Sequence[FlowWindow], steps: int) -> 
     times = 1.0 - np.cos(np.pi / 2 * np.arange(steps + 1) / steps)
 
     def integrate(group: list[tuple[FlowWindow, Floats]]) -> Floats:
-        x = np.float32(flow.temperature) * np.stack([window.noise for window, _ in group])  # [windows, mels, F]
+        x = np.stack([window.noise for window, _ in group])  # [windows, mels, F]
         cond = np.stack([window.cond for window, _ in group])
         means = np.stack([mean for _, mean in group])
         if isinstance(flow, SolvingFlowEngine):

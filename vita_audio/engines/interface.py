@@ -102,7 +102,6 @@ class FlowEngine(Protocol):
 
     mel_channels: int
     block_tokens: int  # the token encoder attends in blocks of this many tokens (10)
-    temperature: float  # factor of the start noise; 1 in the released models
 
     def condition(self, tokens: Ints, frame_token: Ints) -> Floats:
         """tokens [B, N]; frame_token [F] gives the window token (0..N-1) of each mel frame -> mu [B, mels, F]."""

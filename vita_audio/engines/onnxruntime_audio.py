@@ -47,7 +47,6 @@ class OnnxFlow:
         self.mel_channels = int(metadata["mel_channels"])
         self.block_tokens = int(metadata["block_tokens"])
         self.vocab_size = int(metadata["vocab_size"])
-        self.temperature = float(metadata.get("temperature", "1"))  # engines of earlier releases have none
 
     def condition(self, tokens: Ints, frame_token: Ints) -> Floats:
         check_condition(tokens, frame_token, self.vocab_size)

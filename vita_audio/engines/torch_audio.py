@@ -48,7 +48,6 @@ class TorchFlow:
 
     def __init__(self, config: FlowConfig, tensors: Mapping[str, Tensor], device: torch.device = CPU) -> None:
         self.mel_channels, self.block_tokens, self.vocab_size = config.output_size, config.block_size, config.vocab_size
-        self.temperature = config.temperature
         self._model = Flow(config).eval()
         self._model.load_state_dict(tensors)
         self._model.to(device)
