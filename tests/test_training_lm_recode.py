@@ -34,17 +34,21 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_tokenizer_whose_codes_changed_places(folder: Path) -> None:
-    """The same sounds in the same codes under other numbers: rows move with their codes, all else stays."""
-    source, old = folder / "checkpoint" / "language_model", folder / "checkpoint" / "speech_tokenizer"
-    new = folder / "new"
+def with_codes(old: Path, new: Path, places: torch.Tensor) -> Path:
+    """A copy of a tokenizer whose codebook holds these codes of the old one."""
     shutil.copytree(old, new)
     weights = load_file(new / "model.safetensors")
     key = next(name for name in weights if name.endswith("codebook.weight"))
-    places = torch.randperm(len(weights[key]), generator=torch.Generator().manual_seed(0))
-    weights[key] = weights[key][places].contiguous()  # new code c is what places[c] was
+    weights[key] = weights[key][places].contiguous()
     save_file(weights, new / "model.safetensors", metadata={"format": "pt"})
+    return new
 
+
+def test_a_tokenizer_whose_codes_changed_places(folder: Path) -> None:
+    """The same sounds in the same codes under other numbers: rows move with their codes, all else stays."""
+    source, old = folder / "checkpoint" / "language_model", folder / "checkpoint" / "speech_tokenizer"
+    places = torch.randperm(256, generator=torch.Generator().manual_seed(0))
+    new = with_codes(old, folder / "new", places)  # new code c is what places[c] was
     made = recode(source, old, new, folder / "data", folder / "out", device="cpu")
     vocabulary = TextTokenizer(made / "tokenizer.json").vocabulary
     first, count = vocabulary.audio_offset, vocabulary.audio_codes
@@ -67,12 +71,7 @@ def test_a_tokenizer_whose_codes_changed_places(folder: Path) -> None:
 
 def test_tokenizers_of_another_size_are_refused(folder: Path) -> None:
     source, old = folder / "checkpoint" / "language_model", folder / "checkpoint" / "speech_tokenizer"
-    new = folder / "new"
-    shutil.copytree(old, new)
-    weights = load_file(new / "model.safetensors")
-    key = next(name for name in weights if name.endswith("codebook.weight"))
-    weights[key] = weights[key][:100].contiguous()
-    save_file(weights, new / "model.safetensors", metadata={"format": "pt"})
+    new = with_codes(old, folder / "new", torch.arange(100))
     config = (new / "config.json").read_text()
     (new / "config.json").write_text(config.replace('"quantize_vocab_size": 256', '"quantize_vocab_size": 100'))
     with pytest.raises(TrainingError, match="has 100 codes, the language model 256"):

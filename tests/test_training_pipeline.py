@@ -134,8 +134,8 @@ def test_everything_in_one_command(tmp_path: Path) -> None:
     deeper = start(
         tmp_path / "sixth",
         *("--continue-from", str(tmp_path / "checkpoint")),
-        *("--continue-audio", "speech_tokenizer", "--continue-audio", "vocoder"),
-        *("--set", "speech_tokenizer.run.steps=6", "--set", "vocoder.run.steps=3"),
+        *("--continue-audio", "speech_tokenizer", "--continue-audio", "vocoder", "--continue-audio", "flow"),
+        *("--set", "speech_tokenizer.run.steps=6", "--set", "vocoder.run.steps=3", "--set", "flow.run.steps=4"),
     )
     output = deeper.communicate(timeout=250)[0]
     assert deeper.returncode == 0, output
@@ -145,9 +145,14 @@ def test_everything_in_one_command(tmp_path: Path) -> None:
     assert row(card, "speech_tokenizer, continued").startswith("| speech_tokenizer, continued | 6 |")
     assert row(card, "vocoder, continued").startswith("| vocoder, continued | 3 |")
     assert row(card, "flow") == row(first_card, "flow")
+    assert row(card, "flow, continued").startswith("| flow, continued | 4 |")
     assert check_checkpoint(sixth).language_model.mctp_modules == 10
     other = start(tmp_path / "sixth", "--continue-from", str(tmp_path / "checkpoint"), "--continue-audio", "ears")
     assert "--continue-audio: ears unknown" in other.communicate(timeout=60)[0]
+    other = start(
+        tmp_path / "fifth", "--continue-from", str(tmp_path / "checkpoint"), "--continue-audio", "speech_tokenizer"
+    )
+    assert "the flow must follow" in other.communicate(timeout=60)[0]
 
     alone = start(tmp_path / "fifth", "--continue-audio", "flow")
     assert "name it with --continue-from" in alone.communicate(timeout=60)[0]

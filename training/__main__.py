@@ -96,6 +96,8 @@ def _train(
         raise TrainingError("--continue-audio: there is no checkpoint to go on with; name it with --continue-from")
     if unknown := sorted(set(continue_audio) - set(PARTS)):
         raise TrainingError(f"--continue-audio: {', '.join(unknown)} unknown; audio networks are {', '.join(PARTS)}")
+    if "speech_tokenizer" in continue_audio and "flow" not in continue_audio:
+        raise TrainingError("--continue-audio: the flow must follow a speech tokenizer's new codes; add flow as well")
     command += "".join(f" --continue-audio {name}" for name in continue_audio)
     if not list_only:
         if out.exists() and any(out.iterdir()) and not resume and only is None:
