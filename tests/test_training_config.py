@@ -140,6 +140,27 @@ def test_command_line(tmp_path: Path) -> None:
     assert "--resume" in again.stderr
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--continue-audio", "flow"], "name it with --continue-from"),
+        (["--keep-language-model"], "name it with --continue-from"),
+        (["--continue-from", "x", "--continue-audio", "ears"], "--continue-audio: ears unknown"),
+        (["--continue-from", "x", "--continue-audio", "speech_tokenizer"], "the flow must follow"),
+        (["--continue-from", "x", "--keep-language-model"], "nothing is left to train"),
+        (
+            "--continue-from x --keep-language-model --continue-audio speech_tokenizer --continue-audio flow".split(),
+            "leave one of the two out",
+        ),
+    ],
+)
+def test_origins_that_do_not_fit(tmp_path: Path, options: list[str], words: str) -> None:
+    refused = CliRunner().invoke(app, ["--config", "tiny", "--out", str(tmp_path / "out"), *options])
+    assert refused.exit_code == 1
+    assert words in refused.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_folder_of_something_else_is_not_replaced(tmp_path: Path) -> None:
     from training.bundle import write_bundle
 

@@ -45,76 +45,40 @@ def train(
             help="With --continue-from: speech_tokenizer, vocoder or flow is trained on as well; may be repeated."
         ),
     ] = None,
+    keep_language_model: Annotated[
+        bool, typer.Option("--keep-language-model", help="With --continue-audio: train these alone, no stage 4.")
+    ] = False,
 ) -> None:
     """Train every part in order: data, speech tokenizer, vocoder, flow, tokens, stages 1 to 4, checkpoint."""
     if context.invoked_subcommand is not None:
         return
-    raise typer.Exit(
-        with_errors(
-            lambda: _train(
-                config,
-                changes or [],
-                only,
-                out,
-                checkpoint,
-                resume,
-                list_only,
-                audio_from,
-                continue_from,
-                continue_audio or [],
-            )
-        )
-    )
 
+    def work() -> None:
+        from training.config import load_config  # loads PyTorch: not for --help
+        from training.errors import TrainingError
+        from training.origin import Origin
+        from training.pipeline import parts_of, run_parts
 
-def _train(
-    config: str,
-    changes: list[str],
-    only: str | None,
-    out: Path | None,
-    checkpoint: Path | None,
-    resume: bool,
-    list_only: bool,
-    audio_from: Path | None,
-    continue_from: Path | None,
-    continue_audio: list[str],
-) -> None:
-    from training.config import load_config  # loads PyTorch: not for --help
-    from training.errors import TrainingError
-    from training.pipeline import parts_of, run_parts
-    from training.reuse import PARTS, continue_audio_networks, take_audio_networks, take_language_model
+        origin = Origin(audio_from, continue_from, tuple(continue_audio or ()), keep_language_model)
+        settings = load_config(config, changes or [])
+        name = Path(config).stem
+        folder = out or Path("out") / f"training-{name}"
+        typed = ["python", "-m", "training", "--config", config, *(f"--set={change}" for change in changes or [])]
+        if not list_only:
+            if folder.exists() and any(folder.iterdir()) and not resume and only is None:
+                raise TrainingError(
+                    f"{folder}: holds an earlier training; go on with --resume, or choose another --out"
+                )
+            origin.take(settings, folder)
+        command = f"{shlex.join(typed)} {origin.options()}".rstrip()
+        parts = parts_of(settings, folder, checkpoint or Path("checkpoints") / name, command)
+        if list_only:
+            for part in parts:
+                _out.print(f"{part.name}: {'done' if part.done else 'to do'}", markup=False)
+            return
+        run_parts(parts, only, lambda line: _out.print(line, markup=False, style="bold"))
 
-    settings = load_config(config, changes)
-    name = Path(config).stem
-    out = out or Path("out") / f"training-{name}"
-    checkpoint = checkpoint or Path("checkpoints") / name
-    command = shlex.join(["python", "-m", "training", "--config", config, *(f"--set={change}" for change in changes)])
-    for option, source in (("--audio-from", audio_from), ("--continue-from", continue_from)):
-        if source is not None:
-            command += f" {option} {shlex.quote(source.as_posix())}"
-    if continue_audio and continue_from is None:
-        raise TrainingError("--continue-audio: there is no checkpoint to go on with; name it with --continue-from")
-    if unknown := sorted(set(continue_audio) - set(PARTS)):
-        raise TrainingError(f"--continue-audio: {', '.join(unknown)} unknown; audio networks are {', '.join(PARTS)}")
-    if "speech_tokenizer" in continue_audio and "flow" not in continue_audio:
-        raise TrainingError("--continue-audio: the flow must follow a speech tokenizer's new codes; add flow as well")
-    command += "".join(f" --continue-audio {name}" for name in continue_audio)
-    if not list_only:
-        if out.exists() and any(out.iterdir()) and not resume and only is None:
-            raise TrainingError(f"{out}: holds an earlier training; go on with --resume, or choose another --out")
-        if continue_from is not None:
-            continue_audio_networks(settings, continue_from, out, continue_audio)
-        if (audio := audio_from or continue_from) is not None:
-            kept = [name for name in PARTS if name not in continue_audio]
-            take_audio_networks(settings, audio, out, kept)
-        if continue_from is not None:
-            take_language_model(settings, continue_from, out)
-    parts = parts_of(settings, out, checkpoint, command)
-    if list_only:
-        for part in parts:
-            _out.print(f"{part.name}: {'done' if part.done else 'to do'}", markup=False)
-        return
-    run_parts(parts, only, lambda line: _out.print(line, markup=False, style="bold"))
+    raise typer.Exit(with_errors(work))
 
 
 @app.command()

@@ -12,6 +12,7 @@ from training.card import write_card
 from training.config import TrainingConfig
 from training.errors import TrainingError
 from training.language_model import stages
+from training.reuse import KEPT
 from vita_audio.checkpoint import load_language_model
 from vita_audio.vocabulary import Vocabulary
 
@@ -48,7 +49,8 @@ def write_bundle(config: TrainingConfig, out: Path, checkpoint: Path, command: s
 
 
 def _write_language_model(config: TrainingConfig, out: Path, folder: Path) -> None:
-    trained = out / "stage4" / stages.EXPORT
+    kept = out / KEPT / stages.EXPORT
+    trained = kept if kept.exists() else out / "stage4" / stages.EXPORT
     sizes, tensors = load_language_model(trained)
     vocabulary = Vocabulary.from_tokenizer(trained / "tokenizer.json")
     stored = stages.stored_as(tensors, config.language_model.dtype)

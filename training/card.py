@@ -11,7 +11,7 @@ from build_engines.check_checkpoint import CheckpointSizes
 from training.config import TrainingConfig
 from training.language_model import prepare
 from training.logs import duration
-from training.reuse import AUDIO_START, PARTS, RECORD, STAGE_PARTS, START, START_RECORDS
+from training.reuse import AUDIO_START, KEPT, PARTS, RECORD, SAMPLES, STAGE_PARTS, START, START_RECORDS
 
 #: The report of `training.evaluate` below the training's folder; goes on the card when it is there.
 SCORES = Path("evaluation") / "evaluation.md"
@@ -25,9 +25,9 @@ def write_card(config: TrainingConfig, out: Path, checkpoint: Path, sizes: Check
     Raises:
         OSError: it cannot be written.
     """
-    records = _records(out)
-    sittings = [sitting for record in records.values() for sitting in _sittings(record)]
-    tokens = json.loads((out / "tokens" / prepare.RECORD).read_text(encoding="utf-8"))
+    parts = records_of(out)
+    samples = parts.pop(SAMPLES)
+    sittings = [sitting for record in parts.values() for sitting in _sittings(record)]
     language_model = sizes.language_model
     size_mb = sum(file.stat().st_size for file in checkpoint.rglob("*") if file.is_file()) / 1e6
     text = f"""# {config.name}
@@ -56,7 +56,9 @@ permissive licence; output voice {config.data.output_voice}, input voices {", ".
 No human recordings.
 The weights have the licence of this repository.
 
-{_samples_table(tokens)}
+Samples of the language model's last training:
+
+{_samples_table(samples)}
 
 ## How it was made
 
@@ -66,7 +68,7 @@ Machine: {"; ".join(sorted({sitting["machine"] for sitting in sittings}))}.
 
 | part | steps | time | held-out, at the end |
 |---|---|---|---|
-{_parts_table(records)}
+{_parts_table(parts)}
 
 All parts together: {duration(sum(sitting["elapsed_s"] for sitting in sittings))}, without making the data.
 
@@ -75,23 +77,42 @@ All parts together: {duration(sum(sitting["elapsed_s"] for sitting in sittings))
 {_scores(out / SCORES)}
 """
     (checkpoint / "README.md").write_text(text, encoding="utf-8")
-    (checkpoint / RECORD).write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+    (checkpoint / RECORD).write_text(json.dumps({**parts, SAMPLES: samples}, indent=1) + "\n", encoding="utf-8")
 
 
-def _records(out: Path) -> dict[str, dict[str, Any]]:
-    """What every part recorded; of a model that was trained on, its earlier stages too."""
-    start = out / START / START_RECORDS
-    names = (*PARTS, "stage4") if start.exists() else (*PARTS, *STAGE_PARTS)
-    records = {name: json.loads((out / name / "done.json").read_text(encoding="utf-8")) for name in names}
+def is_current(out: Path, checkpoint: Path) -> bool:
+    """Whether `checkpoint` was written from the trainings that `out` holds now."""
+    try:
+        return bool(json.loads((checkpoint / RECORD).read_text(encoding="utf-8")) == records_of(out))
+    except (OSError, ValueError):
+        return False
+
+
+def records_of(out: Path) -> dict[str, dict[str, Any]]:
+    """What every part recorded, the earlier sittings of a network that was trained on included.
+
+    Raises:
+        OSError: a part is not done.
+        ValueError: a record is no JSON.
+    """
+    records = {name: _read(out / name / "done.json") for name in PARTS}
     for name in PARTS:
-        before = out / AUDIO_START.format(name) / START_RECORDS
-        if before.exists():
-            records[name][_BEFORE] = json.loads(before.read_text(encoding="utf-8"))
-    if start.exists():
-        earlier = json.loads(start.read_text(encoding="utf-8"))
-        records["stage4"][_BEFORE] = earlier["stage4"]
-        records = {name: records.get(name) or earlier[name] for name in (*PARTS, *STAGE_PARTS)}
-    return records
+        if (before := out / AUDIO_START.format(name) / START_RECORDS).exists():
+            records[name][_BEFORE] = _read(before)
+    if (kept := out / KEPT / START_RECORDS).exists():
+        return records | _read(kept)
+    samples = _read(out / "tokens" / prepare.RECORD)
+    if not (start := out / START / START_RECORDS).exists():
+        stages = {name: _read(out / name / "done.json") for name in STAGE_PARTS}
+    else:
+        stages = _read(start)
+        stages["stage4"] = {**_read(out / "stage4" / "done.json"), _BEFORE: stages["stage4"]}
+    return {**records, **stages, SAMPLES: samples}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return record
 
 
 def _sittings(record: dict[str, Any]) -> list[dict[str, Any]]:

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from training.audio import flow, speech_tokenizer, vocoder
 from training.bundle import write_bundle
+from training.card import is_current
 from training.config import TrainingConfig
 from training.data import generate
 from training.errors import TrainingError
 from training.language_model import prepare, recode, stages
-from training.reuse import AUDIO_START, START, START_RECORDS
+from training.reuse import AUDIO_START, KEPT, START, START_RECORDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,7 @@ class Part:
         made: what must all be there for the part to be done.
         needs: parts that must be done first.
         again: quick; made again when it is asked for by name.
+        current: whether what was made is that of this training.
     """
 
     name: str
@@ -33,22 +35,24 @@ class Part:
     needs: tuple[str, ...]
     make: Callable[[], object]
     again: bool = False
+    current: Callable[[], bool] = lambda: True
 
     @property
     def done(self) -> bool:
-        return all(path.exists() for path in self.made)
+        return all(path.exists() for path in self.made) and self.current()
 
 
 def parts_of(config: TrainingConfig, out: Path, checkpoint: Path, command: str) -> list[Part]:
     """All parts of a training whose intermediate files are in `out` and whose result is `checkpoint`.
 
-    What `reuse` has put into `out` is gone on with: a language model in `out/start` leaves stage 4 to do.
+    What `reuse` has put into `out` is gone on with: a language model in `out/start` leaves stage 4 to do, one in
+    `out/kept` no stage.
 
     Args:
         command: what was typed, for the checkpoint's card.
     """
     data, tokens = out / "data", out / "tokens"
-    continued = (out / START).exists()
+    kept, continued = (out / KEPT).exists(), (out / START).exists()
     folders = {name: out / name for name in ("speech_tokenizer", "vocoder", "flow")}
     codec = folders["speech_tokenizer"] / speech_tokenizer.EXPORT
     flow_weights, vocoder_weights = folders["flow"] / flow.EXPORT, folders["vocoder"] / vocoder.EXPORT
@@ -90,15 +94,18 @@ def parts_of(config: TrainingConfig, out: Path, checkpoint: Path, command: str) 
                 config.flow, data, codec, folders["flow"], _weights(_start_of(out, "flow", flow.EXPORT))
             ),
         ),
-        Part(
-            "tokens",
-            tuple(tokens / name for name in (prepare.TRAIN, prepare.TEST, prepare.RECORD)),
-            ("data", "speech_tokenizer"),
-            lambda: prepare.prepare_tokens(
-                config.language_model, data, codec, tokens, out / START / stages.EXPORT if continued else None
-            ),
-        ),
     ]
+    if not kept:
+        parts.append(
+            Part(
+                "tokens",
+                tuple(tokens / name for name in (prepare.TRAIN, prepare.TEST, prepare.RECORD)),
+                ("data", "speech_tokenizer"),
+                lambda: prepare.prepare_tokens(
+                    config.language_model, data, codec, tokens, out / START / stages.EXPORT if continued else None
+                ),
+            )
+        )
     if continued:
         before, start = "tokens", out / START / stages.EXPORT
         if (old := _start_of(out, "speech_tokenizer", speech_tokenizer.EXPORT)) is not None:
@@ -106,7 +113,7 @@ def parts_of(config: TrainingConfig, out: Path, checkpoint: Path, command: str) 
             parts.append(Part(before, (made,), ("tokens",), _recode(config, start, old, codec, data, out / "recode")))
             start = made
         parts.append(_stage(config, 4, out, before, start))
-    else:
+    elif not kept:
         for number in stages.STAGES:
             before = f"stage{number - 1}" if number > 1 else "tokens"
             parts.append(_stage(config, number, out, before, out / before / stages.EXPORT if number > 1 else None))
@@ -114,9 +121,10 @@ def parts_of(config: TrainingConfig, out: Path, checkpoint: Path, command: str) 
         Part(
             "checkpoint",
             (checkpoint / "README.md",),
-            ("speech_tokenizer", "vocoder", "flow", "stage4"),
+            ("speech_tokenizer", "vocoder", "flow", *(() if kept else ("stage4",))),
             lambda: write_bundle(config, out, checkpoint, command),
             again=True,
+            current=lambda: is_current(out, checkpoint),
         )
     )
     return parts

@@ -1,4 +1,4 @@
-"""Networks of a finished checkpoint instead of trained ones: its audio networks, or all of them as a new start."""
+"""Networks of a finished checkpoint, put where trained ones would be, or where their trainings start."""
 
 from __future__ import annotations
 
@@ -21,8 +21,12 @@ from vita_audio.configs import LanguageModelConfig
 PARTS = ("speech_tokenizer", "vocoder", "flow")
 #: What every part of a training recorded, in the checkpoint it made.
 RECORD = "training.json"
+#: The samples the language model was last trained on, in the same file.
+SAMPLES = "tokens"
 #: Folder of a language model that stage 4 goes on with, and the records of the stages that made it.
 START, START_RECORDS = "start", "records.json"
+#: Folder of a language model that stays as it is, with the records of the stages and samples that made it.
+KEPT = "kept"
 #: Folder of an audio network that is trained on, and of the speech tokenizer that the start's codes are from.
 AUDIO_START = "start-{}"
 STAGE_PARTS = tuple(f"stage{number}" for number in stages.STAGES)
@@ -104,12 +108,37 @@ def take_language_model(config: TrainingConfig, checkpoint: Path, out: Path) -> 
 
     Raises:
         CheckpointError: the language model cannot be read.
-        TrainingError: it has other sizes than the configuration's, `out` holds begun stages or tokens of another
-            tokenizer, the checkpoint has no records, or a file cannot be written.
+        TrainingError: it has other sizes than the configuration's, `out` holds begun stages, tokens of another
+            tokenizer or a language model to keep, the checkpoint has no records, or a file cannot be written.
     """
-    if (out / START / START_RECORDS).exists():
+    _take_language_model(config, checkpoint, out, START, STAGE_PARTS, (KEPT, "tokens", *STAGE_PARTS))
+
+
+def keep_language_model(config: TrainingConfig, checkpoint: Path, out: Path) -> None:
+    """Put the language model and the tokenizer of `checkpoint` into `out/kept`: its stages are done.
+
+    One that is there already stays as it is, so the same command goes on after a stop.
+
+    Raises:
+        CheckpointError: the language model cannot be read.
+        TrainingError: it has other sizes than the configuration's, `out` holds a language model's training, the
+            checkpoint has no records, or a file cannot be written.
+    """
+    _take_language_model(config, checkpoint, out, KEPT, (*STAGE_PARTS, SAMPLES), (START, "tokens", *STAGE_PARTS))
+
+
+def _take_language_model(
+    config: TrainingConfig,
+    checkpoint: Path,
+    out: Path,
+    folder: str,
+    recorded: Sequence[str],
+    others: Sequence[str],
+) -> None:
+    """Write the language model and the records `recorded`, the folder whole or not; `others` must not be there."""
+    if (out / folder / START_RECORDS).exists():
         return
-    if begun := [name for name in ("tokens", *STAGE_PARTS) if (out / name).exists()]:
+    if begun := [name for name in others if (out / name).exists()]:
         raise TrainingError(
             f"--continue-from: {out} holds {', '.join(begun)} already; delete these, or choose another --out"
         )
@@ -118,13 +147,13 @@ def take_language_model(config: TrainingConfig, checkpoint: Path, out: Path) -> 
         raise TrainingError(
             "\n".join([f"--continue-from: {checkpoint} has other sizes than the configuration", *faults])
         )
-    records = _records(checkpoint, STAGE_PARTS)
+    records = _records(checkpoint, recorded)
 
     def fill(place: Path) -> None:
         shutil.copytree(checkpoint / stages.EXPORT, place / stages.EXPORT)
         (place / START_RECORDS).write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
 
-    write_whole_folder(out / START, fill)
+    write_whole_folder(out / folder, fill)
 
 
 def _other_sizes(config: TrainingConfig, found: LanguageModelConfig) -> list[str]:
