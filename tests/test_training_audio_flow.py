@@ -16,10 +16,19 @@ from build_engines.seed_weights import speech_tokenizer_weights, vocoder_weights
 from training.audio import flow as module
 from training.audio.checkpoint import write_audio_checkpoint, write_whole_folder
 from training.audio.decoder_clips import DecoderClips
-from training.audio.flow import FlowTraining, condition, flow_losses, train_flow
+from training.audio.flow import (
+    FlowDraw,
+    FlowTraining,
+    add_flow_gradients,
+    condition,
+    error_counts,
+    flow_errors,
+    train_flow,
+)
 from training.audio.flow_windows import FEWEST_TOKENS, FlowBatch, FlowWindows
 from training.errors import TrainingError
 from training.logs import Table
+from training.workers import workers
 from training_audio_clips import Killed, kill_at, quick_run, write_clips
 from vita_audio.checkpoint import load_flow, load_speech_tokenizer, load_vocoder
 from vita_audio.decoding.flow_stream import FlowState, make_window, window_span
@@ -126,13 +135,36 @@ def test_given_frames_do_not_count_and_guidance_is_trained(clips: DecoderClips) 
     def loss(config_rate: float, changed: FlowBatch) -> float:
         torch.manual_seed(1)
         model = Flow(replace(TINY.flow, training_cfg_rate=config_rate)).eval()
-        return flow_losses(model, changed, torch.Generator().manual_seed(0))["flow"].item()
+        drawn = FlowDraw.of(changed, model.config, torch.Generator().manual_seed(0))
+        return flow_errors(model, changed, drawn)[0].item()
 
     all_known = replace(batch, known=torch.ones_like(batch.known))
     assert loss(0.2, all_known) == 0.0
     other_tokens = replace(batch, tokens=(batch.tokens + 1) % 256)
     assert loss(1.0, batch) == loss(1.0, other_tokens)
     assert loss(0.0, batch) != loss(0.0, other_tokens)
+
+
+def test_parts_of_a_batch_add_up_to_it(clips: DecoderClips) -> None:
+    """Errors and gradients of three windows, whole and in two threads of uneven parts."""
+    torch.manual_seed(0)
+    model, batch = Flow(TINY.flow), _windows(clips)[0]
+    config = replace(_config(), batch=3, mean_weight=0.5)
+    drawn = FlowDraw.of(batch, model.config, torch.Generator().manual_seed(0))
+    found = []
+    for parts in (1, 2):
+        model.zero_grad()
+        with workers(parts) as each:
+            losses = add_flow_gradients(model, batch, drawn, config, parts, each)
+        found.append((losses, {name: p.grad for name, p in model.named_parameters()}))
+    (whole, gradients), (split, split_gradients) = found
+    errors = flow_errors(model, batch, drawn) / error_counts(batch)
+    torch.testing.assert_close(torch.stack([whole["flow"], whole["mean"]]), errors.detach(), rtol=1e-3, atol=0)
+    torch.testing.assert_close(split, whole, rtol=1e-3, atol=0)
+    assert any(float(g.abs().max()) > 1e-3 for g in gradients.values() if g is not None)
+    for name, gradient in gradients.items():
+        # bfloat16 products of a CPU that has them round parts of another shape otherwise
+        torch.testing.assert_close(split_gradients[name], gradient, rtol=0.05, atol=0.02, msg=name)
 
 
 def test_the_loss_falls(trained: Path) -> None:

@@ -20,6 +20,7 @@ from training.audio.limits import check_settings
 from training.device import autocast, pick_device
 from training.run import Run, RunSettings, adamw, clip, set_seeds, step_generator
 from training.snapshots import write_torch_file
+from training.workers import Each, add_gradients, worker_count, workers
 from vita_audio.configs import FlowConfig
 from vita_audio.models.flow import Flow
 
@@ -37,6 +38,7 @@ class FlowTraining:
         mean_weight: of the squared error of mu, which gives the estimator a first guess (0: mu learns through it only).
         average: decay of the moving average of the weights, which is what is exported.
         evaluation_steps: Euler steps of the samples that are compared with held-out speech.
+        workers: parts of a batch computed at once on a CPU; 0: one for each core.
         device: auto, cpu, cuda or cuda:N.
     """
 
@@ -49,11 +51,12 @@ class FlowTraining:
     average: float = 0.999
     evaluation_steps: int = 4
     held_out_clips: int = 32
+    workers: int = 0
     device: str = "auto"
 
     def __post_init__(self) -> None:
         """Raises TrainingError naming every value that is out of its range."""
-        whole = {"batch": 1, "window_tokens": FEWEST_TOKENS, "evaluation_steps": 1, "held_out_clips": 1}
+        whole = {"batch": 1, "window_tokens": FEWEST_TOKENS, "evaluation_steps": 1, "held_out_clips": 1, "workers": 0}
         check_settings(self, whole, ("average",), ("mean_weight",))
 
 
@@ -64,29 +67,58 @@ def condition(model: Flow, batch: FlowBatch) -> Tensor:
     return model.length_regulator.model(states.gather(2, owner))
 
 
-def flow_losses(model: Flow, batch: FlowBatch, draw: torch.Generator) -> dict[str, Tensor]:
-    """Flow-matching loss over the frames that are not given, and squared error of mu over all.
+@dataclass(frozen=True, slots=True)
+class FlowDraw:
+    """What chance decides for the windows of a batch.
+
+    Attributes:
+        noise: [B, mels, F], z.
+        t: [B], as dense as the sampling grid.
+        told: [B], 0 where tokens, speaker and condition are withheld together.
+    """
+
+    noise: Tensor
+    t: Tensor
+    told: Tensor
+
+    @staticmethod
+    def of(batch: FlowBatch, config: FlowConfig, draw: torch.Generator) -> FlowDraw:
+        rows, device = batch.mel.shape[0], batch.mel.device
+        noise = torch.randn(batch.mel.shape, generator=draw, device=device)
+        t = 1 - torch.cos(math.pi / 2 * torch.rand(rows, generator=draw, device=device))
+        told = (torch.rand(rows, generator=draw, device=device) >= config.training_cfg_rate).float()
+        return FlowDraw(noise, t, told)
+
+    def rows(self, span: slice) -> FlowDraw:
+        """Those of some of the windows."""
+        return FlowDraw(self.noise[span], self.t[span], self.told[span])
+
+
+def flow_errors(model: Flow, batch: FlowBatch, drawn: FlowDraw) -> Tensor:
+    """Summed errors [2]: of the flow over the frames that are not given, and of mu over all.
 
     y = (1 - (1 - s) t) z + t x1 is pushed along u = x1 - (1 - s) z; tokens, speaker and condition are withheld together
     from `training_cfg_rate` of the windows, so that guidance has something to compare with.
     """
     config, mel, device = model.config, batch.mel, batch.mel.device
-    rows = mel.shape[0]
     with autocast(device):
         mu = condition(model, batch).float()
-    noise = torch.randn(mel.shape, generator=draw, device=device)
-    t = 1 - torch.cos(math.pi / 2 * torch.rand(rows, generator=draw, device=device))  # as dense as the sampling grid
-    t_row = t[:, None, None]
-    y = (1 - (1 - config.sigma_min) * t_row) * noise + t_row * mel
-    u = mel - (1 - config.sigma_min) * noise
-    told = (torch.rand(rows, generator=draw, device=device) >= config.training_cfg_rate).float()[:, None, None]
+    t, told = drawn.t[:, None, None], drawn.told[:, None, None]
+    y = (1 - (1 - config.sigma_min) * t) * drawn.noise + t * mel
+    u = mel - (1 - config.sigma_min) * drawn.noise
     cond = mel * batch.known[:, None]
-    spks = model.speaker().expand(rows, -1) * told[:, :, 0]
+    spks = model.speaker().expand(mel.shape[0], -1) * told[:, :, 0]
     with autocast(device):
-        velocity = model.decoder.estimator(y, mu * told, t, spks, cond * told).float()
-    new = (~batch.known).float()
-    error = (velocity - u).square().mean(1) * new  # [B, F]
-    return {"flow": error.sum() / new.sum().clamp(min=1), "mean": (mu - mel).square().mean()}
+        velocity = model.decoder.estimator(y, mu * told, drawn.t, spks, cond * told).float()
+    error = (velocity - u).square().mean(1) * ~batch.known  # [B, F]
+    return torch.stack((error.sum(), (mu - mel).square().mean(1).sum()))
+
+
+def error_counts(batch: FlowBatch) -> Tensor:
+    """Frames that the errors of `flow_errors` are summed over [2], at least one each."""
+    return torch.stack(((~batch.known).sum(), torch.tensor(batch.known.numel(), device=batch.known.device))).clamp(
+        min=1
+    )
 
 
 def train_flow(
@@ -131,7 +163,7 @@ def train_flow(
     model.to(device)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.average))
     averaged = cast(Flow, average.module)
-    optimizer = adamw([(model.parameters(), 1.0)], config.run)
+    optimizer = adamw([(model.parameters(), 1.0)], config.run, fused=True)
     run = Run(
         folder,
         config.run,
@@ -145,22 +177,41 @@ def train_flow(
         },
     )
     ahead = Ahead(windows.__getitem__, on=device.type != "cpu")
-    for step in run:
-        draw = torch.Generator(device).manual_seed(int(step_generator(config.run.seed, step, rank=1).integers(2**62)))
-        batch = ahead[step]
-        losses = flow_losses(model, batch, draw)
-        total = losses["flow"] + config.mean_weight * losses["mean"]
-        optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        clip(model, config.run)
-        optimizer.step()
-        average.update_parameters(model)
-        run.log(loss=total, tokens=batch.tokens.numel(), **{f"loss_{name}": loss for name, loss in losses.items()})
-        if run.evaluation_due:
-            run.record("held_out", _evaluate(averaged, held_out, config))
+    parts = worker_count(config.workers, device, config.batch)
+    with workers(parts) as each:
+        for step in run:
+            seed = int(step_generator(config.run.seed, step, rank=1).integers(2**62))
+            batch = ahead[step]
+            drawn = FlowDraw.of(batch, config.model, torch.Generator(device).manual_seed(seed))
+            optimizer.zero_grad(set_to_none=True)
+            losses = add_flow_gradients(model, batch, drawn, config, parts, each)
+            clip(model, config.run)
+            optimizer.step()
+            average.update_parameters(model)
+            total = losses["flow"] + config.mean_weight * losses["mean"]
+            run.log(loss=total, tokens=batch.tokens.numel(), **{f"loss_{name}": loss for name, loss in losses.items()})
+            if run.evaluation_due:
+                run.record("held_out", _evaluate(averaged, held_out, config))
     export = folder / EXPORT
     write_torch_file(export, {key: value.half().cpu() for key, value in averaged.state_dict().items()})
     return export
+
+
+def add_flow_gradients(
+    model: Flow, batch: FlowBatch, drawn: FlowDraw, config: FlowTraining, parts: int, each: Each
+) -> dict[str, Tensor]:
+    """Gradients of the batch's loss, computed in `parts` of its windows; returns its losses by name."""
+    frames = error_counts(batch)
+    weights = torch.tensor([1.0, config.mean_weight], device=frames.device)
+
+    def loss_of(rows: slice) -> tuple[Tensor, Tensor]:
+        errors = flow_errors(model, batch.rows(rows), drawn.rows(rows)) / frames
+        return errors @ weights, errors
+
+    size = math.ceil(config.batch / parts)
+    rows = [slice(first, first + size) for first in range(0, config.batch, size)]
+    flow, mean = add_gradients(each, list(model.parameters()), loss_of, rows)
+    return {"flow": flow, "mean": mean}
 
 
 @torch.no_grad()
@@ -172,8 +223,9 @@ def _evaluate(model: Flow, windows: FlowWindows, config: FlowTraining) -> dict[s
         rows = np.flatnonzero(windows.lengths >= tokens)[: config.held_out_clips].tolist()
         tokens = min(tokens, config.window_tokens)
         batch = windows.make(rows, [0] * len(rows), tokens, [0.0] * len(rows))
-        for name, loss in flow_losses(model, batch, draw).items():
-            values.setdefault(f"loss_{name}", []).append(float(loss))
+        errors = flow_errors(model, batch, FlowDraw.of(batch, config.model, draw)) / error_counts(batch)
+        for name, loss in zip(("flow", "mean"), errors.tolist(), strict=True):
+            values.setdefault(f"loss_{name}", []).append(loss)
         mu = condition(model, batch)
         noise = torch.randn(mu.shape, generator=draw, device=mu.device)
         made = model.sample(mu, torch.zeros_like(mu), noise, config.evaluation_steps)

@@ -41,6 +41,10 @@ class FlowBatch:
     mel: Tensor
     known: Tensor
 
+    def rows(self, span: slice) -> FlowBatch:
+        """Some of the windows."""
+        return FlowBatch(self.tokens[span], self.frame_token[span], self.mel[span], self.known[span])
+
 
 class FlowWindows:
     """Random windows of the output voice's clips; the batch of a step is a function of (seed, step).

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +18,7 @@ from training.language_model.mishearing import mishear
 from training.language_model.muon import Muon
 from training.language_model.token_set import TokenSet
 from training.run import Run, RunSettings, adamw, clip, step_generator
-
-#: Runs a function over batches or optimizers and gives the results in their order.
-Each = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
+from training.workers import Each, add_gradients, workers
 
 _MUON_RATE = 2.0
 
@@ -32,8 +28,7 @@ class Place:
     """Where a process computes and with whom.
 
     Attributes:
-        workers: threads that compute one pack each. On a CPU, small networks gain twice from two of them where two
-            threads within an operation gain little, and collapse when the cores are shared.
+        workers: threads that compute one pack each.
         float32: products in float32 even where the hardware has bfloat16.
         total: adds a tensor over all processes.
         agree: true everywhere when it was true anywhere.
@@ -109,7 +104,7 @@ def train(
         misheard: share of the speech codes that are replaced where they are read (`mishear`).
     """
     model.train()
-    with _workers(place) as each:
+    with workers(place.workers) as each:
         for step in run:
             batches = [next(stream) for _ in range(accumulation)]
             if misheard:
@@ -141,36 +136,13 @@ def _accumulate_gradients(
             sums += losses.sums.detach()
         return sums
 
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-    def gradients(batch: Batch) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    def loss_of(batch: Batch) -> tuple[Tensor, Tensor]:
         with place.autocast():
             losses: LevelLosses = model(batch)
-        loss = losses.total(trained, model.trains_backbone)
-        return losses.sums.detach(), torch.autograd.grad(loss, parameters, allow_unused=True)
+        return losses.total(trained, model.trains_backbone), losses.sums
 
-    total = torch.zeros(1 + model.config.mctp_modules)
-    for sums, found in each(gradients, batches):  # in the order of the batches: a resume is exact
-        total += sums
-        for parameter, gradient in zip(parameters, found, strict=True):
-            if gradient is not None:
-                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
-    return total
-
-
-@contextmanager
-def _workers(place: Place) -> Iterator[Each]:
-    """How to run a function over batches: one after the other, or each in a thread with one core."""
-    if place.workers == 1:
-        yield map
-        return
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(place.workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield pool.map
-    finally:
-        torch.set_num_threads(threads)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return add_gradients(each, parameters, loss_of, batches)
 
 
 def held_out_batches(tokens: TokenSet, count: int, length: int, seed: int) -> list[Batch]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -26,6 +25,7 @@ from training.language_model.prepare import TEST, TOKENIZER_FILES, TRAIN
 from training.language_model.settings import LanguageModelTraining
 from training.language_model.token_set import TokenSet
 from training.run import Run, set_seeds
+from training.workers import worker_count
 from vita_audio.checkpoint import load_language_model
 from vita_audio.configs import LanguageModelConfig
 from vita_audio.modes import NAMED_MODES
@@ -90,10 +90,7 @@ def train_stage(config: LanguageModelTraining, number: int, tokens: Path, previo
         if with_modules(found, 0) != backbone:
             raise TrainingError(f"{previous}: has the sizes {asdict(found)}, not those of the configuration {sizes}")
         model.load_state_dict(add_modules(found, tensors, modules, config.seed)[1])
-    cores = config.workers or (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    place = Place(device, workers=min(cores, settings.accumulation) if device.type == "cpu" else 1)
+    place = Place(device, workers=worker_count(config.workers, device, settings.accumulation))
     mctp_rate = config.mctp_rate if number == 4 else 1.0
     optimizers: list[Optimizer] = [optimizer_of(model, settings.run, mctp_rate)]
     if config.optimizer == "muon":
