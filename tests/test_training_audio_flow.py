@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -145,26 +146,28 @@ def test_given_frames_do_not_count_and_guidance_is_trained(clips: DecoderClips) 
     assert loss(0.0, batch) != loss(0.0, other_tokens)
 
 
-def test_parts_of_a_batch_add_up_to_it(clips: DecoderClips) -> None:
+def test_parts_of_a_batch_add_up_to_it(clips: DecoderClips, monkeypatch: pytest.MonkeyPatch) -> None:
     """Errors and gradients of three windows, whole and in two threads of uneven parts."""
+    monkeypatch.setattr(module, "autocast", lambda device: nullcontext())  # bfloat16 rounds parts otherwise
     torch.manual_seed(0)
     model, batch = Flow(TINY.flow), _windows(clips)[0]
-    config = replace(_config(), batch=3, mean_weight=0.5)
+    config = replace(_config(), mean_weight=0.5)
     drawn = FlowDraw.of(batch, model.config, torch.Generator().manual_seed(0))
     found = []
     for parts in (1, 2):
         model.zero_grad()
         with workers(parts) as each:
             losses = add_flow_gradients(model, batch, drawn, config, parts, each)
-        found.append((losses, {name: p.grad for name, p in model.named_parameters()}))
+        found.append((losses, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}))
     (whole, gradients), (split, split_gradients) = found
+    assert gradients.keys() == split_gradients.keys()
     errors = flow_errors(model, batch, drawn) / error_counts(batch)
-    torch.testing.assert_close(torch.stack([whole["flow"], whole["mean"]]), errors.detach(), rtol=1e-3, atol=0)
-    torch.testing.assert_close(split, whole, rtol=1e-3, atol=0)
-    assert any(float(g.abs().max()) > 1e-3 for g in gradients.values() if g is not None)
+    torch.testing.assert_close(torch.stack([whole["flow"], whole["mean"]]), errors.detach(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(split, whole, rtol=1e-5, atol=0)
+    assert sum(float(gradient.norm()) for gradient in gradients.values()) > 1
     for name, gradient in gradients.items():
-        # bfloat16 products of a CPU that has them round parts of another shape otherwise
-        torch.testing.assert_close(split_gradients[name], gradient, rtol=0.05, atol=0.02, msg=name)
+        apart = float((split_gradients[name] - gradient).norm())
+        assert apart <= 1e-4 * float(gradient.norm()) + 1e-6, name
 
 
 def test_the_loss_falls(trained: Path) -> None:

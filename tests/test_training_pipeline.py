@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import shutil
 import signal
@@ -156,6 +157,12 @@ def test_everything_in_one_command(tmp_path: Path) -> None:
     assert "] checkpoint: done" in finished.communicate(timeout=60)[0]
     other = start(tmp_path / "seventh", *place, "--resume")
     assert "holds kept already" in other.communicate(timeout=60)[0]
+    records = json.loads((seventh / "training.json").read_text())
+    del records["tokens"]
+    (seventh / "training.json").write_text(json.dumps(records))
+    unknown = start(tmp_path / "eighth", *place, "--keep-language-model")
+    assert "not the records of a training" in unknown.communicate(timeout=60)[0]
+    assert not (tmp_path / "eighth").exists()
 
     # Its speech tokenizer and vocoder too: new codes, which its language model is told of.
     (tmp_path / "sixth").mkdir()

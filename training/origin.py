@@ -80,10 +80,10 @@ class Origin:
                 training, a checkpoint without records, or a file that cannot be written.
         """
         if self.continue_from is not None:
+            # First what asks most of a checkpoint's records: a checkpoint that is refused leaves nothing behind.
+            take = keep_language_model if self.keep_language_model else take_language_model
+            take(config, self.continue_from, out)
             continue_audio_networks(config, self.continue_from, out, self.continue_audio)
         if (audio := self.audio_from or self.continue_from) is not None:
             kept = [name for name in PARTS if name not in self.continue_audio]
             take_audio_networks(config, audio, out, kept)
-        if self.continue_from is not None:
-            take = keep_language_model if self.keep_language_model else take_language_model
-            take(config, self.continue_from, out)

@@ -116,9 +116,8 @@ def flow_errors(model: Flow, batch: FlowBatch, drawn: FlowDraw) -> Tensor:
 
 def error_counts(batch: FlowBatch) -> Tensor:
     """Frames that the errors of `flow_errors` are summed over [2], at least one each."""
-    return torch.stack(((~batch.known).sum(), torch.tensor(batch.known.numel(), device=batch.known.device))).clamp(
-        min=1
-    )
+    new = (~batch.known).sum()
+    return torch.stack((new, torch.full_like(new, batch.known.numel()))).clamp(min=1)
 
 
 def train_flow(
@@ -202,14 +201,14 @@ def add_flow_gradients(
 ) -> dict[str, Tensor]:
     """Gradients of the batch's loss, computed in `parts` of its windows; returns its losses by name."""
     frames = error_counts(batch)
-    weights = torch.tensor([1.0, config.mean_weight], device=frames.device)
 
     def loss_of(rows: slice) -> tuple[Tensor, Tensor]:
         errors = flow_errors(model, batch.rows(rows), drawn.rows(rows)) / frames
-        return errors @ weights, errors
+        return errors[0] + config.mean_weight * errors[1], errors
 
-    size = math.ceil(config.batch / parts)
-    rows = [slice(first, first + size) for first in range(0, config.batch, size)]
+    windows = batch.tokens.shape[0]
+    size = math.ceil(windows / parts)
+    rows = [slice(first, first + size) for first in range(0, windows, size)]
     flow, mean = add_gradients(each, list(model.parameters()), loss_of, rows)
     return {"flow": flow, "mean": mean}
 
