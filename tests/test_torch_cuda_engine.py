@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -19,14 +20,15 @@ from language_models import random_weights, request
 from vita_audio.checkpoint import load_language_model
 from vita_audio.configs import LanguageModelConfig
 from vita_audio.engines.interface import BurstRow, ExtendRow, LanguageModelEngine, Sampling
+from vita_audio.engines.sampling import DrawnAhead, uniforms
 from vita_audio.engines.torch_cuda import engine as engine_module
 from vita_audio.engines.torch_cuda.engine import (
     Settings,
     TorchCudaLanguageModel,
     check_memory,
-    round_rows,
     slot_bytes,
 )
+from vita_audio.engines.torch_cuda.shapes import Limits, prepared_shapes, round_rows
 from vita_audio.engines.torch_cuda.weights import load_weights
 from vita_audio.engines.torch_language_model import TorchLanguageModel
 from vita_audio.errors import EngineError
@@ -191,13 +193,54 @@ def test_padding_changes_nothing_a_stream_owns() -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
-def test_prepared_programs_cover_decoding() -> None:
+def test_prepared_programs_cover_what_streams_run() -> None:
+    """Every mode, prompts of every length that matters, greedy and top-k, streams that join at any time."""
     engine = make(slots=3)
     assert engine.prepare() == len(engine._programs)
     prepared = set(engine._programs)
-    patterns = [(1, 10), (1, 10, 4, 10), (8192, 0)]
-    run(engine, [request([1], p, 60, temperature=t, top_k=20) for p, t in zip(patterns, (0.0, 1.0, 0.0), strict=True)])
+    lengths = [1, 2, 10, 11, 12, 15, 16, 17, 20, 21, 63, 64, 65, 80, 130]
+    loads = [
+        request(list(range(length)), pattern, 30, temperature=float(i % 2), top_k=20)
+        for i, length in enumerate(lengths)
+        for pattern in PATTERNS.values()
+    ]
+    run(engine, loads)
     assert set(engine._programs) == prepared
+
+
+def test_what_was_not_prepared_runs_without_a_capture() -> None:
+    """No graph is made while streams run: a draw from the whole vocabulary gives the reference's tokens eagerly."""
+    engine = make()
+    captured: list[object] = []
+
+    class Recorder:
+        def capture(self, function: Callable[[], torch.Tensor | None]) -> tuple[None, torch.Tensor | None]:
+            captured.append(function)
+            return None, None
+
+    engine._capturer = Recorder()  # type: ignore[assignment]
+    engine.prepare()
+    before = len(captured)
+    assert before == len(engine._programs)
+    requests = [request([5, 6, 7], (1, 10), 20, temperature=1.0, seed=3), request([9], (1, 10), 20)]
+    assert run(engine, requests) == run(TorchLanguageModel(CONFIG, TENSORS, 4, 256), requests)
+    assert len(engine._programs) > before
+    assert len(captured) == before
+
+
+@given(st.integers(0, 2**64 - 1), st.lists(st.tuples(st.integers(0, 3000), st.integers(1, 300)), max_size=20))
+def test_draws_ahead_are_the_same_draws(seed: int, asked: list[tuple[int, int]]) -> None:
+    ahead = DrawnAhead(seed)
+    for index, count in asked:
+        assert ahead.take(index, count).tolist() == uniforms(seed, index, count).tolist()
+
+
+def test_the_largest_program_is_prepared_first() -> None:
+    shapes = prepared_shapes(Limits(64, 10, 4096, (1, 64)), 256)
+    rows = [shape.rows for _, shape in shapes]
+    assert rows == sorted(rows, reverse=True)
+    assert len(shapes) == len(set(shapes))
+    assert all(kind == "extend" for kind, _ in prepared_shapes(Limits(64, 0, 4096, (1, 64)), 256))
 
 
 def test_compiled_parts_trace_whole(monkeypatch: pytest.MonkeyPatch, engine: TorchCudaLanguageModel) -> None:

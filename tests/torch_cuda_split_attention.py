@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from vita_audio.configs import LanguageModelConfig
-from vita_audio.engines.torch_cuda.network import Shape, Spans, attend_rectangle
+from vita_audio.engines.torch_cuda.network import Spans, attend_rectangle
+from vita_audio.engines.torch_cuda.shapes import Shape
 from vita_audio.engines.torch_cuda.weights import load_weights
 from vita_audio.models.language_model import LanguageModel
 

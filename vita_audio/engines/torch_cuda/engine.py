@@ -20,18 +20,26 @@ from torch.nn import functional as F
 
 from vita_audio.configs import LanguageModelConfig
 from vita_audio.engines.interface import BurstRow, ExtendRow, Sampling
-from vita_audio.engines.sampling import uniforms
+from vita_audio.engines.sampling import DrawnAhead
 from vita_audio.engines.torch_cuda import network
-from vita_audio.engines.torch_cuda.network import Attend, Shape, Spans, rms_norm
-from vita_audio.engines.torch_cuda.program import Fields, Function, Program
+from vita_audio.engines.torch_cuda.network import Attend, Spans, rms_norm
+from vita_audio.engines.torch_cuda.program import Capturer, Fields, Function, Program
 from vita_audio.engines.torch_cuda.sampler import NARROW, SamplingTable, candidates, draw
+from vita_audio.engines.torch_cuda.shapes import (
+    Limits,
+    Shape,
+    power_of_two,
+    prepared_shapes,
+    round_rows,
+    round_stream_rows,
+)
 from vita_audio.engines.torch_cuda.weights import Weights
 from vita_audio.errors import EngineError
 
 #: Rows of one stream that a program takes at most; longer runs are cut.
 MAX_STREAM_ROWS = 512
 _MIN_SPAN = 256
-_UNIFORM_STEP = 2.0**-24  # `uniforms` are multiples of this: they travel as integers
+_UNIFORM_STEP = 2.0**-24  # uniform draws are multiples of this: they travel as integers
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,43 +103,41 @@ class TorchCudaLanguageModel:
         self._banned = torch.zeros(self.vocab_size, dtype=torch.bool, device=self._device)
         self._banned[list(banned_ids)] = True
         self._sampling = [Sampling() for _ in range(self.slots)]
+        self._draws = [DrawnAhead(0) for _ in range(self.slots)]
         self._project, self._finish = network.project, network.finish
         if settings.compile:
             self._project = torch.compile(network.project, fullgraph=True)
             self._finish = torch.compile(network.finish, fullgraph=True)
         self._programs: dict[tuple[str, Shape], Program] = {}
+        self._prepared = False
         on_gpu = self._device.type == "cuda"
-        self._pool = torch.cuda.graph_pool_handle() if on_gpu else None
+        self._capturer = Capturer(self._device) if on_gpu and settings.capture else None
         self._processors = torch.cuda.get_device_properties(self._device).multi_processor_count if on_gpu else 1
         auto = "split" if on_gpu and find_spec("triton") else "rectangle"
         self.attention = auto if settings.attention == "auto" else settings.attention
 
+    @property
+    def limits(self) -> Limits:
+        """What decides which shapes there are."""
+        span = min(self.context, _MIN_SPAN) if self.attention == "rectangle" else self.context
+        return Limits(self.slots, self.mctp_modules, span, (1, min(NARROW, self.vocab_size)))
+
     @torch.inference_mode()
     def prepare(self, prefill_chunk: int = 64) -> int:
-        """Make the programs that streams usually run, so that none waits for a capture; returns how many there are.
+        """Make the programs that streams usually run (`prepared_shapes`); returns how many there are.
 
-        Usual: any number of streams, greedy or top-k up to NARROW, bursts as boost, balance and turbo have them, and
-        prompts read by `prefill_chunk` tokens.
+        From then on nothing is captured any more: a call of another shape (a top-k beyond NARROW, say) runs eagerly,
+        some milliseconds slower, instead of holding up every stream for a capture.
         """
-        deep, span = self.mctp_modules + 1, self.context
-        if self.attention == "rectangle":
-            span = min(span, _MIN_SPAN)
-        counts = sorted({min(self.slots, 2**i) for i in range(self.slots.bit_length() + 1)})
-        steps = {("extend", count, round_rows(count), 1) for count in counts}
-        for count in counts:
-            steps |= {("extend", count, round_rows(n), deep) for n in range(max(2, count), count * deep + 1)}
-            steps |= {("burst", count, round_rows(n), deep) for n in range(max(2, count), count * (deep + 3) + 1)}
-        steps |= {(kind, 1, round_rows(n), n) for kind in ("extend", "burst") for n in range(2, prefill_chunk + deep)}
-        for kind, count, rows, most in sorted(steps):
-            for width in (0, 1, min(NARROW, self.vocab_size)) if count == 1 else (1, min(NARROW, self.vocab_size)):
-                if kind == "extend" or self.mctp_modules:
-                    self._program(kind, Shape(rows, count, round_stream_rows(most), span, width))
+        for kind, shape in prepared_shapes(self.limits, prefill_chunk):
+            self._program(kind, shape)
+        self._prepared = True
         return len(self._programs)
 
     @torch.inference_mode()
     def open(self, slot: int, sampling: Sampling) -> None:
         self._seen[slot] = False
-        self._sampling[slot] = sampling
+        self._sampling[slot], self._draws[slot] = sampling, DrawnAhead(sampling.seed)
         self._table.put(slot, sampling, self.vocab_size)
 
     def release(self, slot: int) -> None:
@@ -142,7 +148,7 @@ class TorchCudaLanguageModel:
         made: list[int | None] = [None] * len(rows)
         together = []
         for i, row in enumerate(rows):
-            if len(row.tokens) <= self.mctp_modules + 1:
+            if len(row.tokens) <= self.limits.extend_rows:
                 together.append(i)
             else:
                 made[i] = self._extend_long(row)
@@ -180,7 +186,7 @@ class TorchCudaLanguageModel:
         made: list[list[int]] = [[] for _ in rows]
         together = []
         for i, row in enumerate(rows):
-            if row.stop - row.start <= 2 * self.mctp_modules:
+            if row.stop - row.start <= self.limits.burst_rows:
                 together.append(i)
             else:
                 made[i] = self._burst_long(row)
@@ -224,13 +230,14 @@ class TorchCudaLanguageModel:
         counts = spans[:, 2] - spans[:, 1]
         drawn = [slot for slot, i in zip(spans[:, 0], index, strict=True) if i is not None]
         wanted = [candidates(self._sampling[slot], self.vocab_size) for slot in drawn]
-        span = max(_MIN_SPAN, _power_of_two(int(spans[:, 2].max())))
+        span = max(_MIN_SPAN, power_of_two(int(spans[:, 2].max())))
         return Shape(
             rows=round_rows(max(least_rows, int(counts.sum()))),
-            streams=min(self.slots, _power_of_two(len(spans))),
+            streams=min(self.slots, power_of_two(len(spans))),
             stream_rows=round_stream_rows(max(least_rows, int(counts.max()))),
             span=min(self.context, span) if self.attention == "rectangle" else self.context,
-            width=max(wanted, default=0),
+            # Several streams that draw nothing (ends of prompts) run as greedy ones do; their draws are not read.
+            width=max(wanted, default=int(len(spans) > 1)),
         )
 
     def _fill(
@@ -255,14 +262,14 @@ class TorchCudaLanguageModel:
             sampling = self._sampling[slot[i]]
             inputs["seen_slot"][i] = slot[i]
             if not sampling.greedy:
-                inputs["uniform"][i] = uniforms(sampling.seed, sampled, draws) / _UNIFORM_STEP
+                inputs["uniform"][i] = self._draws[slot[i]].take(sampled, draws) / _UNIFORM_STEP
         return stream, within
 
     def _program(self, kind: str, shape: Shape) -> Program:
         program = self._programs.get((kind, shape))
         if program is None:
             fields, function = self._extend_function(shape) if kind == "extend" else self._burst_function(shape)
-            program = Program(fields, function, self._device, self.settings.capture, self._pool)
+            program = Program(fields, function, self._device, None if self._prepared else self._capturer)
             self._programs[kind, shape] = program
         return program
 
@@ -366,27 +373,6 @@ class TorchCudaLanguageModel:
             return torch.stack(sampled, dim=1) if sampled else None
 
         return fields, burst
-
-
-def _power_of_two(count: int) -> int:
-    """The smallest power of two that is at least `count`."""
-    return 1 << (count - 1).bit_length()
-
-
-def round_stream_rows(count: int) -> int:
-    """The smallest of 1, 16, 32, 64, ... that is at least `count`."""
-    return 1 if count == 1 else max(16, _power_of_two(count))
-
-
-def round_rows(count: int) -> int:
-    """The smallest of 1, 16, 32, 64, 96, 128, 192, 256, 384, ... that is at least `count`.
-
-    Below 64 rows a GPU reads weights for as long as it computes: fewer shapes there cost nothing.
-    """
-    if count == 1:
-        return 1
-    power = max(16, _power_of_two(count))
-    return power * 3 // 4 if power >= 128 and count <= power * 3 // 4 else power
 
 
 def _check_settings(config: LanguageModelConfig, weights: Weights, settings: Settings) -> None:

@@ -13,29 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vita_audio.engines.torch_cuda.shapes import Shape
 from vita_audio.engines.torch_cuda.weights import LayerWeights, ModuleWeights
 
 #: (q [rows, heads, dim], cache of one layer) -> [rows, heads, dim]
 Attend = Callable[[Tensor, Tensor], Tensor]
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """Sizes one program is fixed to; a call is padded up to them.
-
-    Attributes:
-        rows: packed rows of all streams.
-        streams: streams in the call.
-        stream_rows: most rows of one stream.
-        span: cache rows that are looked at (`attend_rectangle` only).
-        width: sampling candidates: 0 samples nothing, 1 is greedy.
-    """
-
-    rows: int
-    streams: int
-    stream_rows: int
-    span: int
-    width: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +15,34 @@ Fields = dict[str, tuple[tuple[int, ...], int]]
 Function = Callable[[Mapping[str, Tensor]], Tensor | None]
 
 
+class Capturer:
+    """Captures functions on one stream, into one pool of memory: graphs that share it never run at the same time.
+
+    One stream, because cuBLAS keeps a workspace (32 MiB on Hopper) for every stream that it has seen.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def capture(self, function: Callable[[], Tensor | None]) -> tuple[torch.cuda.CUDAGraph, Tensor | None]:
+        """The graph of `function`, and what it makes: valid after each replay until another graph of the pool runs."""
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            function()  # kernels are compiled and workspaces allocated outside the capture
+            # thread_local: other threads of the process may use the GPU meanwhile. Not `torch.cuda.graph`: it empties
+            # the allocator's cache for each graph.
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                output = function()
+            finally:
+                graph.capture_end()
+        current.wait_stream(self._stream)
+        return graph, output
+
+
 class Program:
     """All inputs are integers in one buffer, so that a call is one copy to the device and one launch.
 
@@ -23,19 +50,12 @@ class Program:
         fields: name -> (shape, neutral value). With every field neutral the function must change nothing a stream owns:
             warming up and capturing run it so.
         function: reads the fields, works on tensors of fixed addresses.
-        device: a CUDA device captures the function, unless `capture` is off; any other runs it as it is.
-        pool: `torch.cuda.graph_pool_handle()`, shared by the graphs of an engine, which never run at the same time.
+        device: where the inputs go.
+        capturer: makes it a CUDA graph; None calls the function anew each time.
     """
 
-    def __init__(
-        self,
-        fields: Fields,
-        function: Function,
-        device: torch.device,
-        capture: bool,
-        pool: Any = None,
-    ) -> None:
-        self._function, self._graph = function, None  # type: Function, torch.cuda.CUDAGraph | None
+    def __init__(self, fields: Fields, function: Function, device: torch.device, capturer: Capturer | None) -> None:
+        self._function = function
         neutral = [np.full(shape, value, np.int64).ravel() for shape, value in fields.values()]
         self._neutral = np.concatenate(neutral)
         on_gpu = device.type == "cuda"
@@ -53,22 +73,10 @@ class Program:
             self.inputs[name] = host[start:stop].reshape(shape)
             self._fields[name] = self._buffer[start:stop].view(shape)
             start = stop
+        self._graph: torch.cuda.CUDAGraph | None = None
         self._output: Tensor | None = None
-        if on_gpu and capture:
-            self._capture(device, pool)
-
-    def _capture(self, device: torch.device, pool: Any) -> None:
-        stream = torch.cuda.Stream(device)
-        stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(stream):
-            for _ in range(2):  # libraries pick kernels and allocate workspaces outside the capture
-                self._function(self._fields)
-        torch.cuda.current_stream(device).wait_stream(stream)
-        torch.cuda.synchronize(device)
-        self._graph = torch.cuda.CUDAGraph()
-        # thread_local: other threads of the process may use the GPU meanwhile.
-        with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
-            self._output = self._function(self._fields)
+        if capturer is not None:
+            self._graph, self._output = capturer.capture(lambda: self._function(self._fields))
 
     def reset(self) -> None:
         """Make every input neutral; first waits until the last call's inputs have left the staging buffer."""

@@ -8,17 +8,45 @@ decoding). Heads that share keys are rows of one block: keys are read once for a
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from vita_audio.engines.torch_cuda.network import Attend, Shape, Spans
+from vita_audio.engines.torch_cuda.network import Attend, Spans
+from vita_audio.engines.torch_cuda.shapes import Shape
 
 _BLOCK_ROWS = 64
-_BLOCK_KEYS = 64
+BLOCK_KEYS = 64
+NUM_WARPS, NUM_STAGES = 4, 2
 _MAX_SPLITS = 32
 _LOG2_E = 1.4426950408889634
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """How the kernel is launched: `block_rows` rows (of query heads that share keys) a block, `blocks` of them for each
+    stream and key head, and `splits` parts that its keys are split into."""
+
+    block_rows: int
+    blocks: int
+    splits: int
+
+
+def launch(shape: Shape, heads: int, kv_heads: int, processors: int) -> Launch:
+    """Enough blocks for `processors` multiprocessors, twice over, where the keys can be split that often."""
+    group_rows = shape.stream_rows * heads // kv_heads
+    block_rows = max(16, min(_BLOCK_ROWS, triton.next_power_of_2(group_rows)))
+    blocks = triton.cdiv(group_rows, block_rows)
+    wanted = 2 * processors // (blocks * shape.streams * kv_heads)
+    return Launch(block_rows, blocks, max(1, min(_MAX_SPLITS, triton.next_power_of_2(wanted + 1) // 2)))
+
+
+def padded(dim: int) -> int:
+    """A head's size as the kernel lays it out."""
+    return max(16, triton.next_power_of_2(dim))
 
 
 def attend_split(shape: Shape, spans: Spans, context: int, processors: int) -> Attend:
@@ -27,20 +55,18 @@ def attend_split(shape: Shape, spans: Spans, context: int, processors: int) -> A
     def attend(q: Tensor, cache: Tensor) -> Tensor:
         rows, heads, dim = q.shape
         kv_heads = cache.shape[2]
-        block_rows = max(16, min(_BLOCK_ROWS, triton.next_power_of_2(shape.stream_rows * heads // kv_heads)))
-        blocks = triton.cdiv(shape.stream_rows * heads // kv_heads, block_rows)
-        pairs = shape.streams * kv_heads
-        splits = max(1, min(_MAX_SPLITS, triton.next_power_of_2(2 * processors // (blocks * pairs) + 1) // 2))
+        sizes = launch(shape, heads, kv_heads, processors)
+        splits = sizes.splits
         out = torch.empty(rows, heads, dim, dtype=q.dtype, device=q.device)
         # Parts of padding rows are never written: what is joined from them is arbitrary, and nobody reads it.
         part = torch.empty(rows, heads, splits, dim, device=q.device) if splits > 1 else out
         weight = torch.empty(rows, heads, splits, device=q.device)
-        padded_dim = max(16, triton.next_power_of_2(dim))
-        _attend_kernel[(blocks, pairs, splits)](
+        padded_dim = padded(dim)
+        _attend_kernel[(sizes.blocks, shape.streams * kv_heads, splits)](
             q, cache, part, weight, spans.slot, spans.first, spans.count, spans.start,
             dim**-0.5 * _LOG2_E, context, q.stride(0),
             SPLITS=splits, HEADS=heads, KV_HEADS=kv_heads, DIM=dim, PADDED_DIM=padded_dim,
-            ROWS=block_rows, KEYS=_BLOCK_KEYS, num_warps=4, num_stages=2,
+            ROWS=sizes.block_rows, KEYS=BLOCK_KEYS, num_warps=NUM_WARPS, num_stages=NUM_STAGES,
         )  # fmt: skip
         if splits > 1:
             _join_kernel[(rows * heads,)](part, weight, out, SPLITS=splits, DIM=dim, PADDED_DIM=padded_dim)

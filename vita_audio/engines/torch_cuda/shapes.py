@@ -1,0 +1,97 @@
+"""The sizes that programs are fixed to: how a call is padded up to one, and which of them a server prepares.
+
+The set is closed on purpose. A capture takes as long as many steps, and every running stream would wait for it, so a
+prepared engine captures nothing more: a call outside of the set runs eagerly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Sizes one program is fixed to; a call is padded up to them.
+
+    Attributes:
+        rows: packed rows of all streams.
+        streams: streams in the call.
+        stream_rows: most rows of one stream.
+        span: cache rows that are looked at (`attend_rectangle` only).
+        width: sampling candidates: 0 samples nothing, 1 is greedy.
+    """
+
+    rows: int
+    streams: int
+    stream_rows: int
+    span: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What decides the shapes of an engine.
+
+    Attributes:
+        slots: streams that may be open at once.
+        modules: K, MCTP modules.
+        span: cache rows that a decode step looks at.
+        widths: sampling candidates that are prepared, without 0.
+    """
+
+    slots: int
+    modules: int
+    span: int
+    widths: tuple[int, ...]
+
+    @property
+    def extend_rows(self) -> int:
+        """Most rows of a stream that extends together with others: what follows a burst, and one more."""
+        return self.modules + 1
+
+    @property
+    def burst_rows(self) -> int:
+        """Most rows of a stream whose burst runs together with others: boost's K + 4, as they are padded."""
+        return round_stream_rows(self.modules + 4)
+
+
+def prepared_shapes(limits: Limits, prefill_chunk: int) -> list[tuple[str, Shape]]:
+    """("extend" or "burst", shape) of what streams usually run, the largest first, so that its memory serves the rest.
+
+    Usual: any number of streams in every mode, `limits.widths` candidates, and prompts read by `prefill_chunk` tokens.
+    """
+    counts = sorted({min(limits.slots, 1 << i) for i in range(limits.slots.bit_length() + 1)})
+    steps = {("extend", count, round_rows(count), 1) for count in counts}
+    for count in counts:
+        for kind, most in (("extend", limits.extend_rows), ("burst", limits.burst_rows)):
+            steps |= {(kind, count, round_rows(rows), most) for rows in range(max(2, count), count * most + 1)}
+    alone = range(2, prefill_chunk + limits.modules + 1)
+    steps |= {(kind, 1, round_rows(rows), rows) for kind in ("extend", "burst") for rows in alone}
+    made = {
+        (kind, Shape(rows, count, round_stream_rows(most), limits.span, width))
+        for kind, count, rows, most in steps
+        for width in ((0, *limits.widths) if count == 1 else limits.widths)
+        if kind == "extend" or limits.modules
+    }
+    return sorted(made, key=lambda one: (one[1].rows, one[1].streams, one[1].width, one[0]), reverse=True)
+
+
+def power_of_two(count: int) -> int:
+    """The smallest power of two that is at least `count`."""
+    return 1 << (count - 1).bit_length()
+
+
+def round_stream_rows(count: int) -> int:
+    """The smallest of 1, 16, 32, 64, ... that is at least `count`."""
+    return 1 if count == 1 else max(16, power_of_two(count))
+
+
+def round_rows(count: int) -> int:
+    """The smallest of 1, 16, 32, 64, 96, 128, 192, 256, 384, ... that is at least `count`.
+
+    Below 64 rows a GPU reads weights for as long as it computes: fewer shapes there cost nothing.
+    """
+    if count == 1:
+        return 1
+    power = max(16, power_of_two(count))
+    return power * 3 // 4 if power >= 128 and count <= power * 3 // 4 else power
