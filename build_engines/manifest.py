@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vita_audio.engines.gpu_machine import GpuMachine, find_machine
-from vita_audio.engines.gpu_record import GpuRecord
+from vita_audio.engines.gpu_record import TORCH_CUDA, GpuRecord
 from vita_audio.errors import EngineError
 from vita_audio.request import Limits
 from vita_audio.vocabulary import Vocabulary
@@ -100,12 +100,17 @@ def load_manifest(folder: Path, target: str = "cpu") -> Manifest:
 
 
 def check_manifest(
-    folder: Path, checkpoint: Path | None = None, target: str = "cpu", machine: GpuMachine | None = None
+    folder: Path,
+    checkpoint: Path | None = None,
+    target: str = "cpu",
+    machine: GpuMachine | None = None,
+    device: str = "cuda:0",
 ) -> Manifest:
     """Check that the engines in a folder are complete and fit this installation, and a checkpoint when one is named.
 
     Args:
         machine: what GPU engines must fit; None looks at this machine.
+        device: where torch_cuda engines shall run; on "cpu" no GPU is asked for.
 
     Returns:
         The manifest.
@@ -128,7 +133,7 @@ def check_manifest(
         if installed != built:
             raise refuse(f"versions.{package}", built, f"{installed} is installed")
     if target == "gpu":
-        for field, value, found in _gpu_misfits(manifest, machine or find_machine()):
+        for field, value, found in _gpu_misfits(manifest, None if device == "cpu" else machine or find_machine()):
             raise refuse(field, value, found)
     sizes, limits, vocabulary = manifest.sizes, manifest.limits, manifest.vocabulary
     language_model = sizes.get("language_model", {})
@@ -161,14 +166,20 @@ def check_manifest(
     return manifest
 
 
-def _gpu_misfits(manifest: Manifest, machine: GpuMachine) -> Iterator[tuple[str, object, str]]:
-    """(field, value, what is there instead) that keeps GPU engines from running here, or contradicts itself."""
+def _gpu_misfits(manifest: Manifest, machine: GpuMachine | None) -> Iterator[tuple[str, object, str]]:
+    """(field, value, what is there instead) that keeps GPU engines from running here, or contradicts itself.
+
+    `machine` is None where they shall run on a CPU.
+    """
     gpu = manifest.gpu
     if gpu is None:
         yield "gpu", None, "a GPU target records what it was built for"
         return
-    for field, value, found in gpu.misfits(machine):
-        yield f"gpu.{field}", value, found
+    if machine is not None:
+        for field, value, found in gpu.misfits(machine):
+            yield f"gpu.{field}", value, found
+    elif gpu.engine != TORCH_CUDA:
+        yield "gpu.engine", gpu.engine, f"only {TORCH_CUDA} engines run on --device cpu"
     rows = manifest.sizes.get("language_model", {}).get("vocab_size", 0)
     banned = tuple(manifest.vocabulary.banned_ids(rows))
     if gpu.banned_ids != banned:

@@ -14,6 +14,7 @@ from server.errors import CannotStart
 from server.launch import TritonServer
 from server.options import PROFILES, ServerOptions, TlsFiles
 from server.ports import is_loopback
+from vita_audio.serving_settings import DEVICES
 
 POLL_S = 0.1
 
@@ -30,6 +31,12 @@ def parse_options(arguments: Sequence[str] | None = None) -> tuple[ServerOptions
     add("--engines", type=Path, default=default.engines, help="folder made by `python -m build_engines`")
     add("--checkpoint", type=Path, help="refuse engines that were not built from this checkpoint")
     add("--profile", choices=PROFILES, default=default.profile, help="which config.pbtxt of each model is used")
+    add(
+        "--device",
+        choices=DEVICES,
+        default=default.device,
+        help="where torch_cuda engines run (--profile gpu); cpu is slow and needs no GPU: for trying that profile",
+    )
     add("--host", default=default.host, help="address of the gRPC and HTTP ports")
     add("--allow-remote", action="store_true", help="needed for a --host that other machines can reach")
     add("--grpc-port", type=int, default=default.grpc_port, help="0 picks a free port")
@@ -66,6 +73,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> tuple[ServerOptions
         metrics_port=given.metrics_port,
         metrics_host=given.metrics_host,
         profile=given.profile,
+        device=given.device,
         slots=given.slots,
         queue=given.queue,
         threads=given.threads,

@@ -78,6 +78,11 @@ def served_engines() -> tuple[ServingSettings, Manifest, EngineSource]:
     settings = ServingSettings.from_environment()
     manifest = load_manifest(settings.engines)
     source = EngineSource(
-        settings.engines, manifest.sizes, manifest.limits.context_tokens, manifest.gpu, settings.threads
+        settings.engines,
+        manifest.sizes,
+        manifest.limits.context_tokens,
+        manifest.gpu,
+        settings.threads,
+        settings.device,
     )
     return settings, manifest, source

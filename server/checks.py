@@ -11,6 +11,7 @@ from server.options import PROFILES, ServerOptions, TlsFiles
 from server.ports import is_loopback
 from vita_audio.engines.loading import check_slots
 from vita_audio.errors import EngineError
+from vita_audio.serving_settings import DEVICES
 
 
 def check_options(options: ServerOptions) -> None:
@@ -22,15 +23,16 @@ def check_options(options: ServerOptions) -> None:
     check_numbers(options)
     check_remote(options)
     check_repository(options.repository)
-    check_engines(options.engines, options.checkpoint, options.profile, options.slots)
+    check_engines(options.engines, options.checkpoint, options.profile, options.slots, options.device)
     if options.tls is not None:
         check_tls(options.tls)
 
 
 def check_numbers(options: ServerOptions) -> None:
-    """Profile and counts are in range."""
-    if options.profile not in PROFILES:
-        raise CannotStart(f"--profile: {options.profile!r} is not valid: choose one of {', '.join(PROFILES)}")
+    """Profile, device and counts are in range."""
+    for flag, name, known in (("--profile", options.profile, PROFILES), ("--device", options.device, DEVICES)):
+        if name not in known:
+            raise CannotStart(f"{flag}: {name!r} is not valid: choose one of {', '.join(known)}")
     for flag, value, least in (
         ("--slots", options.slots, 1),
         ("--queue", options.queue, 0),
@@ -59,13 +61,15 @@ def check_repository(repository: Path) -> None:
         )
 
 
-def check_engines(engines: Path, checkpoint: Path | None, target: str, slots: int = 1) -> None:
+def check_engines(
+    engines: Path, checkpoint: Path | None, target: str, slots: int = 1, device: str = DEVICES[0]
+) -> None:
     """The engines are built, complete, and fit this installation, the slots and (if named) the checkpoint.
 
     The manifest's check reads every engine file once and names the first field that does not fit.
     """
     try:
-        manifest = check_manifest(engines, checkpoint, target)
+        manifest = check_manifest(engines, checkpoint, target, device=device)
         if manifest.gpu is not None:
             check_slots(manifest.gpu, slots)
     except EngineError as error:

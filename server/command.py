@@ -55,7 +55,11 @@ def triton_arguments(options: ServerOptions, triton: Triton, backends: Path, sha
         f"--metrics-address={options.metrics_host}",
         f"--metrics-port={options.metrics_port}",
         "--metrics-config=histogram_latencies=true",
-        "--allow-gpu-metrics=" + _flag(options.profile == "gpu"),
+        # Triton itself stays off the GPU: all tensors between models are in host memory. Its GPU metrics need a DCGM of
+        # the driver's age, which the wheel does not bring; NVIDIA's dcgm-exporter reports the same numbers.
+        "--allow-gpu-metrics=false",
+        "--pinned-memory-pool-byte-size=0",
+        "--cuda-memory-pool-byte-size=0:0",
     ]
     if options.http_port is not None:
         arguments += [
@@ -63,9 +67,7 @@ def triton_arguments(options: ServerOptions, triton: Triton, backends: Path, sha
             f"--http-port={options.http_port}",
             f"--http-restricted-api={RESTRICTED}:{LOCK}={secrets.token_urlsafe(24)}",
         ]
-    if options.profile == "cpu":
-        arguments.append("--pinned-memory-pool-byte-size=0")
-    else:
+    if options.profile != "cpu":
         arguments.append(f"--model-config-name={options.profile}")
     if options.tls is not None:
         arguments += [
@@ -96,6 +98,7 @@ def triton_environment(
         slots=options.slots,
         queue=options.queue,
         threads=options.threads,
+        device=options.device,
         drain_file=drain_file,
         full_file=full_file,
     )

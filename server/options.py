@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vita_audio.serving_settings import default_queue, default_slots, default_threads
+from vita_audio.serving_settings import DEVICES, default_queue, default_slots, default_threads
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -42,6 +42,8 @@ class ServerOptions:
         metrics_host: address of the metrics port; anything but loopback needs `allow_remote`.
         http_port: None leaves HTTP off (facts/triton.md, Security); 0 picks a free one.
         profile: ``cpu`` reads each model's ``config.pbtxt``, ``gpu`` its ``configs/gpu.pbtxt`` where there is one.
+        device: where the torch_cuda engines of the ``gpu`` profile run: ``cuda:0``, or ``cpu`` (float32, slow) to try
+            that profile on a machine without a GPU.
         slots, queue: streams that generate, and that are taken beyond them (`ServingSettings`).
         threads: CPU threads of each engine process.
         exit_timeout_s: how long running streams may go on after a stop was asked for.
@@ -57,6 +59,7 @@ class ServerOptions:
     metrics_port: int = DEFAULT_METRICS_PORT
     metrics_host: str = LOOPBACK
     profile: str = "cpu"
+    device: str = DEVICES[0]
     slots: int = field(default_factory=default_slots)
     queue: int = field(default_factory=default_queue)
     threads: int = field(default_factory=default_threads)

@@ -424,6 +424,18 @@ def test_the_server_refuses_by_field(
     assert "\n" not in text
 
 
+def test_a_cpu_is_asked_for(engines: Path, checkpoint: Path, tmp_path: Path) -> None:
+    """`--device cpu` needs no GPU, but engines that can run there."""
+    nothing = GpuMachine((), "none", "none", "none")
+    with pytest.raises(EngineError, match=r"gpu\.engine is 'tensorrt_llm' but only torch_cuda engines run on --device"):
+        check_manifest(engines, target="gpu", machine=nothing, device="cpu")
+    out = tmp_path / "gpu"
+    run_build(Build(checkpoint, out, "gpu", gpu=TORCH))
+    assert check_manifest(out, target="gpu", machine=nothing, device="cpu").gpu is not None
+    with pytest.raises(EngineError, match="there is no GPU here"):
+        check_manifest(out, target="gpu", machine=nothing)
+
+
 def test_a_record_that_is_missing_or_unknown_is_refused(engines: Path, tmp_path: Path) -> None:
     out = tmp_path / "gpu"
     shutil.copytree(engines, out)

@@ -76,6 +76,7 @@ def test_loopback_addresses() -> None:
         ({"threads": 0}, "--threads: 0"),
         ({"exit_timeout_s": -1}, "--exit-timeout: -1"),
         ({"profile": "tpu"}, "--profile: 'tpu' is not valid: choose one of cpu, gpu"),
+        ({"device": "cuda:1"}, "--device: 'cuda:1' is not valid: choose one of cuda:0, cpu"),
         ({"repository": Path("/nonexistent")}, "is not a model repository"),
     ],
 )
@@ -218,7 +219,12 @@ def arguments(**changes: object) -> list[str]:
 
 def test_secure_defaults_of_the_command_line() -> None:
     line = arguments()
-    assert {"--allow-http=false", "--grpc-address=127.0.0.1", "--metrics-address=127.0.0.1"} <= set(line)
+    assert {
+        "--allow-gpu-metrics=false",
+        "--allow-http=false",
+        "--grpc-address=127.0.0.1",
+        "--metrics-address=127.0.0.1",
+    } <= set(line)
     lock = next(part for part in line if part.startswith("--grpc-restricted-protocol="))
     assert lock.startswith(f"--grpc-restricted-protocol={RESTRICTED}:{LOCK}=")
     assert {"shared-memory", "model-repository"} <= set(RESTRICTED.split(","))
@@ -242,8 +248,9 @@ def test_what_is_asked_for_reaches_the_command_line() -> None:
 
 
 ALL_FLAGS = """
-    --engines e --checkpoint c --profile gpu --host h --allow-remote --grpc-port 1 --http-port 2 --metrics-port 3
-    --slots 4 --queue 5 --threads 6 --tls-cert a --tls-key b --tls-ca d --exit-timeout 7 --log-verbose 8 --log-file l
+    --engines e --checkpoint c --profile gpu --device cpu --host h --allow-remote --grpc-port 1 --http-port 2
+    --metrics-port 3 --slots 4 --queue 5 --threads 6 --tls-cert a --tls-key b --tls-ca d --exit-timeout 7
+    --log-verbose 8 --log-file l
 """
 
 
@@ -255,6 +262,7 @@ def test_options_of_the_command() -> None:
         engines=Path("e"),
         checkpoint=Path("c"),
         profile="gpu",
+        device="cpu",
         host="h",
         allow_remote=True,
         grpc_port=1,

@@ -70,9 +70,9 @@ def test_who_streams() -> None:
 @pytest.mark.parametrize(
     "model", [model for model in MODELS if (REPOSITORY / model / "configs" / "gpu.pbtxt").exists()]
 )
-def test_the_gpu_profile_changes_instances_only(model: str) -> None:
+def test_the_gpu_profile_changes_instances_only_and_keeps_triton_off_the_gpu(model: str) -> None:
     cpu, gpu = config(model), config(model, "configs/gpu.pbtxt")
-    assert [group.kind for group in gpu.instance_group] == [model_config_pb2.ModelInstanceGroup.KIND_GPU]
+    assert [group.kind for group in gpu.instance_group] == [model_config_pb2.ModelInstanceGroup.KIND_CPU]
     del cpu.instance_group[:], gpu.instance_group[:]
     assert cpu == gpu
 

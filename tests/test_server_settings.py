@@ -12,7 +12,13 @@ from vita_audio.serving_settings import ServingSettings, default_queue, default_
 
 def test_round_trip() -> None:
     settings = ServingSettings(
-        Path("/engines"), slots=3, queue=0, threads=2, drain_file=Path("/tmp/drain"), full_file=Path("/tmp/full")
+        Path("/engines"),
+        slots=3,
+        queue=0,
+        threads=2,
+        device="cpu",
+        drain_file=Path("/tmp/drain"),
+        full_file=Path("/tmp/full"),
     )
     assert ServingSettings.from_environment(settings.to_environment()) == settings
     assert settings.to_environment()["OMP_NUM_THREADS"] == "2"

@@ -17,8 +17,12 @@ ENGINES_VARIABLE = "VITA_ENGINES"
 SLOTS_VARIABLE = "VITA_SLOTS"
 QUEUE_VARIABLE = "VITA_QUEUE"
 THREADS_VARIABLE = "VITA_THREADS"
+DEVICE_VARIABLE = "VITA_DEVICE"
 DRAIN_FILE_VARIABLE = "VITA_DRAIN_FILE"
 FULL_FILE_VARIABLE = "VITA_FULL_FILE"
+
+#: Where torch_cuda engines may run; the CPU is for trying the GPU profile on a machine without a GPU.
+DEVICES = ("cuda:0", "cpu")
 
 
 def default_threads() -> int:
@@ -46,6 +50,7 @@ class ServingSettings:
         queue: streams beyond the slots that are taken, waiting for one or for their sound to be made; one more is
             answered "server is full".
         threads: CPU threads of each engine process.
+        device: one of DEVICES; CPU engines and TensorRT engines ignore it.
         drain_file: as soon as this file exists, no new stream is taken.
         full_file: `vita_audio.full_notice.FullNotice` of this server.
     """
@@ -54,6 +59,7 @@ class ServingSettings:
     slots: int = field(default_factory=default_slots)
     queue: int = field(default_factory=default_queue)
     threads: int = 1
+    device: str = DEVICES[0]
     drain_file: Path | None = None
     full_file: Path | None = None
 
@@ -71,6 +77,7 @@ class ServingSettings:
             SLOTS_VARIABLE: str(self.slots),
             QUEUE_VARIABLE: str(self.queue),
             THREADS_VARIABLE: str(self.threads),
+            DEVICE_VARIABLE: self.device,
             "OMP_NUM_THREADS": str(self.threads),
         }
 
@@ -92,4 +99,5 @@ class ServingSettings:
             slots=int(environment.get(SLOTS_VARIABLE, default_slots())),
             queue=int(environment.get(QUEUE_VARIABLE, default_queue())),
             threads=int(environment.get(THREADS_VARIABLE, default_threads())),
+            device=environment.get(DEVICE_VARIABLE, DEVICES[0]),
         )

@@ -33,7 +33,7 @@ class EngineSource:
         context_tokens: tokens of a stream.
         gpu: None for CPU engines.
         threads: CPU threads of each engine.
-        device: where PyTorch engines run.
+        device: where torch_cuda engines run: bfloat16 on a GPU, float32 on "cpu".
     """
 
     folder: Path
@@ -155,7 +155,10 @@ def _device(source: EngineSource) -> torch.device:
 
     device = torch.device(source.device)
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise EngineError(f"{source.folder}: these engines need a CUDA device and PyTorch sees none; serve CPU engines")
+        raise EngineError(
+            f"{source.folder}: these engines need a CUDA device and PyTorch sees none; serve CPU engines, "
+            "or try these without a GPU (--device cpu)"
+        )
     return device
 
 
