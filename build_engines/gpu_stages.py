@@ -243,16 +243,25 @@ def _audio_weights(build: Build, folder: Path) -> Facts:
 
 def banned_ids(build: Build) -> tuple[int, ...]:
     """Ids that must never come out."""
-    checked = needed_record(build, CHECK).facts
+    return _banned_ids(needed_record(build, CHECK).facts)
+
+
+def _banned_ids(checked: Facts) -> tuple[int, ...]:
     vocabulary = Vocabulary.from_dict(checked["vocabulary"])
     return tuple(vocabulary.banned_ids(checked["sizes"]["language_model"]["vocab_size"]))
 
 
 def _manifest(build: Build, folder: Path, made_by: Sequence[int]) -> Facts:
-    checked, machine, options = needed_record(build, CHECK).facts, needed_record(build, MACHINE).facts, build.gpu
+    record = make_record(build, needed_record(build, MACHINE).facts, needed_record(build, CHECK).facts)
+    return write_manifest(build, folder, CHECK, LIMITS, made_by, record)
+
+
+def make_record(build: Build, machine: Facts, checked: Facts) -> GpuRecord:
+    """What the engines are built for: facts of the machine and of the checked bundle, and options."""
+    options = build.gpu
     first_id = options.head_first_id(checked["default_pattern"], checked["vocabulary"]["text_tokens"])
     rows = checked["sizes"]["language_model"]["vocab_size"] - first_id
-    record = GpuRecord(
+    return GpuRecord(
         engine=options.engine,
         gpu=machine["gpu"],
         compute_capability=machine["compute_capability"],
@@ -268,9 +277,8 @@ def _manifest(build: Build, folder: Path, made_by: Sequence[int]) -> Facts:
         audio_max_batch=options.audio_batch,
         candidates=min(options.candidates, rows),
         head_first_id=first_id,
-        banned_ids=banned_ids(build),
+        banned_ids=_banned_ids(checked),
     )
-    return write_manifest(build, folder, CHECK, LIMITS, made_by, record)
 
 
 #: Stages whose files, if any, only the builder reads.

@@ -31,7 +31,25 @@ def write_language_model(
 ) -> None:
     """Write config.json, generation_config.json and model.safetensors; the tokenizer's files are the caller's.
 
+    Arguments: `write_language_model_config`.
+    """
+    write_language_model_config(folder, config, vocabulary, _dtype(tensors), pattern, samples, repetition_penalty)
+    _save_tensors(tensors, folder / "model.safetensors")
+
+
+def write_language_model_config(
+    folder: Path,
+    config: LanguageModelConfig,
+    vocabulary: Vocabulary,
+    dtype: str,
+    pattern: Sequence[int] = NAMED_MODES["boost"],
+    samples: bool = True,
+    repetition_penalty: float = DEFAULT_REPETITION_PENALTY,
+) -> None:
+    """Write config.json and generation_config.json.
+
     Args:
+        dtype: name of the type the weights are stored in.
         pattern: the mode it was trained for, the default of requests.
         samples: whether it reads text aloud with sampling by default.
         repetition_penalty: what it is asked with by default.
@@ -41,7 +59,7 @@ def write_language_model(
         "architectures": ["Qwen2MTPForCausalLM"],
         "model_type": "qwen2_mtp",
         "hidden_act": "silu",
-        "torch_dtype": _dtype(tensors),
+        "torch_dtype": dtype,
         "use_cache": True,
         "use_sliding_window": False,
         "bos_token_id": vocabulary.end_of_text,
@@ -57,7 +75,6 @@ def write_language_model(
         "mtp_inference_mode": list(pattern),
     }
     _write_json(folder / "generation_config.json", generation)
-    _save_tensors(tensors, folder / "model.safetensors")
 
 
 def write_speech_tokenizer(folder: Path, config: SpeechTokenizerConfig, tensors: Mapping[str, Tensor]) -> None:

@@ -3,76 +3,53 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-from vita_audio.checkpoint import language_model_shapes
+from build_engines.seed_language_model import RandomLanguageModel
 from vita_audio.configs import FlowConfig, LanguageModelConfig, SpeechTokenizerConfig, VocoderConfig
 from vita_audio.models.flow import Flow
 from vita_audio.models.speech_tokenizer import SpeechTokenizer
 from vita_audio.models.vocoder import Vocoder
 from vita_audio.vocabulary import Vocabulary
 
-#: Attention scores of random rows spread by this squared: sharp enough that all of the context counts.
-_QUERY_KEY_GAIN = 1.5
-#: Logits spread by this: at temperature 1 a token has real competitors, and greedy does not sit on one.
-_LOGIT_SPREAD = 4.0
-#: An end token wins when its logit is this many spreads above the mean; others need to beat the whole vocabulary. Of
-#: 42 requests of all tasks and modes half ended within 314 tokens, the shortest at 14, and 6 ran into a limit of 1024.
-_END_SCORE = 2.8
 #: Centre and spread of the vocoder's f0, and how much louder than its default start it is (about -25 dB of full scale).
 _F0_HZ, _F0_SPREAD_HZ = 150.0, 60.0
 _VOCODER_GAIN = 3.0
-_CODEBOOK_CLIP_SECONDS = 20
+#: Sound whose states say where codes lie.
+_CODEBOOK_CLIP_SECONDS = 4
+
+CPU = torch.device("cpu")
 
 
 def language_model_weights(config: LanguageModelConfig, vocabulary: Vocabulary, seed: int) -> dict[str, Tensor]:
-    """Random tensors under the released keys."""
-    draw = torch.Generator().manual_seed(seed)
-    tensors = {}
-    for key, shape in language_model_shapes(config).items():
-        if len(shape) == 1:
-            tensors[key] = torch.zeros(shape) if key.endswith("bias") else torch.ones(shape)
-            continue
-        spread = 1.0 / math.sqrt(shape[1])  # keeps the size of what passes through
-        if key == "model.embed_tokens.weight":
-            spread = 1.0
-        elif key == "lm_head.weight":
-            spread *= _LOGIT_SPREAD
-        elif ".q_proj." in key or ".k_proj." in key:
-            spread *= _QUERY_KEY_GAIN
-        tensors[key] = torch.randn(shape, generator=draw) * spread
-    highest = torch.special.ndtri(torch.tensor(1 - 1 / config.vocab_size)).item()  # usual largest of all scores
-    tensors["lm_head.weight"][list(vocabulary.end_tokens)] *= highest / _END_SCORE
-    return tensors
+    """Random tensors under the released keys, all in memory."""
+    return dict(RandomLanguageModel(config, CPU, seed, vocabulary=vocabulary))
 
 
-def speech_tokenizer_weights(config: SpeechTokenizerConfig, seed: int) -> dict[str, Tensor]:
-    """Random encoder; the codebook holds its own outputs, so that different sounds get different codes."""
-    with torch.random.fork_rng(devices=[]), torch.inference_mode():
-        torch.manual_seed(seed)
+def speech_tokenizer_weights(config: SpeechTokenizerConfig, seed: int, device: torch.device = CPU) -> dict[str, Tensor]:
+    """Random encoder; codes are drawn around its own outputs, so that different sounds get different codes."""
+    with _seeded(seed, device), torch.inference_mode():
         model = SpeechTokenizer(config).eval()
-        model.embed_positions.weight.copy_(sinusoids(*model.embed_positions.weight.shape))
-        model.embed_positions2.weight.copy_(sinusoids(*model.embed_positions2.weight.shape))
-        states: list[Tensor] = []
-        while sum(map(len, states)) < config.quantize_vocab_size:
-            states.append(model.encode(*_random_speech(config)).flatten(0, 1))
-        model.codebook.weight.copy_(torch.cat(states)[: config.quantize_vocab_size])
+        for table in (model.embed_positions.weight, model.embed_positions2.weight):
+            table.copy_(sinusoids(*table.shape))
+        states = model.encode(*_random_speech(config)).flatten(0, 1)  # [tokens, d_model]
+        model.codebook.weight.normal_().mul_(states.std(0)).add_(states.mean(0))
         return model.state_dict()
 
 
-def flow_weights(config: FlowConfig, seed: int) -> dict[str, Tensor]:
+def flow_weights(config: FlowConfig, seed: int, device: torch.device = CPU) -> dict[str, Tensor]:
     """The layers' own random start, under the keys of `flow.pt`."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with _seeded(seed, device):
         return Flow(config).state_dict()
 
 
-def vocoder_weights(config: VocoderConfig, seed: int) -> dict[str, Tensor]:
+def vocoder_weights(config: VocoderConfig, seed: int, device: torch.device = CPU) -> dict[str, Tensor]:
     """The layers' own random start, louder and voiced, weight norm folded."""
-    with torch.random.fork_rng(devices=[]), torch.inference_mode():
-        torch.manual_seed(seed)
+    with _seeded(seed, device), torch.inference_mode():
         model = Vocoder(config)
         model.f0_predictor.classifier.weight.mul_(_F0_SPREAD_HZ)
         model.f0_predictor.classifier.bias.fill_(_F0_HZ)
@@ -80,6 +57,14 @@ def vocoder_weights(config: VocoderConfig, seed: int) -> dict[str, Tensor]:
         assert model.conv_post.bias is not None
         model.conv_post.bias[:bins] += math.log(_VOCODER_GAIN)  # these channels are log magnitudes
         return model.state_dict()
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """New tensors are made on `device`, drawn from `seed`; the random state of the process is left alone."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:
+        torch.manual_seed(seed)
+        yield
 
 
 def sinusoids(positions: int, width: int) -> Tensor:

@@ -104,14 +104,18 @@ def vocoder_graphs(build: Build, folder: Path) -> Facts:
 def tokenizer_and_limits(build: Build, folder: Path, checked_by: int = 1) -> Facts:
     """`checked_by`: number of the stage that checked the checkpoint."""
     shutil.copyfile(build.checkpoint / TOKENIZER_FILE, folder / "tokenizer.json")
-    checked = needed_record(build, checked_by).facts
+    return {"limits": make_limits(build, needed_record(build, checked_by).facts).to_dict()}
+
+
+def make_limits(build: Build, checked: Facts) -> Limits:
+    """What the engines will serve of a checked bundle. Raises EngineError for options out of range."""
     sizes = checked["sizes"]["language_model"]
     for option in ("context_tokens", "max_tokens"):
         if getattr(build, option) < 1:
             raise EngineError(f"--{option.replace('_', '-')}: {getattr(build, option)} is not valid: at least 1")
     context = min(build.context_tokens, sizes["max_position_embeddings"])
     most = min(build.max_tokens, context)
-    limits = Limits(
+    return Limits(
         context_tokens=context,
         max_tokens=most,
         default_max_tokens=min(DEFAULT_MAX_TOKENS, most),
@@ -120,7 +124,6 @@ def tokenizer_and_limits(build: Build, folder: Path, checked_by: int = 1) -> Fac
         tts_samples=checked["samples"],
         repetition_penalty=checked["repetition_penalty"],
     )
-    return {"limits": limits.to_dict()}
 
 
 def write_manifest(

@@ -21,6 +21,24 @@ DTYPE_NAMES = {
 }
 
 
+#: Tensor -> shape and type, in the order of the file.
+Outline = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
+
+
+def file_header(outline: Outline) -> tuple[bytes, dict[str, int]]:
+    """The bytes before the first tensor, and where in the file each tensor begins."""
+    fields: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    starts, position = {}, 0
+    for name, (shape, dtype) in outline.items():
+        start, position = position, position + prod(shape) * dtype.itemsize
+        fields[name] = {"dtype": DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [start, position]}
+        starts[name] = start
+    text = json.dumps(fields, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the format wants the data aligned
+    header = len(text).to_bytes(8, "little") + text
+    return header, {name: len(header) + start for name, start in starts.items()}
+
+
 class RankFile:
     """A safetensors file whose header is written first; tensors follow in any order.
 
@@ -29,27 +47,18 @@ class RankFile:
         outline: tensor -> shape and dtype.
     """
 
-    def __init__(self, path: Path, outline: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> None:
+    def __init__(self, path: Path, outline: Outline) -> None:
         self._missing = dict(outline)
-        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-        self._starts: dict[str, int] = {}
-        position = 0
-        for name, (shape, dtype) in outline.items():
-            end = position + prod(shape) * dtype.itemsize
-            header[name] = {"dtype": DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [position, end]}
-            self._starts[name], position = position, end
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)  # the format wants the data aligned
-        self._data = 8 + len(text)
+        header, self._starts = file_header(outline)
         self._file = path.open("wb")
-        self._file.write(len(text).to_bytes(8, "little") + text)
+        self._file.write(header)
 
     def write(self, name: str, tensor: Tensor) -> int:
         """Write one tensor of the outline; returns its bytes. Raises ValueError for one it does not name, or twice."""
         if self._missing.pop(name, None) != (tuple(tensor.shape), tensor.dtype):
             raise ValueError(f"{name}: {list(tensor.shape)} {tensor.dtype} is not what the outline holds")
         content = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
-        self._file.seek(self._data + self._starts[name])
+        self._file.seek(self._starts[name])
         self._file.write(content)
         return content.nbytes
 

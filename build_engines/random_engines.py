@@ -1,0 +1,206 @@
+"""Write a folder of torch_cuda engines with random weights, of any size, with no checkpoint in between: for measuring.
+
+    python -m build_engines.random_engines --size 7b --out engines/random-7b --device cuda --head audio
+
+The folder is what `python -m build_engines --target gpu --engine torch_cuda` makes of the seed checkpoint of that size,
+but that streams do not end before MAX_TOKENS. Weights are drawn on the device and hashed while they are written.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from torch import Tensor
+
+from build_engines import gpu_flags as flags
+from build_engines.check_checkpoint import CheckpointSizes
+from build_engines.gpu_checks import check_gpu, check_gpu_memory, check_host
+from build_engines.gpu_options import GpuOptions
+from build_engines.gpu_plan import plan_build
+from build_engines.gpu_sizes import Sizes
+from build_engines.gpu_stages import make_record
+from build_engines.hashed_file import write_tensors
+from build_engines.manifest import MANIFEST, FileRecord, Manifest, combined_sha256, file_records
+from build_engines.pipeline import Build, Facts
+from build_engines.seed_checkpoint import seed_vocabulary
+from build_engines.seed_language_model import RandomLanguageModel
+from build_engines.seed_sizes import SIZES, SeedSize, SizeName
+from build_engines.seed_weights import flow_weights, speech_tokenizer_weights, vocoder_weights
+from build_engines.stages import checked_facts, make_limits
+from vita_audio.engines.gpu_machine import NONE, GpuMachine, find_machine
+from vita_audio.engines.gpu_record import TORCH_CUDA
+from vita_audio.engines.torch_weights import FLOW_FILE, SPEECH_TOKENIZER_FILE, VOCODER_FILE, WEIGHTS_FILE
+from vita_audio.errors import EngineError, VitaError
+from vita_audio.modes import NAMED_MODES
+from vita_audio.request import DEFAULT_REPETITION_PENALTY
+from vita_audio.vocabulary import Vocabulary
+
+_TOKENIZER_FILE = "tokenizer.json"
+
+
+def write_random_engines(
+    build: Build,
+    size: SeedSize,
+    seed: int = 0,
+    device: torch.device | None = None,
+    machine: GpuMachine | None = None,
+    on_file: Callable[[str, FileRecord, float], None] = lambda name, record, seconds: None,
+) -> Manifest:
+    """Write the engines; the folder is complete or not there.
+
+    Args:
+        build: `out`, limits and GPU options; `checkpoint` is only a name.
+        size: of all networks.
+        seed: of all weights.
+        device: where weights are drawn; None is the first GPU. On a CPU no GPU is asked for.
+        machine: what the engines are for; None looks at this machine.
+        on_file: called with name, record and seconds of each file.
+
+    Raises:
+        EngineError: the folder is not empty, there is no such GPU, or disk or memory are too small.
+    """
+    if build.out.exists() and any(build.out.iterdir()):
+        raise EngineError(f"--out: {build.out} is not empty; delete it or choose another folder")
+    device = device or torch.device("cuda:0")
+    machine = machine or find_machine()
+    temporary = build.out.with_name(f".{build.out.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    (temporary / WEIGHTS_FILE).parent.mkdir(parents=True)
+    (temporary / FLOW_FILE).parent.mkdir(parents=True)
+    try:
+        manifest = _write(build, temporary, size, seed, device, machine, on_file)
+        if build.out.exists():
+            build.out.rmdir()
+        temporary.rename(build.out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return manifest
+
+
+def _write(
+    build: Build,
+    folder: Path,
+    size: SeedSize,
+    seed: int,
+    device: torch.device,
+    machine: GpuMachine,
+    on_file: Callable[[str, FileRecord, float], None],
+) -> Manifest:
+    vocabulary, config = seed_vocabulary(folder, size, seed)
+    (folder / "tokenizer_config.json").unlink()  # of a checkpoint; engines have none
+    found = _found(replace(size, language_model=config), vocabulary)
+    machine_facts = _check_machine(build, found, device, machine)
+    checked = checked_facts(found)
+    files = file_records(folder, [_TOKENIZER_FILE])
+
+    def write(name: str, tensors: RandomLanguageModel | dict[str, Tensor], start_s: float) -> None:
+        outline = (
+            tensors.outline
+            if isinstance(tensors, RandomLanguageModel)
+            else {key: (tuple(tensor.shape), tensor.dtype) for key, tensor in tensors.items()}
+        )
+        files[name] = write_tensors(folder / name, outline, tensors.items())
+        on_file(name, files[name], time.monotonic() - start_s)
+
+    start_s = time.monotonic()
+    write(WEIGHTS_FILE, RandomLanguageModel(config, device, seed, torch.bfloat16, vocabulary, ends=False), start_s)
+    for name, draw in (
+        (SPEECH_TOKENIZER_FILE, lambda: speech_tokenizer_weights(size.speech_tokenizer, seed, device)),
+        (FLOW_FILE, lambda: flow_weights(size.flow, seed, device)),
+        (VOCODER_FILE, lambda: vocoder_weights(size.vocoder, seed, device)),
+    ):
+        start_s = time.monotonic()
+        write(name, draw(), start_s)
+    manifest = Manifest(
+        target="gpu",
+        checkpoint_name=build.checkpoint.name,
+        checkpoint_sha256=combined_sha256({name: record.sha256 for name, record in files.items()}),
+        versions=build.versions,
+        sizes=checked["sizes"],
+        vocabulary=vocabulary,
+        limits=make_limits(build, checked),
+        files=files,
+        gpu=make_record(build, machine_facts, checked),
+    )
+    (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    return manifest
+
+
+def _found(size: SeedSize, vocabulary: Vocabulary) -> CheckpointSizes:
+    """What a check of the seed checkpoint would find."""
+    return CheckpointSizes(
+        language_model=size.language_model,
+        speech_tokenizer=size.speech_tokenizer,
+        flow=size.flow,
+        vocoder=size.vocoder,
+        vocabulary=vocabulary,
+        default_pattern=NAMED_MODES["boost"],
+        samples=True,
+        repetition_penalty=DEFAULT_REPETITION_PENALTY,
+    )
+
+
+def _check_machine(build: Build, found: CheckpointSizes, device: torch.device, machine: GpuMachine) -> Facts:
+    """As a build does, but that engines drawn on a CPU may be for no GPU."""
+    build.gpu.check()
+    sizes = Sizes(
+        build.checkpoint.name,
+        found.language_model,
+        found.speech_tokenizer,
+        found.flow,
+        found.vocoder,
+        found.vocabulary.text_tokens,
+        found.default_pattern,
+    )
+    plan = plan_build(sizes, build.gpu, build.context_tokens)
+    if device.type != "cpu":
+        check_gpu(build.gpu, machine)
+        check_gpu_memory(plan, machine)
+    check_host(plan, build.out)
+    gpu = machine.gpus[0] if machine.gpus else None
+    return {
+        "gpu": gpu.name if gpu else NONE,
+        "compute_capability": machine.compute_capability,
+        "container": machine.container,
+    }
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Folder to write; must not exist or be empty.")],
+    size: Annotated[SizeName, typer.Option(help="7b is as released.")] = SizeName.seven_b,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of all weights.")] = 0,
+    device: Annotated[str, typer.Option(help="Where weights are drawn: cuda, or cpu, which asks for no GPU.")] = "cuda",
+    context_tokens: flags.ContextTokens = 4096,
+    max_tokens: Annotated[int, typer.Option(help="Most answer tokens a request may ask for.")] = 4096,
+    streams: flags.Streams = 64,
+    step_tokens: flags.StepTokens = 2048,
+    head: flags.Head = "auto",
+    audio_batch: flags.AudioBatch = 8,
+) -> None:
+    """Write torch_cuda engines with random weights."""
+    console = Console(highlight=False)
+    gpu = GpuOptions(TORCH_CUDA, streams=streams, step_tokens=step_tokens, head=head, audio_batch=audio_batch)
+    build = Build(Path(f"random-{size.value}-{seed}"), out, "gpu", context_tokens, max_tokens, gpu)
+
+    def on_file(name: str, record: FileRecord, seconds: float) -> None:
+        console.print(f"{name}: {record.bytes / 1e9:.2f} GB in {seconds:.1f} s", markup=False, soft_wrap=True)
+
+    start_s = time.monotonic()
+    try:
+        write_random_engines(build, SIZES[size], seed, torch.device(device), on_file=on_file)
+    except (VitaError, OSError, RuntimeError) as error:  # RuntimeError: PyTorch has no such device
+        Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from error
+    console.print(f"wrote {out} in {time.monotonic() - start_s:.1f} s", markup=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)
