@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +23,7 @@ from gpu_machines import CONTAINER
 from language_models import request
 from server.checks import check_engines
 from server.errors import CannotStart
-from server.options import ServerOptions
+from server.options import ROOT, ServerOptions
 from vita_audio.checkpoint import load_flow, load_language_model, load_speech_tokenizer, load_vocoder
 from vita_audio.decoding.decoder import StreamingDecoder
 from vita_audio.engines.interface import FlowEngine, LanguageModelEngine, SolvingFlowEngine
@@ -238,6 +240,53 @@ def test_engines_that_cannot_be_opened_here(source: EngineSource, tmp_path: Path
         open_audio_decoder(other)
     with pytest.raises(EngineError, match=r"weights\.safetensors: not readable weights"):
         open_language_model(replace(source, folder=tmp_path), 2)
+
+
+#: All that the model processes of the GPU profile open and warm up, where no ONNX package can be imported.
+WITHOUT_ONNX = """
+import sys
+from pathlib import Path
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("onnx", "onnxruntime", "onnxscript"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Missing())
+
+import numpy as np
+from build_engines.manifest import check_manifest
+from server.launch import TritonServer
+from vita_audio.decoding.decoder import StreamingDecoder
+from vita_audio.engines.loading import EngineSource, open_audio_decoder, open_language_model, open_speech_tokenizer
+from vita_audio.generation.service import GenerationService
+from vita_audio.prompt_stage import PromptStage
+from vita_audio.speech_features import speech_tokens
+from vita_audio.text import TextTokenizer
+from vita_audio.warm_up import warm_up_generation, warm_up_speech
+
+folder = Path(sys.argv[1])
+manifest = check_manifest(folder, target="gpu", device="cpu")
+source = EngineSource(folder, manifest.sizes, manifest.limits.context_tokens, manifest.gpu, device="cpu")
+speech = open_speech_tokenizer(source)
+warm_up_speech(speech)
+stage = PromptStage(TextTokenizer(folder / "tokenizer.json"), manifest.limits, lambda clip: speech_tokens(speech, clip))
+prompt = stage.prepare({"AUDIO": np.zeros(8000, np.float32)})
+service = GenerationService(open_language_model(source, 1), manifest.vocabulary.end_tokens, 1, source.prefill_chunk)
+warm_up_generation(service, manifest.limits)
+service.close()
+StreamingDecoder(*open_audio_decoder(source)).warm_up()
+print(len(prompt.ids), "onnx" in sys.modules or "onnxruntime" in sys.modules)
+"""
+
+
+def test_nothing_of_onnx_is_needed(source: EngineSource) -> None:
+    command = [sys.executable, "-c", WITHOUT_ONNX, str(source.folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    prompt_tokens, imported = done.stdout.split()
+    assert int(prompt_tokens) > 10
+    assert imported == "False"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

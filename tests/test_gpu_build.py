@@ -436,6 +436,15 @@ def test_a_cpu_is_asked_for(engines: Path, checkpoint: Path, tmp_path: Path) -> 
         check_manifest(out, target="gpu", machine=nothing)
 
 
+def test_packages_of_the_builder_alone_are_not_pinned(engines: Path, tmp_path: Path) -> None:
+    out = tmp_path / "gpu"
+    shutil.copytree(engines, out)
+    content = json.loads((out / MANIFEST).read_text())
+    content["versions"] = dict.fromkeys(content["versions"], "0.0")
+    (out / MANIFEST).write_text(json.dumps(content))
+    assert check_manifest(out, target="gpu", machine=CONTAINER).versions["onnxruntime"] == "0.0"
+
+
 def test_a_record_that_is_missing_or_unknown_is_refused(engines: Path, tmp_path: Path) -> None:
     out = tmp_path / "gpu"
     shutil.copytree(engines, out)
