@@ -1,101 +1,266 @@
-"""Everything a short session on a GPU machine should do, in one command that can be repeated:
+"""Everything that a short loan of a GPU should do, in order of worth, in one command that can be repeated:
 
-    python -m benchmarks.gpu_session --out results            (about 9 minutes; needs PyTorch for CUDA and pytest)
+    python -m benchmarks.gpu_session --phase first-light --out results     (430 s; needs PyTorch for CUDA and pytest)
+    python -m benchmarks.gpu_session --phase serve --out results           (180 s; the real server: deploy/offline)
+    python -m benchmarks.gpu_session --phase speed --out results           (600 s)
+    python -m benchmarks.gpu_session --list
 
-1. The GPU tests of the fixed-shape engine. 2. The golden cases on the GPU, where their folder is at hand. 3. The
-paper's tables at 7B and 0.5B; then 7B again with torch.compile. Each step is a process with its own time limit, so a
-fault or a hang costs that step alone. Results and one log go to --out. `--size tiny` walks the same way on a CPU.
+Each step is a process with its own time limit, so a fault or a hang costs that step alone. Results and one log are
+written as they come: a session that is killed keeps what it had. `--size tiny` walks the same steps on a CPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
 import torch
 
+from benchmarks import expectations
+from benchmarks.gpu_device import describe_device
+
 ROOT = Path(__file__).resolve().parent.parent
-GPU_TESTS = "tests/test_torch_cuda_gpu.py"
+GPU_TESTS = ("-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider", "tests/test_torch_cuda_gpu.py")
+#: The tests that say whether anything measured after them means something, and those that take long to compile.
+_FIRST_TESTS = "captured_equals_eager or 28x4x128-bfloat16"
+_SLOW_TESTS = "compiled or 28x4x128-float32"
+_LEAST_S = 8.0  # below this a step would end before PyTorch is loaded
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One process. `limit_s` ends it; it gets less when the session has less left. `bounded`: takes --budget."""
+    """One process.
+
+    Attributes:
+        name: unique in its phase.
+        arguments: of the Python interpreter.
+        seconds: planned; the step is ended when it takes longer (all of a phase stretch with a larger --budget).
+        expected: what was predicted, printed beside what came out.
+        bounded: takes --budget and ends by itself a little earlier.
+        needs: steps without which it is skipped.
+    """
 
     name: str
-    arguments: list[str]
-    limit_s: float
+    arguments: tuple[str, ...]
+    seconds: float
+    expected: str = ""
     bounded: bool = False
+    needs: tuple[str, ...] = ()
 
 
-def plan(size: str, golden: Path | None, out: Path) -> list[Step]:
-    """The steps in order of worth: what comes late may be cut off."""
-    tests = Step("tests", ["-m", "pytest", "-q", "--noconftest", GPU_TESTS], 110)
-    golden_cases = Step("golden", ["-m", "benchmarks.gpu_golden", str(golden)], 60)
-    tables = ["-m", "benchmarks.paper_tables", "--out", str(out)]
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Folders of a session; `golden` and `checkpoint` are None where they are not on this machine."""
+
+    out: Path
+    work: Path
+    golden: Path | None
+    checkpoint: Path | None
+
+
+def phases(size: str, places: Places) -> dict[str, list[Step]]:
+    """Phase -> its steps in order of worth: what comes late may be cut off."""
+    return {
+        "first-light": _first_light(size, places),
+        "serve": _serve(size, places),
+        "speed": _speed(size, places),
+    }
+
+
+def _tables(size: str, places: Places, *more: str) -> tuple[str, ...]:
+    made = ("-m", "benchmarks.paper_tables", "--out", str(places.out), "--size", size)
     if size == "tiny":
-        tiny = [*tables, "--size", "tiny", "--device", "cpu", "--repeats", "1", "--streams", "2", "--tokens", "12"]
-        steps = [tests, golden_cases, Step("tables", tiny, 200, bounded=True)]
+        more = tuple(more[: more.index("--streams")]) if "--streams" in more else more
+        return (*made, "--device", "cpu", "--repeats", "1", "--bursts", "2", *more, "--streams", "2", "--tokens", "12")
+    return (*made, *more)
+
+
+def _first_light(size: str, places: Places) -> list[Step]:
+    speeds = ", ".join(f"{m} {h} {s:.0f}" for (m, h), s in expectations.TOKENS_PER_S.items())
+    model = "tiny" if size == "tiny" else "7b"
+    core = _tables(
+        model, places, "--parts", "steps", "profile", "table5", "first_chunk", "prepare",
+        "--streams", "8", "64", "--tokens", "512", "--each", "12",
+    )  # fmt: skip
+    steps = [
+        Step("machine", ("-m", "benchmarks.gpu_environment"), 10, "libpython3.12, Python.h and 16 GiB of /dev/shm"),
+        Step("first tests", (*GPU_TESTS, "-k", _FIRST_TESTS), 60, "captured equals eager, attention in bf16"),
+        Step(f"language model {model}", core, 190, f"7B, batch 1, tokens/s: {speeds}", bounded=True),
+        Step(
+            "tests", (*GPU_TESTS, "-k", f"not ({_FIRST_TESTS} or {_SLOW_TESTS})"), 100, "every token of the reference"
+        ),
+        Step(
+            "audio",
+            _tables(model, places, "--parts", "audio", "--name", "audio", "--streams", "8"),
+            45,
+            _audio_words(),
+            bounded=True,
+        ),
+    ]
+    if places.golden:
+        golden = ("-m", "benchmarks.gpu_golden", str(places.golden))
+        steps.insert(4, Step("golden", golden, 30, "float32: every token; bf16: most"))
+    return steps
+
+
+def _audio_words() -> str:
+    eager, graph = expectations.AUDIO_EAGER_MS, expectations.AUDIO_GRAPH_MS
+    return f"first chunk {eager[0]:g}-{eager[1]:g} ms eager, {graph[0]:g}-{graph[1]:g} ms as CUDA graphs"
+
+
+def _serve(size: str, places: Places) -> list[Step]:
+    """Engines are built there, the real server is started, and real clients ask it."""
+    tiny = size == "tiny"
+    small, large = places.work / "small", places.work / "large"
+    device = ("--device", "cpu") if tiny else ()
+    if tiny:
+        asks = ("--streams", "1", "2", "--modes", "boost", "--seconds", "2", "--slots", "2", *device)
+        write = ("--size", "tiny", "--device", "cpu", "--streams", "2", "--context-tokens", "512")
     else:
-        quick = ["--parts", "table5", "first_chunk", "steps"]
-        steps = [
-            tests,
-            golden_cases,
-            Step("tables 7b", [*tables, "--size", "7b", "--baseline-tokens", "512"], 260, bounded=True),
-            Step("tables 0.5b", [*tables, "--size", "0.5b", "--baseline-tokens", "512"], 100, bounded=True),
-            Step("tables 7b compiled", [*tables, "--size", "7b", "--compile", *quick], 110, bounded=True),
+        asks = ("--streams", "1", "8", "32", "64", "--modes", "boost", "turbo", "--slots", "64")
+        write = ("--size", "7b", "--device", "cuda", "--head", "audio", "--streams", "64", "--context-tokens", "4096")
+
+    def serving(name: str, engines: Path, seconds: float, expected: str, *more: str) -> Step:
+        record = places.out / f"serving_{name.replace(' ', '_').replace(',', '')}.json"
+        arguments = ("-m", "benchmarks.gpu_serving", "--engines", str(engines), "--out", str(record), *asks, *more)
+        return Step(f"serve {name}", arguments, seconds, expected, True, (f"build {name.split(',')[0]}",))
+
+    build = ("-m", "build_engines", "--checkpoint", str(places.checkpoint), "--target", "gpu", "--engine", "torch_cuda")
+    steps = []
+    if places.checkpoint and not tiny:
+        steps += [
+            Step("build small", (*build, "--head", "full", "--out", str(small)), 20, "12 s on a CPU"),
+            serving("small", small, 45, "ready in 20-40 s; first sound below 100 ms", "--seconds", "4"),
         ]
-    return steps if golden else [step for step in steps if step is not golden_cases]
+    steps += [
+        Step("build 7b", ("-m", "build_engines.random_engines", *write, "--out", str(large)), 40, "30 s"),
+        serving(
+            "7b", large, 75, "ready in 60-90 s; 64 streams faster than real time", *(() if tiny else ("--seconds", "5"))
+        ),
+    ]
+    if places.checkpoint and not tiny:
+        steps.append(serving("small, MPS", small, 40, "shorter waits with several streams", "--seconds", "4", "--mps"))
+    return steps
 
 
-def run(step: Step, log: Path, left_s: float) -> dict[str, object]:
+def _speed(size: str, places: Places) -> list[Step]:
+    """The paper's tables in full, and what the last changes moved."""
+    if size == "tiny":
+        parts = ("--parts", "baseline", "batch", "heads")
+        return [Step("tables tiny", _tables(size, places, *parts), 60, bounded=True)]
+    more = ("--streams", "8", "32", "64", "--baseline-tokens", "512")
+    quick = ("--parts", "steps", "table5", "first_chunk", "--tokens", "512", "--streams", "8")
+    return [
+        Step("tests", GPU_TESTS, 100, "all pass"),
+        Step("tables 7b", _tables("7b", places, *more), 300, "as first light", bounded=True),
+        Step("tables 0.5b", _tables("0.5b", places, *quick, "--baseline-tokens", "512"), 80, bounded=True),
+        Step("tables 7b compiled", _tables("7b", places, "--compile", *quick), 110, "+11-16 %", bounded=True),
+    ]
+
+
+def run(step: Step, limit_s: float, log: Path) -> dict[str, object]:
     """Run one step; its output goes to the end of `log`, and the last lines of it to the screen."""
-    limit_s, start = min(step.limit_s, left_s), time.perf_counter()
+    start = time.perf_counter()
     # A bounded step is asked to end a little before it is ended.
-    arguments = [*step.arguments, "--budget", f"{0.85 * limit_s:.0f}"] if step.bounded else step.arguments
+    arguments = [*step.arguments, "--budget", f"{0.9 * limit_s - 2:.0f}"] if step.bounded else list(step.arguments)
     with log.open("a") as file:
         begin = file.tell()
+        process = subprocess.Popen(
+            [sys.executable, *arguments], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )  # fmt: skip
         try:
-            process = subprocess.run(
-                [sys.executable, *arguments], cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, timeout=limit_s
-            )
-            code: int | str = process.returncode
+            code: int | str = process.wait(limit_s)
         except subprocess.TimeoutExpired:
             code = "timed out"
+        finally:  # whatever a step started ends with it
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
     took = time.perf_counter() - start
-    print(f"== {step.name}: {code}, {took:.0f} s")
+    print(f"== {step.name}: {code}, {took:.0f} of {limit_s:.0f} s. Expected: {step.expected or '-'}")
     print("\n".join(log.read_bytes()[begin:].decode(errors="replace").splitlines()[-60:]), flush=True)
-    return {"step": step.name, "exit": code, "seconds": round(took, 1)}
+    return {"step": step.name, "exit": code, "seconds": round(took, 1), "expected": step.expected}
+
+
+def walk(phase: str, steps: Sequence[Step], budget_s: float, out: Path) -> bool:
+    """Run the steps of a phase within `budget_s`; False when one failed or was left out."""
+    start, done, log = time.perf_counter(), list[dict[str, object]](), out / f"gpu_{phase}.log"
+    log.unlink(missing_ok=True)
+    stretch = max(1.0, budget_s / sum(step.seconds for step in steps))
+    for step in steps:
+        left_s = budget_s - (time.perf_counter() - start)
+        failed = {str(row["step"]) for row in done if row["exit"] != 0}
+        missing = sorted(failed.intersection(step.needs))
+        if missing or left_s < min(_LEAST_S, step.seconds):
+            reason = f"not run: {', '.join(missing)} failed" if missing else "not run: out of time"
+            done.append({"step": step.name, "exit": reason, "seconds": 0.0, "expected": step.expected})
+        else:
+            done.append(run(step, min(step.seconds * stretch, left_s), log))
+        record = {
+            "command": " ".join(["python", "-m", "benchmarks.gpu_session", *sys.argv[1:]]),
+            "machine": describe_device(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
+            "date": str(date.today()), "phase": phase, "seconds": round(time.perf_counter() - start, 1), "steps": done,
+        }  # fmt: skip
+        (out / f"gpu_{phase}.json").write_text(json.dumps(record, indent=1) + "\n")
+    for row in done:
+        print(f"{phase} / {row['step']}: {row['exit']} ({row['seconds']} s)", flush=True)
+    return all(row["exit"] == 0 for row in done)
+
+
+def list_steps(plan: dict[str, list[Step]]) -> str:
+    lines = []
+    for phase, steps in plan.items():
+        lines.append(f"{phase}: {sum(step.seconds for step in steps):.0f} s")
+        lines += [f"  {step.seconds:4.0f} s  {step.name}: {step.expected or '-'}" for step in steps]
+    return "\n".join(lines)
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--phase", nargs="+", choices=("first-light", "serve", "speed"), default=["first-light"])
+    parser.add_argument("--list", action="store_true", help="print the steps with their seconds and end")
+    parser.add_argument("--only", nargs="+", help="these steps of the phase alone")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "gpu")
     parser.add_argument("--size", choices=("real", "tiny"), default="real")
-    parser.add_argument("--golden", type=Path, default=None, help="folder of golden data, if it is on this machine")
-    parser.add_argument("--budget", type=float, default=570.0, help="seconds for everything")
+    parser.add_argument("--golden", type=Path, help="folder of golden data, if it is on this machine")
+    parser.add_argument("--checkpoint", type=Path, default=ROOT / "checkpoints" / "small")
+    parser.add_argument("--budget", type=float, help="seconds for a phase, instead of the sum of its steps")
     options = parser.parse_args(arguments)
-    if options.size == "real" and not torch.cuda.is_available():
-        parser.error("no CUDA device; --size tiny shows on a CPU that the session runs")
-    options.out.mkdir(parents=True, exist_ok=True)
-    start, done, log = time.perf_counter(), list[dict[str, object]](), options.out / "gpu_session.log"
-    log.unlink(missing_ok=True)
+    checkpoint = options.checkpoint.resolve() if options.checkpoint.is_dir() else None
     golden = options.golden.resolve() if options.golden else None
-    for step in plan(options.size, golden, options.out.resolve()):
-        left_s = options.budget - (time.perf_counter() - start)
-        if left_s < 20:
-            done.append({"step": step.name, "exit": "not run: out of time", "seconds": 0.0})
-            continue
-        done.append(run(step, log, left_s))
-    (options.out / "gpu_session.json").write_text(json.dumps(done, indent=1) + "\n")
-    for row in done:
-        print(f"{row['step']}: {row['exit']} ({row['seconds']} s)")
-    return 0 if all(row["exit"] == 0 for row in done) else 1
+    out, work = options.out.resolve(), Path(tempfile.mkdtemp(prefix="vita-gpu-session-"))
+    try:
+        plan = phases(options.size, Places(out, work, golden, checkpoint))
+        if options.list:
+            print(list_steps(plan))
+            return 0
+        if options.size == "real" and not torch.cuda.is_available():
+            parser.error("no CUDA device; --size tiny shows on a CPU that the session runs")
+        out.mkdir(parents=True, exist_ok=True)
+        good = True
+        for phase in options.phase:
+            steps = plan[phase]
+            if options.only:
+                unknown = sorted(set(options.only) - {step.name for step in steps})
+                if unknown:
+                    parser.error(f"--only: {unknown[0]!r} is no step of {phase}; --list shows them")
+                steps = [step for step in steps if step.name in options.only]
+            good &= walk(phase, steps, options.budget or sum(step.seconds for step in steps), out)
+        return 0 if good else 1
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 if __name__ == "__main__":

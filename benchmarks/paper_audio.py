@@ -1,13 +1,16 @@
 """Measures the audio side of the paper's Table E7: speech tokenizer, and decoder with 1, 4 and 10 flow steps.
 
-Released sizes (or tiny ones), random weights, float32 with TF32 matrix products on a GPU; eager, and as one CUDA graph
-for each geometry where there is a GPU.
+Released sizes (or tiny ones), random weights, float32, and on a GPU with TF32 matrix products as well; eager, and as
+one CUDA graph for each geometry where there is a GPU. Beside them the streaming decoder as it is served.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from itertools import pairwise
+from statistics import median
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -16,6 +19,8 @@ from torch import Tensor
 from benchmarks.gpu_device import milliseconds
 from vita_audio.configs import FlowConfig, SpeechTokenizerConfig, VocoderConfig
 from vita_audio.contract import mel_frames
+from vita_audio.decoding.decoder import StreamingDecoder
+from vita_audio.engines.torch_audio import TorchFlow, TorchVocoder
 from vita_audio.models.flow import Flow, offline_frame_map, time_grid
 from vita_audio.models.speech_tokenizer import SpeechTokenizer
 from vita_audio.models.vocoder import Vocoder
@@ -34,20 +39,59 @@ RELEASED = (SpeechTokenizerConfig(), FlowConfig(), VocoderConfig())
 Work = Callable[[], Tensor]
 
 
+#: As it is served, and with TF32 matrix products and convolutions (a GPU's alone).
+PRECISIONS = ("float32", "TF32")
+
+
 def audio_rows(device: torch.device, tiny: bool, repeats: int) -> Iterator[dict[str, Any]]:
-    """One row for each stage: its eager time and, on a GPU, its time as a CUDA graph (None elsewhere)."""
+    """One row for each stage and precision: its eager time and, on a GPU, its time as a CUDA graph (None elsewhere)."""
     torch.manual_seed(0)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     speech, flow, vocoder = TINY if tiny else RELEASED
-    with torch.inference_mode():
-        stages = {"encoder": _encoder(speech, device)}
-        stages |= {f"decoder, {steps} step(s)": _decoder(flow, vocoder, steps, device) for steps in FLOW_STEPS}
-        for name, work in stages.items():
-            graph = None
-            if device.type == "cuda":
-                replay = _captured(work, device)
-                graph = milliseconds(replay, device, repeats)
-            yield {"stage": name, "eager_ms": milliseconds(work, device, repeats), "graph_ms": graph}
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    try:
+        with torch.inference_mode():
+            stages = {"encoder": _encoder(speech, device)}
+            stages |= {f"decoder, {steps} step(s)": _decoder(flow, vocoder, steps, device) for steps in FLOW_STEPS}
+            for precision in PRECISIONS if device.type == "cuda" else PRECISIONS[:1]:
+                fast = precision == "TF32"
+                torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = fast
+                for name, work in stages.items():
+                    eager = milliseconds(work, device, repeats)
+                    graph = None
+                    if device.type == "cuda":
+                        graph = milliseconds(_captured(work, device), device, repeats)
+                    yield {"stage": name, "precision": precision, "eager_ms": eager, "graph_ms": graph}
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def streaming_rows(device: torch.device, tiny: bool, repeats: int, streams: int) -> Iterator[dict[str, Any]]:
+    """The streaming decoder over the served PyTorch engines, host arithmetic included: the first chunk of one stream,
+    then a later, full one of one stream and of several in a batch. Median ms; "audio_ms": sound that a chunk holds."""
+    torch.manual_seed(0)
+    _, flow_config, vocoder_config = TINY if tiny else RELEASED
+    decoder = StreamingDecoder(
+        TorchFlow(flow_config, Flow(flow_config).state_dict(), device),
+        TorchVocoder(vocoder_config, Vocoder(vocoder_config).state_dict(), device),
+    )
+    first, last = decoder.config.first_chunk_tokens, decoder.config.chunk_tokens[-1]
+    for name, before, count in (
+        ("first chunk", 0, 1),
+        ("later chunk", sum(decoder.config.chunk_tokens) + last, 1),
+        ("later chunk", sum(decoder.config.chunk_tokens) + last, streams),
+    ):
+        due = [decoder.init(seed) for seed in range(count)]
+        for state in due:
+            decoder.push(state, range(before))
+            decoder.feed(state, range(last if before else first))
+        times, samples = [], 0
+        for turn in range(repeats + 2):
+            states = deepcopy(due)
+            start = perf_counter()
+            samples = len(decoder.step(states)[0])
+            if turn > 1:  # the first ones warm up
+                times.append((perf_counter() - start) * 1e3)
+        yield {"stage": name, "streams": count, "ms": median(times), "audio_ms": samples / 22.05}
 
 
 def _encoder(config: SpeechTokenizerConfig, device: torch.device) -> Work:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from benchmarks.eager_baseline import EagerLanguageModel
 from benchmarks.gpu_device import milliseconds, synchronize
+from benchmarks.kernel_profile import profile_call
 from benchmarks.roofline import ModelSize, bytes_per_cycle, tokens_per_s, traffic
 from vita_audio.engines.interface import BurstRow, ExtendRow, Sampling
 from vita_audio.engines.torch_cuda.engine import Settings, TorchCudaLanguageModel
@@ -31,6 +32,22 @@ REPETITION_PENALTY = 1.05  # active in the authors' greedy decoding too
 FIRST_CHUNK_TOKENS = 11  # one token of text, then a chunk of audio with its tags
 
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of an engine, ready to run: `rows` of each stream; `moved` bytes at least."""
+
+    kind: str
+    rows: int
+    head: str
+    streams: int
+    moved: float
+    work: Callable[[], object]
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}, {self.rows} row(s)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,33 +114,76 @@ class LanguageModelBench:
             "roofline_tokens_per_s": roofline, "share": speed / roofline,
         }  # fmt: skip
 
-    def steps(self, streams: int, context: int, repeats: int) -> Iterator[Row]:
-        """One call at a time, read by the host: backbone over 1 and K + 1 rows, and a burst with each head."""
+    def calls(self, streams: int, context: int) -> Iterator[Call]:
+        """One call after the other, each read by the host: backbone over 1 and K + 1 rows, and bursts of all modules:
+        greedy with each head, and sampled with top-k."""
         modules = self.size.config.mctp_modules
         parts = traffic(self.size, self.weights.embedding.element_size())
-        start = context - 2 * modules - 2
-        for rows, audio_head in ((1, False), (modules + 1, False), (0, False), (0, True)):
+        start, deep = context - 2 * modules - 2, modules + 1
+        greedy, sampled = Sampling(repetition_penalty=REPETITION_PENALTY), Sampling(1.0, 50, 0.9, REPETITION_PENALTY)
+        for kind, rows, audio_head, sampling in (
+            ("extend", 1, False, greedy),
+            ("extend", deep, False, greedy),
+            ("burst", deep, False, greedy),
+            ("burst", deep, True, greedy),
+            ("burst, sampled", deep, True, sampled),
+        ):
             engine = self.engine(streams, context, audio_head)
             for slot in range(streams):
-                engine.open(slot, Sampling(repetition_penalty=REPETITION_PENALTY))
+                engine.open(slot, sampling)
             work: Callable[[], object]
-            if rows:
-                name, floor = f"backbone, {rows} row(s)", parts.step(streams, start)
+            if kind == "extend":
+                moved = parts.step(streams, start)
                 work = partial(engine.extend, [ExtendRow(slot, start, [1] * rows, 0) for slot in range(streams)])
             else:
-                rows = modules + 1
-                name, floor = f"burst, {modules} modules, {rows} rows", parts.burst(streams, start, audio_head)
+                moved = parts.burst(streams, start, audio_head)
                 bursts = [BurstRow(slot, start, start + rows, [1] * rows, 0, 0) for slot in range(streams)]
                 work = partial(engine.burst, bursts)
-            took = milliseconds(work, self.device, repeats)
-            yield self._step_row(name, "audio-only" if audio_head else "full", streams, took, floor)
+            yield Call(kind, rows, "audio-only" if audio_head else "full", streams, moved, work)
 
-    def _step_row(self, name: str, head: str, streams: int, took_ms: float, moved: float) -> Row:
-        floor_ms = moved / self.bandwidth * 1e3
+    def steps(self, streams: int, context: int, repeats: int) -> Iterator[Row]:
+        """Each of `calls`, timed."""
+        for call in self.calls(streams, context):
+            took_ms = milliseconds(call.work, self.device, repeats)
+            floor_ms = call.moved / self.bandwidth * 1e3
+            yield {
+                "call": call.name, "kind": call.kind, "head": call.head, "streams": streams, "ms": took_ms,
+                "floor_ms": floor_ms, "achieved_gb_s": call.moved / took_ms / 1e6, "share": floor_ms / took_ms,
+            }  # fmt: skip
+
+    def profiles(self, streams: int, context: int) -> Iterator[Row]:
+        """Each of `calls` but the backbone's single row, kernel by kernel; "table" is the text of it."""
+        for call in self.calls(streams, context):
+            if call.rows == 1:
+                continue
+            made = profile_call(call.work, self.device)
+            yield {
+                "call": call.name, "kind": call.kind, "head": call.head, "streams": streams,
+                "launches": made.launches, "span_ms": made.span_us / 1e3, "busy_ms": made.busy_us / 1e3,
+                "longest_gap_us": made.longest_gap_us, "table": made.table(),
+            }  # fmt: skip
+
+    def prepare(self, slots: int, context: int, chunk: int, audio_head: bool) -> Row:
+        """What a server waits for: all programs of `slots` streams. Memory in GiB, as the driver counts it."""
+        free = self._free_gib()
+        engine = self.engine(slots, context, audio_head)
+        with_slots, start = self._free_gib(), time.perf_counter()
+        programs = engine.prepare(chunk)
+        synchronize(self.device)
         return {
-            "call": name, "head": head, "streams": streams, "ms": took_ms, "floor_ms": floor_ms,
-            "achieved_gb_s": moved / took_ms / 1e6, "share": floor_ms / took_ms,
+            "slots": slots, "context": context, "chunk": chunk, "programs": programs,
+            "seconds": time.perf_counter() - start, "slots_gib": free - with_slots,
+            "programs_gib": with_slots - self._free_gib(), "free_gib": self._free_gib(),
         }  # fmt: skip
+
+    def _free_gib(self) -> float:
+        """Of the device, without what the allocator only keeps; 0 on a CPU."""
+        if self.device.type != "cuda":
+            return 0.0
+        gc.collect()
+        torch.cuda.synchronize(self.device)
+        torch.cuda.empty_cache()
+        return torch.cuda.mem_get_info(self.device)[0] / 2**30
 
     def first_chunk_ms(self, mode: str, audio_head: bool, repeats: int) -> float:
         """From the prompt of 32 tokens to the last token of the first audio chunk, median."""
@@ -197,15 +257,23 @@ def _head_start(streams: int) -> int:
 def _run(
     engine: TorchCudaLanguageModel, mode: str, tokens: int, streams: int, limit_s: float
 ) -> tuple[int, float, float]:
-    """All streams running at once, from the last one's first token until the first one ends or `limit_s` is over:
-    tokens of a stream (`tokens` or a little more), mean length of its cache, tokens/s of all streams."""
+    """All streams running at once, from the last one's first token until they made `tokens` each on average or
+    `limit_s` is over: tokens of a stream, mean length of its cache, tokens/s of all streams."""
     scheduler, running = _submit(engine, mode, tokens + _head_start(streams), streams)
     while any(stream.generated == 0 for stream in running):
         scheduler.step()
-    before, start = sum(len(stream.tokens) for stream in running), time.perf_counter()
-    while not any(stream.ended for stream in running) and time.perf_counter() - start < limit_s:
+
+    def length() -> int:
+        return sum(len(stream.tokens) for stream in running)
+
+    before, start = length(), time.perf_counter()
+    while (
+        length() < before + tokens * streams
+        and not any(stream.ended for stream in running)
+        and time.perf_counter() - start < limit_s
+    ):
         scheduler.step()
-    after, took = sum(len(stream.tokens) for stream in running), time.perf_counter() - start
+    after, took = length(), time.perf_counter() - start
     return (after - before) // streams, (before + after) / 2 / streams, (after - before) / took
 
 

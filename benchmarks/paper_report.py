@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from benchmarks.paper_audio import CHUNK_TOKENS, FLOW_STEPS, SPEECH_TOKENS
+from benchmarks import expectations
+from benchmarks.paper_audio import CHUNK_TOKENS, SPEECH_TOKENS
 from benchmarks.paper_language_model import FIRST_CHUNK_TOKENS, PROMPT_TOKENS
 from benchmarks.roofline import PAPER_TOKENS_PER_S, SIZES, tokens_per_s, traffic
 from vita_audio.modes import NAMED_MODES
@@ -41,11 +42,14 @@ def render(record: Row) -> str:
         + prediction(record),
     ]
     for title, key, part in (
+        ("Single calls", "steps", steps),
+        ("Kernels of a call", "profile", profiles),
         (f"Table 5: tokens/s, batch 1, {record['tokens']} tokens", "table5", speeds),
         ("Batches", "batch", speeds),
         (f"Eager baseline, batch 1, {record['baseline_tokens']} tokens", "baseline", speeds),
-        ("Single calls", "steps", steps),
-        ("Table E7: time to the first sound", "first_chunk", first_chunk),
+        ("Table E7: time to the first audio chunk", "first_chunk", first_chunk),
+        ("Audio", "audio", audio),
+        ("Before a server is ready", "prepare", prepared),
         ("Audio-only head against full head", "heads", heads),
     ):
         if key in record:
@@ -93,61 +97,139 @@ def speeds(record: Row, rows: list[Row]) -> str:
                 _ratio(speed, vanilla), _ratio(speed, eager) if streams == 1 else "-",
                 number(row.get("achieved_gb_s")), number(row.get("roofline_tokens_per_s")),
                 number(None if speed is None else 100 * row["share"], 0, " %"),
-                f"{paper[mode]:g}" if streams == 1 and mode in paper else "-",
+                f"{paper[mode]:g}" if streams == 1 and mode in paper else "-", _expected(record, row),
             ]
         )  # fmt: skip
     header = (
-        "implementation|streams|mode|head|tokens each|tok/s|/ vanilla|/ eager|GB/s|roofline tok/s|share|paper tok/s"
+        "implementation|streams|mode|head|tokens each|tok/s|/ vanilla|/ eager|GB/s|roofline tok/s|share|paper tok/s|"
+        "expected tok/s"
     )
     return table(header, lines)
 
 
-def steps(_: Row, rows: list[Row]) -> str:
-    return table(
-        "call|streams|head|ms|floor ms|GB/s|share of roofline",
-        (
+def _expected(record: Row, row: Row) -> str:
+    """Tokens/s that were predicted for a row of the 7B, "-" for anything else."""
+    if record["size"] != "7b" or row["implementation"] != "engine":
+        return "-"
+    by_streams = {1: expectations.TOKENS_PER_S, 64: expectations.TOKENS_PER_S_64}
+    speed = by_streams.get(row["streams"], {}).get((row["mode"], row["head"]))
+    return "-" if speed is None else f"{speed:.0f}"
+
+
+def steps(record: Row, rows: list[Row]) -> str:
+    lines = []
+    for row in rows:
+        alone = record["size"] == "7b" and row["streams"] == 1
+        expected = expectations.STEP_MS.get((row.get("kind", ""), row.get("head", ""))) if alone else None
+        lines.append(
             [
                 row["call"], str(row["streams"]), row.get("head", "-"), number(row.get("ms"), 2),
                 number(row.get("floor_ms"), 2), number(row.get("achieved_gb_s")),
                 number(100 * row["share"] if "share" in row else None, 0, " %"),
+                "-" if expected is None else f"{expected:.1f}",
             ]
-            for row in rows
-        ),
-    )  # fmt: skip
+        )  # fmt: skip
+    return table("call|streams|head|ms|floor ms|GB/s|share of roofline|expected ms", lines)
+
+
+def profiles(record: Row, rows: list[Row]) -> str:
+    lines = []
+    for row in rows:
+        low, high = expectations.LAUNCHES.get(row.get("kind", ""), (0, 0)) if record["size"] == "7b" else (0, 0)
+        lines.append(
+            [
+                row["call"], str(row["streams"]), row.get("head", "-"), number(row.get("launches")),
+                number(row.get("span_ms"), 2), number(row.get("busy_ms"), 2), number(row.get("longest_gap_us"), 1),
+                f"{low}-{high}" if high else "-",
+            ]
+        )  # fmt: skip
+    return (
+        table("call|streams|head|launches|ms from first to last|ms busy|longest gap us|expected launches", lines)
+        + "\nThe kernels of each call by time are in the text file beside this one; copies count as launches there.\n"
+    )
+
+
+def kernels(record: Row) -> str:
+    """The kernels of every profiled call, as text."""
+    parts = [f"{record['command']}\n{record['machine']}, {record['date']}\n"]
+    for row in record["profile"]:
+        if "table" in row:
+            parts.append(f"== {row['call']}, head {row['head']}, {row['streams']} stream(s)\n{row['table']}")
+    return "\n".join(parts)
+
+
+def prepared(record: Row, rows: list[Row]) -> str:
+    def span(bounds: tuple[float, float]) -> str:
+        return f"{bounds[0]:g}-{bounds[1]:g}"
+
+    lines = [
+        [
+            str(row["slots"]), *(str(row.get(key, NOT_MEASURED)) for key in ("context", "chunk", "programs")),
+            number(row.get("seconds"), 1), *(number(row.get(key), 2) for key in ("slots_gib", "programs_gib")),
+        ]
+        for row in rows
+    ]  # fmt: skip
+    text = table("slots|context|prompt chunk|programs|seconds|GiB of slots|GiB of programs", lines)
+    if record["size"] == "7b":
+        text += (
+            f"\nExpected at 64 slots, prompts by 256 tokens: {expectations.PREPARE_PROGRAMS} programs, "
+            f"{span(expectations.PREPARE_S)} s with a cold kernel cache, up to {expectations.PREPARE_GIB} GiB.\n"
+        )
+    return text
 
 
 def first_chunk(record: Row, rows: list[Row]) -> str:
-    model = [row for row in rows if row["stage"] == "language model"]
-    audio = {(row["stage"], row["implementation"]): row["ms"] for row in rows if row["stage"] != "language model"}
-    stages = ["encoder", *(f"decoder, {count} step(s)" for count in FLOW_STEPS)]
-    text = table(
-        "stage|eager ms|CUDA graph ms",
-        ([stage, *(number(audio.get((stage, how)), 1) for how in ("eager", "CUDA graph"))] for stage in stages),
-    )
     lines = []
-    for row in model:
-        how = "eager" if row["implementation"] == "eager baseline" else "CUDA graph"
-        encoder, *decoders = (
-            audio.get((stage, how)) if audio.get((stage, how)) is not None else audio.get((stage, "eager"))
-            for stage in stages
-        )
-        sums = [
-            None if None in (row["ms"], encoder, decoder) else row["ms"] + encoder + decoder for decoder in decoders
-        ]
+    for row in rows:
+        expected = None
+        if record["size"] == "7b" and row["implementation"] == "engine":
+            expected = expectations.FIRST_CHUNK_MS.get((row["mode"], row["head"]))
         lines.append(
-            [row["implementation"], row["mode"], row["head"], number(row["ms"], 1), *(number(s, 1) for s in sums)]
+            [
+                row["implementation"],
+                row["mode"],
+                row["head"],
+                number(row["ms"], 1),
+                "-" if expected is None else f"{expected:g}",
+            ]
         )
     if record["size"] == "7b":
-        for mode, first in PAPER_FIRST_CHUNK_MS.items():
-            total = first + PAPER_ENCODER_MS + PAPER_DECODER_MS
-            lines.append(["paper", mode, "full", f"{first:g}", f"{total:g}", *["-"] * (len(FLOW_STEPS) - 1)])
-    sums_header = "|".join(f"sum, {count} step(s)" for count in FLOW_STEPS)
-    text += "\n" + table(f"language model|mode|head|first chunk ms|{sums_header}", lines)
-    return text + (
-        f"\nLanguage model: prompt of {PROMPT_TOKENS} tokens to output token {FIRST_CHUNK_TOKENS}. Encoder: "
-        f"{SPEECH_TOKENS} tokens of speech. Decoder: {CHUNK_TOKENS} audio tokens to a wave. A sum is language model + "
-        "encoder + decoder, as CUDA graphs where there are any; no server, no network."
+        lines += [["paper", mode, "full", f"{ms:g}", "-"] for mode, ms in PAPER_FIRST_CHUNK_MS.items()]
+    return table("language model|mode|head|first chunk ms|expected ms", lines) + (
+        f"\nPrompt of {PROMPT_TOKENS} tokens to output token {FIRST_CHUNK_TOKENS}; no server, no network.\n"
     )
+
+
+def audio(record: Row, rows: list[Row]) -> str:
+    """The streaming decoder as served, and each stage alone."""
+    served = [row for row in rows if "precision" not in row]
+    stages = [row for row in rows if "precision" in row]
+    text = table(
+        "streaming decoder, as served|streams|ms|ms of sound in it",
+        (
+            [row["stage"], str(row.get("streams", "-")), number(row.get("ms"), 1), number(row.get("audio_ms"))]
+            for row in served
+        ),
+    )
+    text += "\n" + table(
+        "stage|precision|eager ms|CUDA graph ms",
+        (
+            [row["stage"], row["precision"], *(number(row.get(key), 1) for key in ("eager_ms", "graph_ms"))]
+            for row in stages
+        ),
+    )
+    text += (
+        f"\nEncoder: {SPEECH_TOKENS} tokens of speech. Decoder: {CHUNK_TOKENS} audio tokens to a wave in one shot. "
+        f"The streaming decoder takes 4 flow steps and includes the host's arithmetic.\n"
+    )
+    if record["size"] == "7b":
+        eager, graph = expectations.AUDIO_EAGER_MS, expectations.AUDIO_GRAPH_MS
+        text += (
+            f"Expected for the first chunk: {eager[0]:g}-{eager[1]:g} ms eager, {graph[0]:g}-{graph[1]:g} ms as CUDA "
+            f"graphs in float32. The paper's: encoder {PAPER_ENCODER_MS:g} ms, decoder {PAPER_DECODER_MS:g} ms with "
+            "one flow step.\n"
+        )
+    return text
 
 
 def heads(_: Row, rows: list[Row]) -> str:

@@ -1,4 +1,5 @@
-"""The paper's speed tables on this machine: Table 5 (tokens/s of the modes) and Table E7 (time to the first sound).
+"""The paper's speed tables on this machine: Table 5 (tokens/s of the modes) and Table E7 (time to the first sound);
+beside them what explains them: single calls, their kernels, and what a server prepares before it is ready.
 
     python -m benchmarks.paper_tables --size 7b --out benchmarks/results      (one GPU, under 10 minutes)
     python -m benchmarks.paper_tables --size tiny --out DIR                   (any CPU, seconds: shows that it runs)
@@ -16,6 +17,7 @@ import re
 import shlex
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -27,14 +29,14 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from benchmarks.gpu_device import copy_bandwidth, datasheet_tb_s, describe_device
-from benchmarks.paper_audio import FLOW_STEPS, audio_rows
+from benchmarks.paper_audio import FLOW_STEPS, PRECISIONS, audio_rows, streaming_rows
 from benchmarks.paper_language_model import LanguageModelBench, Row
-from benchmarks.paper_report import render
+from benchmarks.paper_report import kernels, render
 from benchmarks.random_checkpoint import RandomCheckpoint
 from benchmarks.roofline import SIZES
 from vita_audio.modes import NAMED_MODES
 
-PARTS = ("table5", "baseline", "first_chunk", "steps", "batch", "heads")
+PARTS = ("steps", "profile", "table5", "first_chunk", "audio", "prepare", "baseline", "batch", "heads")
 HEADS = (("full", False), ("audio-only", True))
 
 
@@ -68,6 +70,7 @@ def measure(options: argparse.Namespace, device: torch.device, budget: Budget) -
         "machine": describe_device(device),
         "date": str(date.today()),
         "size": options.size,
+        "name": options.name,
         "dtype": "bfloat16" if device.type == "cuda" else "float32",
         "compiled": options.compile,
         "copy_tb_s": bandwidth / 1e12,
@@ -85,6 +88,7 @@ def measure(options: argparse.Namespace, device: torch.device, budget: Budget) -
             record[part].extend(_PARTS[part](bench, options, budget))
         except Exception as error:  # noqa: BLE001 - noted in the record; a GPU session must not lose its other numbers
             record["faults"][part] = f"{type(error).__name__}: {error}"
+            traceback.print_exc()
         print(f"{part}: {time.perf_counter() - budget.start:.0f} s", file=sys.stderr, flush=True)
         yield record
 
@@ -116,24 +120,38 @@ def _baseline(bench: LanguageModelBench, options: argparse.Namespace, budget: Bu
 def _steps(bench: LanguageModelBench, options: argparse.Namespace, budget: Budget) -> Iterator[Row]:
     for streams in sorted({1, *options.streams}):
         rows = bench.steps(streams, options.context, options.repeats)
-        yield from budget.take(rows, [{"call": "-", "streams": streams}] * 4)
+        yield from budget.take(rows, [{"call": "-", "streams": streams}] * 5)
+
+
+def _profile(bench: LanguageModelBench, options: argparse.Namespace, budget: Budget) -> Iterator[Row]:
+    for streams in sorted({1, min(options.streams)}):
+        yield from budget.take(bench.profiles(streams, options.context), [{"call": "-", "streams": streams}] * 4)
+
+
+def _prepare(bench: LanguageModelBench, options: argparse.Namespace, budget: Budget) -> Iterator[Row]:
+    slots, context = max(options.streams), min(4096, bench.size.config.max_position_embeddings)
+    yield {"slots": slots} if budget.over else bench.prepare(slots, context, options.prefill_chunk, True)
 
 
 def _first_chunk(bench: LanguageModelBench, options: argparse.Namespace, budget: Budget) -> Iterator[Row]:
-    repeats, tiny = options.repeats, options.size == "tiny"
     for mode in NAMED_MODES:
         for head, audio_head in HEADS:
             if not (audio_head and mode == "vanilla"):
-                took = None if budget.over else bench.first_chunk_ms(mode, audio_head, repeats)
-                yield {"stage": "language model", "implementation": "engine", "mode": mode, "head": head, "ms": took}
+                took = None if budget.over else bench.first_chunk_ms(mode, audio_head, options.repeats)
+                yield {"implementation": "engine", "mode": mode, "head": head, "ms": took}
     for mode in ("vanilla", "boost"):
-        took = None if budget.over else bench.baseline_first_chunk_ms(mode, max(1, repeats // 4))
-        yield {"stage": "language model", "implementation": "eager baseline", "mode": mode, "head": "full", "ms": took}
-    audio = audio_rows(bench.device, tiny, repeats)
+        took = None if budget.over else bench.baseline_first_chunk_ms(mode, max(1, options.repeats // 4))
+        yield {"implementation": "eager baseline", "mode": mode, "head": "full", "ms": took}
+
+
+def _audio(bench: LanguageModelBench, options: argparse.Namespace, budget: Budget) -> Iterator[Row]:
+    tiny = options.size == "tiny"
+    precisions = PRECISIONS if bench.device.type == "cuda" else PRECISIONS[:1]
+    blanks: list[Row] = [{"stage": "first chunk"}, {"stage": "later chunk"}, {"stage": "later chunk"}]
+    yield from budget.take(streaming_rows(bench.device, tiny, options.repeats, min(options.streams)), blanks)
     stages = ["encoder", *(f"decoder, {steps} step(s)" for steps in FLOW_STEPS)]
-    for row in budget.take(audio, [{"stage": stage} for stage in stages]):
-        for implementation, key in (("eager", "eager_ms"), ("CUDA graph", "graph_ms")):
-            yield {"stage": row["stage"], "implementation": implementation, "ms": row.get(key)}
+    blanks = [{"stage": stage, "precision": precision} for precision in precisions for stage in stages]
+    yield from budget.take(audio_rows(bench.device, tiny, options.repeats), blanks)
 
 
 def _heads(bench: LanguageModelBench, options: argparse.Namespace, budget: Budget) -> Iterator[Row]:
@@ -144,9 +162,12 @@ def _heads(bench: LanguageModelBench, options: argparse.Namespace, budget: Budge
 
 
 _PARTS = {
+    "steps": _steps,
+    "profile": _profile,
     "table5": _table_5,
     "first_chunk": _first_chunk,
-    "steps": _steps,
+    "audio": _audio,
+    "prepare": _prepare,
     "batch": _batch,
     "heads": _heads,
     "baseline": _baseline,
@@ -162,16 +183,26 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--streams", type=int, nargs="+", default=[8, 32, 64], help="batches beside 1")
     parser.add_argument("--batch-tokens", type=int, default=512, help="output of each stream of a batch")
     parser.add_argument("--context", type=int, default=2048, help="cache length of the single steps")
+    parser.add_argument("--prefill-chunk", type=int, default=256, help="prompt tokens of a step, for what is prepared")
     parser.add_argument("--bursts", type=int, default=100, help="bursts compared between the two heads")
     parser.add_argument("--repeats", type=int, default=20, help="of each short measurement (median)")
     parser.add_argument("--compile", action="store_true", help="fuse pointwise parts with torch.compile")
     parser.add_argument("--budget", type=float, default=540.0, help="seconds; later measurements are left out")
     parser.add_argument("--each", type=float, default=60.0, help="seconds one mode of a table may take")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--name", default="", help="ends the names of the files, so that runs do not replace each other"
+    )
     parser.add_argument("--out", type=Path, default=None, help="folder for the JSON and Markdown of this run")
     options = parser.parse_args(arguments)
     if options.size == "tiny":  # a model of this size holds 1024 tokens
-        for name, most in (("tokens", 64), ("baseline_tokens", 24), ("batch_tokens", 24), ("context", 128)):
+        for name, most in (
+            ("tokens", 64),
+            ("baseline_tokens", 24),
+            ("batch_tokens", 24),
+            ("context", 128),
+            ("prefill_chunk", 16),
+        ):
             setattr(options, name, min(getattr(options, name), most))
     elif torch.device(options.device).type == "cpu":
         parser.error(f"--size {options.size} needs a CUDA device; --size tiny runs on a CPU")
@@ -195,8 +226,11 @@ def _save(record: dict[str, Any], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     device = re.sub(r"[^a-z0-9]+", "_", record["machine"].split(",")[0].lower()).strip("_")
     stem = f"paper_tables_{record['size'].replace('.', '_')}_{device}" + ("_compiled" if record["compiled"] else "")
+    stem += f"_{record['name']}" if record["name"] else ""
     (folder / f"{stem}.json").write_text(json.dumps(record, indent=1) + "\n")
     (folder / f"{stem}.md").write_text(render(record))
+    if "profile" in record:
+        (folder / f"{stem.replace('paper_tables', 'kernels')}.txt").write_text(kernels(record))
 
 
 if __name__ == "__main__":

@@ -80,8 +80,12 @@ def test_prepared_engine_gives_the_same_tokens() -> None:
     assert run(engine, (1, 10, 4, 10)) == run(make(), (1, 10, 4, 10))
 
 
-@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-5), (torch.float16, 4e-3), (torch.bfloat16, 3e-2)])
-@pytest.mark.parametrize("size", [*split.SIZES, (28, 4, 128, 132)])
+@pytest.mark.parametrize(
+    ("dtype", "limit"),
+    [(torch.float32, 1e-5), (torch.float16, 4e-3), (torch.bfloat16, 3e-2)],
+    ids=["float32", "float16", "bfloat16"],
+)
+@pytest.mark.parametrize("size", [*split.SIZES, (28, 4, 128, 132)], ids=lambda size: "x".join(map(str, size[:3])))
 def test_split_attention(size: tuple[int, int, int, int], dtype: torch.dtype, limit: float) -> None:
     assert split.largest_difference(size, "cuda", dtype) < limit
 
