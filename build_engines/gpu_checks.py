@@ -9,7 +9,6 @@ from pathlib import Path
 from build_engines.gpu_options import GpuOptions
 from build_engines.gpu_plan import GIB, GpuPlan
 from build_engines.gpu_sizes import Sizes
-from build_engines.tensorrt_audio import TENSORRT_VERSION
 from build_engines.tensorrt_llm_networks.build import TENSORRT_LLM_VERSION
 from vita_audio.engines.gpu_machine import NONE, GpuMachine
 from vita_audio.engines.gpu_record import TENSORRT_LLM, TORCH_CUDA
@@ -39,6 +38,8 @@ def check_packages(options: GpuOptions, machine: GpuMachine) -> None:
     """Raises EngineError when TensorRT-LLM or TensorRT is missing or another one, and names the ways out."""
     if options.engine != TENSORRT_LLM:
         return
+    from build_engines.tensorrt_audio import TENSORRT_VERSION  # needs onnx, which torch_cuda engines do without
+
     ways = f"build in {IMAGE} (docker compose run --rm build), or with --engine {TORCH_CUDA}, which needs PyTorch alone"
     if machine.tensorrt_llm != TENSORRT_LLM_VERSION:
         found = "not installed" if machine.tensorrt_llm == NONE else f"{machine.tensorrt_llm}"

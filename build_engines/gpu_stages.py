@@ -35,7 +35,6 @@ from build_engines.stages import (
     vocoder_graphs,
     write_manifest,
 )
-from build_engines.tensorrt_audio import build_audio_engines
 from build_engines.tensorrt_llm.config_file import config_fields
 from build_engines.tensorrt_llm.conversion import Converted, Options, convert
 from build_engines.tensorrt_llm.formats import FORMATS as LINEAR_FORMATS
@@ -212,6 +211,8 @@ def _vocoder(build: Build, folder: Path) -> Facts:
 
 
 def _audio_engines(build: Build, folder: Path) -> Facts:
+    from build_engines.tensorrt_audio import build_audio_engines  # needs onnx, which torch_cuda engines do without
+
     build_audio_engines(build.out / GRAPHS, folder / AUDIO_FOLDER, DecoderConfig(), build.gpu.audio_batch)
     return {}
 

@@ -1,8 +1,9 @@
-"""Machines with GPUs, for tests on machines without: as data, and as an nvidia-smi on the PATH."""
+"""Machines with GPUs, for tests on machines without: as data, and as environments of a process."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from vita_audio.engines.gpu_machine import Gpu, GpuMachine
@@ -20,3 +21,10 @@ def with_nvidia_smi(folder: Path, *gpus: Gpu) -> dict[str, str]:
     script.write_text(f'#!/bin/sh\n[ "$1" = "--query-gpu=name,compute_cap,memory.total" ] || exit 1\n{lines}')
     script.chmod(0o755)
     return {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
+
+
+def without_onnx(folder: Path, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """An environment whose Python finds none of the ONNX packages."""
+    for name in ("onnx", "onnxruntime", "onnxscript"):
+        (folder / f"{name}.py").write_text(f"raise ModuleNotFoundError(\"No module named '{name}'\", name='{name}')\n")
+    return {**environment, "PYTHONPATH": str(folder)}

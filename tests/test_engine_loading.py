@@ -19,7 +19,7 @@ from build_engines.manifest import load_manifest
 from build_engines.pipeline import Build
 from build_engines.seed_checkpoint import TINY, write_seed_checkpoint
 from build_engines.stages import run_build
-from gpu_machines import CONTAINER
+from gpu_machines import CONTAINER, without_onnx
 from language_models import request
 from server.checks import check_engines
 from server.errors import CannotStart
@@ -242,18 +242,10 @@ def test_engines_that_cannot_be_opened_here(source: EngineSource, tmp_path: Path
         open_language_model(replace(source, folder=tmp_path), 2)
 
 
-#: All that the model processes of the GPU profile open and warm up, where no ONNX package can be imported.
-WITHOUT_ONNX = """
+#: All that the model processes of the GPU profile open and warm up.
+OPEN_AND_WARM_UP = """
 import sys
 from pathlib import Path
-
-class Missing:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("onnx", "onnxruntime", "onnxscript"):
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, Missing())
-
 import numpy as np
 from build_engines.manifest import check_manifest
 from server.launch import TritonServer
@@ -276,17 +268,15 @@ service = GenerationService(open_language_model(source, 1), manifest.vocabulary.
 warm_up_generation(service, manifest.limits)
 service.close()
 StreamingDecoder(*open_audio_decoder(source)).warm_up()
-print(len(prompt.ids), "onnx" in sys.modules or "onnxruntime" in sys.modules)
+print(len(prompt.ids))
 """
 
 
-def test_nothing_of_onnx_is_needed(source: EngineSource) -> None:
-    command = [sys.executable, "-c", WITHOUT_ONNX, str(source.folder)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+def test_nothing_of_onnx_is_needed(source: EngineSource, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", OPEN_AND_WARM_UP, str(source.folder)]
+    done = subprocess.run(command, cwd=ROOT, env=without_onnx(tmp_path), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    prompt_tokens, imported = done.stdout.split()
-    assert int(prompt_tokens) > 10
-    assert imported == "False"
+    assert int(done.stdout) > 10  # tokens of a prompt
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

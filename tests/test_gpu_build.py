@@ -29,7 +29,7 @@ from build_engines.stages import run_build
 from build_engines.tensorrt_audio import plan_engines
 from build_engines.tensorrt_llm.config_file import check_part
 from build_engines.tensorrt_llm_networks.options import NetworkOptions
-from gpu_machines import CONTAINER, H100, with_nvidia_smi
+from gpu_machines import CONTAINER, H100, with_nvidia_smi, without_onnx
 from vita_audio.checkpoint import load_flow, load_language_model
 from vita_audio.decoding.schedule import DecoderConfig
 from vita_audio.engines.gpu_machine import Gpu, GpuMachine, find_machine
@@ -79,7 +79,7 @@ class Compilers:
 def compilers(monkeypatch: pytest.MonkeyPatch) -> Compilers:
     made = Compilers()
     monkeypatch.setattr(gpu_stages, "build_engine", made.language_model)
-    monkeypatch.setattr(gpu_stages, "build_audio_engines", made.audio)
+    monkeypatch.setattr("build_engines.tensorrt_audio.build_audio_engines", made.audio)
     return made
 
 
@@ -198,7 +198,8 @@ def command(checkpoint: Path, out: Path, *more: str) -> list[str]:
 
 
 def test_torch_cuda_by_the_command_killed_and_resumed(checkpoint: Path, tmp_path: Path) -> None:
-    out, environment = tmp_path / "gpu", with_nvidia_smi(tmp_path / "bin", H100)
+    """Where neither ONNX nor ONNX Runtime is installed: these engines are made of neither."""
+    out, environment = tmp_path / "gpu", without_onnx(tmp_path, with_nvidia_smi(tmp_path / "bin", H100))
     process = subprocess.Popen(command(checkpoint, out), cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     for line in process.stdout:
@@ -384,7 +385,7 @@ def engines(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         made = Compilers()
         patch.setattr("build_engines.pipeline.find_machine", lambda: CONTAINER)
         patch.setattr(gpu_stages, "build_engine", made.language_model)
-        patch.setattr(gpu_stages, "build_audio_engines", made.audio)
+        patch.setattr("build_engines.tensorrt_audio.build_audio_engines", made.audio)
         run_build(Build(checkpoint, out, "gpu", gpu=LLM))
     return out
 
