@@ -27,6 +27,7 @@ import numpy as np
 
 from benchmarks.machine import describe_machine
 from benchmarks.mps import mps
+from benchmarks.serving import STAGES
 from benchmarks.stream_clients import ClientProcesses, Load, Part, request_for
 from build_engines.manifest import load_manifest
 from loadtest.clock import now_s
@@ -37,11 +38,12 @@ from vita_audio.contract import TASKS
 from vita_audio.errors import VitaError
 from vita_client import AsyncClient, AsyncStream, Client, Pcm, StatusUpdate, TokensDelta
 
-STAGES = ("prompt", "speech_tokenizer", "lm_queue", "lm", "decode_queue", "decode")
 #: Share of a row's seconds, and the most of them, in which streams begin and nothing counts.
 _RAMP_SHARE, _RAMP_MOST_S = 0.2, 4.0
 #: Kept back for the cancel check; what a row takes beside its seconds.
-_CANCEL_S, _ROW_EXTRA_S = 25.0, 3.0
+_CANCEL_S, _ROW_EXTRA_S = 25.0, 1.0
+#: What cut streams may take to leave the server before the next row begins.
+_SETTLE_S = 5.0
 _LOG_LINES = 40
 _GPU_QUERY = (
     "nvidia-smi",
@@ -172,8 +174,8 @@ async def cancel_check(server: TritonServer, mode: str, max_tokens: int, limit_s
             "streams": len(streams),
             "sounding_before": sounding,
             "cancelled": half,
-            **_spread("place_free_ms", [s.queued_ms for s in new]),
-            "place_free_ms_max": max(s.queued_ms for s in new),
+            **_spread("place_free_ms", waits := [s.queued_ms for s in new if not s.error]),
+            "place_free_ms_max": max(waits, default=None),
             "new_sounding": fresh_sounding,
             **_spread("new_first_sample_ms", [s.first_ms for s in new]),
             "others_went_on": sum(went_on),
@@ -256,7 +258,7 @@ class _Session:
                 for mode in self._options.modes:
                     row = {"task": task, "mode": mode, "streams": streams}
                     left_s = self._end_s - now_s() - _CANCEL_S
-                    if left_s < self._options.seconds + _ROW_EXTRA_S:
+                    if left_s < self._options.seconds + _ROW_EXTRA_S + _SETTLE_S:
                         row["skipped"] = "not run: out of time"
                     elif not self._server.running:
                         row["skipped"] = "not run: the server has ended"
@@ -287,7 +289,15 @@ class _Session:
         )
         time.sleep(0.2 + 0.6 * seconds)
         state = gpu_state()
-        return summarise(running.result(), until_s - from_s, prebuffer_s) | {"seconds": until_s - from_s, **state}
+        row = summarise(running.result(), until_s - from_s, prebuffer_s)
+        return row | {"seconds": until_s - from_s, "all_gone_ms": self._settle(), **state}
+
+    def _settle(self) -> float:
+        """Wait until the cut streams are gone from the server, for at most `_SETTLE_S`; how long it took, in ms."""
+        start_s = now_s()
+        while self._server.running and self._server.live_streams() and now_s() < start_s + _SETTLE_S:
+            time.sleep(0.05)
+        return (now_s() - start_s) * 1e3
 
     def cancel(self, max_tokens: int) -> None:
         left_s = self._end_s - now_s()

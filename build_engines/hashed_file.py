@@ -20,11 +20,11 @@ _PIECE_BYTES, _PIECES = 32 << 20, 4
 
 
 class _HashedFile:
-    """A new file. `write` takes bytes on any device and returns when they may change; `record` is for afterwards."""
+    """A new file that begins with `header`. `write` takes bytes on any device and returns when they may change."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, header: bytes) -> None:
         self._file = path.open("wb")
-        self._digest, self._bytes = hashlib.sha256(), 0
+        self._digest, self._bytes = hashlib.sha256(header), self._file.write(header)
         # One thread each: both are strictly in order, and release the interpreter while they work.
         self._hashing, self._writing = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self._busy: deque[tuple[Tensor, Future[None], Future[int]]] = deque()
@@ -40,6 +40,7 @@ class _HashedFile:
 
     @property
     def record(self) -> FileRecord:
+        """For afterwards."""
         return FileRecord(self._digest.hexdigest(), self._bytes)
 
     def _free_buffer(self, pinned: bool) -> Tensor:
@@ -85,8 +86,7 @@ def write_tensors(path: Path, outline: Outline, tensors: Iterable[tuple[str, Ten
     """
     header, _ = file_header(outline)
     waiting = iter(outline.items())
-    with _HashedFile(path) as file:
-        file.write(torch.frombuffer(bytearray(header), dtype=torch.uint8))
+    with _HashedFile(path, header) as file:
         for name, tensor in tensors:
             if (name, (tuple(tensor.shape), tensor.dtype)) != next(waiting, None):
                 raise ValueError(f"{name}: {list(tensor.shape)} {tensor.dtype} is not the next tensor of the outline")

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -30,11 +30,12 @@ from build_engines.gpu_stages import make_record
 from build_engines.hashed_file import write_tensors
 from build_engines.manifest import MANIFEST, FileRecord, Manifest, combined_sha256, file_records
 from build_engines.pipeline import Build, Facts
-from build_engines.seed_checkpoint import seed_vocabulary
 from build_engines.seed_language_model import RandomLanguageModel
 from build_engines.seed_sizes import SIZES, SeedSize, SizeName
+from build_engines.seed_tokenizer import build_tokenizer
 from build_engines.seed_weights import flow_weights, speech_tokenizer_weights, vocoder_weights
 from build_engines.stages import checked_facts, make_limits
+from build_engines.tensorrt_llm.rank_files import Outline
 from vita_audio.engines.gpu_machine import NONE, GpuMachine, find_machine
 from vita_audio.engines.gpu_record import TORCH_CUDA
 from vita_audio.engines.torch_weights import FLOW_FILE, SPEECH_TOKENIZER_FILE, VOCODER_FILE, WEIGHTS_FILE
@@ -94,31 +95,19 @@ def _write(
     machine: GpuMachine,
     on_file: Callable[[str, FileRecord, float], None],
 ) -> Manifest:
-    vocabulary, config = seed_vocabulary(folder, size, seed)
-    (folder / "tokenizer_config.json").unlink()  # of a checkpoint; engines have none
-    found = _found(replace(size, language_model=config), vocabulary)
+    tokenizer = build_tokenizer(size.merges, size.audio_codes, seed, text_tokens=size.text_tokens)
+    tokenizer.save(str(folder / _TOKENIZER_FILE))
+    size = size.for_tokens(tokenizer.get_vocab_size())
+    vocabulary = Vocabulary.from_tokenizer(folder / _TOKENIZER_FILE)
+    found = _found(size, vocabulary)
     machine_facts = _check_machine(build, found, device, machine)
     checked = checked_facts(found)
     files = file_records(folder, [_TOKENIZER_FILE])
-
-    def write(name: str, tensors: RandomLanguageModel | dict[str, Tensor], start_s: float) -> None:
-        outline = (
-            tensors.outline
-            if isinstance(tensors, RandomLanguageModel)
-            else {key: (tuple(tensor.shape), tensor.dtype) for key, tensor in tensors.items()}
-        )
-        files[name] = write_tensors(folder / name, outline, tensors.items())
-        on_file(name, files[name], time.monotonic() - start_s)
-
     start_s = time.monotonic()
-    write(WEIGHTS_FILE, RandomLanguageModel(config, device, seed, torch.bfloat16, vocabulary, ends=False), start_s)
-    for name, draw in (
-        (SPEECH_TOKENIZER_FILE, lambda: speech_tokenizer_weights(size.speech_tokenizer, seed, device)),
-        (FLOW_FILE, lambda: flow_weights(size.flow, seed, device)),
-        (VOCODER_FILE, lambda: vocoder_weights(size.vocoder, seed, device)),
-    ):
-        start_s = time.monotonic()
-        write(name, draw(), start_s)
+    for name, outline, tensors in _networks(size, vocabulary, seed, device):
+        files[name] = write_tensors(folder / name, outline, tensors)
+        before_s, start_s = start_s, time.monotonic()
+        on_file(name, files[name], start_s - before_s)
     manifest = Manifest(
         target="gpu",
         checkpoint_name=build.checkpoint.name,
@@ -132,6 +121,21 @@ def _write(
     )
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
+
+
+def _networks(
+    size: SeedSize, vocabulary: Vocabulary, seed: int, device: torch.device
+) -> Iterator[tuple[str, Outline, Iterable[tuple[str, Tensor]]]]:
+    """File, outline and tensors of each network; an audio network is drawn whole."""
+    language_model = RandomLanguageModel(size.language_model, device, seed, torch.bfloat16, vocabulary, ends=False)
+    yield WEIGHTS_FILE, language_model.outline, language_model.items()
+    for name, draw in (
+        (SPEECH_TOKENIZER_FILE, partial(speech_tokenizer_weights, size.speech_tokenizer)),
+        (FLOW_FILE, partial(flow_weights, size.flow)),
+        (VOCODER_FILE, partial(vocoder_weights, size.vocoder)),
+    ):
+        tensors = draw(seed, device)
+        yield name, {key: (tuple(tensor.shape), tensor.dtype) for key, tensor in tensors.items()}, tensors.items()
 
 
 def _found(size: SeedSize, vocabulary: Vocabulary) -> CheckpointSizes:

@@ -10,7 +10,6 @@ serving on a CPU and for tests; 7b and 0.5b are as released, for measurements.
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -28,11 +27,10 @@ from build_engines.seed_language_model import RandomLanguageModel
 from build_engines.seed_sizes import SIZES, SMALL, TINY, SeedSize, SizeName
 from build_engines.seed_tokenizer import write_tokenizer
 from build_engines.seed_weights import CPU, flow_weights, speech_tokenizer_weights, vocoder_weights
-from vita_audio.configs import LanguageModelConfig
 from vita_audio.errors import CheckpointError
 from vita_audio.vocabulary import Vocabulary
 
-__all__ = ["SMALL", "TINY", "SeedSize", "seed_vocabulary", "write_seed_checkpoint"]
+__all__ = ["SMALL", "TINY", "SeedSize", "write_seed_checkpoint"]
 
 
 def write_seed_checkpoint(folder: Path, size: SeedSize = SMALL, seed: int = 0, device: torch.device = CPU) -> None:
@@ -63,16 +61,11 @@ def write_seed_checkpoint(folder: Path, size: SeedSize = SMALL, seed: int = 0, d
     temporary.rename(folder)
 
 
-def seed_vocabulary(folder: Path, size: SeedSize, seed: int) -> tuple[Vocabulary, LanguageModelConfig]:
-    """Write the tokenizer's files; returns its ids and the language model's sizes for them."""
-    tokens = write_tokenizer(folder, size.merges, size.audio_codes, seed, text_tokens=size.text_tokens)
-    rows = -(-tokens // 8) * 8  # padded as the released ones
-    return Vocabulary.from_tokenizer(folder / "tokenizer.json"), replace(size.language_model, vocab_size=rows)
-
-
 def _write_language_model(folder: Path, size: SeedSize, seed: int, device: torch.device) -> None:
     folder.mkdir(parents=True)
-    vocabulary, config = seed_vocabulary(folder, size, seed)
+    tokens = write_tokenizer(folder, size.merges, size.audio_codes, seed, text_tokens=size.text_tokens)
+    config = size.for_tokens(tokens).language_model
+    vocabulary = Vocabulary.from_tokenizer(folder / "tokenizer.json")
     tensors = RandomLanguageModel(config, device, seed, getattr(torch, size.dtype), vocabulary, size.ends)
     write_language_model_config(folder, config, vocabulary, size.dtype)
     write_tensors(folder / "model.safetensors", tensors.outline, tensors.items())

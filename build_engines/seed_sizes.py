@@ -34,6 +34,10 @@ class SeedSize:
     def audio_codes(self) -> int:
         return self.flow.vocab_size
 
+    def for_tokens(self, tokens: int) -> SeedSize:
+        """The same for a tokenizer of so many tokens; rows are padded as the released ones."""
+        return replace(self, language_model=replace(self.language_model, vocab_size=-(-tokens // 8) * 8))
+
 
 #: Deep and narrow, so that MCTP pays as it does at 7B: a burst costs K layers and K heads against L layers per token.
 SMALL = SeedSize(
