@@ -28,6 +28,7 @@ from vita_audio.engines.torch_cuda.engine import (
     check_memory,
     slot_bytes,
 )
+from vita_audio.engines.torch_cuda.sampler import SamplingTable, draw
 from vita_audio.engines.torch_cuda.shapes import Limits, prepared_shapes, round_rows
 from vita_audio.engines.torch_cuda.weights import load_weights
 from vita_audio.engines.torch_language_model import TorchLanguageModel
@@ -191,6 +192,23 @@ def test_padding_changes_nothing_a_stream_owns() -> None:
             program.run()
     after = [engine._cache[:, :-1], engine._hidden[:-1], engine._seen[:-1]]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("width", [1, 20, 300])
+def test_padding_may_hold_anything(width: int) -> None:
+    """Rows that nobody reads may be NaN (memory as it was found): their draws still index what is there.
+
+    Seen on a GPU: in bfloat16 a warm-up drew index -1, and the device ended the process.
+    """
+    table = SamplingTable.create(2, torch.device("cpu"))
+    table.put(0, Sampling(temperature=1.0, top_k=20, top_p=0.9), 300)
+    logits = torch.full((2, 300), torch.nan)
+    logits[1] = torch.arange(300.0)
+    seen, banned = torch.zeros(2, 300, dtype=torch.bool), torch.zeros(300, dtype=torch.bool)
+    rows = table.rows(torch.tensor([0, 1]))
+    made = draw(logits, seen, banned, rows, torch.tensor([[0.5], [0.5]]), width)
+    assert 0 <= int(made[0]) < 300
+    assert int(made[1]) == 299
 
 
 def test_prepared_programs_cover_what_streams_run() -> None:

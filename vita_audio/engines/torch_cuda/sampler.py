@@ -73,6 +73,7 @@ def draw(logits: Tensor, seen: Tensor, banned: Tensor, table: SamplingTable, uni
     p = (values / table.temperature).masked_fill(beyond, -torch.inf).softmax(1)
     p = torch.where(p.cumsum(1) - p < table.top_p, p, 0.0)
     chosen = (p.cumsum(1) <= uniform * p.sum(1, keepdim=True)).sum(1, keepdim=True)
-    # A draw just below 1 can pass every candidate by rounding: the last one with any mass is meant.
-    last = (p > 0).sum(1, keepdim=True) - 1
+    # A draw just below 1 can pass every candidate by rounding: the last one with any mass is meant. Rows that nobody
+    # reads (padding, warm-up) may be NaN and have no mass at all: they must still index what is there.
+    last = ((p > 0).sum(1, keepdim=True) - 1).clamp(min=0)
     return torch.where(table.greedy[:, 0], greedy, ids.gather(1, torch.minimum(chosen, last))[:, 0])
