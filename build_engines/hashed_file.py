@@ -91,6 +91,7 @@ def write_tensors(path: Path, outline: Outline, tensors: Iterable[tuple[str, Ten
             if (name, (tuple(tensor.shape), tensor.dtype)) != next(waiting, None):
                 raise ValueError(f"{name}: {list(tensor.shape)} {tensor.dtype} is not the next tensor of the outline")
             file.write(tensor.detach().contiguous().reshape(-1).view(torch.uint8))
+            del tensor  # before the next is drawn
         missing = [name for name, _ in waiting]
         if missing:
             raise ValueError(f"{', '.join(missing)} never written")
