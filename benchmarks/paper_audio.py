@@ -70,10 +70,11 @@ def streaming_rows(device: torch.device, tiny: bool, repeats: int, streams: int)
     then a later, full one of one stream and of several in a batch. Median ms; "audio_ms": sound that a chunk holds."""
     torch.manual_seed(0)
     _, flow_config, vocoder_config = TINY if tiny else RELEASED
-    decoder = StreamingDecoder(
-        TorchFlow(flow_config, Flow(flow_config).state_dict(), device),
-        TorchVocoder(vocoder_config, Vocoder(vocoder_config).state_dict(), device),
-    )
+    with device:  # random values are drawn where they are needed: on a CPU that takes seconds
+        decoder = StreamingDecoder(
+            TorchFlow(flow_config, Flow(flow_config).state_dict(), device),
+            TorchVocoder(vocoder_config, Vocoder(vocoder_config).state_dict(), device),
+        )
     first, last = decoder.config.first_chunk_tokens, decoder.config.chunk_tokens[-1]
     for name, before, count in (
         ("first chunk", 0, 1),
@@ -96,7 +97,8 @@ def streaming_rows(device: torch.device, tiny: bool, repeats: int, streams: int)
 
 def _encoder(config: SpeechTokenizerConfig, device: torch.device) -> Work:
     """Features of `SPEECH_TOKENS` tokens of speech -> ids."""
-    model = SpeechTokenizer(config).eval().to(device)
+    with device:
+        model = SpeechTokenizer(config).eval().to(device)
     frames = SPEECH_TOKENS * config.frames_per_token
     features = torch.randn(1, config.num_mel_bins, frames, device=device)
     valid = torch.tensor([frames], device=device)
@@ -105,7 +107,8 @@ def _encoder(config: SpeechTokenizerConfig, device: torch.device) -> Work:
 
 def _decoder(flow_config: FlowConfig, vocoder_config: VocoderConfig, steps: int, device: torch.device) -> Work:
     """The first chunk: audio tokens -> mel -> wave, one shot, nothing held back."""
-    flow, vocoder = Flow(flow_config).eval().to(device), Vocoder(vocoder_config).eval().to(device)
+    with device:
+        flow, vocoder = Flow(flow_config).eval().to(device), Vocoder(vocoder_config).eval().to(device)
     frames, mels = mel_frames(CHUNK_TOKENS), flow_config.output_size
     tokens = torch.randint(0, flow_config.vocab_size, (1, CHUNK_TOKENS), device=device)
     frame_token = offline_frame_map(CHUNK_TOKENS, frames).to(device)

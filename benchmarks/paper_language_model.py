@@ -43,6 +43,7 @@ class Call:
     head: str
     streams: int
     moved: float
+    engine: TorchCudaLanguageModel
     work: Callable[[], object]
 
     @property
@@ -139,7 +140,7 @@ class LanguageModelBench:
                 moved = parts.burst(streams, start, audio_head)
                 bursts = [BurstRow(slot, start, start + rows, [1] * rows, 0, 0) for slot in range(streams)]
                 work = partial(engine.burst, bursts)
-            yield Call(kind, rows, "audio-only" if audio_head else "full", streams, moved, work)
+            yield Call(kind, rows, "audio-only" if audio_head else "full", streams, moved, engine, work)
 
     def steps(self, streams: int, context: int, repeats: int) -> Iterator[Row]:
         """Each of `calls`, timed."""
@@ -149,6 +150,28 @@ class LanguageModelBench:
             yield {
                 "call": call.name, "kind": call.kind, "head": call.head, "streams": streams, "ms": took_ms,
                 "floor_ms": floor_ms, "achieved_gb_s": call.moved / took_ms / 1e6, "share": floor_ms / took_ms,
+            }  # fmt: skip
+
+    @torch.inference_mode()
+    def host_shares(self, streams: int, context: int, repeats: int) -> Iterator[Row]:
+        """Each of `calls`, taken apart: its program alone on the device, the host's time to launch it, and the host's
+        time to write its inputs (and read a result that is there). ms, medians; what is left is waiting."""
+        for call in self.calls(streams, context):
+            whole = milliseconds(call.work, self.device, repeats)
+            (program,) = call.engine.programs.values()
+            launch = []
+            for _ in range(repeats):
+                synchronize(self.device)
+                start = time.perf_counter()
+                output = program.launch()
+                launch.append((time.perf_counter() - start) * 1e3)
+            alone = milliseconds(lambda: [program.launch() for _ in range(10)], self.device, repeats) / 10  # noqa: B023
+            # Only this call of the program leaves the device out: inputs are written, its last output is read.
+            program.run = lambda: output  # type: ignore[method-assign]  # noqa: B023
+            host = milliseconds(call.work, self.device, repeats)
+            yield {
+                "call": call.name, "head": call.head, "streams": streams, "ms": whole, "device_ms": alone,
+                "launch_ms": median(launch), "host_ms": host,
             }  # fmt: skip
 
     def profiles(self, streams: int, context: int) -> Iterator[Row]:

@@ -43,6 +43,7 @@ def render(record: Row) -> str:
     ]
     for title, key, part in (
         ("Single calls", "steps", steps),
+        ("The host's share of a call", "host", host),
         ("Kernels of a call", "profile", profiles),
         (f"Table 5: tokens/s, batch 1, {record['tokens']} tokens", "table5", speeds),
         ("Batches", "batch", speeds),
@@ -130,6 +131,17 @@ def steps(record: Row, rows: list[Row]) -> str:
             ]
         )  # fmt: skip
     return table("call|streams|head|ms|floor ms|GB/s|share of roofline|expected ms", lines)
+
+
+def host(_: Row, rows: list[Row]) -> str:
+    keys = ("ms", "device_ms", "launch_ms", "host_ms")
+    return table(
+        "call|streams|head|ms|device alone ms|launch (host) ms|inputs and result (host) ms",
+        (
+            [row["call"], str(row["streams"]), row.get("head", "-"), *(number(row.get(key), 3) for key in keys)]
+            for row in rows
+        ),
+    )
 
 
 def profiles(record: Row, rows: list[Row]) -> str:

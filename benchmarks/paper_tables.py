@@ -21,6 +21,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,11 @@ from benchmarks.gpu_device import copy_bandwidth, datasheet_tb_s, describe_devic
 from benchmarks.paper_audio import FLOW_STEPS, PRECISIONS, audio_rows, streaming_rows
 from benchmarks.paper_language_model import LanguageModelBench, Row
 from benchmarks.paper_report import kernels, render
-from benchmarks.random_checkpoint import RandomCheckpoint
 from benchmarks.roofline import SIZES
+from build_engines.seed_language_model import RandomLanguageModel
 from vita_audio.modes import NAMED_MODES
 
-PARTS = ("steps", "profile", "table5", "first_chunk", "audio", "prepare", "baseline", "batch", "heads")
+PARTS = ("steps", "host", "profile", "table5", "first_chunk", "audio", "prepare", "baseline", "batch", "heads")
 HEADS = (("full", False), ("audio-only", True))
 
 
@@ -80,8 +81,10 @@ def measure(options: argparse.Namespace, device: torch.device, budget: Budget) -
         "faults": {},
     }
     size = SIZES[options.size]
-    bench = LanguageModelBench.create(size, RandomCheckpoint(size.config, device), device, bandwidth, options.compile)
-    record["attention"] = bench.engine(1, 64, False).attention
+    source = RandomLanguageModel(size.config, device)
+    load = partial(LanguageModelBench.create, size, source, device, bandwidth, options.compile)
+    bench = None if options.parts == ["audio"] else load()
+    record["attention"] = bench.engine(1, 64, False).attention if bench else "-"
     for part in options.parts:
         record[part] = []
         try:
@@ -123,6 +126,12 @@ def _steps(bench: LanguageModelBench, options: argparse.Namespace, budget: Budge
         yield from budget.take(rows, [{"call": "-", "streams": streams}] * 5)
 
 
+def _host(bench: LanguageModelBench, options: argparse.Namespace, budget: Budget) -> Iterator[Row]:
+    for streams in sorted({1, *options.streams}):
+        rows = bench.host_shares(streams, options.context, options.repeats)
+        yield from budget.take(rows, [{"call": "-", "streams": streams}] * 5)
+
+
 def _profile(bench: LanguageModelBench, options: argparse.Namespace, budget: Budget) -> Iterator[Row]:
     for streams in sorted({1, min(options.streams)}):
         yield from budget.take(bench.profiles(streams, options.context), [{"call": "-", "streams": streams}] * 4)
@@ -144,14 +153,14 @@ def _first_chunk(bench: LanguageModelBench, options: argparse.Namespace, budget:
         yield {"implementation": "eager baseline", "mode": mode, "head": "full", "ms": took}
 
 
-def _audio(bench: LanguageModelBench, options: argparse.Namespace, budget: Budget) -> Iterator[Row]:
-    tiny = options.size == "tiny"
-    precisions = PRECISIONS if bench.device.type == "cuda" else PRECISIONS[:1]
+def _audio(bench: LanguageModelBench | None, options: argparse.Namespace, budget: Budget) -> Iterator[Row]:
+    tiny, device = options.size == "tiny", torch.device(options.device)
+    precisions = PRECISIONS if device.type == "cuda" else PRECISIONS[:1]
     blanks: list[Row] = [{"stage": "first chunk"}, {"stage": "later chunk"}, {"stage": "later chunk"}]
-    yield from budget.take(streaming_rows(bench.device, tiny, options.repeats, min(options.streams)), blanks)
+    yield from budget.take(streaming_rows(device, tiny, options.repeats, min(options.streams)), blanks)
     stages = ["encoder", *(f"decoder, {steps} step(s)" for steps in FLOW_STEPS)]
     blanks = [{"stage": stage, "precision": precision} for precision in precisions for stage in stages]
-    yield from budget.take(audio_rows(bench.device, tiny, options.repeats), blanks)
+    yield from budget.take(audio_rows(device, tiny, options.repeats), blanks)
 
 
 def _heads(bench: LanguageModelBench, options: argparse.Namespace, budget: Budget) -> Iterator[Row]:
@@ -163,6 +172,7 @@ def _heads(bench: LanguageModelBench, options: argparse.Namespace, budget: Budge
 
 _PARTS = {
     "steps": _steps,
+    "host": _host,
     "profile": _profile,
     "table5": _table_5,
     "first_chunk": _first_chunk,

@@ -14,8 +14,8 @@ from benchmarks import gpu_session, paper_tables
 from benchmarks.eager_baseline import EagerLanguageModel
 from benchmarks.gpu_session import Step
 from benchmarks.paper_report import NOT_MEASURED, render
-from benchmarks.random_checkpoint import RandomCheckpoint
 from benchmarks.roofline import SIZES, bytes_per_cycle, tokens_per_s, traffic
+from build_engines.seed_language_model import RandomLanguageModel
 from vita_audio.checkpoint import load_language_model
 from vita_audio.engines.torch_cuda.weights import load_weights
 from vita_audio.modes import NAMED_MODES, Mode
@@ -58,7 +58,10 @@ def test_context_and_streams_cost_cache_traffic() -> None:
 def test_traffic_is_what_the_weights_hold() -> None:
     """Arithmetic against real tensors."""
     size, cpu = SIZES["tiny"], torch.device("cpu")
-    weights, parts = load_weights(size.config, RandomCheckpoint(size.config, cpu), cpu, torch.bfloat16), traffic(size)
+    weights, parts = (
+        load_weights(size.config, RandomLanguageModel(size.config, cpu), cpu, torch.bfloat16),
+        traffic(size),
+    )
     assert weights.backbone_bytes == parts.backbone + parts.head
     assert weights.module_bytes == parts.module
 

@@ -117,6 +117,11 @@ class TorchCudaLanguageModel:
         self.attention = auto if settings.attention == "auto" else settings.attention
 
     @property
+    def programs(self) -> Mapping[tuple[str, Shape], Program]:
+        """("extend" or "burst", shape) -> program, of all that were made so far."""
+        return self._programs
+
+    @property
     def limits(self) -> Limits:
         """What decides which shapes there are."""
         span = min(self.context, _MIN_SPAN) if self.attention == "rectangle" else self.context

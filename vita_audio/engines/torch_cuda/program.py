@@ -89,6 +89,10 @@ class Program:
         self._buffer.copy_(self._staging, non_blocking=True)
         if self._copied is not None:
             self._copied.record()
+        return self.launch()
+
+    def launch(self) -> Tensor | None:
+        """Run once more on the inputs that are on the device."""
         if self._graph is None:
             self._output = self._function(self._fields)
         else:
