@@ -372,7 +372,7 @@ def main(arguments: list[str] | None = None) -> int:
                 if not server.running:
                     raise CannotStart(f"the server ended with exit code {server.exit_code}")
         except (CannotStart, VitaError) as error:
-            tail = server.log().splitlines()[-_LOG_LINES:]
+            tail = server.log().splitlines()[-_LOG_LINES:] if server.log_file.exists() else []
             results.save(error=str(error), log_tail=tail)
             print("\n".join([*tail, f"error: {error}"]), file=sys.stderr, flush=True)
             return 1

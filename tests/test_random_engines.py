@@ -87,25 +87,22 @@ def test_as_a_build_of_the_checkpoint_of_the_same_weights(
             assert all(torch.allclose(ours[key], theirs[key], rtol=1e-5, atol=1e-7) for key in ours), name
 
 
-@pytest.mark.parametrize("mode", ["boost", "turbo", "vanilla"])
-def test_streams_mix_text_and_audio_and_go_on(engines: Path, mode: str) -> None:
+def test_streams_mix_text_and_audio_and_go_on(engines: Path) -> None:
     manifest = check_manifest(engines, target="gpu", machine=CONTAINER)
     source = EngineSource(engines, manifest.sizes, 256, manifest.gpu, 1, "cpu")
-    engine = open_language_model(source, 2)
     tokenizer, vocabulary = TextTokenizer(engines / "tokenizer.json"), manifest.vocabulary
-    scheduler = Scheduler(engine, vocabulary.end_tokens)
+    scheduler = Scheduler(open_language_model(source, 3), vocabulary.end_tokens)
     streams = []
-    for seed in range(2):
+    for seed, mode in enumerate(("boost", "turbo", "vanilla")):
         inputs = {"TEXT": "Where?", "MODE": mode, "SEED": seed, "TEMPERATURE": 1.0, "TOP_K": 50, "MAX_TOKENS": 100}
         request = GenerationRequest(
             PromptBuilder(tokenizer).build("chat", "Where?"), parse_request(inputs, manifest.limits).settings
         )
-        streams.append(scheduler.submit(str(seed), request))
+        streams.append(scheduler.submit(mode, request))
     while not scheduler.idle:
         scheduler.step()
     answers = [stream.tokens[stream.prompt_tokens :] for stream in streams]
-    assert [len(answer) for answer in answers] == [100, 100]  # to the limit
-    assert answers[0] != answers[1]
+    assert [len(answer) for answer in answers] == [100, 100, 100]  # to the limit
     for answer in answers:
         assert len(set(answer)) > 40
         assert sum(vocabulary.audio_code(token) is not None for token in answer) >= 20
