@@ -15,6 +15,8 @@ import pytest
 import torch
 
 OUTPUTS: dict[str, torch.Tensor] = {}
+#: Rows of each call of top-k.
+SORTED_ROWS: list[int] = []
 DTYPES = {"float32": torch.float32, "int32": torch.int32}
 
 
@@ -84,10 +86,19 @@ class Attention:
         return params
 
 
+def topk(x: torch.Tensor, k: int, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
+    SORTED_ROWS.append(len(x))
+    values, ids = x.topk(k, dim)
+    return values, ids.int()
+
+
 def install(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Put the double where the networks import from, and forget networks imported before."""
+    """Put the double where the networks import from, and forget networks imported before and what they did."""
+    OUTPUTS.clear()
+    SORTED_ROWS.clear()
     functional = {
         "Tensor": Tensor,
+        "argmax": lambda x, dim, keepdim: x.argmax(dim, keepdim=keepdim),
         "cast": lambda x, dtype: x.to(DTYPES[dtype]),
         "concat": lambda parts, dim=0: torch.cat(list(parts), dim),
         "constant": lambda value: torch.from_numpy(value).as_subclass(Tensor),
@@ -102,7 +113,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
         "select": torch.select,
         "softmax": torch.softmax,
         "sum": lambda x, dim, keepdim=False: x.sum(dim, keepdim=keepdim),
-        "topk": lambda x, k, dim: (x.topk(k, dim)[0], x.topk(k, dim)[1].int()),
+        "topk": topk,
         "unsqueeze": torch.unsqueeze,
         "view": lambda x, shape: x.reshape(shape),
         "where": torch.where,

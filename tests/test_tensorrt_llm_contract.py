@@ -31,12 +31,15 @@ DEFINE = """
 import json, sys
 from build_engines.tensorrt_llm_networks import cpu_sources
 cpu_sources.install()
-from build_engines.tensorrt_llm_networks.dry_run import define
+from build_engines.tensorrt_llm_networks.build import network
+from build_engines.tensorrt_llm_networks.dry_run import define, network_fields
 from build_engines.tensorrt_llm_networks.options import NetworkOptions
 from vita_audio.configs import LanguageModelConfig
 fields = json.loads(sys.argv[1])
 config, options = LanguageModelConfig(**fields["config"]), NetworkOptions(**fields["options"])
-defined = {part: define(part, config, options).inputs for part in ("backbone", "mctp")}
+defined = {}
+for part in ("backbone", "mctp"):
+    defined[part] = define(part, network(part, network_fields(part, config), options), options).inputs
 print("\\n" + json.dumps({p: [[t.name, t.dtype, t.shape, t.largest] for t in inputs] for p, inputs in defined.items()}))
 """
 
@@ -73,6 +76,7 @@ def test_inputs(defined: dict[str, list], part: str, layers: int, draws: int) ->
     specs = BACKBONE_STEP if part == "backbone" else {**MCTP_STEP, **made_on_the_device(LAYOUT)}
     largest = {
         "streams": LAYOUT.slots,
+        "sampled": LAYOUT.slots,
         "tokens": LAYOUT.max_num_tokens,
         "blocks": LAYOUT.blocks_per_slot,
         "context": LAYOUT.context,

@@ -89,6 +89,24 @@ def test_same_samples_as_the_reference(pattern: tuple[int, ...]) -> None:
     assert len({tuple(tokens) for tokens in expected}) == len(requests)
 
 
+def test_greedy_streams_sort_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    greedy = [request([5, 6, 7], PATTERNS["boost"], 40), request([9] * 30, (1, 10), 40, repetition_penalty=1.3)]
+    sampled = request([1, 2], PATTERNS["boost"], 40, temperature=1.0, seed=3)
+    expected = run(TorchLanguageModel(CONFIG, TENSORS, 4, 160), [*greedy, sampled])
+    sorted_rows: list[int] = []
+    topk = Tensor.topk
+
+    def note(tensor: Tensor, *arguments: int) -> object:
+        sorted_rows.append(len(tensor))
+        return topk(tensor, *arguments)
+
+    monkeypatch.setattr(Tensor, "topk", note)
+    assert run(mirror(), greedy) == expected[:2]
+    assert sorted_rows == []
+    assert run(mirror(), [*greedy, sampled]) == expected
+    assert set(sorted_rows) == {1}  # the one stream that samples, never its company
+
+
 REFERENCE = TorchLanguageModel(CONFIG, TENSORS, 1, 160)
 token_ids = st.integers(0, CONFIG.vocab_size - 1)
 any_request = st.builds(
@@ -250,6 +268,11 @@ def unforced(at: str, inputs: dict[str, Tensor]) -> None:
         inputs["forced_tokens"].fill_(-1)
 
 
+def never_drawn(at: str, inputs: dict[str, Tensor]) -> None:
+    if at == "mctp":
+        inputs["token_rows"] = torch.arange(len(inputs["token_rows"]))
+
+
 def generation_first(at: str, inputs: dict[str, Tensor]) -> None:
     inputs["host_request_types"] = inputs["host_request_types"].flip(0)
 
@@ -269,6 +292,7 @@ def generation_first(at: str, inputs: dict[str, Tensor]) -> None:
         (unshifted, ""),
         (unforced, ""),
         (add("top_k", 5, "mctp"), ""),
+        (never_drawn, ""),
         (add("seen", True, "mctp"), ""),
     ],
 )

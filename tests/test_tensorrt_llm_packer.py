@@ -23,9 +23,10 @@ SLOTS, CONTEXT, SIZE, K = 5, 60, 8, CONFIG.mctp_modules
 POINTER = 0x7F00_0000_1000
 
 
-def sizes(layout: Layout, streams: int, tokens: int, layers: int, draws: int) -> dict[str, int]:
+def sizes(layout: Layout, streams: int, tokens: int, layers: int, draws: int, sampled: int = 0) -> dict[str, int]:
     return {
         "streams": streams,
+        "sampled": sampled,
         "tokens": tokens,
         "layers": layers,
         "draws": draws,
@@ -212,17 +213,33 @@ def test_how_a_row_samples(temperature: float, top_k: int, seed: int, index: int
     blocks.grow(3, 30)
     packer.open(3, Sampling(temperature, top_k, 0.9, 1.05, seed))
     a = packer.burst([BurstRow(3, 20, 22, [5, 6], 2, index)]).arrays
-    greedy = temperature == 0 or top_k == 1
-    assert a["top_k"].tolist() == [1 if greedy else min(top_k or 40, 40)]
-    assert a["inv_temp"][0] == pytest.approx(1.0 if greedy else 1 / temperature)
-    assert a["top_p"][0] == np.float32(0.9)
-    assert a["penalty"][0] == np.float32(1.05)
-    assert a["uniform"].tolist() == [[0.0] * K if greedy else uniforms(seed, index, K).tolist()]
+    assert a["penalty"].tolist() == [np.float32(1.05)]
+    if temperature == 0 or top_k == 1:
+        expected: dict[str, list] = {"token_rows": [0], "sampled_rows": [], "top_k": [], "inv_temp": [], "uniform": []}
+    else:
+        expected = {"token_rows": [1], "sampled_rows": [0], "top_k": [min(top_k or 40, 40)]}
+        expected |= {"inv_temp": [np.float32(1 / temperature)], "top_p": [np.float32(0.9)]}
+        expected["uniform"] = [uniforms(seed, index, K).tolist()]
+    assert {name: a[name].tolist() for name in expected} == expected
     one = packer.extend([ExtendRow(3, 22, [7], index)]).arrays
-    assert one["uniform"].tolist() == [a["uniform"][0, :1].tolist()]
+    assert one["uniform"].tolist() == a["uniform"][:, :1].tolist()
     chunk = packer.extend([ExtendRow(3, 22, [7], None)])
     assert not chunk.samples
-    assert chunk.arrays["uniform"].tolist() == [[0.0]]
+    assert chunk.arrays["uniform"].shape == (0, 1)
+
+
+def test_rows_that_sample_among_others() -> None:
+    """Rows of one step in another order than the caller's: which of them sample, and where each finds its token."""
+    _, blocks, packer = make()
+    for slot, temperature in enumerate((0.5, 0.0, 2.0, 1.0)):
+        blocks.grow(slot, 30)
+        packer.open(slot, Sampling(temperature, seed=slot))
+    rows = [ExtendRow(0, 20, [5], 9), *(ExtendRow(slot, 20, [5, 6], 9) for slot in (1, 2)), ExtendRow(3, 0, [1], None)]
+    step = packer.extend(rows)
+    assert step.order == [1, 2, 3, 0]  # greedy, sampling, a prefill chunk, sampling
+    expected = {"sampled_rows": [1, 3], "token_rows": [0, 4, 2, 5], "inv_temp": [0.5, 2.0]}
+    assert {name: step.arrays[name].tolist() for name in expected} == expected
+    assert step.arrays["uniform"].tolist() == [uniforms(seed, 9, 1).tolist() for seed in (2, 0)]
 
 
 def test_rows_that_fit_nothing_are_refused() -> None:
@@ -249,13 +266,13 @@ def test_staging_gives_back_every_tensor(batches: list[list[BurstRow]]) -> None:
     staging = Staging(MCTP_STEP, largest, packer.mctp_constants, torch.device("cpu"), depth=2)
     for slot in range(SLOTS):
         blocks.grow(slot, CONTEXT)
-        packer.open(slot, Sampling(temperature=1.0, seed=slot))
+        packer.open(slot, Sampling(temperature=float(slot > 1), seed=slot))
     for rows in batches:
         arrays = packer.burst(rows).arrays
         tensors = staging.put(arrays)
         assert set(tensors) == set(arrays)
         for name, array in arrays.items():
-            assert np.array_equal(tensors[name].numpy(), array), name
+            assert np.array_equal(tensors[name].numpy(), array), name  # without rows that sample, some are empty
             assert tensors[name].numpy().dtype == array.dtype
             assert tensors[name].is_contiguous(), name
 

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -44,6 +45,7 @@ SAMPLINGS = (
     Sampling(temperature=0.9, top_k=5, repetition_penalty=1.05, seed=7),
     Sampling(temperature=1.4, top_k=16, top_p=0.8, repetition_penalty=1.5, seed=8),
 )
+GREEDY = (Sampling(repetition_penalty=1.3), Sampling(repetition_penalty=0.7), Sampling())
 BANNED = (90, 95)
 
 
@@ -88,10 +90,31 @@ def causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, counts: list[int])
     return torch.cat(parts)
 
 
+def sampling_inputs(networks: Any, samplings: Sequence[Sampling], seen: torch.Tensor) -> Any:
+    """How each stream of a burst samples, as the network reads it."""
+    sampled = [b for b, sampling in enumerate(samplings) if not sampling.greedy]
+    token_rows = np.arange(len(samplings))
+    token_rows[sampled] = len(samplings) + np.arange(len(sampled))
+    drawn = [samplings[b] for b in sampled]
+    return networks.SamplingInputs(
+        seen=double.tensor(seen),
+        penalty=double.tensor([s.repetition_penalty for s in samplings]),
+        token_rows=double.tensor(token_rows),
+        sampled_rows=double.tensor(np.array(sampled, np.int32)),
+        inv_temp=double.tensor([1 / s.temperature for s in drawn]),
+        top_k=double.tensor(np.array([s.top_k for s in drawn], np.int32)),
+        top_p=double.tensor([s.top_p for s in drawn]),
+        uniform=double.tensor(np.array([uniforms(s.seed, 1, MODULES) for s in drawn], np.float32).reshape(-1, MODULES)),
+    )
+
+
 @torch.inference_mode()
 @pytest.mark.parametrize("head_first_id", [0, 64])
-def test_the_cascade_draws_the_tokens_of_the_reference(networks: Any, head_first_id: int) -> None:
-    """Three sampling streams of different lengths and a prefill chunk, in one packed burst."""
+@pytest.mark.parametrize("streams", [SAMPLINGS, GREEDY, SAMPLINGS[1:]], ids=["mixed", "greedy", "sampled"])
+def test_the_cascade_draws_the_tokens_of_the_reference(
+    networks: Any, head_first_id: int, streams: tuple[Sampling, ...]
+) -> None:
+    """Streams of different lengths and a prefill chunk, in one packed burst; only those that sample are sorted."""
     weights = random_weights(CONFIG, seed=3)
     options = NetworkOptions(max_num_tokens=256, head_first_id=head_first_id, candidates=16, banned_ids=BANNED)
     rng = np.random.default_rng(5)
@@ -99,11 +122,11 @@ def test_the_cascade_draws_the_tokens_of_the_reference(networks: Any, head_first
     backbone = TorchLanguageModel(CONFIG, weights, slots=4, context=64)
     reference = TorchLanguageModel(CONFIG, weights, slots=4, context=64, banned_ids=banned)
     ids, hidden, wanted, rows = [], [], [], []
-    for slot, sampling in enumerate((*SAMPLINGS, Sampling())):
+    for slot, sampling in enumerate((*streams, Sampling())):
         prompt = rng.integers(0, VOCABULARY, 5 + 3 * slot).tolist()
         for engine in (backbone, reference):
             engine.open(slot, sampling)
-        prefill = slot == len(SAMPLINGS)
+        prefill = slot == len(streams)
         first = backbone.extend([ExtendRow(slot, 0, prompt, 0)])[0]
         assert first is not None
         reference.extend([ExtendRow(slot, 0, prompt, None)])
@@ -121,7 +144,7 @@ def test_the_cascade_draws_the_tokens_of_the_reference(networks: Any, head_first
     shift[np.cumsum(counts) - 1] = total + np.arange(batch)
     forced = np.full((batch, MODULES), -1)
     forced[-1, : MODULES - 1] = wanted[-1]
-    samplings = [*SAMPLINGS, Sampling()]
+    samplings = [*streams, Sampling()]
     network = build_mctp(networks, options, weights)
     cos, sin = network.rotary(torch.cat([torch.arange(count) for count in counts]))
     network.forward(
@@ -129,14 +152,7 @@ def test_the_cascade_draws_the_tokens_of_the_reference(networks: Any, head_first
         hidden_states_in=double.tensor(torch.cat(hidden)),
         shift_index=double.tensor(shift),
         forced_tokens=double.tensor(forced).int(),
-        sampling=networks.SamplingInputs(
-            seen=double.tensor(reference_seen(rows, backbone)[:, head_first_id:]),
-            penalty=double.tensor([s.repetition_penalty for s in samplings]),
-            inv_temp=double.tensor([1 / (s.temperature or 1.0) for s in samplings]),
-            top_k=double.tensor([1 if s.greedy else s.top_k for s in samplings]),
-            top_p=double.tensor([s.top_p for s in samplings]),
-            uniform=double.tensor(np.stack([uniforms(s.seed, 1, MODULES) for s in samplings])),
-        ),
+        sampling=sampling_inputs(networks, samplings, reference_seen(rows, backbone)[:, head_first_id:]),
         last_token_ids=double.tensor(np.cumsum(counts)),
         kv_cache_params=None,
         attention_params=SimpleNamespace(cos=cos, sin=sin, attend=lambda q, k, v: causal(q, k, v, counts)),
@@ -145,6 +161,7 @@ def test_the_cascade_draws_the_tokens_of_the_reference(networks: Any, head_first
     assert got[:-1] == wanted[:-1]
     assert got[-1][: MODULES - 1] == wanted[-1]
     assert len({token for row in got for token in row}) > 4
+    assert [sum(not s.greedy for s in streams)] * MODULES == double.SORTED_ROWS
 
 
 def reference_seen(rows: list[BurstRow], backbone: TorchLanguageModel) -> torch.Tensor:
@@ -159,6 +176,8 @@ def test_a_uniform_at_the_edge_takes_the_last_candidate_with_mass(networks: Any)
     inputs = SamplingInputs(
         seen=double.tensor([[False] * 4]),
         penalty=one,
+        token_rows=double.tensor([1]),
+        sampled_rows=double.tensor([0]),
         inv_temp=one,
         top_k=double.tensor([3]).int(),
         top_p=one,

@@ -9,6 +9,7 @@ reference cannot be told from.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 import tensorrt as trt
@@ -63,7 +64,7 @@ class VitaMctp(PretrainedModel):
     hidden_states_in  dtype [T, hidden]   H0 of the rows
     shift_index       int32 [T]           t -> t + 1; the last token of stream b -> T + b; the same for every module
     forced_tokens     int32 [B, K]        >= 0: the known token a prefill chunk continues with; -1: sample
-    seen, penalty, inv_temp, top_k, top_p, uniform   `sampling.SamplingInputs`
+    seen, penalty, token_rows, sampled_rows, inv_temp, top_k, top_p, uniform   `sampling.SamplingInputs`
 
     Output: mctp_tokens int32 [B, K], token ids.
     `config.num_hidden_layers` is K; weights are `mctp.K.*`, `vocab_embedding`, `ln_f`, `lm_head`.
@@ -124,13 +125,16 @@ class VitaMctp(PretrainedModel):
         # The builder wants equal ranges for dimensions of equal names: take them from the decoder's own inputs.
         tokens = OrderedDict([("num_tokens", _range(inputs["input_ids"]))])
         streams = OrderedDict([("batch_size_last_token_ids", _range(inputs["last_token_ids"]))])
+        # From none to all of them: a greedy burst has no row to draw for.
+        sampled = OrderedDict([("sampled", [[0, *_range(inputs["last_token_ids"])[0][1:]]])])
         modules, hidden = self.config.num_hidden_layers, self.config.hidden_size
         per_module, per_row = [("modules", [modules])], [("head_rows", [self.head_rows])]
 
-        def per_stream(name: str, dtype: Any, more: list[tuple[str, list[int]]] | None = None) -> Tensor:
-            more = more or []
+        def rows(
+            name: str, dtype: Any, of: OrderedDict[str, Any], more: Sequence[tuple[str, list[int]]] = ()
+        ) -> Tensor:
             shape = [-1, *(size for _, (size,) in more)]
-            return Tensor(name=name, dtype=dtype, shape=shape, dim_range=OrderedDict([*streams.items(), *more]))
+            return Tensor(name=name, dtype=dtype, shape=shape, dim_range=OrderedDict([*of.items(), *more]))
 
         return inputs | {
             "hidden_states_in": Tensor(
@@ -140,14 +144,16 @@ class VitaMctp(PretrainedModel):
                 dim_range=OrderedDict([*tokens.items(), ("hidden_size", [hidden])]),
             ),
             "shift_index": Tensor(name="shift_index", dtype=trt.int32, shape=[-1], dim_range=tokens),
-            "forced_tokens": per_stream("forced_tokens", trt.int32, per_module),
+            "forced_tokens": rows("forced_tokens", trt.int32, streams, per_module),
             "sampling": SamplingInputs(
-                seen=per_stream("seen", trt.bool, per_row),
-                penalty=per_stream("penalty", trt.float32),
-                inv_temp=per_stream("inv_temp", trt.float32),
-                top_k=per_stream("top_k", trt.int32),
-                top_p=per_stream("top_p", trt.float32),
-                uniform=per_stream("uniform", trt.float32, per_module),
+                seen=rows("seen", trt.bool, streams, per_row),
+                penalty=rows("penalty", trt.float32, streams),
+                token_rows=rows("token_rows", trt.int32, streams),
+                sampled_rows=rows("sampled_rows", trt.int32, sampled),
+                inv_temp=rows("inv_temp", trt.float32, sampled),
+                top_k=rows("top_k", trt.int32, sampled),
+                top_p=rows("top_p", trt.float32, sampled),
+                uniform=rows("uniform", trt.float32, sampled, per_module),
             ),
         }
 

@@ -1,7 +1,9 @@
 """Sampling inside the MCTP network: the same draw as the other engines make, from the same uniform number.
 
 Order of Hugging Face's processors: repetition penalty, temperature, top-k, top-p; then the inverse of the cumulative
-distribution at `uniform`. Greedy is top_k = 1. Everything is [streams, ...] and float32.
+distribution at `uniform`. After the penalty only rows that sample go on: a greedy burst has none, its tensors are
+empty, and no top-k and no sort runs. So shapes choose, which the host sets; a conditional layer would wait for a value
+in every module, and TensorRT-LLM's own networks keep plugins, as top-k is one, out of conditionals.
 """
 
 from __future__ import annotations
@@ -11,11 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 from tensorrt_llm.functional import (
     Tensor,
+    argmax,
     cast,
+    concat,
     constant,
     eq,
     gather,
     gt,
+    index_select,
     lt,
     minimum,
     op_or,
@@ -32,18 +37,20 @@ _NEVER = float(np.finfo(np.float32).min / 4)
 
 @dataclass(frozen=True, slots=True)
 class SamplingInputs:
-    """Per-stream inputs of the network."""
+    """Inputs of the network."""
 
     seen: Tensor  # bool [streams, head rows]: ids of prompt and output, which the penalty applies to
     penalty: Tensor  # float32 [streams]; 1 is none
-    inv_temp: Tensor  # float32 [streams]; 1 for greedy
-    top_k: Tensor  # int32 [streams], 1 to candidates; 1 is greedy
-    top_p: Tensor  # float32 [streams]
-    uniform: Tensor  # float32 [streams, modules], in [0, 1)
+    token_rows: Tensor  # int32 [streams]: b where stream b takes its best id, streams + i where it is sampled_rows[i]
+    sampled_rows: Tensor  # int32 [sampled], which streams sample; there may be none
+    inv_temp: Tensor  # float32 [sampled]
+    top_k: Tensor  # int32 [sampled], 1 to candidates
+    top_p: Tensor  # float32 [sampled]
+    uniform: Tensor  # float32 [sampled, modules], in [0, 1)
 
 
 class Sampler:
-    """Draws one head row for each stream, module after module; what it drew is penalised from then on."""
+    """Chooses one head row for each stream, module after module; what it chose is penalised from then on."""
 
     def __init__(self, inputs: SamplingInputs, rows: int, candidates: int, banned_rows: list[int]) -> None:
         self.inputs, self.candidates = inputs, candidates
@@ -65,8 +72,16 @@ class Sampler:
             logits = logits + self._bias
         penalty = unsqueeze(inputs.penalty, 1)
         penalised = where(lt(logits, 0.0), logits * penalty, logits / penalty)
-        values, ids = topk(where(self._seen, penalised, logits), self.candidates, dim=1)
-        scaled = values * unsqueeze(inputs.inv_temp, 1)  # [streams, candidates], best first
+        logits = where(self._seen, penalised, logits)
+        best = cast(argmax(logits, dim=1, keepdim=True), "int32")
+        drawn = self._drawn(index_select(logits, 0, inputs.sampled_rows), module)
+        return index_select(concat([best, drawn], dim=0), 0, inputs.token_rows)
+
+    def _drawn(self, logits: Tensor, module: int) -> Tensor:
+        """Penalised logits float32 [sampled, rows] -> head row int32 [sampled, 1]."""
+        inputs = self.inputs
+        values, ids = topk(logits, self.candidates, dim=1)
+        scaled = values * unsqueeze(inputs.inv_temp, 1)  # [sampled, candidates], best first
         p = softmax(where(lt(self._ranks, unsqueeze(inputs.top_k, 1)), scaled, -1e30), dim=1)
         p = where(lt(_running_sum(p, self._before), unsqueeze(inputs.top_p, 1)), p, 0.0)
         target = sum_along(p, 1, keepdim=True) * unsqueeze(select(inputs.uniform, 1, module), 1)
@@ -82,5 +97,5 @@ class Sampler:
 
 
 def _running_sum(p: Tensor, triangle: Tensor) -> Tensor:
-    """p [streams, candidates]. Not a matrix product: TF32 would move the borders of the candidates by 1e-3."""
+    """p [sampled, candidates]. Not a matrix product: TF32 would move the borders of the candidates by 1e-3."""
     return sum_along(unsqueeze(p, 2) * triangle, 1)

@@ -53,6 +53,7 @@ class TensorRtLlmLanguageModel:
         largest = {
             "tokens": layout.max_num_tokens,
             "streams": layout.slots,
+            "sampled": layout.slots,
             "blocks": layout.blocks_per_slot,
             "context": layout.context,
             "modules": config.mctp_modules,
@@ -127,6 +128,8 @@ class TensorRtLlmLanguageModel:
             logits + self._bias,
             state.seen_of(tensors["slots"]),
             tensors["penalty"],
+            tensors["token_rows"],
+            tensors["sampled_rows"],
             tensors["inv_temp"],
             tensors["top_k"],
             tensors["top_p"],

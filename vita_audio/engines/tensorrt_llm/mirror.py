@@ -64,6 +64,8 @@ class MirrorExecutor:
                 F.linear(hidden[last], self._head) + self._bias,
                 seen,
                 inputs["penalty"],
+                inputs["token_rows"],
+                inputs["sampled_rows"],
                 inputs["inv_temp"],
                 inputs["top_k"],
                 inputs["top_p"],

@@ -64,8 +64,8 @@ class Packer:
         self._sampling[slot] = sampling
         self._prompt_tokens[slot] = 0
         self._penalty[slot], self._top_p[slot] = sampling.repetition_penalty, sampling.top_p
-        self._inv_temp[slot] = 1.0 if sampling.greedy else 1.0 / sampling.temperature
-        self._top_k[slot] = 1 if sampling.greedy else min(sampling.top_k or limit, limit)
+        self._inv_temp[slot] = 1.0 / (sampling.temperature or 1.0)
+        self._top_k[slot] = min(sampling.top_k or limit, limit)
 
     def extend(self, rows: Sequence[ExtendRow]) -> PackedStep:
         """A backbone step: at most one row per slot."""
@@ -85,7 +85,7 @@ class Packer:
             generating,
         )
         arrays |= self._first_streams(self.backbone_constants, len(batch))
-        arrays["uniform"] = self._uniform([(row.slot, row.index) for row in batch], 1)
+        arrays |= self._sampling_of([(row.slot, row.index) for row in batch], 1)
         return PackedStep(arrays, order, any(row.index is not None for row in rows))
 
     def burst(self, rows: Sequence[BurstRow]) -> PackedStep:
@@ -118,7 +118,7 @@ class Packer:
         shift = np.arange(1, counts.sum() + 1, dtype=np.int32)
         shift[counts.cumsum() - 1] = counts.sum() + np.arange(len(rows))
         arrays["shift_index"] = shift
-        arrays["uniform"] = self._uniform([(row.slot, row.index) for row in rows], modules)
+        arrays |= self._sampling_of([(row.slot, row.index) for row in rows], modules)
         return PackedStep(arrays, list(range(len(rows))), any(row.index is not None for row in rows))
 
     def _check_row(self, slot: int, start: int, stop: int, what: str) -> None:
@@ -157,23 +157,32 @@ class Packer:
             "host_context_lengths": context_lengths,
             "host_past_key_value_lengths": np.where(generating, starts, starts + counts).astype(np.int32),
             "host_kv_cache_block_offsets": offsets,
-            "penalty": self._penalty[slots],
-            "inv_temp": self._inv_temp[slots],
-            "top_k": self._top_k[slots],
-            "top_p": self._top_p[slots],
             "slots": slots.astype(np.int64),
             "hidden_rows": table[row_of_token, positions // size].astype(np.int64) * size + positions % size,
             "seen_index": np.repeat(slots, counts) * layout.config.vocab_size + input_ids.astype(np.int64),
         }
 
-    def _uniform(self, rows: Sequence[tuple[int, int | None]], draws: int) -> NDArray[np.float32]:
-        """[streams, draws]; zeros for rows (slot, index) that sample nothing or greedily."""
-        made = np.zeros((len(rows), draws), np.float32)
-        for i, (slot, index) in enumerate(rows):
+    def _sampling_of(self, rows: Sequence[tuple[int, int | None]], draws: int) -> Arrays:
+        """Tensors of `SAMPLING` for batch rows (slot, index of the first token that is drawn, None where none is)."""
+        slots = np.array([slot for slot, _ in rows])
+        sampled, uniform = [], []
+        for b, (slot, index) in enumerate(rows):
             sampling = self._sampling[slot]
             if index is not None and not sampling.greedy:
-                made[i] = uniforms(sampling.seed, index, draws)
-        return made
+                sampled.append(b)
+                uniform.append(uniforms(sampling.seed, index, draws))
+        token_rows = np.arange(len(rows), dtype=np.int32)
+        token_rows[sampled] = len(rows) + np.arange(len(sampled))
+        sampling_slots = slots[sampled]
+        return {
+            "penalty": self._penalty[slots],
+            "token_rows": token_rows,
+            "sampled_rows": np.array(sampled, np.int32),
+            "inv_temp": self._inv_temp[sampling_slots],
+            "top_k": self._top_k[sampling_slots],
+            "top_p": self._top_p[sampling_slots],
+            "uniform": np.array(uniform, np.float32).reshape(len(sampled), draws),
+        }
 
     def _constants(self, first_layer: int, layers: int, pool_pointer: int) -> Arrays:
         layout = self._layout

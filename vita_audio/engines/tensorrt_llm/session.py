@@ -106,6 +106,8 @@ class _Engine:
             ) from error
         engine = self._session.engine
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+        # TensorRT wants an address of an empty tensor too (none of the rows samples); PyTorch gives such a tensor none.
+        self._nothing = torch.zeros(1, device="cuda")
         self._inputs = [name for name in names if engine.get_tensor_mode(name).name == "INPUT"]
         unknown = set(self._inputs) - known
         missing = known - set(self._inputs) - {"position_ids"}  # nothing reads it: TensorRT may have dropped it
@@ -126,7 +128,8 @@ class _Engine:
             self._session.set_shapes(bound)
         except ValueError as error:
             raise EngineError(f"{self._folder}: {error}; rebuild with larger limits") from error
-        if not self._session.run(bound, dict(outputs), stream.cuda_stream):
+        addressed = {name: tensor if tensor.numel() else self._nothing for name, tensor in bound.items()}
+        if not self._session.run(addressed, dict(outputs), stream.cuda_stream):
             raise EngineError(f"{self._folder}: TensorRT refused the step; its log says why")
 
 

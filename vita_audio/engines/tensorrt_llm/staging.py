@@ -25,7 +25,7 @@ class Staging:
 
     Args:
         specs: the tensors of a step.
-        largest: size of every dimension name, `tokens` and `streams` at their maximum.
+        largest: size of every dimension name, `tokens`, `streams` and `sampled` at their maximum.
         constants: the constant tensors at their maximum; they are moved once.
         device: where the engine runs.
         depth: pinned buffers; a step waits only when this many are still to be copied.
@@ -58,8 +58,9 @@ class Staging:
         Raises:
             EngineError: the arrays are not those of the step (`tensors.check_arrays`).
         """
-        tokens, streams = len(arrays["input_ids"]), len(arrays["last_token_ids"])
-        check_arrays(arrays, self._specs, {**self._largest, "tokens": tokens, "streams": streams})
+        of_step = {"tokens": "input_ids", "streams": "last_token_ids", "sampled": "sampled_rows"}
+        sizes = {dimension: len(arrays[name]) for dimension, name in of_step.items()}
+        check_arrays(arrays, self._specs, {**self._largest, **sizes})
         pinned = self._next_pinned()
         target, tensors, start = pinned.numpy(), dict[str, Tensor](), 0
         for name in self._moving:

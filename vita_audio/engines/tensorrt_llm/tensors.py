@@ -1,8 +1,8 @@
 """Name, type and shape of every tensor of a step (facts/tensorrt_llm.md 3.2): beam 1, paged KV, packed tokens.
 
 Dimensions by name: `tokens` new tokens of the step, `streams` rows of the batch (context-phase rows first), `layers`
-attention layers of the engine, `modules` K, `blocks` blocks of a slot's table, `context` tokens a slot holds, `draws`
-tokens a row may sample (1 for the backbone, K for MCTP).
+attention layers of the engine, `modules` K, `blocks` blocks of a slot's table, `context` tokens a slot holds, `sampled`
+rows that sample (0 where all take their best id), `draws` tokens a row may sample (1 for the backbone, K for MCTP).
 """
 
 from __future__ import annotations
@@ -52,13 +52,16 @@ DECODER: dict[str, TensorSpec] = {
     "host_context_progress": TensorSpec("int64", (1,), "host", constant=True),
 }
 
-#: How each row samples; read by `sampler.draw` after the backbone and inside the MCTP engine.
+#: How each row samples; read by `sampler.draw` after the backbone and inside the MCTP engine. Row b of the batch takes
+#: its best id (`token_rows[b]` is b), or what is drawn for `sampled_rows[i]` = b (`token_rows[b]` is streams + i).
 SAMPLING: dict[str, TensorSpec] = {
     "penalty": TensorSpec("float32", ("streams",)),
-    "inv_temp": TensorSpec("float32", ("streams",)),
-    "top_k": TensorSpec("int32", ("streams",)),  # 1 is greedy
-    "top_p": TensorSpec("float32", ("streams",)),
-    "uniform": TensorSpec("float32", ("streams", "draws")),
+    "token_rows": TensorSpec("int32", ("streams",)),
+    "sampled_rows": TensorSpec("int32", ("sampled",)),
+    "inv_temp": TensorSpec("float32", ("sampled",)),
+    "top_k": TensorSpec("int32", ("sampled",)),
+    "top_p": TensorSpec("float32", ("sampled",)),
+    "uniform": TensorSpec("float32", ("sampled", "draws")),
 }
 
 #: Further packed inputs of the MCTP engine. It also reads `hidden_states_in` and `seen`, which are made on the device.
