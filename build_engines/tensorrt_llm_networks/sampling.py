@@ -55,6 +55,8 @@ class Sampler:
     def __init__(self, inputs: SamplingInputs, rows: int, candidates: int, banned_rows: list[int]) -> None:
         self.inputs, self.candidates = inputs, candidates
         self._seen = inputs.seen
+        columns = (inputs.penalty, inputs.inv_temp, inputs.top_k, inputs.top_p)
+        self._penalty, self._inv_temp, self._top_k, self._top_p = (unsqueeze(column, 1) for column in columns)
         self._rows = constant(np.arange(rows, dtype=np.int32)[None])  # [1, rows]
         self._ranks = constant(np.arange(candidates, dtype=np.int32)[None])
         self._bias: Tensor | None = None
@@ -70,8 +72,7 @@ class Sampler:
         inputs = self.inputs
         if self._bias is not None:
             logits = logits + self._bias
-        penalty = unsqueeze(inputs.penalty, 1)
-        penalised = where(lt(logits, 0.0), logits * penalty, logits / penalty)
+        penalised = where(lt(logits, 0.0), logits * self._penalty, logits / self._penalty)
         logits = where(self._seen, penalised, logits)
         best = cast(argmax(logits, dim=1, keepdim=True), "int32")
         drawn = self._drawn(index_select(logits, 0, inputs.sampled_rows), module)
@@ -79,12 +80,11 @@ class Sampler:
 
     def _drawn(self, logits: Tensor, module: int) -> Tensor:
         """Penalised logits float32 [sampled, rows] -> head row int32 [sampled, 1]."""
-        inputs = self.inputs
         values, ids = topk(logits, self.candidates, dim=1)
-        scaled = values * unsqueeze(inputs.inv_temp, 1)  # [sampled, candidates], best first
-        p = softmax(where(lt(self._ranks, unsqueeze(inputs.top_k, 1)), scaled, -1e30), dim=1)
-        p = where(lt(_running_sum(p, self._before), unsqueeze(inputs.top_p, 1)), p, 0.0)
-        target = sum_along(p, 1, keepdim=True) * unsqueeze(select(inputs.uniform, 1, module), 1)
+        scaled = values * self._inv_temp  # [sampled, candidates], best first
+        p = softmax(where(lt(self._ranks, self._top_k), scaled, -1e30), dim=1)
+        p = where(lt(_running_sum(p, self._before), self._top_p), p, 0.0)
+        target = sum_along(p, 1, keepdim=True) * unsqueeze(select(self.inputs.uniform, 1, module), 1)
         beyond = gt(_running_sum(p, self._up_to), target)
         passed = sum_along(cast(beyond, "float32"), 1, keepdim=True) * -1.0 + float(self.candidates)
         # A uniform draw just below 1 can pass every candidate by rounding: the last one with any mass is meant.
