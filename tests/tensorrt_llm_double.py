@@ -1,4 +1,5 @@
-"""The part of tensorrt_llm that the MCTP network is written in, computing with PyTorch: a network definition runs.
+"""The part of tensorrt_llm that the MCTP network is written in, computing with PyTorch: a network definition runs. And
+the runtime's session, which computes nothing.
 
 Shapes, types and plugins are what the dry run checks; this checks the numbers. Attention and the rest of a decoder
 layer are the reference's own.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import types
+import zlib
 from typing import Any
 
 import numpy as np
@@ -148,3 +150,38 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def tensor(value: np.ndarray | torch.Tensor | list) -> torch.Tensor:
     return torch.as_tensor(value).as_subclass(Tensor)
+
+
+class Session:
+    """`tensorrt_llm.runtime.Session` as far as an engine is loaded and enqueued: it keeps what it was given."""
+
+    inputs: tuple[str, ...] = ()
+    made: list[Session] = []  # noqa: RUF012
+
+    def __init__(self, plan: Any) -> None:
+        if bytes(plan[:6]) == b"broken":
+            raise AttributeError("'NoneType' object has no attribute 'streamable_weights_size'")  # as TensorRT-LLM does
+        self.plan, self.bytes = plan, len(plan)
+        self.checksum = zlib.crc32(plan)
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.addresses: dict[str, int] = {}
+        Session.made.append(self)
+
+    @classmethod
+    def from_serialized_engine(cls, plan: Any) -> Session:
+        return cls(plan)
+
+    @property
+    def engine(self) -> Any:
+        return types.SimpleNamespace(
+            num_io_tensors=len(self.inputs),
+            get_tensor_name=lambda index: self.inputs[index],
+            get_tensor_mode=lambda name: types.SimpleNamespace(name="INPUT"),
+        )
+
+    def set_shapes(self, tensors: dict[str, torch.Tensor]) -> None:
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+    def run(self, inputs: dict[str, torch.Tensor], outputs: dict[str, torch.Tensor], stream: int) -> bool:
+        self.addresses = {name: tensor.data_ptr() for name, tensor in {**inputs, **outputs}.items()}
+        return True

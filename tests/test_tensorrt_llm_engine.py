@@ -21,7 +21,7 @@ from vita_audio.engines.tensorrt_llm.executor import Tensors
 from vita_audio.engines.tensorrt_llm.language_model import TensorRtLlmLanguageModel
 from vita_audio.engines.tensorrt_llm.layout import layout_for
 from vita_audio.engines.tensorrt_llm.mirror import MirrorExecutor
-from vita_audio.engines.tensorrt_llm.session import SessionExecutor, check_record
+from vita_audio.engines.tensorrt_llm.session import SessionExecutor
 from vita_audio.engines.torch_language_model import TorchLanguageModel
 from vita_audio.errors import EngineError
 from vita_audio.generation.request import GenerationRequest
@@ -338,33 +338,3 @@ LAYOUT = layout_for(CONFIG, 8, 1024, 256, tokens_per_block=32)
 def test_without_tensorrt_llm_the_session_says_where_to_get_it(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"tensorrt_llm 1\.2\.1 is not installed.*container"):
         SessionExecutor(tmp_path, LAYOUT)
-
-
-def record(version: str, ranks: int, tokens_per_block: int, layers: int = 10, **build: int) -> dict:
-    """The part of an engine's config.json that matters here."""
-    return {
-        "version": version,
-        "pretrained_config": {"mapping": {"world_size": ranks}, "num_hidden_layers": layers},
-        "build_config": {**build, "plugin_config": {"tokens_per_block": tokens_per_block}},
-    }
-
-
-def test_engines_built_for_something_else_are_refused(tmp_path: Path) -> None:
-    fitting = record("1.2.1", 1, 32, max_batch_size=8, max_seq_len=1024, max_num_tokens=256)
-    check_record(tmp_path, fitting, LAYOUT, 10)
-    other = record("1.2.0", 2, 64, 4, max_batch_size=7, max_seq_len=1023, max_num_tokens=255)
-    with pytest.raises(EngineError) as error:
-        check_record(tmp_path, other, LAYOUT, 10)
-    for fault in (
-        "version is 1.2.0, must be 1.2.1",
-        "world_size is 2, must be 1",
-        "num_hidden_layers is 4, must be 10",
-        "max_batch_size is 7, must be at least 8",
-        "max_seq_len is 1023, must be at least 1024",
-        "max_num_tokens is 255, must be at least 256",
-        "tokens_per_block is 64, must be 32",
-    ):
-        assert fault in str(error.value)
-    del fitting["build_config"]["max_seq_len"]
-    with pytest.raises(EngineError, match=r"config\.json: 'max_seq_len' is missing"):
-        check_record(tmp_path, fitting, LAYOUT, 10)
