@@ -63,6 +63,18 @@ class Build:
     gpu: GpuOptions = field(default_factory=GpuOptions)
 
     @cached_property
+    def _hashes(self) -> dict[tuple[int, ...], str]:
+        return {}
+
+    def sha256(self, path: Path) -> str:
+        """Hash of a file, read once for as long as it does not change: engines have tens of gigabytes."""
+        found = path.stat()
+        key = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)  # the same after a move to its place
+        if key not in self._hashes:
+            self._hashes[key] = file_sha256(path)
+        return self._hashes[key]
+
+    @cached_property
     def checkpoint_files(self) -> dict[str, str]:
         """Path inside the checkpoint -> hash. Raises CheckpointError when there is nothing."""
         files = visible_files(self.checkpoint)
@@ -180,7 +192,7 @@ def is_done(build: Build, stage: Stage) -> bool:
     return (
         record.inputs == stage_inputs(build, stage)
         and all(path.is_file() for path in files.values())
-        and all(file_sha256(path) == record.files[name] for name, path in files.items())
+        and all(build.sha256(path) == record.files[name] for name, path in files.items())
     )
 
 
@@ -193,7 +205,7 @@ def run_stage(build: Build, stage: Stage) -> StageRecord:
     temporary.mkdir(parents=True)
     facts = stage.run(build, temporary)
 
-    made = {file.relative_to(temporary).as_posix(): file_sha256(file) for file in visible_files(temporary)}
+    made = {file.relative_to(temporary).as_posix(): build.sha256(file) for file in visible_files(temporary)}
     _record_path(build, stage.number).unlink(missing_ok=True)  # from here to the end its files are not a set
     for name in made:
         (build.out / name).parent.mkdir(parents=True, exist_ok=True)

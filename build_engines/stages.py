@@ -21,7 +21,7 @@ from build_engines.check_checkpoint import (
     check_checkpoint,
 )
 from build_engines.gpu_options import GpuOptions
-from build_engines.manifest import MANIFEST, Manifest, combined_sha256, file_records
+from build_engines.manifest import MANIFEST, FileRecord, Manifest, combined_sha256
 from build_engines.pipeline import (
     Build,
     Facts,
@@ -140,7 +140,13 @@ def write_manifest(
         EngineError: a stage has not run, or a file is not as its stage made it.
     """
     checked = needed_record(build, checked_by).facts
-    names = [name for number in made_by for name in needed_record(build, number).files]
+    files = {}
+    for number in made_by:
+        for name, sha256 in needed_record(build, number).files.items():
+            file = build.out / name
+            if not file.is_file() or build.sha256(file) != sha256:
+                raise EngineError(f"{file}: changed or gone since stage {number} made it: run --stage {number}")
+            files[name] = FileRecord(sha256, file.stat().st_size)
     manifest = Manifest(
         target=build.target,
         checkpoint_name=build.checkpoint.resolve().name,
@@ -149,13 +155,9 @@ def write_manifest(
         sizes=checked["sizes"],
         vocabulary=Vocabulary.from_dict(checked["vocabulary"]),
         limits=Limits.from_dict(needed_record(build, limits_by).facts["limits"]),
-        files=file_records(build.out, names),
+        files=files,
         gpu=gpu,
     )
-    for number in made_by:
-        for name, sha256 in needed_record(build, number).files.items():
-            if manifest.files[name].sha256 != sha256:
-                raise EngineError(f"{build.out / name}: changed since stage {number} made it: run --stage {number}")
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return {}
 

@@ -143,7 +143,7 @@ def test_files_changed_behind_the_builder_are_noticed(engines: Path, checkpoint:
     out = tmp_path / "cpu"
     shutil.copytree(engines, out)
     (out / "tokenizer.json").write_text("{}")
-    with pytest.raises(EngineError, match="changed since stage 6 made it"):
+    with pytest.raises(EngineError, match="changed or gone since stage 6 made it"):
         run_build(Build(checkpoint, out), numbers=[7], force=True)
 
 

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from build_engines import gpu_checks, gpu_stages
 from build_engines.gpu_options import GpuOptions
-from build_engines.manifest import MANIFEST, check_manifest, load_manifest
+from build_engines.manifest import MANIFEST, check_manifest, file_sha256, load_manifest
 from build_engines.pipeline import Build
 from build_engines.seed_checkpoint import TINY, write_seed_checkpoint
 from build_engines.stages import run_build
@@ -226,6 +226,38 @@ def test_torch_cuda_by_the_command_killed_and_resumed(checkpoint: Path, tmp_path
     assert flow.keys() == kept.keys()
     assert all(torch.equal(flow[key], kept[key]) for key in flow)
     assert load_manifest(out) == manifest
+
+
+def test_a_large_file_is_hashed_once(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines have tens of gigabytes: a build reads what it wrote once, and a change in between is still seen."""
+    read: list[str] = []
+
+    def note(path: Path) -> str:
+        read.append(path.name)
+        return file_sha256(path)
+
+    monkeypatch.setattr("build_engines.pipeline.file_sha256", note)
+    weights = tmp_path / "gpu" / WEIGHTS_FILE
+    run_build(Build(checkpoint, tmp_path / "gpu", "gpu", gpu=TORCH))
+    assert read.count(weights.name) == 1
+    # Another build that makes only limits and manifest again reads it to know that it is as it was.
+    read.clear()
+    assert ran(Build(checkpoint, tmp_path / "gpu", "gpu", max_tokens=64, gpu=TORCH)) == [1, 3, 6]
+    assert read.count(weights.name) == 1
+    assert check_manifest(tmp_path / "gpu", checkpoint, "gpu", CONTAINER).limits.max_tokens == 64
+
+    build = Build(checkpoint, tmp_path / "gpu", "gpu", max_tokens=64, gpu=TORCH)
+    assert ran(build) == [1]
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(
+        EngineError, match=r"weights\.safetensors: changed or gone since stage 4 made it: run --stage 4"
+    ):
+        run_build(build, [6], force=True)
+    weights.unlink()
+    with pytest.raises(EngineError, match=r"weights\.safetensors: changed or gone"):
+        run_build(build, [6], force=True)
 
 
 def test_without_a_gpu_the_command_says_so(checkpoint: Path, tmp_path: Path) -> None:
