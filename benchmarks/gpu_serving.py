@@ -40,10 +40,10 @@ from vita_client import AsyncClient, AsyncStream, Client, Pcm, StatusUpdate, Tok
 
 #: Share of a row's seconds, and the most of them, in which streams begin and nothing counts.
 _RAMP_SHARE, _RAMP_MOST_S = 0.2, 4.0
-#: Kept back for the cancel check; what a row takes beside its seconds.
-_CANCEL_S, _ROW_EXTRA_S = 25.0, 1.0
+#: Kept back for the cancel check, and the most it takes.
+_CANCEL_KEPT_S, _CANCEL_MOST_S = 10.0, 25.0
 #: What cut streams may take to leave the server before the next row begins.
-_SETTLE_S = 5.0
+_SETTLE_S = 2.0
 _LOG_LINES = 40
 _GPU_QUERY = (
     "nvidia-smi",
@@ -257,8 +257,8 @@ class _Session:
             for streams in self._options.streams:
                 for mode in self._options.modes:
                     row = {"task": task, "mode": mode, "streams": streams}
-                    left_s = self._end_s - now_s() - _CANCEL_S
-                    if left_s < self._options.seconds + _ROW_EXTRA_S + _SETTLE_S:
+                    left_s = self._end_s - now_s() - _CANCEL_KEPT_S
+                    if left_s < self._options.seconds + _SETTLE_S:
                         row["skipped"] = "not run: out of time"
                     elif not self._server.running:
                         row["skipped"] = "not run: the server has ended"
@@ -301,10 +301,11 @@ class _Session:
 
     def cancel(self, max_tokens: int) -> None:
         left_s = self._end_s - now_s()
-        if left_s < 10 or not self._server.running:
+        if left_s < _CANCEL_KEPT_S / 2 or not self._server.running:
             self._results.save(cancel={"skipped": "out of time, or the server has ended"})
             return
-        found = asyncio.run(cancel_check(self._server, self._options.modes[0], max_tokens, min(left_s - 5, _CANCEL_S)))
+        limit_s = min(left_s - 2, _CANCEL_MOST_S)
+        found = asyncio.run(cancel_check(self._server, self._options.modes[0], max_tokens, limit_s))
         self._results.save(cancel=found)
         print("cancel: " + ", ".join(f"{name} {value}" for name, value in found.items()), flush=True)
 
@@ -371,7 +372,7 @@ def main(arguments: list[str] | None = None) -> int:
                 session.cancel(min(2000, limits.max_tokens, limits.context_tokens // 2))
                 if not server.running:
                     raise CannotStart(f"the server ended with exit code {server.exit_code}")
-        except (CannotStart, VitaError) as error:
+        except (CannotStart, VitaError, OSError) as error:
             tail = server.log().splitlines()[-_LOG_LINES:] if server.log_file.exists() else []
             results.save(error=str(error), log_tail=tail)
             print("\n".join([*tail, f"error: {error}"]), file=sys.stderr, flush=True)
