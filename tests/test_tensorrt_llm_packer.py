@@ -262,7 +262,7 @@ def test_rows_that_fit_nothing_are_refused() -> None:
 def test_staging_gives_back_every_tensor(batches: list[list[BurstRow]]) -> None:
     """More steps than pinned buffers, of any size up to the largest, one after the other in the same memory."""
     layout, blocks, packer = make(max_num_tokens=SLOTS * 20)
-    largest = sizes(layout, SLOTS, layout.max_num_tokens, K, K)
+    largest = sizes(layout, SLOTS, layout.max_num_tokens, K, K, sampled=SLOTS)
     staging = Staging(MCTP_STEP, largest, packer.mctp_constants, torch.device("cpu"), depth=2)
     for slot in range(SLOTS):
         blocks.grow(slot, CONTEXT)
@@ -281,7 +281,7 @@ def test_staging_names_what_does_not_fit() -> None:
     layout, blocks, packer = make()
     blocks.grow(0, CONTEXT)
     packer.open(0, Sampling())
-    largest = sizes(layout, SLOTS, layout.max_num_tokens, CONFIG.backbone_layers, 1)
+    largest = sizes(layout, SLOTS, layout.max_num_tokens, CONFIG.backbone_layers, 1, sampled=SLOTS)
     staging = Staging(BACKBONE_STEP, largest, packer.backbone_constants, torch.device("cpu"))
     arrays = packer.extend([ExtendRow(0, 0, [1, 2, 3], None)]).arrays
     arrays["position_ids"] = arrays["position_ids"].astype(np.int64)
@@ -300,7 +300,7 @@ def test_steps_enqueued_without_waiting_keep_their_own_tensors() -> None:
     layout, blocks, packer = make()
     blocks.grow(0, CONTEXT)
     packer.open(0, Sampling())
-    largest = sizes(layout, SLOTS, layout.max_num_tokens, CONFIG.backbone_layers, 1)
+    largest = sizes(layout, SLOTS, layout.max_num_tokens, CONFIG.backbone_layers, 1, sampled=SLOTS)
     stream, kept = torch.cuda.Stream(), []
     with torch.cuda.stream(stream):
         staging = Staging(BACKBONE_STEP, largest, packer.backbone_constants, torch.device("cuda"))
