@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes.util
 import importlib.metadata
 import importlib.util
+import os
 import re
 import shutil
 import sys
@@ -16,6 +17,8 @@ from server.errors import CannotStart
 
 #: The stub links the shared Python library under this name; the wheel bundles one of its own for 3.13.
 STUB_PYTHON = re.compile(rb"libpython3(?:-[0-9a-f]+)?\.(\d+)\.so\.1\.0")
+#: A folder beside an unpacked server: a Python with its shared library (deploy/offline).
+CARRIED_PYTHON = "shared_python"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,7 @@ def find_triton() -> Triton:
 
 
 def find_shared_python(stub: Path) -> Path | None:
-    """The folder of the shared Python library that `stub` links; None when the stub's wheel bundles it.
+    """The folder of the shared Python library that `stub` links; None when the loader finds it without help.
 
     Raises:
         CannotStart: the stub is for another Python, or this Python has no shared library (a static build).
@@ -67,16 +70,40 @@ def find_shared_python(stub: Path) -> Path | None:
     if b"-" in match.group(0):
         return None
     library = match.group(0).decode()
-    folders = [Path(str(sysconfig.get_config_var("LIBDIR") or "")), Path(sys.base_prefix) / "lib"]
-    for folder in folders:
-        if (folder / library).is_file():
-            return folder
-    if ctypes.util.find_library(f"python{running}"):  # a system library, on the loader's own path
-        return None
+    folder = _library_folder(library)
+    if folder is not None or _loader_has_python():
+        return folder
+    carried = carried_python()
+    if carried is not None:
+        return carried / "lib"
     raise CannotStart(
         f"{library} was not found: {sys.executable} is a static build, and Triton's stub needs the shared library; "
-        f"use a Python built with --enable-shared (uv and python.org builds are; Debian: install libpython{running})"
+        f"use a Python built with --enable-shared (uv and python.org builds are; Debian: install libpython{running}), "
+        "or bring one along (--with-libpython of deploy/offline)"
     )
+
+
+def carried_python() -> Path | None:
+    """The prefix of the Python that came with an unpacked server; None if there is none or the running one can do.
+
+    Its library and its standard library belong together, so the stub takes both from there.
+    """
+    running = f"{sys.version_info.major}.{sys.version_info.minor}"
+    library = f"libpython{running}.so.1.0"
+    if _library_folder(library) is not None or _loader_has_python():
+        return None
+    prefixes = [Path(entry).absolute() / CARRIED_PYTHON for entry in sys.path]
+    return next((prefix for prefix in prefixes if (prefix / "lib" / library).is_file()), None)
+
+
+def _library_folder(library: str) -> Path | None:
+    """Where the running Python keeps its shared library."""
+    folders = [Path(str(sysconfig.get_config_var("LIBDIR") or "")), Path(sys.base_prefix) / "lib"]
+    return next((folder for folder in folders if (folder / library).is_file()), None)
+
+
+def _loader_has_python() -> bool:
+    return ctypes.util.find_library(f"python{sys.version_info.major}.{sys.version_info.minor}") is not None
 
 
 def _in_wheel() -> Triton | None:
@@ -94,6 +121,11 @@ def _in_wheel() -> Triton | None:
     if not stub.is_file():
         have = ", ".join(sorted((entry.name for entry in stubs.iterdir()), key=lambda name: int(name.split(".")[1])))
         raise CannotStart(f"nvidia-pytriton has no Python stub for Python {running} (it has {have}): use one of these")
+    for program in (binary, stub):
+        if not os.access(program, os.X_OK):
+            raise CannotStart(
+                f"{program} is not executable, as after unpacking without file modes: run `chmod +x` on it"
+            )
     check_numpy(importlib.metadata.version("numpy"))
     return Triton(
         origin=f"nvidia-pytriton {importlib.metadata.version('nvidia-pytriton')}",

@@ -11,18 +11,24 @@ import sys
 import sysconfig
 from pathlib import Path
 
+from server.locate import carried_python
 from server.options import ROOT
 
 
 def assemble_python(folder: Path) -> Path:
     """Make ``folder/python`` a virtual environment of the running Python with the same packages and this repository.
 
+    Its standard library is that of the shared library which the stub links (`carried_python`).
+
     Returns:
         Its ``bin`` folder, to be put first on PATH.
     """
     home = folder / "python"
     base = Path(getattr(sys, "_base_executable", sys.executable)).resolve()
+    carried = carried_python()
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    if carried is not None:
+        base = carried / "bin" / f"python{version}"
     packages = home / "lib" / f"python{version}" / "site-packages"
     packages.mkdir(parents=True)
     (home / "pyvenv.cfg").write_text(f"home = {base.parent}\ninclude-system-site-packages = false\n")

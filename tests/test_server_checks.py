@@ -193,6 +193,17 @@ def test_static_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         find_shared_python(stub)
 
 
+def test_a_server_unpacked_without_file_modes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    home = tmp_path / "pytriton" / "tritonserver"
+    stub = home / "python_backend_stubs" / f"3.{sys.version_info.minor}" / "triton_python_backend_stub"
+    for file in (tmp_path / "pytriton" / "__init__.py", home / "bin" / "tritonserver", stub):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch(mode=0o644)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(CannotStart, match=r"bin/tritonserver is not executable.*chmod \+x"):
+        find_triton()
+
+
 def test_numpy_2_is_refused() -> None:
     check_numpy("1.26.4")
     with pytest.raises(CannotStart, match=r"NumPy 2\.1\.0 .*numpy<2"):
