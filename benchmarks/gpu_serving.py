@@ -42,8 +42,8 @@ from vita_client import AsyncClient, AsyncStream, Client, Pcm, StatusUpdate, Tok
 _RAMP_SHARE, _RAMP_MOST_S = 0.2, 4.0
 #: Kept back for the cancel check, and the most it takes.
 _CANCEL_KEPT_S, _CANCEL_MOST_S = 10.0, 25.0
-#: What cut streams may take to leave the server before the next row begins.
-_SETTLE_S = 2.0
+#: What cut streams usually take to leave the server, and the most that the next row waits for them.
+_SETTLE_S, _SETTLE_MOST_S = 2.0, 8.0
 _LOG_LINES = 40
 _GPU_QUERY = (
     "nvidia-smi",
@@ -226,7 +226,8 @@ def _line(row: dict[str, Any]) -> str:
         f"{name}: TTFA audible {pair('ttfa_audible_ms')} ms, sample {pair('ttfa_sample_ms')}, RTF {pair('rtf', 3)}, "
         f"{number('tokens_per_s')} tok/s, {number('audio_s_per_s', 1)} audio s/s, underruns {row['underruns']} in "
         f"{100 * (row['underrun_streams'] or 0):.0f} % of streams ({row['underrun_s']:.2f} s), {row['done']} done "
-        f"{row['cut']} cut {row['failed']} failed | {stages} | client lag {number('client_lag_ms_p95', 1)} ms"
+        f"{row['cut']} cut {row['failed']} failed | {stages} | client lag {number('client_lag_ms_p95', 1)} ms | "
+        f"{row['left_behind']} left {row['all_gone_ms']:.0f} ms after the cut"
     )
 
 
@@ -290,19 +291,20 @@ class _Session:
         time.sleep(0.2 + 0.6 * seconds)
         state = gpu_state()
         row = summarise(running.result(), until_s - from_s, prebuffer_s)
-        return row | {"seconds": until_s - from_s, "all_gone_ms": self._settle(), **state}
+        return row | {"seconds": until_s - from_s, **self._settle(), **state}
 
-    def _settle(self) -> float:
-        """Wait until the cut streams are gone from the server, for at most `_SETTLE_S`; how long it took, in ms."""
+    def _settle(self) -> dict[str, float]:
+        """Wait until the cut streams are gone from the server: how long it took, and how many are left all the same."""
         start_s = now_s()
-        while self._server.running and self._server.live_streams() and now_s() < start_s + _SETTLE_S:
+        while (left := self._server.live_streams()) and now_s() < min(start_s + _SETTLE_MOST_S, self._end_s):
             time.sleep(0.05)
-        return (now_s() - start_s) * 1e3
+        return {"all_gone_ms": (now_s() - start_s) * 1e3, "left_behind": left}
 
     def cancel(self, max_tokens: int) -> None:
+        left = self._settle()["left_behind"] if self._server.running else 0  # they would hold places
         left_s = self._end_s - now_s()
-        if left_s < _CANCEL_KEPT_S / 2 or not self._server.running:
-            self._results.save(cancel={"skipped": "out of time, or the server has ended"})
+        if left or left_s < _CANCEL_KEPT_S / 2 or not self._server.running:
+            self._results.save(cancel={"skipped": f"out of time, or the server has ended, or {left} streams are left"})
             return
         limit_s = min(left_s - 2, _CANCEL_MOST_S)
         found = asyncio.run(cancel_check(self._server, self._options.modes[0], max_tokens, limit_s))

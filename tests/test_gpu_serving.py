@@ -64,7 +64,8 @@ def test_a_row() -> None:
 def test_a_row_without_any_sound() -> None:
     row = summarise(Part([stream(None, outcome="cut")]), 10.0, 0.06)
     assert row["ttfa_audible_ms_p50"] is row["rtf_p95"] is row["first_hops_ms"] is None
-    assert "TTFA audible -/- ms" in gpu_serving._line({"task": "tts", "mode": "boost", "streams": 1, **row})
+    row |= {"task": "tts", "mode": "boost", "streams": 1, "left_behind": 0, "all_gone_ms": 9.0}
+    assert "TTFA audible -/- ms" in gpu_serving._line(row)
 
 
 def test_without_an_mps_daemon(monkeypatch: pytest.MonkeyPatch) -> None:
