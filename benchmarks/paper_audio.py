@@ -8,19 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from functools import partial
 from itertools import pairwise
 from statistics import median
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from benchmarks.gpu_device import milliseconds
+from build_engines.seed_weights import flow_weights, vocoder_weights
 from vita_audio.configs import FlowConfig, SpeechTokenizerConfig, VocoderConfig
 from vita_audio.contract import mel_frames
-from vita_audio.decoding.decoder import StreamingDecoder
+from vita_audio.decoding.decoder import Pcm, StreamingDecoder
+from vita_audio.engines.interface import FlowEngine, VocoderEngine
 from vita_audio.engines.torch_audio import TorchFlow, TorchVocoder
+from vita_audio.engines.torch_cuda.audio import TorchCudaFlow, TorchCudaVocoder, tensor_float_32
 from vita_audio.models.flow import Flow, offline_frame_map, time_grid
 from vita_audio.models.speech_tokenizer import SpeechTokenizer
 from vita_audio.models.vocoder import Vocoder
@@ -47,52 +52,85 @@ def audio_rows(device: torch.device, tiny: bool, repeats: int) -> Iterator[dict[
     """One row for each stage and precision: its eager time and, on a GPU, its time as a CUDA graph (None elsewhere)."""
     torch.manual_seed(0)
     speech, flow, vocoder = TINY if tiny else RELEASED
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    try:
-        with torch.inference_mode():
-            stages = {"encoder": _encoder(speech, device)}
-            stages |= {f"decoder, {steps} step(s)": _decoder(flow, vocoder, steps, device) for steps in FLOW_STEPS}
-            for precision in PRECISIONS if device.type == "cuda" else PRECISIONS[:1]:
-                fast = precision == "TF32"
-                torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = fast
-                for name, work in stages.items():
+    with torch.inference_mode():
+        stages = {"encoder": _encoder(speech, device)}
+        stages |= {f"decoder, {steps} step(s)": _decoder(flow, vocoder, steps, device) for steps in FLOW_STEPS}
+        for tf32 in (False, True) if device.type == "cuda" else (False,):
+            for name, work in stages.items():
+                with tensor_float_32(tf32):
                     eager = milliseconds(work, device, repeats)
-                    graph = None
-                    if device.type == "cuda":
-                        graph = milliseconds(_captured(work, device), device, repeats)
-                    yield {"stage": name, "precision": precision, "eager_ms": eager, "graph_ms": graph}
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+                    graph = milliseconds(_captured(work, device), device, repeats) if device.type == "cuda" else None
+                yield {"stage": name, "precision": PRECISIONS[tf32], "eager_ms": eager, "graph_ms": graph}
 
 
 def streaming_rows(device: torch.device, tiny: bool, repeats: int, streams: int) -> Iterator[dict[str, Any]]:
-    """The streaming decoder over the served PyTorch engines, host arithmetic included: the first chunk of one stream,
-    then a later, full one of one stream and of several in a batch. Median ms; "audio_ms": sound that a chunk holds."""
-    torch.manual_seed(0)
+    """The streaming decoder over each kind of engine, with equal weights: first chunk of one stream, a later, full one
+    of one stream and of several in a batch, and the end of a stream (its shape new, then known).
+
+    Median ms of a decode; "engine_ms" of it in engine calls, the rest is the host's arithmetic; "audio_ms": sound in
+    it; "difference": of the samples to those of the first kind of engine at most, as a share of full scale.
+    """
     _, flow_config, vocoder_config = TINY if tiny else RELEASED
+    flow, vocoder = flow_weights(flow_config, 0, device), vocoder_weights(vocoder_config, 0, device)
     with device:  # random values are drawn where they are needed: on a CPU that takes seconds
-        decoder = StreamingDecoder(
-            TorchFlow(flow_config, Flow(flow_config).state_dict(), device),
-            TorchVocoder(vocoder_config, Vocoder(vocoder_config).state_dict(), device),
-        )
-    first, last = decoder.config.first_chunk_tokens, decoder.config.chunk_tokens[-1]
-    for name, before, count in (
-        ("first chunk", 0, 1),
-        ("later chunk", sum(decoder.config.chunk_tokens) + last, 1),
-        ("later chunk", sum(decoder.config.chunk_tokens) + last, streams),
-    ):
-        due = [decoder.init(seed) for seed in range(count)]
-        for state in due:
-            decoder.push(state, range(before))
-            decoder.feed(state, range(last if before else first))
-        times, samples = [], 0
-        for turn in range(repeats + 2):
-            states = deepcopy(due)
-            start = perf_counter()
-            samples = len(decoder.step(states)[0])
-            if turn > 1:  # the first ones warm up
-                times.append((perf_counter() - start) * 1e3)
-        yield {"stage": name, "streams": count, "ms": median(times), "audio_ms": samples / 22.05}
+        engines: dict[str, tuple[FlowEngine, VocoderEngine]] = {
+            "eager, float32": (TorchFlow(flow_config, flow, device), TorchVocoder(vocoder_config, vocoder, device))
+        }
+        for tf32 in (False, True) if device.type == "cuda" else (False,):
+            engines[f"graphs, {PRECISIONS[tf32]}"] = (
+                TorchCudaFlow(flow_config, flow, device, tf32),
+                TorchCudaVocoder(vocoder_config, vocoder, device, tf32),
+            )
+    expected: dict[tuple[str, int], Pcm] = {}
+    for kind, pair in engines.items():
+        decoder, watch = StreamingDecoder(*pair), _Stopwatch()
+        watch.time(pair[0], "condition", "solve")
+        watch.time(pair[1], "f0", "synthesize")
+        first, last = decoder.config.first_chunk_tokens, decoder.config.chunk_tokens[-1]
+        late = sum(decoder.config.chunk_tokens) + last
+        for name, before, more, count in (
+            ("first chunk", 0, first, 1),
+            ("later chunk", late, last, 1),
+            ("later chunk", late, last, streams),
+            ("end, new shape", late, last // 5, 1),
+            ("end", late, last // 5, 1),
+        ):
+            due = [decoder.init(seed) for seed in range(count)]
+            for state in due:
+                decoder.push(state, range(before))
+                decoder.feed(state, range(more), end=name.startswith("end"))
+            warm_ups = 0 if name == "end, new shape" else 2
+            times, spent = [], []
+            for turn in range(warm_ups + (repeats if warm_ups else 1)):
+                states, watch.seconds, start = deepcopy(due), 0.0, perf_counter()
+                made = decoder.step(states)[0]
+                if turn >= warm_ups:
+                    times.append((perf_counter() - start) * 1e3)
+                    spent.append(watch.seconds * 1e3)
+            wanted = expected.setdefault((name, count), made).astype(np.int32)
+            yield {
+                "stage": name, "engines": kind, "streams": count, "ms": median(times), "engine_ms": median(spent),
+                "audio_ms": len(made) / 22.05, "difference": float(np.abs(made - wanted).max(initial=0)) / 32767,
+            }  # fmt: skip
+
+
+class _Stopwatch:
+    """Adds up the seconds that calls of some methods take."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def time(self, owner: object, *names: str) -> None:
+        """From now on, calls of these methods of `owner` count."""
+        for name in names:
+            setattr(owner, name, partial(self._run, getattr(owner, name)))
+
+    def _run(self, call: Callable[..., Any], *arguments: object) -> Any:
+        start = perf_counter()
+        try:
+            return call(*arguments)
+        finally:
+            self.seconds += perf_counter() - start
 
 
 def _encoder(config: SpeechTokenizerConfig, device: torch.device) -> Work:

@@ -18,7 +18,7 @@ import shlex
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
@@ -64,7 +64,7 @@ class Budget:
 
 
 def measure(options: argparse.Namespace, device: torch.device, budget: Budget) -> Iterator[dict[str, Any]]:
-    """The record as plain data, again after each part; a part that fails is noted and the others still run."""
+    """The record as plain data, again after each row; a part that fails is noted and the others still run."""
     bandwidth = copy_bandwidth(device)
     record: dict[str, Any] = {
         "command": shlex.join(["python", "-m", "benchmarks.paper_tables", *sys.argv[1:]]),
@@ -88,7 +88,9 @@ def measure(options: argparse.Namespace, device: torch.device, budget: Budget) -
     for part in options.parts:
         record[part] = []
         try:
-            record[part].extend(_PARTS[part](bench, options, budget))
+            for row in _PARTS[part](bench, options, budget):
+                record[part].append(row)
+                yield record
         except Exception as error:  # noqa: BLE001 - noted in the record; a GPU session must not lose its other numbers
             record["faults"][part] = f"{type(error).__name__}: {error}"
             traceback.print_exc()
@@ -154,13 +156,15 @@ def _first_chunk(bench: LanguageModelBench, options: argparse.Namespace, budget:
 
 
 def _audio(bench: LanguageModelBench | None, options: argparse.Namespace, budget: Budget) -> Iterator[Row]:
+    repeats = max(1, options.repeats // 4)  # the eager decoder takes up to half a second a call
     tiny, device = options.size == "tiny", torch.device(options.device)
     precisions = PRECISIONS if device.type == "cuda" else PRECISIONS[:1]
-    blanks: list[Row] = [{"stage": "first chunk"}, {"stage": "later chunk"}, {"stage": "later chunk"}]
-    yield from budget.take(streaming_rows(device, tiny, options.repeats, min(options.streams)), blanks)
+    kinds = 1 + len(precisions)
+    blanks: list[Row] = [{"stage": "streaming decoder"}] * (5 * kinds)
+    yield from budget.take(streaming_rows(device, tiny, repeats, min(options.streams)), blanks)
     stages = ["encoder", *(f"decoder, {steps} step(s)" for steps in FLOW_STEPS)]
     blanks = [{"stage": stage, "precision": precision} for precision in precisions for stage in stages]
-    yield from budget.take(audio_rows(device, tiny, options.repeats), blanks)
+    yield from budget.take(audio_rows(device, tiny, repeats), blanks)
 
 
 def _heads(bench: LanguageModelBench, options: argparse.Namespace, budget: Budget) -> Iterator[Row]:
@@ -170,7 +174,7 @@ def _heads(bench: LanguageModelBench, options: argparse.Namespace, budget: Budge
             yield blank if budget.over else bench.head_agreement(mode, options.bursts, text_banned)
 
 
-_PARTS = {
+_PARTS: dict[str, Callable[..., Iterator[Row]]] = {
     "steps": _steps,
     "host": _host,
     "profile": _profile,

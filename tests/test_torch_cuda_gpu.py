@@ -6,12 +6,18 @@ Needs little more than PyTorch and pytest: on a bare GPU machine
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 import torch_cuda_split_attention as split
+from build_engines.seed_sizes import TINY
+from build_engines.seed_weights import flow_weights, vocoder_weights
 from vita_audio.configs import LanguageModelConfig
+from vita_audio.decoding.decoder import StreamingDecoder
 from vita_audio.engines.interface import LanguageModelEngine
+from vita_audio.engines.torch_audio import TorchFlow, TorchVocoder
+from vita_audio.engines.torch_cuda.audio import TorchCudaFlow, TorchCudaVocoder
 from vita_audio.engines.torch_cuda.engine import Settings, TorchCudaLanguageModel
 from vita_audio.engines.torch_cuda.weights import load_weights
 from vita_audio.engines.torch_language_model import TorchLanguageModel
@@ -68,7 +74,7 @@ def test_float32_equals_the_reference(attention: str) -> None:
         assert run(engine, pattern) == run(reference, pattern)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_captured_equals_eager(dtype: torch.dtype) -> None:
     for pattern in NAMED_MODES.values():
         assert run(make(dtype), pattern) == run(make(dtype, capture=False), pattern)
@@ -88,6 +94,30 @@ def test_prepared_engine_gives_the_same_tokens() -> None:
 @pytest.mark.parametrize("size", [*split.SIZES, (28, 4, 128, 132)], ids=lambda size: "x".join(map(str, size[:3])))
 def test_split_attention(size: tuple[int, int, int, int], dtype: torch.dtype, limit: float) -> None:
     assert split.largest_difference(size, "cuda", dtype) < limit
+
+
+@pytest.mark.parametrize(("tf32", "limit"), [(False, 3), (True, 300)], ids=["float32", "TF32"])
+def test_audio_graphs_sound_as_eager_engines(tf32: bool, limit: int) -> None:
+    """Chunks of a padded batch, then ends of different lengths; `limit` in steps of 16-bit samples."""
+    flow, vocoder = flow_weights(TINY.flow, 0), vocoder_weights(TINY.vocoder, 0)
+    device = torch.device("cuda")
+    waves = []
+    for engines in (
+        (TorchFlow(TINY.flow, flow, device), TorchVocoder(TINY.vocoder, vocoder, device)),
+        (TorchCudaFlow(TINY.flow, flow, device, tf32), TorchCudaVocoder(TINY.vocoder, vocoder, device, tf32)),
+    ):
+        decoder = StreamingDecoder(*engines)
+        states = [decoder.init(seed) for seed in range(3)]
+        for state in states:
+            decoder.feed(state, range(100))
+        parts = []
+        while decoder.due(states[0]) is not None:
+            parts += decoder.step(states)
+        for more, state in enumerate(states):
+            parts += [decoder.push(state, range(more)), decoder.finish(state)]
+        waves.append(np.concatenate(parts).astype(np.int32))
+    assert np.abs(waves[0]).max() > 1000
+    assert np.abs(waves[0] - waves[1]).max() <= limit
 
 
 def test_compiled_float32_equals_the_reference() -> None:

@@ -139,12 +139,18 @@ class StreamingDecoder:
         (_, wave), *_ = run_chunks(self.vocoder, [MelChunk(state.vocoder, mel, state.noise, final=True)], self.config)
         return to_pcm(wave)
 
-    def warm_up(self) -> None:
-        """Decode a silent-code stream through every geometry that running streams have, so that no client waits."""
-        state = self.init(0)
+    def warm_up(self, max_batch: int = 1) -> None:
+        """Decode streams of silent codes through every geometry that running streams have, in batches of 1, 2, 4, ...
+        up to `max_batch`, so that no client waits for what an engine does once for a shape."""
         steady = self.config.context_tokens + sum(self.config.chunk_tokens) + 2 * self.config.chunk_tokens[-1]
-        self.push(state, [0] * steady)
-        self.finish(state)
+        batch = 1
+        while batch <= max_batch:
+            states = [self.init(seed) for seed in range(batch)]
+            for state in states:
+                self.feed(state, [0] * steady, end=True)
+            while self.due(states[0]) is not None:
+                self.step(states)
+            batch *= 2
 
     def _due(self, state: StreamState) -> _Due | None:
         tokens, decoded = len(state.codes), state.flow.decoded_tokens

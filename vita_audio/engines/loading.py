@@ -129,14 +129,14 @@ def open_audio_decoder(source: EngineSource) -> tuple[FlowEngine, VocoderEngine]
 
         return TensorRtFlow(source.folder / AUDIO_FOLDER), TensorRtVocoder(source.folder / AUDIO_FOLDER)
     if source.kind == TORCH_CUDA:
-        from vita_audio.engines.torch_audio import TorchFlow, TorchVocoder
+        from vita_audio.engines.torch_cuda.audio import TorchCudaFlow, TorchCudaVocoder
 
         device = _device(source)
         flow = FlowConfig(**_tuples(source.sizes["flow"]))
         vocoder = VocoderConfig(**_tuples(source.sizes["vocoder"]))
         return (
-            TorchFlow(flow, load_weights_file(source.folder / FLOW_FILE), device),
-            TorchVocoder(vocoder, load_weights_file(source.folder / VOCODER_FILE), device),
+            TorchCudaFlow(flow, load_weights_file(source.folder / FLOW_FILE), device),
+            TorchCudaVocoder(vocoder, load_weights_file(source.folder / VOCODER_FILE), device),
         )
     raise _unknown(source)
 

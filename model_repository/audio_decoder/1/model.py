@@ -37,7 +37,7 @@ class TritonPythonModel:
         start_logging(args["model_name"])
         settings, manifest, source = served_engines()
         decoder = StreamingDecoder(*open_audio_decoder(source))
-        decoder.warm_up()
+        decoder.warm_up(source.decoder_batch)
         tokenizer = TextTokenizer(settings.engines / "tokenizer.json")
         self._service = DecodingService(
             decoder,

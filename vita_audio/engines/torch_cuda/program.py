@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor
 Fields = dict[str, tuple[tuple[int, ...], int]]
 #: Fields of the input buffer on the device -> what the program made, None when there is nothing to read.
 Function = Callable[[Mapping[str, Tensor]], Tensor | None]
+
+Made = TypeVar("Made")
 
 
 class Capturer:
@@ -26,7 +29,7 @@ class Capturer:
         self._stream = torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()
 
-    def capture(self, function: Callable[[], Tensor | None]) -> tuple[torch.cuda.CUDAGraph, Tensor | None]:
+    def capture(self, function: Callable[[], Made]) -> tuple[torch.cuda.CUDAGraph, Made]:
         """The graph of `function`, and what it makes: valid after each replay until another graph of the pool runs."""
         graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
