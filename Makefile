@@ -22,7 +22,7 @@ $(VENV)/.build: $(BIN)/python pyproject.toml
 	@touch $@ $(VENV)/.serve
 
 $(VENV)/.test: $(BIN)/python pyproject.toml
-	$(BIN)/python -m pip install -qq --editable '.[serve,build,train,loadtest,test]'
+	$(BIN)/python -m pip install -qq --editable '.[serve,build,train,loadtest,test,gpu-check]'
 	@touch $@ $(VENV)/.serve $(VENV)/.build
 
 $(VENV)/.loadtest: $(BIN)/python pyproject.toml
