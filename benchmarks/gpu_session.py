@@ -29,12 +29,16 @@ import torch
 
 from benchmarks import expectations
 from benchmarks.gpu_device import describe_device
+from benchmarks.paper_tables import PARTS
 
 ROOT = Path(__file__).resolve().parent.parent
 GPU_TESTS = ("-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider", "tests/test_torch_cuda_gpu.py")
 #: The tests that say whether anything measured after them means something, and those that take long to compile.
 _FIRST_TESTS = "captured_equals_eager or audio_graphs or 28x4x128-bfloat16"
 _SLOW_TESTS = "compiled or 28x4x128-float32"
+#: Parts of the tables that first light measures, and those that only a longer run has time for.
+_LATE_PARTS = ("baseline", "batch", "heads")
+_EARLY_PARTS = tuple(part for part in PARTS if part not in (*_LATE_PARTS, "audio"))
 _LEAST_S = 8.0  # below this a step would end before PyTorch is loaded
 
 
@@ -81,37 +85,33 @@ def phases(size: str, places: Places) -> dict[str, list[Step]]:
 def _tables(size: str, places: Places, *more: str) -> tuple[str, ...]:
     made = ("-m", "benchmarks.paper_tables", "--out", str(places.out), "--size", size)
     if size == "tiny":
-        more = tuple(more[: more.index("--streams")]) if "--streams" in more else more
         return (*made, "--device", "cpu", "--repeats", "1", "--bursts", "2", *more, "--streams", "2", "--tokens", "12")
     return (*made, *more)
 
 
 def _first_light(size: str, places: Places) -> list[Step]:
+    golden = Step("golden", ("-m", "benchmarks.gpu_golden", str(places.golden)), 30, "float32: every token of them")
+    machine = Step("machine", ("-m", "benchmarks.gpu_environment"), 10, "libpython3.12, Python.h, 16 GiB of /dev/shm")
+    if size == "tiny":
+        parts = ("--parts", *_EARLY_PARTS, "audio")
+        return [
+            machine,
+            Step("first tests", (*GPU_TESTS, "-k", _FIRST_TESTS), 60, "skipped: no GPU"),
+            Step("tables tiny", _tables(size, places, *parts), 90, "it runs", bounded=True),
+            *([golden] if places.golden else []),
+        ]
     speeds = ", ".join(f"{m} {h} {s:.0f}" for (m, h), s in expectations.TOKENS_PER_S.items())
-    model = "tiny" if size == "tiny" else "7b"
-    core = _tables(
-        model, places, "--parts", "steps", "profile", "table5", "first_chunk", "prepare",
-        "--streams", "8", "64", "--tokens", "512", "--each", "12",
-    )  # fmt: skip
-    steps = [
-        Step("machine", ("-m", "benchmarks.gpu_environment"), 10, "libpython3.12, Python.h and 16 GiB of /dev/shm"),
-        Step("first tests", (*GPU_TESTS, "-k", _FIRST_TESTS), 60, "captured equals eager, attention in bf16"),
-        Step(f"language model {model}", core, 190, f"7B, batch 1, tokens/s: {speeds}", bounded=True),
-        Step(
-            "tests", (*GPU_TESTS, "-k", f"not ({_FIRST_TESTS} or {_SLOW_TESTS})"), 100, "every token of the reference"
-        ),
-        Step(
-            "audio",
-            _tables(model, places, "--parts", "audio", "--name", "audio", "--streams", "8"),
-            60,
-            _audio_words(),
-            bounded=True,
-        ),
+    core = ("--parts", *_EARLY_PARTS, "--streams", "8", "64", "--tokens", "512", "--each", "12")
+    audio = ("--parts", "audio", "--name", "audio", "--streams", "8")
+    others = f"not ({_FIRST_TESTS} or {_SLOW_TESTS})"
+    return [
+        machine,
+        Step("first tests", (*GPU_TESTS, "-k", _FIRST_TESTS), 50, "captured equals eager, attention in bf16"),
+        Step("tables 7b", _tables("7b", places, *core), 150, f"batch 1, tokens/s: {speeds}", bounded=True),
+        Step("audio", _tables("7b", places, *audio), 60, _audio_words(), bounded=True),
+        Step("tests", (*GPU_TESTS, "-k", others), 80, "every token of the reference"),
+        *([golden] if places.golden else []),
     ]
-    if places.golden:
-        golden = ("-m", "benchmarks.gpu_golden", str(places.golden))
-        steps.insert(4, Step("golden", golden, 30, "float32: every token; bf16: about as many as a CPU"))
-    return steps
 
 
 def _audio_words() -> str:
@@ -123,7 +123,7 @@ def _serve(size: str, places: Places) -> list[Step]:
     """Engines are built there, the real server is started, and real clients ask it."""
     small, large = places.work / "small", places.work / "7b"
     if size == "tiny":
-        asks = ("--streams", "1", "2", "--slots", "2", "--modes", "boost", "--seconds", "1.5", "--processes", "1")
+        asks = ("--streams", "2", "--slots", "2", "--modes", "boost", "--seconds", "1.5", "--processes", "1")
         write = ("--size", "tiny", "--device", "cpu", "--streams", "2", "--context-tokens", "512", "--out", str(large))
         return [
             Step("build 7b", ("-m", "build_engines.random_engines", *write), 40),
@@ -158,13 +158,14 @@ def _serving(name: str, engines: Path, places: Places, seconds: float, expected:
 def _speed(size: str, places: Places) -> list[Step]:
     """The paper's tables in full, and what the last changes moved."""
     if size == "tiny":
-        parts = ("--parts", "baseline", "batch", "heads")
-        return [Step("tables tiny", _tables(size, places, *parts), 60, bounded=True)]
+        return [
+            Step("tables tiny", _tables(size, places, "--parts", *_LATE_PARTS, "--name", "speed"), 60, bounded=True)
+        ]
     more = ("--streams", "8", "32", "64", "--baseline-tokens", "512")
     quick = ("--parts", "steps", "table5", "first_chunk", "--tokens", "512", "--streams", "8")
     return [
         Step("tests", GPU_TESTS, 100, "all pass"),
-        Step("tables 7b", _tables("7b", places, *more), 300, "as first light", bounded=True),
+        Step("tables 7b", _tables("7b", places, "--parts", *_EARLY_PARTS, *_LATE_PARTS, *more), 300, bounded=True),
         Step("tables 0.5b", _tables("0.5b", places, *quick, "--baseline-tokens", "512"), 80, bounded=True),
         Step("tables 7b compiled", _tables("7b", places, "--compile", *quick), 110, "+11-16 %", bounded=True),
     ]

@@ -24,8 +24,8 @@ from vita_audio.configs import FlowConfig, SpeechTokenizerConfig, VocoderConfig
 from vita_audio.contract import mel_frames
 from vita_audio.decoding.decoder import Pcm, StreamingDecoder
 from vita_audio.engines.interface import FlowEngine, VocoderEngine
-from vita_audio.engines.torch_audio import TorchFlow, TorchVocoder
-from vita_audio.engines.torch_cuda.audio import TorchCudaFlow, TorchCudaVocoder, tensor_float_32
+from vita_audio.engines.torch_audio import TorchFlow, TorchVocoder, tensor_float_32
+from vita_audio.engines.torch_cuda.audio import TorchCudaFlow, TorchCudaVocoder
 from vita_audio.models.flow import Flow, offline_frame_map, time_grid
 from vita_audio.models.speech_tokenizer import SpeechTokenizer
 from vita_audio.models.vocoder import Vocoder

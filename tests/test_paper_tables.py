@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu_session, paper_tables
+from benchmarks import paper_tables
 from benchmarks.eager_baseline import EagerLanguageModel
-from benchmarks.gpu_session import Step
+from benchmarks.paper_audio import FLOW_STEPS
 from benchmarks.paper_report import NOT_MEASURED, render
 from benchmarks.roofline import SIZES, bytes_per_cycle, tokens_per_s, traffic
 from build_engines.seed_language_model import RandomLanguageModel
@@ -87,8 +87,10 @@ def run(folder: Path, *extra: str) -> tuple[dict[str, Any], str]:
     return json.loads(record.read_text()), text.read_text()
 
 
-def test_tiny_run_measures_everything(tmp_path: Path) -> None:
-    record, text = run(tmp_path)
+def test_tiny_run_measures_speeds(tmp_path: Path) -> None:
+    """All that is not in the tiny walk of the GPU session (test_gpu_session.py)."""
+    parts = ("steps", "host", "table5", "first_chunk", "baseline", "batch", "heads")
+    record, text = run(tmp_path, "--parts", *parts)
     assert record["command"].startswith("python -m benchmarks.paper_tables")
     assert record["machine"]
     assert record["date"]
@@ -104,12 +106,21 @@ def test_tiny_run_measures_everything(tmp_path: Path) -> None:
         ("boost", "audio ids only"),
         ("turbo", "audio ids only"),
     }
-    # On a CPU nothing is a CUDA graph: those cells, and the datasheet's, say so.
-    graphs = [r for r in record["first_chunk"] if r["implementation"] == "CUDA graph"]
-    assert len(graphs) == 4
-    assert all(r["ms"] is None for r in graphs)
-    assert all(r["ms"] > 0 for r in record["first_chunk"] if r not in graphs)
-    assert text.count(NOT_MEASURED) == 4 + 2 * (1 + len(NAMED_MODES))
+    assert all(r["ms"] > 0 for r in record["first_chunk"])
+    assert all(r["ms"] > 0 and 0 < r["host_ms"] < r["ms"] for r in record["host"])
+    assert text.count(NOT_MEASURED) == 2 * (1 + len(NAMED_MODES))  # the datasheet of a CPU
+
+
+def test_audio_on_a_cpu_has_no_graphs(tmp_path: Path) -> None:
+    record, text = run(tmp_path, "--parts", "audio")
+    stages = [r for r in record["audio"] if "precision" in r]
+    assert [r["stage"] for r in stages] == ["encoder", *(f"decoder, {steps} step(s)" for steps in FLOW_STEPS)]
+    assert all(r["eager_ms"] > 0 and r["graph_ms"] is None for r in stages)
+    streaming = [r for r in record["audio"] if "engines" in r]
+    assert len(streaming) == 2 * 5
+    assert all(r["ms"] > r["engine_ms"] > 0 and r["difference"] < 1e-3 for r in streaming)
+    assert [r["audio_ms"] for r in streaming[:5]] == [r["audio_ms"] for r in streaming[5:]]
+    assert text.count(NOT_MEASURED) >= len(stages)
 
 
 def test_a_spent_budget_leaves_rows_unmeasured(tmp_path: Path) -> None:
@@ -136,25 +147,26 @@ def test_report_of_a_real_size_compares_with_eager_code_and_the_paper() -> None:
             "tokens_per_s": speed, "achieved_gb_s": 2000.0, "roofline_tokens_per_s": 2 * speed, "share": 0.5,
         }  # fmt: skip
 
-    language_model = {"stage": "language model", "implementation": "engine", "mode": "boost", "head": "full", "ms": 15}
     record = {
         "size": "7b", "dtype": "bfloat16", "command": "python", "machine": "GPU", "date": "today", "compiled": False,
         "attention": "split", "copy_tb_s": 3.0, "datasheet_tb_s": 3.35, "tokens": 4096, "baseline_tokens": 512,
         "faults": {},
         "table5": [row("engine", "vanilla", "full", 200.0), row("engine", "turbo", "audio-only", 1300.0)],
         "baseline": [row("eager baseline", "vanilla", "full", 50.0), row("eager baseline", "turbo", "full", 260.0)],
-        "first_chunk": [
-            language_model,
-            {"stage": "encoder", "implementation": "eager", "ms": 30.0},
-            {"stage": "encoder", "implementation": "CUDA graph", "ms": 5.0},
-            {"stage": "decoder, 1 step(s)", "implementation": "CUDA graph", "ms": 10.0},
+        "first_chunk": [{"implementation": "engine", "mode": "boost", "head": "full", "ms": 15.0}],
+        "audio": [
+            {"stage": "first chunk", "engines": "graphs", "streams": 1, "ms": 25.0, "engine_ms": 24.0, "audio_ms": 290,
+             "difference": 4e-4},
+            {"stage": "encoder", "precision": "TF32", "eager_ms": 30.0, "graph_ms": 5.0},
         ],
     }  # fmt: skip
     text = render(record)
-    assert "| engine | 1 | turbo | audio-only | 4096 | 1300 | 6.50x | 5.00x | 2000 | 2600 | 50 % | 305 |" in text
+    assert "| engine | 1 | turbo | audio-only | 4096 | 1300 | 6.50x | 5.00x | 2000 | 2600 | 50 % | 305 | 976 |" in text
     assert "| datasheet | 3.35 | full | 235 | 632 | 632 | 1171 |" in text
-    assert f"| engine | boost | full | 15.0 | 30.0 | {NOT_MEASURED} | {NOT_MEASURED} |" in text
-    assert "| paper | boost | full | 53 | 243 | - | - |" in text
+    assert "| engine | boost | full | 15.0 | 15.5 |" in text
+    assert "| paper | boost | full | 53 | - |" in text
+    assert "| first chunk | graphs | 1 | 25.0 | 24.0 | 290 | 4.0e-04 |" in text
+    assert "| encoder | TF32 | 30.0 | 5.0 |" in text
 
 
 def test_a_failed_part_is_named_and_the_others_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,23 +181,3 @@ def test_a_failed_part_is_named_and_the_others_are_kept(tmp_path: Path, monkeypa
     assert "This part failed: RuntimeError: out of memory" in text.read_text()
     assert "| backbone | 1 | - | 1.00 | 0.50 |" in text.read_text()
     assert "## Eager baseline" in text.read_text()
-
-
-def test_session_goes_on_after_a_hang_and_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    steps = [
-        Step("hang", ["-c", "import time; time.sleep(60)"], 0.5),
-        Step("fault", ["-c", "raise SystemExit(3)"], 60),
-        Step("good", ["-c", "import sys; print(sys.argv[1:])"], 60, bounded=True),
-    ]
-    monkeypatch.setattr(gpu_session, "plan", lambda *_: steps)
-    assert gpu_session.main(["--size", "tiny", "--out", str(tmp_path)]) == 1
-    done = json.loads((tmp_path / "gpu_session.json").read_text())
-    assert [row["exit"] for row in done] == ["timed out", 3, 0]
-    assert "['--budget', '51']" in (tmp_path / "gpu_session.log").read_text()
-
-
-def test_session_tests_first_and_golden_cases_where_they_are() -> None:
-    for size in ("real", "tiny"):
-        steps = gpu_session.plan(size, Path("golden"), Path("out"))
-        assert steps[0].name == "tests"
-        assert len(gpu_session.plan(size, None, Path("out"))) == len(steps) - 1

@@ -1,11 +1,12 @@
 """Speech tokenizer, flow and vocoder in plain PyTorch: the reference that the compiled engines are held against.
 
-On a CUDA device they are the audio engines beside the torch_cuda language model (no graphs: **not run** on a GPU).
+float32 throughout: PyTorch's default on a GPU is TF32 for convolutions, f0's too, whose error adds up in the phase.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 
 import numpy as np
@@ -22,6 +23,18 @@ from vita_audio.models.vocoder import Vocoder
 CPU = torch.device("cpu")
 
 
+@contextmanager
+def tensor_float_32(wanted: bool) -> Iterator[None]:
+    """Whether matrix products and convolutions of float32 on a GPU may round operands to 10 bits of mantissa (TF32)."""
+    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, conv.allow_tf32
+    matmul.allow_tf32 = conv.allow_tf32 = wanted
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, conv.allow_tf32 = before
+
+
 class TorchSpeechTokenizer:
     """`SpeechTokenizerEngine` over `models.speech_tokenizer`, float32."""
 
@@ -36,6 +49,7 @@ class TorchSpeechTokenizer:
         self._device = device
 
     @torch.inference_mode()
+    @tensor_float_32(False)
     def tokens(self, features: Floats, valid_frames: int) -> Ints:
         check_features(features, valid_frames, self.num_mel_bins, self.max_frames)
         frames = torch.tensor([valid_frames], device=self._device)
@@ -54,16 +68,19 @@ class TorchFlow:
         self._device = device
 
     @torch.inference_mode()
+    @tensor_float_32(False)
     def condition(self, tokens: Ints, frame_token: Ints) -> Floats:
         check_condition(tokens, frame_token, self.vocab_size)
         return self._model.condition(_tensor(tokens, self._device), _tensor(frame_token, self._device)).cpu().numpy()
 
     @torch.inference_mode()
+    @tensor_float_32(False)
     def velocity(self, x: Floats, mu: Floats, cond: Floats, t: float) -> Floats:
         state, mean, known = (_tensor(array, self._device) for array in (x, mu, cond))
         return self._model.velocity(state, mean, known, torch.tensor([t], device=self._device)).cpu().numpy()
 
     @torch.inference_mode()
+    @tensor_float_32(False)
     def solve(self, x: Floats, mu: Floats, cond: Floats, times: Sequence[float]) -> Floats:
         """As `TensorRtFlow.solve`: all Euler steps with x kept on the device."""
         state, mean, known = (_tensor(array, self._device) for array in (x, mu, cond))
@@ -87,10 +104,12 @@ class TorchVocoder:
         self.source_bias = float(mixer.bias.detach())
 
     @torch.inference_mode()
+    @tensor_float_32(False)
     def f0(self, mel: Floats) -> Floats:
         return self._model.f0(_tensor(mel, self._device)).cpu().numpy()
 
     @torch.inference_mode()
+    @tensor_float_32(False)
     def synthesize(self, mel: Floats, source: Floats) -> Floats:
         return self._model(_tensor(mel, self._device), _tensor(source, self._device)).cpu().numpy()
 

@@ -5,8 +5,7 @@ A chunk is some 6 000 small kernels: launched one by one they keep a CPU core bu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -16,21 +15,9 @@ from torch import Tensor
 from vita_audio.configs import FlowConfig, VocoderConfig
 from vita_audio.engines.interface import Floats, Ints
 from vita_audio.engines.limits import check_condition
-from vita_audio.engines.torch_audio import TorchFlow, TorchVocoder
+from vita_audio.engines.torch_audio import TorchFlow, TorchVocoder, tensor_float_32
 from vita_audio.engines.torch_cuda.program import Capturer
 from vita_audio.engines.torch_cuda.shape_graphs import ShapeGraphs
-
-
-@contextmanager
-def tensor_float_32(wanted: bool) -> Iterator[None]:
-    """Matrix products and convolutions of float32 on tensor cores, operands rounded to 10 bits of mantissa."""
-    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, conv.allow_tf32
-    matmul.allow_tf32 = conv.allow_tf32 = wanted
-    try:
-        yield
-    finally:
-        matmul.allow_tf32, conv.allow_tf32 = before
 
 
 class TorchCudaFlow(TorchFlow):
