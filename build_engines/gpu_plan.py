@@ -1,4 +1,4 @@
-"""Arithmetic of a GPU build: files it writes and memory of each GPU, from sizes alone. Nothing here was measured.
+"""Arithmetic of a GPU build: files it writes and memory of each GPU, from sizes alone.
 
 Weights are counted tensor by tensor, as they are written; keys, values and buffers of streams as the engines allocate
 them (`vita_audio/engines/tensorrt_llm/memory.py`). The rest, which only a GPU can tell, is one stated reserve.
@@ -33,8 +33,11 @@ from vita_audio.models.speech_tokenizer import SpeechTokenizer
 from vita_audio.models.vocoder import Vocoder
 
 GIB = 1 << 30
-#: Assumed, not measured: contexts of three processes (about 0.5 GiB each), kernels, workspaces of cuBLAS and attention.
+#: TensorRT-LLM: assumed, not measured: contexts of three processes (about 0.5 GiB each), kernels, workspaces.
 RESERVE_BYTES = 3 * GIB
+#: torch_cuda, beyond weights and streams: three contexts, graphs, pools and workspaces. Measured with a 7B and 64 slots
+#: on an H100: 7.2 GiB, of which `TORCH_CUDA_SHARE` leaves 2.3.
+TORCH_CUDA_RESERVE_BYTES = 5 * GIB
 #: Assumed: a TensorRT build holds the weights it read, the network's copy and the serialised engine.
 BUILD_COPIES = 3
 #: Of the free memory: the torch_cuda engine keeps a tenth for its graphs (`torch_cuda.engine.check_memory`).
@@ -174,7 +177,7 @@ def _plan_torch_cuda(sizes: Sizes, options: GpuOptions, context: int) -> GpuPlan
         scratch={},
         weights={"language model": stored} | audio,
         buffers={"padding rows": slot_bytes(config, 1, 2)},
-        reserve=RESERVE_BYTES,
+        reserve=TORCH_CUDA_RESERVE_BYTES,
         stream=slot_bytes(config, context, 2),
         stream_share=TORCH_CUDA_SHARE,
         host_stream=decoder_state_bytes(sizes),
