@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from server.launch import TritonServer
-from server.options import ServerOptions
+from server.options import DEVICES, PROFILES, ServerOptions
 from vita_audio.errors import VitaError
 from vita_client import Client, Pcm, Stream, TextDelta
 from vita_client.wav import WavWriter
@@ -47,11 +47,15 @@ def main() -> int:
     parser.add_argument("--engines", type=Path, default=Path("engines/cpu"))
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the WAV files")
     parser.add_argument("--mode", default="boost")
+    parser.add_argument("--profile", choices=PROFILES, default="cpu", help="gpu: engines of --target gpu (docs/gpu.md)")
+    parser.add_argument("--device", choices=DEVICES, default=DEVICES[0], help="where the gpu profile's engines run")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
+    where = {"profile": options.profile, "device": options.device}
+    served = ServerOptions(engines=options.engines, grpc_port=0, metrics_port=0, **where)
     try:
         console.print("starting the server ...")
-        with TritonServer(ServerOptions(engines=options.engines, grpc_port=0, metrics_port=0)) as server:
+        with TritonServer(served) as server:
             console.print(f"ready after {server.start_seconds:.1f} s at {server.grpc_url} (log: {server.log_file})")
             with Client(server.grpc_url) as client:
                 console.print(f"\n[bold]a spoken question: {QUESTION.name}[/]")
