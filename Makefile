@@ -71,7 +71,7 @@ plan: $(VENV)/.build  ## what a GPU build of $(CHECKPOINT) would take: files, me
 	$(BIN)/python -m build_engines plan --checkpoint $(CHECKPOINT)
 
 conformance: $(VENV)/.build  ## golden data through every engine available here
-	$(BIN)/python -m vita_audio.conformance $(or $(GOLDEN),../shared/golden)
+	$(BIN)/python -m vita_audio.conformance $(or $(GOLDEN),tests/golden)
 
 clean:
 	rm -rf engines checkpoints/seed out

@@ -1,6 +1,6 @@
 """Golden language model cases through the fixed-shape engine on this machine's device, and how far bf16 agrees.
 
-    python -m benchmarks.gpu_golden ../shared/golden
+    python -m benchmarks.gpu_golden tests/golden/language_model
 
 Float32 must give every golden token, alone and batched; bf16 is reported as the share of cases and of tokens before the
 first difference.

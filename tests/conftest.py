@@ -18,10 +18,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="session")
 def golden() -> Path:
-    """Golden data computed by the authors' own code (`VITA_GOLDEN`, else beside the checkout)."""
-    folder = Path(os.environ.get("VITA_GOLDEN", ROOT.parent / "shared" / "golden"))
+    """Golden data computed by the authors' own code (`VITA_GOLDEN`, else tests/golden)."""
+    folder = Path(os.environ.get("VITA_GOLDEN", ROOT / "tests" / "golden"))
     if not folder.is_dir():
-        pytest.skip(f"golden data not found at {folder}: set VITA_GOLDEN")
+        pytest.fail(f"golden data not found at {folder}: it is part of the repository (tests/golden)")
     return folder
 
 

@@ -38,7 +38,7 @@ def run_checks(folder: Path) -> Iterator[Result]:
 def main(arguments: list[str] | None = None) -> int:
     """Print the table; 0 when every case passes, 1 when one fails, 2 when there is nothing to run."""
     parser = argparse.ArgumentParser(prog="python -m vita_audio.conformance", description=__doc__)
-    parser.add_argument("folder", type=Path, help="a folder in the layout of the golden data")
+    parser.add_argument("folder", type=Path, help="golden data, or a folder in its layout (tests/golden)")
     parser.add_argument("--failures", action="store_true", help="print failed cases only")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)  # the cases are tiny: threads would only wait for each other
