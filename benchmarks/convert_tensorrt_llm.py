@@ -56,7 +56,7 @@ class Row:
 
 
 def released_width(layers: int, modules: int) -> LanguageModelConfig:
-    """The released 7B sizes with fewer layers (facts/language_model.md)."""
+    """The released 7B sizes with fewer layers (docs/model.md)."""
     return LanguageModelConfig(
         vocab_size=168_072,
         hidden_size=3584,

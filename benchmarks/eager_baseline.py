@@ -1,7 +1,7 @@
 """The language model run as research code runs it: what the fixed-shape engine is compared with in the same run.
 
 One Python loop per token, caches that grow by concatenation, one call per MCTP module, the full head, and a wait for
-the GPU after every token (facts/language_model.md; the paper measures Hugging Face code with FlashAttention-2). Keys
+the GPU after every token (docs/model.md; the paper measures Hugging Face code with FlashAttention-2). Keys
 and values are not repeated where one row attends; several rows use a mask.
 """
 

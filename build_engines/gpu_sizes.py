@@ -20,7 +20,7 @@ from vita_audio.modes import NAMED_MODES
 from vita_audio.vocabulary import BASE, Vocabulary
 from vita_audio.weight_files import read_text
 
-#: The released 7B (facts/language_model.md).
+#: The released 7B (docs/model.md).
 RELEASED_7B = LanguageModelConfig(
     vocab_size=168_072,
     hidden_size=3584,

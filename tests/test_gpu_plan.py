@@ -22,7 +22,7 @@ from vita_audio.errors import CheckpointError, EngineError
 from vita_audio.vocabulary import BASE
 
 ROOT = Path(__file__).resolve().parent.parent
-# The released 7B, by facts/language_model.md.
+# The released 7B, by docs/model.md.
 VOCAB, HIDDEN, FFN, HEADS, KV_HEADS, HEAD, L, K = 168_072, 3584, 18_944, 28, 4, 128, 28, 10
 QKV = (HEADS + 2 * KV_HEADS) * HEAD
 LINEAR = QKV * HIDDEN + HIDDEN * HIDDEN + 3 * HIDDEN * FFN  # of one decoder layer

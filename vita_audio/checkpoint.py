@@ -33,7 +33,7 @@ def load_language_model(
         dtype: convert every tensor to it; None keeps what is stored.
 
     Returns:
-        The sizes and the tensors under their released keys (facts/language_model.md); `lm_head.weight` is the
+        The sizes and the tensors under their released keys (docs/model.md); `lm_head.weight` is the
         embedding when the two are tied.
 
     Raises:
@@ -50,7 +50,7 @@ def load_language_model(
 
 
 def language_model_shapes(config: LanguageModelConfig) -> Shapes:
-    """Key -> shape of every stored tensor of a language model of this size (facts/language_model.md)."""
+    """Key -> shape of every stored tensor of a language model of this size (docs/model.md)."""
     hidden, inner = config.hidden_size, config.intermediate_size
     kv_size = config.num_key_value_heads * config.head_dim
     shapes: Shapes = {"model.embed_tokens.weight": (config.vocab_size, hidden), "model.norm.weight": (hidden,)}

@@ -1,7 +1,7 @@
 """Decoding modes: which generated tokens come from the backbone and which from MCTP modules.
 
 A mode is a list m1,n1,m2,n2,...: m1 backbone tokens, n1 MCTP tokens, m2 backbone tokens, ...; the last pair repeats for
-ever (facts/language_model.md, "Modes"). Imports only the standard library: the client uses it too.
+ever (docs/model.md, "Modes"). Imports only the standard library: the client uses it too.
 """
 
 from __future__ import annotations

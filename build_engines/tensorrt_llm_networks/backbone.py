@@ -13,7 +13,7 @@ HIDDEN_STATES = "hidden_states_all"
 
 
 class VitaBackbone(QWenForCausalLM):
-    """Qwen2 with one output more. The hidden states are those after the final norm: H0 of facts/language_model.md."""
+    """Qwen2 with one output more. The hidden states are those after the final norm: H0 of docs/model.md."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         logits, last, hidden = super().forward(*args, **kwargs)

@@ -1,7 +1,7 @@
 """The MCTP network: all K modules in one engine, so that a burst is one call with no return to the host.
 
 Module k reads, for each row j, the embedding of token j + k + 1 and H_k[j]; its last row gives a token; its hidden
-states feed module k + 1 (facts/language_model.md, "The fused cascade"). All modules share one length, one block table,
+states feed module k + 1 (docs/model.md, "The fused cascade"). All modules share one length, one block table,
 one set of metadata: layer k of the engine is module k. RoPE turns by the cache index, which the constant offset of the
 reference cannot be told from.
 """

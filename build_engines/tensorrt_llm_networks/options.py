@@ -22,7 +22,7 @@ class NetworkOptions:
         max_num_tokens: tokens of one step, all streams together; bounds a prefill chunk too.
         prompt_table_rows: backbone only; rows of the table that ids from vocab_size on index (speech of Plus).
         head_first_id: MCTP only; the head's first token id. 0 is the full head; the first control token gives the
-            audio-only head, a tenth of the bytes (facts/language_model.md).
+            audio-only head, a tenth of the bytes (docs/model.md).
         candidates: MCTP only; the largest top_k of a sampled row. Rows that ask for more, or for all, get this many.
         banned_ids: MCTP only; ids that never come out (padding rows of the vocabulary).
 

@@ -1,6 +1,6 @@
 """The VITA-Audio language model in PyTorch: a Qwen2 backbone and K MCTP modules, with the released checkpoint keys.
 
-Source: facts/language_model.md; paper section 3.2 (Multiple Cross-modal Token Prediction). Rows of several streams may
+Source: docs/model.md; paper section 3.2 (Multiple Cross-modal Token Prediction). Rows of several streams may
 be packed along one axis: everything but attention works row by row, and attention is a function the caller passes in
 (training: causal over a sequence; an engine: against its caches).
 """
@@ -129,7 +129,7 @@ class LanguageModel(nn.Module):
         """One MCTP module over rows j: tokens [rows] are token j + module + 1, hidden [rows, hidden] is H_module[j].
 
         Returns H_(module + 1) [rows, hidden]. Rotary positions are the cache index j: the reference adds module + 1
-        to every row, which relative rotary attention cannot see (facts/language_model.md).
+        to every row, which relative rotary attention cannot see (docs/model.md).
         """
         embedded = self.mtp_embed_norms[module](self.model.embed_tokens(tokens))
         x = self.mtp_projs[module](torch.cat([embedded, self.mtp_hidden_norms[module](hidden)], dim=-1))
