@@ -2,7 +2,7 @@
 
 The graphs are written node by node rather than traced, because what makes them fast is not in the PyTorch modules:
 GroupQueryAttention over caches that are bound in place, merged projections, fused norms, and sampling inside the graph,
-so that a burst is one run with no return to the host between modules (facts/onnx.md, docs/model.md).
+so that a burst is one run with no return to the host between modules (docs/onnx.md, docs/model.md).
 
     backbone.onnx   tokens [B, S] + caches -> H0 [B, S, hidden], sampled token [B]       (B > 1 only with S = 1)
     mctp.onnx       tokens [1, R], H0 rows [1, R, hidden] + caches -> sampled tokens [1, K]

@@ -1,7 +1,7 @@
 """Writes ONNX graphs node by node, with the layers that the audio networks share.
 
 The graphs are written, not traced: both of PyTorch's exporters fail or leave hundreds of shape nodes on these networks,
-and what makes them fast in ONNX Runtime is not in the PyTorch modules (measured at T = 250, one thread, facts/onnx.md):
+and what makes them fast in ONNX Runtime is not in the PyTorch modules (measured at T = 250, one thread):
 Mish from Exp instead of Softplus (10x), 2-D convolutions of height 1 (blocked kernels, 1.2-1.8x), fused
 attention, products over [rows, width] that add the bias on the way. (Fused skip + LayerNorm is slower than its parts.)
 """

@@ -1,7 +1,7 @@
 """The audio graphs for TensorRT: ONNX Runtime's own operators rewritten in standard ones, products in half precision.
 
 The graphs of `export_audio` are written for ONNX Runtime. TensorRT reads them once two operators are spelled out. Types
-are explicit in the graph (a strongly typed network), so a CPU checks what the GPU will build (facts/onnx.md).
+are explicit in the graph (a strongly typed network), so a CPU checks what the GPU will build (docs/onnx.md).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Every slot owns one region of preallocated cache. Single-row steps of several streams run as one batch over the slots
 up to the highest one in use: GroupQueryAttention takes ragged lengths there. Runs of several rows go stream by stream,
-because the operator refuses a batch with several rows and a past (facts/onnx.md). MatMul results do not depend on the
+because the operator refuses a batch with several rows and a past (docs/onnx.md). MatMul results do not depend on the
 number of rows, so a stream's tokens are the same alone and in any batch.
 """
 
