@@ -29,7 +29,7 @@ class MetricsPublisher:
 
     def __init__(self, recorder: Recorder, measure: Callable[[], None]) -> None:
         self._recorder, self._measure = recorder, measure
-        # A family must live as long as its metrics (facts/triton.md).
+        # A family must live as long as its metrics (docs/triton.md).
         self._families: dict[str, pb_utils.MetricFamily] = {}
         self._metrics: dict[Series, pb_utils.Metric] = {}
         self._gauges: dict[Series, float] = {}

@@ -1,6 +1,6 @@
 """The KServe v2 messages of one stream: a request to send, and responses read into events. No network in here.
 
-Outputs are looked up by name (their order changes from run to run of the server, facts/triton.md).
+Outputs are looked up by name (their order changes from run to run of the server, docs/triton.md).
 """
 
 from __future__ import annotations

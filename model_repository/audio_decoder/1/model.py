@@ -2,7 +2,7 @@
 
 `execute` only enqueues; the service's thread answers, with a response for each decode that a request makes due. Every
 request gets exactly one response with the final flag, its last, and never an error: after a decoupled model, an error
-would leave the ensemble's request in flight for ever (seen, see facts/triton.md), so a failure is a STATUS. When the
+would leave the ensemble's request in flight for ever (seen, see docs/triton.md), so a failure is a STATUS. When the
 client is gone or decoding failed, a STOP request ends the stream in speech_lm; a DONE request says of every stream that
 it is over, so that its place can be given away.
 """
