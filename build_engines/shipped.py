@@ -191,7 +191,7 @@ def _reference(checkpoint: Path, source: _Source, stored: list[StoredTensor]) ->
 
 
 def _layouts(tensors: dict[str, NDArray]) -> Iterator[bytes]:
-    """Bytes of each tensor in float32, and with its first axis last; weight norm folded (facts/audio.md 3)."""
+    """Bytes of each tensor in float32, and with its first axis last; weight norm folded (docs/audio.md 3)."""
     for key in sorted(tensors):
         value = tensors[key].astype(np.float32)
         if key.endswith("_v") and key.removesuffix("v") + "g" in tensors:

@@ -57,7 +57,7 @@ class AudioEngine:
 
 #: The estimator is nearly all the work of a decode and runs well in float16. The vocoder's exponentials and sines and
 #: the f0 that is summed to a phase are not for float16; the tokenizer picks the nearest of 16 384 codes, and must pick
-#: the reference's (facts/audio.md 2.8, 3).
+#: the reference's (docs/audio.md 2.8, 3).
 AUDIO_ENGINES = {
     FLOW_CONDITION: AudioEngine(CONDITION_FILE, TF32, {"tokens": (BATCH, "tokens"), "frame_token": ("frames",)}),
     FLOW_VELOCITY: AudioEngine(

@@ -58,7 +58,7 @@ def test_wording(tokenizer: TextTokenizer, task: str, text: str | None, codes: l
 
 
 def test_no_line_break_before_audio_without_a_message(tokenizer: TextTokenizer) -> None:
-    """Training has "user", line break, begin of audio (facts/audio.md 7, trap 1)."""
+    """Training has "user", line break, begin of audio (docs/audio.md 7, trap 1)."""
     ids = PromptBuilder(tokenizer).build("chat", None, CODES)
     begin = ids.index(tokenizer.vocabulary.begin_of_audio)
     line_break = tokenizer.encode("\n")

@@ -26,7 +26,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _slow_mel(wave: np.ndarray) -> np.ndarray:
-    """The mel of facts/audio.md 4 by its definition: a sum per bin, a triangle per band."""
+    """The mel of docs/audio.md 4 by its definition: a sum per bin, a triangle per band."""
     n_fft, hop, bands = 1024, 256, 80
     padded = np.concatenate([wave[384:0:-1], wave, wave[-2:-386:-1]])
     window = np.array([0.5 * (1 - np.cos(2 * np.pi * n / n_fft)) for n in range(n_fft)])

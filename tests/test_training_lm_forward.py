@@ -1,4 +1,4 @@
-"""The packed training forward computes what the engine computes token by token; losses as in facts/audio.md 8."""
+"""The packed training forward computes what the engine computes token by token; losses as in docs/audio.md 8."""
 
 from __future__ import annotations
 

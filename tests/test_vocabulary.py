@@ -57,7 +57,7 @@ def test_round_trip_through_json(vocabulary: Vocabulary) -> None:
 
 
 def _released_tokenizer_json(plus: bool) -> dict[str, Any]:
-    """The id layout of the released tokenizers (facts/audio.md 7), with made-up text tokens."""
+    """The id layout of the released tokenizers (docs/audio.md 7), with made-up text tokens."""
     names = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|qwen_{i}|>" for i in range(19))]
     names += [f"<|{edge}_of_{kind}|>" for kind in ("image", "video", "patch") for edge in ("begin", "end", "context")]
     names += ["<|begin_of_audio|>", "<|end_of_audio|>", *(["<|context_of_audio|>"] if plus else [])]

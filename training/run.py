@@ -53,7 +53,7 @@ class RunSettings:
     evaluate_every: int = 200
 
     def rate(self, step: int) -> float:
-        """Learning rate of step 0, 1, ...: linear warm-up, then a cosine from 1 to `floor` (facts/audio.md 8)."""
+        """Learning rate of step 0, 1, ...: linear warm-up, then a cosine from 1 to `floor` (docs/audio.md 8)."""
         warmup = max(1, round(self.warmup * self.steps))
         if step < warmup:
             return self.learning_rate * (step + 1) / warmup

@@ -56,7 +56,7 @@ def _resolve(value: Any, names: Mapping[str, Any]) -> Any:
 
 
 def parse_audio_decoder_yaml(text: str, source: str = "config.yaml") -> tuple[FlowConfig, VocoderConfig]:
-    """Sizes of flow and vocoder from the released file (facts/audio.md 2 and 3).
+    """Sizes of flow and vocoder from the released file (docs/audio.md 2 and 3).
 
     Raises:
         CheckpointError: not YAML, a section is missing, a field is wrong, or another architecture is described.

@@ -17,9 +17,9 @@ from vita_audio.models.speech_tokenizer import SpeechTokenizer
 from vita_audio.models.vocoder import Vocoder
 from vita_audio.weight_files import Shapes, Weights, open_folder, open_safetensors, open_torch_file, read_text
 
-#: Parts of Plus checkpoints that are not the language model (facts/audio.md 9).
+#: Parts of Plus checkpoints that are not the language model (docs/audio.md 9).
 NOT_LANGUAGE_MODEL = ("model.audio_model.", "model.audio_projection.")
-#: Parts of a stored Whisper model beside the encoder layers in use (facts/audio.md 1).
+#: Parts of a stored Whisper model beside the encoder layers in use (docs/audio.md 1).
 _NOT_SPEECH_TOKENIZER = re.compile(r"ema_count|ema_weight|layer_norm\.(weight|bias)|(model\.)?(decoder|proj_out)\..*")
 
 
@@ -161,7 +161,7 @@ def split_weight_norm(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _is_weight_normed(key: str) -> bool:
-    """All convolutions of the vocoder but the source's down-sampling; linear layers have none (facts/audio.md 3)."""
+    """All convolutions of the vocoder but the source's down-sampling; linear layers have none (docs/audio.md 3)."""
     linear = ("source_downs.", "m_source.", "f0_predictor.classifier.")
     return key.endswith(".weight") and not key.startswith(linear)
 

@@ -176,7 +176,7 @@ class LanguageModelConfig:
 
 @dataclass(frozen=True, slots=True)
 class SpeechTokenizerConfig:
-    """WhisperVQ encoder (`config.json` of glm-4-voice-tokenizer, facts/audio.md 1); names as released."""
+    """WhisperVQ encoder (`config.json` of glm-4-voice-tokenizer, docs/audio.md 1); names as released."""
 
     d_model: int = 1280
     encoder_attention_heads: int = 20
@@ -236,7 +236,7 @@ class SpeechTokenizerConfig:
 
 @dataclass(frozen=True, slots=True)
 class FlowConfig:
-    """Token encoder, length regulator and flow estimator (facts/audio.md 2); defaults are the released sizes."""
+    """Token encoder, length regulator and flow estimator (docs/audio.md 2); defaults are the released sizes."""
 
     vocab_size: int = 16384
     input_size: int = 512
@@ -297,7 +297,7 @@ class FlowConfig:
 
 @dataclass(frozen=True, slots=True)
 class VocoderConfig:
-    """HiFT generator (facts/audio.md 3); names and defaults as released."""
+    """HiFT generator (docs/audio.md 3); names and defaults as released."""
 
     in_channels: int = 80
     base_channels: int = 512

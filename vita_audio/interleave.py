@@ -1,4 +1,4 @@
-"""How training data interleaves the text and the audio of one answer (facts/audio.md 6.1)."""
+"""How training data interleaves the text and the audio of one answer (docs/audio.md 6.1)."""
 
 from __future__ import annotations
 

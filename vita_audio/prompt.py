@@ -1,4 +1,4 @@
-"""ChatML prompts of the four tasks as token ids, worded as the released models were trained (facts/audio.md 7)."""
+"""ChatML prompts of the four tasks as token ids, worded as the released models were trained (docs/audio.md 7)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class PromptBuilder:
     """Writes prompts for one checkpoint.
 
     Role line and content are tokenised apart, as in training: joined, "user\\n" and a content that begins with a line
-    break would merge into other ids (facts/audio.md 7, trap 1).
+    break would merge into other ids (docs/audio.md 7, trap 1).
     """
 
     def __init__(self, tokenizer: TextTokenizer) -> None:

@@ -1,4 +1,4 @@
-"""16 kHz speech -> log-mel features for the speech tokenizer, piece by piece, in numpy (facts/audio.md 1).
+"""16 kHz speech -> log-mel features for the speech tokenizer, piece by piece, in numpy (docs/audio.md 1).
 
 Equals the released feature extractor (Whisper's, with padding to whole tokens) for any number of mel bands.
 """

@@ -1,4 +1,4 @@
-"""Token ids: text range, control tokens and audio codes of a checkpoint (facts/audio.md 7)."""
+"""Token ids: text range, control tokens and audio codes of a checkpoint (docs/audio.md 7)."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Vocabulary:
         return 0 <= token < self.text_tokens
 
     def audio_code(self, token: int) -> int | None:
-        """The audio code of an id, or None; rows beyond the last code are padding, not audio (facts/audio.md 7)."""
+        """The audio code of an id, or None; rows beyond the last code are padding, not audio (docs/audio.md 7)."""
         code = token - self.audio_offset
         return code if 0 <= code < self.audio_codes else None
 

@@ -1,4 +1,4 @@
-"""Trains the flow: conditional flow matching from tokens to mel of the output voice (facts/audio.md 2.4)."""
+"""Trains the flow: conditional flow matching from tokens to mel of the output voice (docs/audio.md 2.4)."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class FlowWindows:
     """Random windows of the output voice's clips; the batch of a step is a function of (seed, step).
 
     A window starts on the block grid of the token encoder. Those at the start of a clip have, as the first decode of a
-    stream, no condition with probability 1/2, else a prefix of up to 0.8 of the frames (facts/audio.md 2.4). Later ones
+    stream, no condition with probability 1/2, else a prefix of up to 0.8 of the frames (docs/audio.md 2.4). Later ones
     always have one, as they do when served.
     """
 

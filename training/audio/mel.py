@@ -1,4 +1,4 @@
-"""Log-mel features in torch: the decoder's at 22.05 kHz and the tokenizer's at 16 kHz (facts/audio.md 1, 4)."""
+"""Log-mel features in torch: the decoder's at 22.05 kHz and the tokenizer's at 16 kHz (docs/audio.md 1, 4)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def slaney_filters(rate_hz: int, n_fft: int, bands: int, max_hz: float) -> NDArr
 
 
 class MelSpectrogram(nn.Module):
-    """Mel of flow and vocoder: natural log of magnitudes, no normalisation (facts/audio.md 4).
+    """Mel of flow and vocoder: natural log of magnitudes, no normalisation (docs/audio.md 4).
 
     The defaults are the released ones; others serve as training losses only.
     """

@@ -1,7 +1,7 @@
 """Codebook of the speech tokenizer in training: k-means start, moving averages, new places for dead codes.
 
 The codebook is not trained by gradients: each code is the moving average of the states it stands for
-(facts/audio.md 1, "EMA").
+(docs/audio.md 1, "EMA").
 """
 
 from __future__ import annotations

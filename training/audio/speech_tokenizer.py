@@ -1,4 +1,4 @@
-"""Trains the speech tokenizer: recognition and sound, first from states, then from their codes (facts/audio.md 1).
+"""Trains the speech tokenizer: recognition and sound, first from states, then from their codes (docs/audio.md 1).
 
 The encoder starts without a codebook. After `quantize_after` of the steps the codes are placed by k-means on its
 states and follow them as moving averages; from then on both heads read codes only.

@@ -1,4 +1,4 @@
-"""Trains the vocoder: f0, spectra, and from `adversarial_after` on against discriminators (facts/audio.md 3)."""
+"""Trains the vocoder: f0, spectra, and from `adversarial_after` on against discriminators (docs/audio.md 3)."""
 
 from __future__ import annotations
 
@@ -233,7 +233,7 @@ def train_vocoder(config: VocoderTraining, data: Path, folder: Path, start: Mapp
 
 
 def weight_normed(model: Vocoder) -> Vocoder:
-    """Give the convolutions that are stored with weight norm a length and a direction to train (facts/audio.md 3)."""
+    """Give the convolutions that are stored with weight norm a length and a direction to train (docs/audio.md 3)."""
     for module in _normed(model, split_weight_norm(model.state_dict())):
         weight_norm(module)
     return model

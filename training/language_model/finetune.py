@@ -35,7 +35,7 @@ from vita_audio.weight_files import open_folder
 
 @dataclass(frozen=True, slots=True)
 class FinetuneSettings:
-    """One fine-tuning; numbers as in the paper's stage 4 (facts/audio.md 8).
+    """One fine-tuning; numbers as in the paper's stage 4 (docs/audio.md 8).
 
     Attributes:
         checkpoint: bundle with language_model/ and speech_tokenizer/ in the released layout.

@@ -1,4 +1,4 @@
-"""The language model under teacher forcing: backbone and MCTP losses over packed samples (facts/audio.md 8)."""
+"""The language model under teacher forcing: backbone and MCTP losses over packed samples (docs/audio.md 8)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights a stage starts from: random, or those of the stage before with MCTP modules copied (facts/audio.md 8)."""
+"""Weights a stage starts from: random, or those of the stage before with MCTP modules copied (docs/audio.md 8)."""
 
 from __future__ import annotations
 

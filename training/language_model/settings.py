@@ -79,7 +79,7 @@ class StageSettings:
 
 @dataclass(frozen=True, slots=True)
 class LanguageModelTraining:
-    """The four stages (facts/audio.md 8).
+    """The four stages (docs/audio.md 8).
 
     Attributes:
         stage1: alignment: backbone, everything trains.

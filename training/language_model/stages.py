@@ -1,4 +1,4 @@
-"""The paper's four stages, each from the weights of the one before (paper section 4, facts/audio.md 8)."""
+"""The paper's four stages, each from the weights of the one before (paper section 4, docs/audio.md 8)."""
 
 from __future__ import annotations
 

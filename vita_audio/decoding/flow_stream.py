@@ -1,7 +1,7 @@
 """Mel frames of a growing token stream: flow windows with bounded context, conditioned on the mels already voiced.
 
 The estimator attends over its whole window, so a stream can only be continued, not computed exactly in pieces
-(facts/audio.md 5.3). A window starts on the block grid of the token encoder, at least `context_tokens` before the
+(docs/audio.md 5.3). A window starts on the block grid of the token encoder, at least `context_tokens` before the
 first frame that is not final. Its condition holds the final frames; its start noise belongs to the absolute frames.
 """
 

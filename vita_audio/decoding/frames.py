@@ -1,4 +1,4 @@
-"""Which mel frames belong to which audio token: the absolute map for streaming (facts/audio.md 2.2)."""
+"""Which mel frames belong to which audio token: the absolute map for streaming (docs/audio.md 2.2)."""
 
 from __future__ import annotations
 

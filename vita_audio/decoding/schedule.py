@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from vita_audio.contract import mel_frames
 from vita_audio.errors import EngineError
 
-#: Frames the f0 predictor looks to either side (facts/audio.md 3).
+#: Frames the f0 predictor looks to either side (docs/audio.md 3).
 F0_CONTEXT_FRAMES = 5
-#: Frames a sample of the vocoder depends on, to either side, edge of the inverse STFT included (facts/audio.md 3).
+#: Frames a sample of the vocoder depends on, to either side, edge of the inverse STFT included (docs/audio.md 3).
 VOCODER_REACH_FRAMES = 13
 #: With this hold-back the chunked vocoder equals the one-shot vocoder.
 EXACT_HOLD_BACK_FRAMES = F0_CONTEXT_FRAMES + VOCODER_REACH_FRAMES

@@ -1,6 +1,6 @@
 """How audible the seams of a streamed decode are: measured at the chunk boundaries, against points in between.
 
-The flow is continued, not computed exactly (facts/audio.md 5.3), so the streamed wave differs from the one-shot wave;
+The flow is continued, not computed exactly (docs/audio.md 5.3), so the streamed wave differs from the one-shot wave;
 what must not differ is how it behaves where two windows meet.
 """
 

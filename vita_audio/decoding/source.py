@@ -1,4 +1,4 @@
-"""The harmonic source of the HiFT vocoder in numpy, with the phase carried in closed form (facts/audio.md 3)."""
+"""The harmonic source of the HiFT vocoder in numpy, with the phase carried in closed form (docs/audio.md 3)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exact chunked HiFT: the wave of a growing mel, equal to the one-shot vocoder (facts/audio.md 3).
+"""Exact chunked HiFT: the wave of a growing mel, equal to the one-shot vocoder (docs/audio.md 3).
 
 The vocoder is a chain of finite filters, so a chunk needs 13 mel frames of context before it, 13 after it, and an f0
 that has seen 5 more. The phase of the source and its last samples are carried from chunk to chunk.

@@ -1,4 +1,4 @@
-"""The flow-matching model: audio tokens to mel, with guided Euler sampling (facts/audio.md 2)."""
+"""The flow-matching model: audio tokens to mel, with guided Euler sampling (docs/audio.md 2)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vita_audio.models.token_encoder import LengthRegulator, TokenEncoder
 
 
 def offline_frame_map(tokens: int, frames: int) -> Tensor:
-    """Token of each mel frame in one-shot decoding, floor(f * tokens / frames): int64 [frames] (facts/audio.md 2.2)."""
+    """Token of each mel frame in one-shot decoding, floor(f * tokens / frames): int64 [frames] (docs/audio.md 2.2)."""
     return torch.arange(frames) * tokens // frames
 
 

@@ -1,4 +1,4 @@
-"""Estimator of the flow: a 1-D U-Net with transformer blocks, v = f(x, mu, t, spks, cond) (facts/audio.md 2.3)."""
+"""Estimator of the flow: a 1-D U-Net with transformer blocks, v = f(x, mu, t, spks, cond) (docs/audio.md 2.3)."""
 
 from __future__ import annotations
 

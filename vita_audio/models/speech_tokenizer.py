@@ -1,4 +1,4 @@
-"""The speech tokenizer: a WhisperVQ encoder that turns log-mel features into audio token ids (facts/audio.md 1)."""
+"""The speech tokenizer: a WhisperVQ encoder that turns log-mel features into audio token ids (docs/audio.md 1)."""
 
 from __future__ import annotations
 

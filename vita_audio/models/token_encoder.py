@@ -1,4 +1,4 @@
-"""Conditioning of the flow: block-causal token encoder and length regulator, tokens -> mu (facts/audio.md 2.1-2.2)."""
+"""Conditioning of the flow: block-causal token encoder and length regulator, tokens -> mu (docs/audio.md 2.1-2.2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The HiFT vocoder: mel -> f0 -> harmonic source -> waveform; STFT and iSTFT are convolutions (facts/audio.md 3)."""
+"""The HiFT vocoder: mel -> f0 -> harmonic source -> waveform; STFT and iSTFT are convolutions (docs/audio.md 3)."""
 
 from __future__ import annotations
 
