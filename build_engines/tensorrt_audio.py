@@ -39,7 +39,7 @@ from vita_audio.engines.tensorrt_audio_plan import (
 )
 from vita_audio.errors import EngineError, VitaError
 
-#: Of the pinned container 26.07; facts/tensorrt_llm.md 1.2.
+#: Of the pinned container 26.07; docs/tensorrt_llm.md 1.2.
 TENSORRT_VERSION = "10.14"
 #: What tensorrt-rtx compiles for on a CPU: one kind of its GPUs (Ada) is enough to check. It knows no Hopper.
 AHEAD_FOR = "SM89"

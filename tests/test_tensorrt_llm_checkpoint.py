@@ -35,7 +35,7 @@ def rank(folder: Path, part: str, number: int = 0) -> dict[str, Tensor]:
 
 
 def test_names_and_values_on_one_gpu(tmp_path: Path) -> None:
-    """Against the names in facts/tensorrt_llm.md 5.1, written out."""
+    """Against the names in docs/tensorrt_llm.md 5.1, written out."""
     released = converted(tmp_path)
     backbone, mctp = rank(tmp_path, "backbone"), rank(tmp_path, "mctp")
     layer = {

@@ -162,7 +162,7 @@ def test_mctp_step(rows: list[BurstRow]) -> None:
 
 
 def test_by_hand() -> None:
-    """One step with a decode, a prefill chunk and a catch-up, written out as in facts/tensorrt_llm.md 3.2."""
+    """One step with a decode, a prefill chunk and a catch-up, written out as in docs/tensorrt_llm.md 3.2."""
     _, blocks, packer = make()
     for slot in range(3):
         packer.open(slot, Sampling())

@@ -26,7 +26,7 @@ def rank_file(rank: int) -> str:
 
 
 def config_fields(plan: Plan) -> dict[str, Any]:
-    """config.json of a part (facts/tensorrt_llm.md 5.1); `backbone_layers` and `head_first_id` are our own fields."""
+    """config.json of a part (docs/tensorrt_llm.md 5.1); `backbone_layers` and `head_first_id` are our own fields."""
     config = plan.config
     return {
         "architecture": ARCHITECTURES[plan.part],

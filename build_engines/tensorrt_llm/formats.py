@@ -1,4 +1,4 @@
-"""Number formats of linear layers: as they are, FP8, and 4-bit weights with AWQ (facts/tensorrt_llm.md 5.2).
+"""Number formats of linear layers: as they are, FP8, and 4-bit weights with AWQ (docs/tensorrt_llm.md 5.2).
 
 Scales are named as in TensorRT-LLM checkpoints. A stored value times weights_scaling_factor is the weight. FP8 inputs
 are divided by activation_scaling_factor; AWQ inputs are multiplied, and weights divided, by prequant_scaling_factor.

@@ -1,6 +1,6 @@
 """The names table: which released tensors make which TensorRT-LLM module, and how ranks share it.
 
-Source: facts/tensorrt_llm.md 5.1.
+Source: docs/tensorrt_llm.md 5.1.
 """
 
 from __future__ import annotations

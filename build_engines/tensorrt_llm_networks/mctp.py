@@ -59,7 +59,7 @@ class MctpModule(Module):
 
 
 class VitaMctp(PretrainedModel):
-    """Inputs beyond those of a decoder (facts/tensorrt_llm.md 3.2); T tokens of B streams, K modules, R head rows.
+    """Inputs beyond those of a decoder (docs/tensorrt_llm.md 3.2); T tokens of B streams, K modules, R head rows.
 
     hidden_states_in  dtype [T, hidden]   H0 of the rows
     shift_index       int32 [T]           t -> t + 1; the last token of stream b -> T + b; the same for every module

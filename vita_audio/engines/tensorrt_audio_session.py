@@ -1,6 +1,6 @@
 """Runs one TensorRT audio engine: a CUDA graph for each chunk geometry, plain calls for others. **Not run**: no GPU.
 
-Written for TensorRT 10.14 (facts/tensorrt_llm.md 1.2). Every captured geometry has an execution context of its own, as
+Written for TensorRT 10.14 (docs/tensorrt_llm.md 1.2). Every captured geometry has an execution context of its own, as
 TensorRT asks for; all contexts of an engine share one scratch memory, since they never run at the same time.
 """
 

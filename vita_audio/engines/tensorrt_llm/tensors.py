@@ -1,4 +1,4 @@
-"""Name, type and shape of every tensor of a step (facts/tensorrt_llm.md 3.2): beam 1, paged KV, packed tokens.
+"""Name, type and shape of every tensor of a step (docs/tensorrt_llm.md 3.2): beam 1, paged KV, packed tokens.
 
 Dimensions by name: `tokens` new tokens of the step, `streams` rows of the batch (context-phase rows first), `layers`
 attention layers of the engine, `modules` K, `blocks` blocks of a slot's table, `context` tokens a slot holds, `sampled`
