@@ -140,7 +140,7 @@ def describe(server: TritonServer) -> str:
 
 
 def remote_warning(options: ServerOptions) -> str:
-    """What an operator must know before this server faces a network (docs/triton.md, Security)."""
+    """What an operator must know before this server faces a network (docs/triton.md, "Security")."""
     transport = "Clients are not authenticated" if options.tls else "Nothing is encrypted and nobody is authenticated"
     if options.tls and options.tls.client_ca:
         transport = "Clients need a certificate"

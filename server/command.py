@@ -10,7 +10,7 @@ from server.locate import Triton
 from server.options import ServerOptions
 from vita_audio.serving_settings import ServingSettings
 
-#: Administration that no client of this project needs (docs/triton.md, Security). Health, metadata, inference, model
+#: Administration that no client of this project needs (docs/triton.md, "Security"). Health, metadata, inference, model
 #: configuration and statistics stay open: clients and benchmarks read them.
 RESTRICTED = "shared-memory,model-repository,trace,logging"
 #: Triton opens a restricted protocol to requests with a header of this name. Names of gRPC metadata are lower case, so

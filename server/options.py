@@ -40,7 +40,7 @@ class ServerOptions:
         host: address of the gRPC (and HTTP) port; anything but loopback needs `allow_remote`.
         grpc_port, metrics_port: 0 picks a free one.
         metrics_host: address of the metrics port; anything but loopback needs `allow_remote`.
-        http_port: None leaves HTTP off (docs/triton.md, Security); 0 picks a free one.
+        http_port: None leaves HTTP off (docs/triton.md, "Security"); 0 picks a free one.
         profile: ``cpu`` reads each model's ``config.pbtxt``, ``gpu`` its ``configs/gpu.pbtxt`` where there is one.
         device: where the torch_cuda engines of the ``gpu`` profile run: ``cuda:0``, or ``cpu`` (float32, slow) to try
             that profile on a machine without a GPU.

@@ -34,7 +34,7 @@ H100 = 3.35e12
     ],
 )
 def test_prediction_gives_the_known_rooflines(mode: str, audio_head: bool, expected: float) -> None:
-    """7B in bf16 on 3.35 TB/s (docs/model.md, physical limits; issue of the GPU bundle)."""
+    """7B in bf16 on 3.35 TB/s (docs/model.md, "Physical limits")."""
     assert tokens_per_s(traffic(SIZES["7b"]), mode, H100, audio_head=audio_head) == pytest.approx(expected, rel=0.015)
 
 

@@ -13,7 +13,7 @@ INPUT_SAMPLE_RATE_HZ = 16_000
 OUTPUT_SAMPLE_RATE_HZ = 22_050
 MEL_HOP_SAMPLES = 256
 TOKENS_PER_SECOND = 12.5
-#: 441/64 mel frames for each audio token (docs/audio.md, constants).
+#: 441/64 mel frames for each audio token (docs/audio.md, "Constants").
 FRAMES_PER_TOKEN_NUMERATOR, FRAMES_PER_TOKEN_DENOMINATOR = 441, 64
 
 Task = Literal["chat", "tts", "asr", "text"]

@@ -16,7 +16,7 @@ from vita_audio.errors import InvalidRequest
 from vita_audio.messages import GenerationSettings
 from vita_audio.modes import NAMED_MODES, Mode, mode_of, parse_mode
 
-#: The authors' sampling defaults (docs/model.md, end): only speech synthesis samples.
+#: The authors' sampling defaults (docs/model.md, "Sampling defaults"): only speech synthesis samples.
 DEFAULT_REPETITION_PENALTY = 1.05
 TTS_TEMPERATURE, TTS_TOP_K = 1.0, 50
 

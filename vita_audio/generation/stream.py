@@ -13,7 +13,7 @@ from vita_audio.modes import Mode
 @dataclass(slots=True)
 class Stream:
     """Positions: `consumed` is m, the tokens the backbone has run over; `cascaded` is `valid`, the cascade rows that
-    need no re-run (docs/model.md, the fused cascade)."""
+    need no re-run (docs/model.md, "The fused cascade")."""
 
     id: str
     request: GenerationRequest

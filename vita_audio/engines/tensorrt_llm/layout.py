@@ -20,7 +20,7 @@ class Layout:
         max_num_tokens: new tokens of one engine call, all streams together, as the engines were built.
         candidates: the largest top_k that is drawn from, as the MCTP engine was built; a request that asks for more,
             or for all, gets this many.
-        head_first_id: first id of the MCTP head (0: full head; docs/model.md, the audio-only head).
+        head_first_id: first id of the MCTP head (0: full head; docs/model.md, "The audio-only head").
 
     Raises:
         EngineError: the values do not fit together.
