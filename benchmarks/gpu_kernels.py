@@ -93,7 +93,7 @@ def compiled_kernels(
     # Layers and modules are alike: one of each launches what all of them do.
     modules = min(1, config.mctp_modules)
     one_layer = replace(config, num_hidden_layers=1 + modules, num_nextn_predict_layers=modules)
-    engine = engine_without_memory(one_layer, slots, context, gpu.processors)
+    engine = engine_without_memory(one_layer, slots, context, gpu)
     with _compiling(gpu, alignments) as made, torch.inference_mode():
         # Packed rows are 1 or a multiple of 16: a launch is specialised for no more than that.
         shapes = {
@@ -106,13 +106,13 @@ def compiled_kernels(
 
 
 def engine_without_memory(
-    config: LanguageModelConfig, slots: int, context: int, processors: int, first_mctp_id: int = 0
+    config: LanguageModelConfig, slots: int, context: int, gpu: Gpu, first_mctp_id: int = 0
 ) -> TorchCudaLanguageModel:
-    """An engine in bfloat16 on PyTorch's "meta" device, as it would be on a GPU of `processors` multiprocessors."""
+    """An engine in bfloat16 on PyTorch's "meta" device, as it would be on a GPU."""
     tensors = {key: torch.empty(shape, device=META) for key, shape in language_model_shapes(config).items()}
     weights = load_weights(config, tensors, META, torch.bfloat16)
     engine = TorchCudaLanguageModel(config, weights, Settings(slots, context, first_mctp_id, attention="split"), [1, 2])
-    engine._processors = processors
+    engine._processors, engine._capability = gpu.processors, gpu.capability
     return engine
 
 

@@ -46,9 +46,9 @@ def dispatched(
     """Kernels of the function that would be captured for a shape; `fault` breaks engine or inputs before."""
     from triton.runtime.jit import JITFunction
 
-    from benchmarks.gpu_kernels import engine_without_memory
+    from benchmarks.gpu_kernels import GPUS, engine_without_memory
 
-    engine = engine_without_memory(config, 64, CONTEXT, 132, first_mctp_id)
+    engine = engine_without_memory(config, 64, CONTEXT, GPUS[1], first_mctp_id)
     with fake_cuda() as device:
 
         def moved(leaf: Any) -> Any:

@@ -1,16 +1,17 @@
 """Continuous batching: streams join and leave at any step; backbone and burst phases of all streams run together.
 
-A step runs the backbone once for every stream that wants it, then every burst that is due. Of all prompts being read,
-one step takes in at most one chunk of `prefill_chunk` tokens through the backbone and one through the cascade (besides
-the rows of the burst that ends the reading, at most a chunk too), so that is what a running stream waits for. Chunk
-borders depend on the prompt alone, never on load: a request computes the same in any company.
+A step runs the backbone once for every stream that wants it, then every burst that is due. Prompts are read in order of
+admission, by chunks of `prefill_chunk` tokens; one step takes in as many whole chunks as together have no more than
+`prefill_chunk` tokens (several short prompts, or one chunk of a long one), through the backbone and as many through the
+cascade (besides the rows of the bursts that end the reading, no more either), so that is what a running stream waits
+for. Chunk borders depend on the prompt alone, never on load: a request computes the same in any company.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from vita_audio.engines.interface import BurstRow, ExtendRow, LanguageModelEngine
 from vita_audio.errors import InvalidRequest
@@ -109,14 +110,27 @@ class Scheduler:
     def step(self) -> None:
         """Run one backbone phase and one burst phase; streams that end in it give up their slot."""
         active = list(self.running)
-        reading = next((s for s in active if self._is_reading(s)), None)
-        self._extend([s for s in active if not s.wants_burst and (s is reading or not self._is_reading(s))])
-        if reading is not None and reading.uses_mctp and not reading.ended:
-            self._read_cascade(reading)
+        reading = self._choose_reading(active)
+        self._extend([s for s in active if not s.wants_burst and (s in reading or not self._is_reading(s))])
+        self._read_cascade([s for s in reading if s.uses_mctp and not s.ended])
         self._burst([s for s in active if s.wants_burst and not s.ended])
         for stream in active:
             if stream.ended:
                 self._leave(stream)
+
+    def _choose_reading(self, active: Sequence[Stream]) -> list[Stream]:
+        """Streams whose next chunk is read in this step: the first ones on their prompts that fit `prefill_chunk`."""
+        chosen: list[Stream] = []
+        left = self.prefill_chunk
+        for stream in active:
+            if not self._is_reading(stream):
+                continue
+            read = stream.cascaded if stream.uses_mctp else stream.consumed  # the cascade is never ahead
+            left -= min(self.prefill_chunk, max(stream.prompt_tokens, stream.consumed) - read)
+            if left < 0 and chosen:
+                break
+            chosen.append(stream)
+        return chosen
 
     def _is_reading(self, stream: Stream) -> bool:
         """Still on its prompt: backbone or cascade has more than a decode step's worth of rows to run."""
@@ -140,15 +154,20 @@ class Scheduler:
         for s, row, token in zip(streams, rows, self.engine.extend(rows), strict=True):
             s.extended(row.start + len(row.tokens), token)
 
-    def _read_cascade(self, s: Stream) -> None:
-        """Run the cascade over prompt rows that need no sampled token, at most one chunk."""
-        known = s.cascade_rows_known
-        if self._cascade_lag(s) == 0 and known - s.cascaded < self.prefill_chunk:
-            return
-        stop = min(known, s.cascaded + self.prefill_chunk)
-        tokens = s.tokens[s.cascaded + 1 : stop + self.engine.mctp_modules]
-        self.engine.burst([BurstRow(s.slot, s.cascaded, stop, tokens, 0, None)])
-        s.cascaded = stop
+    def _read_cascade(self, streams: Sequence[Stream]) -> None:
+        """Run the cascade over prompt rows that need no sampled token, at most one chunk of each stream."""
+        rows = []
+        for s in streams:
+            known = s.cascade_rows_known
+            if self._cascade_lag(s) == 0 and known - s.cascaded < self.prefill_chunk:
+                continue
+            stop = min(known, s.cascaded + self.prefill_chunk)
+            tokens = s.tokens[s.cascaded + 1 : stop + self.engine.mctp_modules]
+            rows.append((s, BurstRow(s.slot, s.cascaded, stop, tokens, 0, None)))
+        if rows:
+            self.engine.burst([row for _, row in rows])
+        for s, row in rows:
+            s.cascaded = row.stop
 
     def _burst(self, streams: list[Stream]) -> None:
         due = [s for s in streams if self._cascade_lag(s) == 0]

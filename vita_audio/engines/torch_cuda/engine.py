@@ -26,8 +26,10 @@ from vita_audio.engines.torch_cuda.network import Attend, Spans, rms_norm
 from vita_audio.engines.torch_cuda.program import Capturer, Fields, Function, Program
 from vita_audio.engines.torch_cuda.sampler import NARROW, SamplingTable, candidates, draw
 from vita_audio.engines.torch_cuda.shapes import (
+    GROUP_STREAMS,
     Limits,
     Shape,
+    group_streams,
     power_of_two,
     prepared_shapes,
     round_rows,
@@ -38,6 +40,7 @@ from vita_audio.errors import EngineError
 
 #: Rows of one stream that a program takes at most; longer runs are cut.
 MAX_STREAM_ROWS = 512
+_GROUP_ROWS = 64
 _MIN_SPAN = 256
 _UNIFORM_STEP = 2.0**-24  # uniform draws are multiples of this: they travel as integers
 
@@ -110,9 +113,12 @@ class TorchCudaLanguageModel:
             self._finish = torch.compile(network.finish, fullgraph=True)
         self._programs: dict[tuple[str, Shape], Program] = {}
         self._prepared = False
+        self._group_rows = _GROUP_ROWS  # rows of prompts that share a call; `prepare` sets it to the prefill chunk
         on_gpu = self._device.type == "cuda"
         self._capturer = Capturer(self._device) if on_gpu and settings.capture else None
-        self._processors = torch.cuda.get_device_properties(self._device).multi_processor_count if on_gpu else 1
+        gpu = torch.cuda.get_device_properties(self._device) if on_gpu else None
+        self._processors = gpu.multi_processor_count if gpu else 1
+        self._capability = 10 * gpu.major + gpu.minor if gpu else 90
         auto = "split" if on_gpu and find_spec("triton") else "rectangle"
         self.attention = auto if settings.attention == "auto" else settings.attention
 
@@ -134,6 +140,7 @@ class TorchCudaLanguageModel:
         From then on nothing is captured any more: a call of another shape (a top-k beyond NARROW, say) runs eagerly,
         some milliseconds slower, instead of holding up every stream for a capture.
         """
+        self._group_rows = prefill_chunk
         for kind, shape in prepared_shapes(self.limits, prefill_chunk):
             self._program(kind, shape)
         self._prepared = True
@@ -151,16 +158,29 @@ class TorchCudaLanguageModel:
     @torch.inference_mode()
     def extend(self, rows: Sequence[ExtendRow]) -> list[int | None]:
         made: list[int | None] = [None] * len(rows)
-        together = []
-        for i, row in enumerate(rows):
-            if len(row.tokens) <= self.limits.extend_rows:
-                together.append(i)
+        steps = [i for i, row in enumerate(rows) if len(row.tokens) <= self.limits.extend_rows]
+        for i, token in zip(steps, self._extend([rows[i] for i in steps]) if steps else (), strict=True):
+            made[i] = token
+        prompts = [(i, len(row.tokens)) for i, row in enumerate(rows) if len(row.tokens) > self.limits.extend_rows]
+        for group in self._groups(prompts):
+            if len(group) == 1:
+                made[group[0]] = self._extend_long(rows[group[0]])
             else:
-                made[i] = self._extend_long(row)
-        if together:
-            for i, token in zip(together, self._extend([rows[i] for i in together]), strict=True):
-                made[i] = token
+                for i, token in zip(group, self._extend([rows[i] for i in group], group=True), strict=True):
+                    made[i] = token
         return made
+
+    def _groups(self, prompts: Sequence[tuple[int, int]]) -> list[list[int]]:
+        """Parts of prompts that share a call: (which, rows) in order -> which of each call."""
+        groups: list[list[int]] = []
+        filled = self._group_rows
+        for which, rows in prompts:
+            if filled + rows > self._group_rows or len(groups[-1]) == GROUP_STREAMS:
+                groups.append([])
+                filled = 0
+            groups[-1].append(which)
+            filled += rows
+        return groups
 
     def _extend_long(self, row: ExtendRow) -> int | None:
         """More rows than a decode step: a prefill chunk, alone."""
@@ -169,10 +189,10 @@ class TorchCudaLanguageModel:
             row = replace(row, start=row.start + MAX_STREAM_ROWS, tokens=row.tokens[MAX_STREAM_ROWS:])
         return self._extend([row])[0]
 
-    def _extend(self, rows: Sequence[ExtendRow]) -> list[int | None]:
+    def _extend(self, rows: Sequence[ExtendRow], group: bool = False) -> list[int | None]:
         spans = np.array([(row.slot, row.start, row.start + len(row.tokens)) for row in rows])
         index = [row.index for row in rows]
-        shape = self._shape(spans, index, least_rows=1)
+        shape = self._shape(spans, index, least_rows=1, group=group)
         program = self._program("extend", shape)
         program.reset()
         stream, _ = self._fill(program, shape, spans, index, draws=1)
@@ -189,15 +209,16 @@ class TorchCudaLanguageModel:
         if not self.mctp_modules:
             raise EngineError("burst: this checkpoint has no MCTP modules (K = 0)")
         made: list[list[int]] = [[] for _ in rows]
-        together = []
-        for i, row in enumerate(rows):
-            if row.stop - row.start <= self.limits.burst_rows:
-                together.append(i)
+        counts = [row.stop - row.start for row in rows]
+        steps = [i for i, count in enumerate(counts) if count <= self.limits.burst_rows]
+        for i, tokens in zip(steps, self._burst([rows[i] for i in steps]) if steps else (), strict=True):
+            made[i] = tokens
+        for group in self._groups([(i, count) for i, count in enumerate(counts) if count > self.limits.burst_rows]):
+            if len(group) == 1:
+                made[group[0]] = self._burst_long(rows[group[0]])
             else:
-                made[i] = self._burst_long(row)
-        if together:
-            for i, tokens in zip(together, self._burst([rows[i] for i in together]), strict=True):
-                made[i] = tokens
+                for i, tokens in zip(group, self._burst([rows[i] for i in group], group=True), strict=True):
+                    made[i] = tokens
         return made
 
     def _burst_long(self, row: BurstRow) -> list[int]:
@@ -210,11 +231,11 @@ class TorchCudaLanguageModel:
             row = replace(row, start=stop, tokens=row.tokens[count:])
         return self._burst([row])[0]
 
-    def _burst(self, rows: Sequence[BurstRow]) -> list[list[int]]:
+    def _burst(self, rows: Sequence[BurstRow], group: bool = False) -> list[list[int]]:
         modules = self.mctp_modules
         spans = np.array([(row.slot, row.start, row.stop) for row in rows])
         index = [row.index for row in rows]
-        shape = self._shape(spans, index, least_rows=2)  # only a prompt of one token has 1
+        shape = self._shape(spans, index, least_rows=2, group=group)  # only a prompt of one token has 1
         program = self._program("burst", shape)
         program.reset()
         stream, within = self._fill(program, shape, spans, index, draws=modules)
@@ -230,16 +251,16 @@ class TorchCudaLanguageModel:
         sampled = output.tolist()
         return [[] if row.index is None else sampled[i][: row.commit] for i, row in enumerate(rows)]
 
-    def _shape(self, spans: NDArray[np.int64], index: Sequence[int | None], least_rows: int) -> Shape:
-        """The smallest shape that holds a call; spans [streams, 3] are (slot, start, stop)."""
+    def _shape(self, spans: NDArray[np.int64], index: Sequence[int | None], least_rows: int, group: bool) -> Shape:
+        """The smallest shape that holds a call; spans [streams, 3] are (slot, start, stop). `group`: of prompts."""
         counts = spans[:, 2] - spans[:, 1]
         drawn = [slot for slot, i in zip(spans[:, 0], index, strict=True) if i is not None]
         wanted = [candidates(self._sampling[slot], self.vocab_size) for slot in drawn]
         span = max(_MIN_SPAN, power_of_two(int(spans[:, 2].max())))
         return Shape(
             rows=round_rows(max(least_rows, int(counts.sum()))),
-            streams=min(self.slots, power_of_two(len(spans))),
-            stream_rows=round_stream_rows(max(least_rows, int(counts.max()))),
+            streams=group_streams(self.slots) if group else min(self.slots, power_of_two(len(spans))),
+            stream_rows=round_stream_rows(self._group_rows if group else max(least_rows, int(counts.max()))),
             span=min(self.context, span) if self.attention == "rectangle" else self.context,
             # Several streams that draw nothing (ends of prompts) run as greedy ones do; their draws are not read.
             width=max(wanted, default=int(len(spans) > 1)),
@@ -301,7 +322,7 @@ class TorchCudaLanguageModel:
             return network.attend_rectangle(shape, spans, self.slots, group)
         from vita_audio.engines.torch_cuda.split_attention import attend_split  # Triton is not on CPU machines
 
-        return attend_split(shape, spans, self.context, self._processors)
+        return attend_split(shape, spans, self.context, self._processors, self._capability)
 
     def _layer(self, index: int, x: Tensor, inputs: Mapping[str, Tensor], rotary: Tensor, attend: Attend) -> Tensor:
         backbone = len(self._weights.layers)

@@ -28,6 +28,10 @@ class Shape:
     width: int
 
 
+#: Streams whose prompts share a call at most.
+GROUP_STREAMS = 8
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What decides the shapes of an engine.
@@ -58,7 +62,8 @@ class Limits:
 def prepared_shapes(limits: Limits, prefill_chunk: int) -> list[tuple[str, Shape]]:
     """("extend" or "burst", shape) of what streams usually run, the largest first, so that its memory serves the rest.
 
-    Usual: any number of streams in every mode, `limits.widths` candidates, and prompts read by `prefill_chunk` tokens.
+    Usual: any number of streams in every mode, `limits.widths` candidates, and prompts read by `prefill_chunk` tokens,
+    one alone or several that together have no more.
     """
     counts = sorted({min(limits.slots, 1 << i) for i in range(limits.slots.bit_length() + 1)})
     steps = {("extend", count, round_rows(count), 1) for count in counts}
@@ -67,6 +72,10 @@ def prepared_shapes(limits: Limits, prefill_chunk: int) -> list[tuple[str, Shape
             steps |= {(kind, count, round_rows(rows), most) for rows in range(max(2, count), count * most + 1)}
     alone = range(2, prefill_chunk + limits.modules + 1)
     steps |= {(kind, 1, round_rows(rows), rows) for kind in ("extend", "burst") for rows in alone}
+    if limits.slots > 1:
+        together = range(2 * limits.extend_rows, prefill_chunk + 1)
+        count = group_streams(limits.slots)
+        steps |= {(kind, count, round_rows(rows), prefill_chunk) for kind in ("extend", "burst") for rows in together}
     made = {
         (kind, Shape(rows, count, round_stream_rows(most), limits.span, width))
         for kind, count, rows, most in steps
@@ -74,6 +83,11 @@ def prepared_shapes(limits: Limits, prefill_chunk: int) -> list[tuple[str, Shape
         if kind == "extend" or limits.modules
     }
     return sorted(made, key=lambda one: (one[1].rows, one[1].streams, one[1].width, one[0]), reverse=True)
+
+
+def group_streams(slots: int) -> int:
+    """Streams that a call of several prompts is padded to: always the same, since empty ones cost next to nothing."""
+    return min(slots, GROUP_STREAMS)
 
 
 def power_of_two(count: int) -> int:

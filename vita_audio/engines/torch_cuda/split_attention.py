@@ -20,7 +20,7 @@ from vita_audio.engines.torch_cuda.shapes import Shape
 
 _BLOCK_ROWS = 64
 BLOCK_KEYS = 64
-NUM_WARPS, NUM_STAGES = 4, 2
+NUM_STAGES = 2
 _MAX_SPLITS = 32
 _LOG2_E = 1.4426950408889634
 
@@ -28,20 +28,27 @@ _LOG2_E = 1.4426950408889634
 @dataclass(frozen=True, slots=True)
 class Launch:
     """How the kernel is launched: `block_rows` rows (of query heads that share keys) a block, `blocks` of them for each
-    stream and key head, and `splits` parts that its keys are split into."""
+    stream and key head, and `splits` parts that its keys are split into; `warps` of a block."""
 
     block_rows: int
     blocks: int
     splits: int
+    warps: int
 
 
-def launch(shape: Shape, heads: int, kv_heads: int, processors: int) -> Launch:
+def launch(shape: Shape, heads: int, kv_heads: int, processors: int, capability: int) -> Launch:
     """Enough blocks for `processors` multiprocessors, twice over, where the keys can be split that often."""
     group_rows = shape.stream_rows * heads // kv_heads
     block_rows = max(16, min(_BLOCK_ROWS, triton.next_power_of_2(group_rows)))
     blocks = triton.cdiv(group_rows, block_rows)
     wanted = 2 * processors // (blocks * shape.streams * kv_heads)
-    return Launch(block_rows, blocks, max(1, min(_MAX_SPLITS, triton.next_power_of_2(wanted + 1) // 2)))
+    splits = max(1, min(_MAX_SPLITS, triton.next_power_of_2(wanted + 1) // 2))
+    return Launch(block_rows, blocks, splits, warps_of(block_rows, capability))
+
+
+def warps_of(block_rows: int, capability: int) -> int:
+    """As few as hold a block in registers: but on Hopper (90), four warps spill where a block has all its rows."""
+    return 8 if block_rows == _BLOCK_ROWS and capability != 90 else 4
 
 
 def padded(dim: int) -> int:
@@ -49,13 +56,20 @@ def padded(dim: int) -> int:
     return max(16, triton.next_power_of_2(dim))
 
 
-def attend_split(shape: Shape, spans: Spans, context: int, processors: int) -> Attend:
-    """Attention of packed rows against slot caches of `context` rows each; `processors` is the GPU's block capacity."""
+def attend_split(shape: Shape, spans: Spans, context: int, processors: int, capability: int = 90) -> Attend:
+    """Attention of packed rows against slot caches of `context` rows each.
+
+    Args:
+        shape, spans: of the call.
+        context: rows of a slot.
+        processors: the GPU's multiprocessors.
+        capability: its compute capability, 90 for 9.0.
+    """
 
     def attend(q: Tensor, cache: Tensor) -> Tensor:
         rows, heads, dim = q.shape
         kv_heads = cache.shape[2]
-        sizes = launch(shape, heads, kv_heads, processors)
+        sizes = launch(shape, heads, kv_heads, processors, capability)
         splits = sizes.splits
         out = torch.empty(rows, heads, dim, dtype=q.dtype, device=q.device)
         # Parts of padding rows are never written: what is joined from them is arbitrary, and nobody reads it.
@@ -66,7 +80,7 @@ def attend_split(shape: Shape, spans: Spans, context: int, processors: int) -> A
             q, cache, part, weight, spans.slot, spans.first, spans.count, spans.start,
             dim**-0.5 * _LOG2_E, context, q.stride(0),
             SPLITS=splits, HEADS=heads, KV_HEADS=kv_heads, DIM=dim, PADDED_DIM=padded_dim,
-            ROWS=sizes.block_rows, KEYS=BLOCK_KEYS, num_warps=NUM_WARPS, num_stages=NUM_STAGES,
+            ROWS=sizes.block_rows, KEYS=BLOCK_KEYS, num_warps=sizes.warps, num_stages=NUM_STAGES,
         )  # fmt: skip
         if splits > 1:
             _join_kernel[(rows * heads,)](part, weight, out, SPLITS=splits, DIM=dim, PADDED_DIM=padded_dim)
@@ -75,7 +89,9 @@ def attend_split(shape: Shape, spans: Spans, context: int, processors: int) -> A
     return attend
 
 
-@triton.jit
+# These lie anywhere in the input buffer and are read number by number: a kernel of its own for each alignment would be
+# compiled for nothing.
+@triton.jit(do_not_specialize_on_alignment=["slot", "first", "count", "start"])
 def _attend_kernel(
     q, cache, part, weight, slot, first, count, start, scale, context, q_stride,
     SPLITS: tl.constexpr, HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, PADDED_DIM: tl.constexpr,
