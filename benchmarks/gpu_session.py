@@ -236,12 +236,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", help="these steps of the phase alone")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "gpu")
     parser.add_argument("--size", choices=("real", "tiny"), default="real")
-    parser.add_argument("--golden", type=Path, help="folder of golden data, if it is on this machine")
+    parser.add_argument("--golden", type=Path, default=ROOT / "tests" / "golden" / "language_model")
     parser.add_argument("--checkpoint", type=Path, default=ROOT / "checkpoints" / "small")
     parser.add_argument("--budget", type=float, help="seconds for a phase, instead of the sum of its steps")
     options = parser.parse_args(arguments)
     checkpoint = options.checkpoint.resolve() if options.checkpoint.is_dir() else None
-    golden = options.golden.resolve() if options.golden else None
+    golden = options.golden.resolve() if options.golden.is_dir() else None
     out, work = options.out.resolve(), Path(tempfile.mkdtemp(prefix="vita-gpu-session-"))
     try:
         plan = phases(options.size, Places(out, work, golden, checkpoint))

@@ -43,7 +43,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> tuple[ServerOptions
     add(
         "--http-port",
         type=int,
-        help="HTTP is off unless a port is given (facts: open advisories on Triton's HTTP server)",
+        help="HTTP is off unless a port is given (docs/triton.md: open advisories on Triton's HTTP server)",
     )
     add("--metrics-port", type=int, default=default.metrics_port, help="Prometheus metrics")
     add("--metrics-host", default=default.metrics_host, help="address of the metrics port; others need --allow-remote")
