@@ -26,7 +26,7 @@ from vita_audio.decoding.schedule import DecoderConfig
 from vita_audio.engines.gpu_record import TENSORRT_LLM
 from vita_audio.engines.tensorrt_audio_plan import batch_buckets
 from vita_audio.engines.tensorrt_llm.memory import PoolSizes
-from vita_audio.engines.torch_cuda.engine import slot_bytes
+from vita_audio.engines.torch_cuda.memory import slot_bytes
 from vita_audio.errors import EngineError
 from vita_audio.models.flow import Flow
 from vita_audio.models.speech_tokenizer import SpeechTokenizer
@@ -40,7 +40,7 @@ RESERVE_BYTES = 3 * GIB
 TORCH_CUDA_RESERVE_BYTES = 5 * GIB
 #: Assumed: a TensorRT build holds the weights it read, the network's copy and the serialised engine.
 BUILD_COPIES = 3
-#: Of the free memory: the torch_cuda engine keeps a tenth for its graphs (`torch_cuda.engine.check_memory`).
+#: Of the free memory: the torch_cuda engine keeps a tenth for its graphs (`torch_cuda.memory.check_memory`).
 TORCH_CUDA_SHARE = 0.9
 
 Geometry = Mapping[str, int]

@@ -25,11 +25,10 @@ from vita_audio.engines.torch_cuda import engine as engine_module
 from vita_audio.engines.torch_cuda.engine import (
     Settings,
     TorchCudaLanguageModel,
-    check_memory,
-    slot_bytes,
 )
+from vita_audio.engines.torch_cuda.memory import check_memory, slot_bytes
 from vita_audio.engines.torch_cuda.sampler import SamplingTable, draw
-from vita_audio.engines.torch_cuda.shapes import Limits, prepared_shapes, round_rows
+from vita_audio.engines.torch_cuda.shapes import Limits, power_of_two, prepared_shapes, round_rows, round_stream_rows
 from vita_audio.engines.torch_cuda.weights import load_weights
 from vita_audio.engines.torch_language_model import TorchLanguageModel
 from vita_audio.errors import EngineError
@@ -251,6 +250,21 @@ def test_draws_ahead_are_the_same_draws(seed: int, asked: list[tuple[int, int]])
     ahead = DrawnAhead(seed)
     for index, count in asked:
         assert ahead.take(index, count).tolist() == uniforms(seed, index, count).tolist()
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3, 8, 64, 97, 100, 128, 256])
+def test_every_decode_step_has_a_program(slots: int) -> None:
+    """However many of the slots run, with however many rows each: the shape that a step is padded to was prepared."""
+    limits = Limits(slots, 10, 4096, (1, 64))
+    prepared = {(kind, s.rows, s.streams, s.stream_rows) for kind, s in prepared_shapes(limits, 256)}
+    for running in range(1, slots + 1):
+        streams = min(slots, power_of_two(running))
+        for kind, most in (("extend", 11), ("burst", 14)):
+            for rows in {running, 2 * running, running + most - 1, running * most - 1, running * most}:
+                per_stream = 1 if rows == running and kind == "extend" else most
+                if rows >= max(running, per_stream, 2 if kind == "burst" else 1):
+                    shape = (kind, round_rows(rows), streams, round_stream_rows(per_stream))
+                    assert shape in prepared, (running, rows)
 
 
 def test_the_largest_program_is_prepared_first() -> None:

@@ -141,10 +141,10 @@ class StreamingDecoder:
 
     def warm_up(self, max_batch: int = 1) -> None:
         """Decode streams of silent codes through every geometry that running streams have, in batches of 1, 2, 4, ...
-        up to `max_batch`, so that no client waits for what an engine does once for a shape."""
+        to the first that holds `max_batch`, so that no client waits for what an engine does once for a shape."""
         steady = self.config.context_tokens + sum(self.config.chunk_tokens) + 2 * self.config.chunk_tokens[-1]
         batch = 1
-        while batch <= max_batch:
+        while batch < 2 * max_batch:
             states = [self.init(seed) for seed in range(batch)]
             for state in states:
                 self.feed(state, [0] * steady, end=True)

@@ -6,7 +6,7 @@ same functions run eagerly. A burst is one program: all modules, head and sampli
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import chain
@@ -22,6 +22,7 @@ from vita_audio.configs import LanguageModelConfig
 from vita_audio.engines.interface import BurstRow, ExtendRow, Sampling
 from vita_audio.engines.sampling import DrawnAhead
 from vita_audio.engines.torch_cuda import network
+from vita_audio.engines.torch_cuda.memory import check_memory, slot_bytes
 from vita_audio.engines.torch_cuda.network import Attend, Spans, rms_norm
 from vita_audio.engines.torch_cuda.program import Capturer, Fields, Function, Program
 from vita_audio.engines.torch_cuda.sampler import NARROW, SamplingTable, candidates, draw
@@ -65,12 +66,6 @@ class Settings:
     attention: Literal["auto", "rectangle", "split"] = "auto"
     capture: bool = True
     compile: bool = False
-
-
-def slot_bytes(config: LanguageModelConfig, context: int, element_size: int) -> int:
-    """Device memory of one slot: caches of all layers, H0 of every position, ids seen."""
-    cache = config.num_hidden_layers * 2 * config.num_key_value_heads * config.head_dim
-    return context * (cache + config.hidden_size) * element_size + config.vocab_size
 
 
 class TorchCudaLanguageModel:
@@ -158,29 +153,32 @@ class TorchCudaLanguageModel:
     @torch.inference_mode()
     def extend(self, rows: Sequence[ExtendRow]) -> list[int | None]:
         made: list[int | None] = [None] * len(rows)
-        steps = [i for i, row in enumerate(rows) if len(row.tokens) <= self.limits.extend_rows]
-        for i, token in zip(steps, self._extend([rows[i] for i in steps]) if steps else (), strict=True):
-            made[i] = token
-        prompts = [(i, len(row.tokens)) for i, row in enumerate(rows) if len(row.tokens) > self.limits.extend_rows]
-        for group in self._groups(prompts):
-            if len(group) == 1:
+        for kind, group in self._calls([len(row.tokens) for row in rows], self.limits.extend_rows):
+            if kind == "long":
                 made[group[0]] = self._extend_long(rows[group[0]])
             else:
-                for i, token in zip(group, self._extend([rows[i] for i in group], group=True), strict=True):
+                for i, token in zip(group, self._extend([rows[i] for i in group], kind == "group"), strict=True):
                     made[i] = token
         return made
 
-    def _groups(self, prompts: Sequence[tuple[int, int]]) -> list[list[int]]:
-        """Parts of prompts that share a call: (which, rows) in order -> which of each call."""
+    def _calls(self, counts: Sequence[int], most: int) -> Iterator[tuple[Literal["step", "group", "long"], list[int]]]:
+        """How the streams of a phase share calls, by their rows. A decode step has at most `most` rows of a stream;
+        prompts have more, and share a call while they fit a prefill chunk."""
+        steps = [i for i, count in enumerate(counts) if count <= most]
+        if steps:
+            yield "step", steps
         groups: list[list[int]] = []
         filled = self._group_rows
-        for which, rows in prompts:
-            if filled + rows > self._group_rows or len(groups[-1]) == GROUP_STREAMS:
+        for i, count in enumerate(counts):
+            if count <= most:
+                continue
+            if filled + count > self._group_rows or len(groups[-1]) == GROUP_STREAMS:
                 groups.append([])
                 filled = 0
-            groups[-1].append(which)
-            filled += rows
-        return groups
+            groups[-1].append(i)
+            filled += count
+        for group in groups:
+            yield ("group" if len(group) > 1 else "long"), group
 
     def _extend_long(self, row: ExtendRow) -> int | None:
         """More rows than a decode step: a prefill chunk, alone."""
@@ -209,15 +207,11 @@ class TorchCudaLanguageModel:
         if not self.mctp_modules:
             raise EngineError("burst: this checkpoint has no MCTP modules (K = 0)")
         made: list[list[int]] = [[] for _ in rows]
-        counts = [row.stop - row.start for row in rows]
-        steps = [i for i, count in enumerate(counts) if count <= self.limits.burst_rows]
-        for i, tokens in zip(steps, self._burst([rows[i] for i in steps]) if steps else (), strict=True):
-            made[i] = tokens
-        for group in self._groups([(i, count) for i, count in enumerate(counts) if count > self.limits.burst_rows]):
-            if len(group) == 1:
+        for kind, group in self._calls([row.stop - row.start for row in rows], self.limits.burst_rows):
+            if kind == "long":
                 made[group[0]] = self._burst_long(rows[group[0]])
             else:
-                for i, tokens in zip(group, self._burst([rows[i] for i in group], group=True), strict=True):
+                for i, tokens in zip(group, self._burst([rows[i] for i in group], kind == "group"), strict=True):
                     made[i] = tokens
         return made
 
@@ -414,13 +408,3 @@ def _check_settings(config: LanguageModelConfig, weights: Weights, settings: Set
         free, _ = torch.cuda.mem_get_info(weights.embedding.device)
         each = slot_bytes(config, settings.context, weights.embedding.element_size())
         check_memory(settings.slots, settings.context, each, free)
-
-
-def check_memory(slots: int, context: int, each: int, free: int) -> None:
-    """Raises EngineError unless `slots` of `each` bytes fit `free` bytes of the GPU, with a tenth left for graphs."""
-    fit = int(free * 0.9) // each
-    if slots > fit:
-        raise EngineError(
-            f"slots: {slots} x {context} tokens need {slots * each / 2**30:.1f} GiB of {free / 2**30:.1f} GiB free on "
-            f"the GPU: {fit} fit; take fewer slots or a smaller context"
-        )

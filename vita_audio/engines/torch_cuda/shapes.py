@@ -7,6 +7,7 @@ prepared engine captures nothing more: a call outside of the set runs eagerly.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +67,11 @@ def prepared_shapes(limits: Limits, prefill_chunk: int) -> list[tuple[str, Shape
     one alone or several that together have no more.
     """
     counts = sorted({min(limits.slots, 1 << i) for i in range(limits.slots.bit_length() + 1)})
-    steps = {("extend", count, round_rows(count), 1) for count in counts}
-    for count in counts:
+    steps = set()
+    for fewer, count in pairwise([0, *counts]):  # from fewer + 1 to count streams run as count
+        steps |= {("extend", count, round_rows(rows), 1) for rows in range(fewer + 1, count + 1)}
         for kind, most in (("extend", limits.extend_rows), ("burst", limits.burst_rows)):
-            steps |= {(kind, count, round_rows(rows), most) for rows in range(max(2, count), count * most + 1)}
+            steps |= {(kind, count, round_rows(rows), most) for rows in range(max(2, fewer + 1), count * most + 1)}
     alone = range(2, prefill_chunk + limits.modules + 1)
     steps |= {(kind, 1, round_rows(rows), rows) for kind in ("extend", "burst") for rows in alone}
     if limits.slots > 1:
