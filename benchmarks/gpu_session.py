@@ -1,9 +1,9 @@
 """Everything that a short loan of a GPU should do, in order of worth, in one command that can be repeated:
 
-    python -m benchmarks.gpu_session --phase first-light --out results     (430 s; needs PyTorch for CUDA and pytest)
-    python -m benchmarks.gpu_session --phase serve --out results           (180 s; the real server: deploy/offline)
-    python -m benchmarks.gpu_session --phase speed --out results           (600 s)
-    python -m benchmarks.gpu_session --list
+    python -m benchmarks.gpu_session --list                                (phases, steps, seconds)
+    python -m benchmarks.gpu_session --phase first-light --out results     (needs PyTorch for CUDA and pytest)
+    python -m benchmarks.gpu_session --phase serve --out results           (the real server: deploy/offline)
+    python -m benchmarks.gpu_session --phase speed --out results
 
 Each step is a process with its own time limit, so a fault or a hang costs that step alone. Results and one log are
 written as they come: a session that is killed keeps what it had. `--size tiny` walks the same steps on a CPU.
@@ -12,7 +12,9 @@ written as they come: a session that is killed keeps what it had. `--size tiny` 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -30,6 +32,8 @@ import torch
 from benchmarks import expectations
 from benchmarks.gpu_device import describe_device
 from benchmarks.paper_tables import PARTS
+from build_engines.manifest import write_atomically
+from vita_audio.stopping import stop_on_signals
 
 ROOT = Path(__file__).resolve().parent.parent
 GPU_TESTS = ("-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider", "tests/test_torch_cuda_gpu.py")
@@ -40,6 +44,7 @@ _SLOW_TESTS = "compiled or 28x4x128-float32"
 _LATE_PARTS = ("baseline", "batch", "heads")
 _EARLY_PARTS = tuple(part for part in PARTS if part not in (*_LATE_PARTS, "audio"))
 _LEAST_S = 8.0  # below this a step would end before PyTorch is loaded
+_GRACE_S = 12.0  # what a step may take to end its server and clear up
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,14 +191,23 @@ def run(step: Step, limit_s: float, log: Path) -> dict[str, object]:
             code: int | str = process.wait(limit_s)
         except subprocess.TimeoutExpired:
             code = "timed out"
-        finally:  # whatever a step started ends with it
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+        finally:
+            _end(process)
     took = time.perf_counter() - start
     print(f"== {step.name}: {code}, {took:.0f} of {limit_s:.0f} s. Expected: {step.expected or '-'}")
     print("\n".join(log.read_bytes()[begin:].decode(errors="replace").splitlines()[-60:]), flush=True)
     return {"step": step.name, "exit": code, "seconds": round(took, 1), "expected": step.expected}
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a step with all that it started: a server in a session of its own ends when its launcher is told to."""
+    if process.poll() is None:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_GRACE_S)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def walk(phase: str, steps: Sequence[Step], budget_s: float, out: Path) -> bool:
@@ -203,10 +217,10 @@ def walk(phase: str, steps: Sequence[Step], budget_s: float, out: Path) -> bool:
     stretch = max(1.0, budget_s / sum(step.seconds for step in steps))
     for step in steps:
         left_s = budget_s - (time.perf_counter() - start)
-        failed = {str(row["step"]) for row in done if row["exit"] != 0}
-        missing = sorted(failed.intersection(step.needs))
-        if missing or left_s < min(_LEAST_S, step.seconds):
-            reason = f"not run: {', '.join(missing)} failed" if missing else "not run: out of time"
+        reasons = [str(row["exit"]) for row in done if row["step"] in step.needs and row["exit"] != 0]
+        if reasons or left_s < min(_LEAST_S, step.seconds):
+            needed = f"not run: needs {', '.join(step.needs)}, which came to: {', '.join(reasons)}"
+            reason = needed if reasons else "not run: out of time"
             done.append({"step": step.name, "exit": reason, "seconds": 0.0, "expected": step.expected})
         else:
             done.append(run(step, min(step.seconds * stretch, left_s), log))
@@ -215,7 +229,7 @@ def walk(phase: str, steps: Sequence[Step], budget_s: float, out: Path) -> bool:
             "machine": describe_device(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
             "date": str(date.today()), "phase": phase, "seconds": round(time.perf_counter() - start, 1), "steps": done,
         }  # fmt: skip
-        (out / f"gpu_{phase}.json").write_text(json.dumps(record, indent=1) + "\n")
+        write_atomically(out / f"gpu_{phase}.json", json.dumps(record, indent=1) + "\n")
     for row in done:
         print(f"{phase} / {row['step']}: {row['exit']} ({row['seconds']} s)", flush=True)
     return all(row["exit"] == 0 for row in done)
@@ -229,6 +243,14 @@ def list_steps(plan: dict[str, list[Step]]) -> str:
     return "\n".join(lines)
 
 
+def _seconds(text: str) -> float:
+    """Raises ArgumentTypeError unless it is a positive number."""
+    with contextlib.suppress(ValueError):
+        if 0 < (value := float(text)) < math.inf:
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is not valid: a positive number of seconds")
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--phase", nargs="+", choices=("first-light", "serve", "speed"), default=["first-light"])
@@ -238,7 +260,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--size", choices=("real", "tiny"), default="real")
     parser.add_argument("--golden", type=Path, default=ROOT / "tests" / "golden" / "language_model")
     parser.add_argument("--checkpoint", type=Path, default=ROOT / "checkpoints" / "small")
-    parser.add_argument("--budget", type=float, help="seconds for a phase, instead of the sum of its steps")
+    parser.add_argument("--budget", type=_seconds, help="seconds for a phase, instead of the sum of its steps")
     options = parser.parse_args(arguments)
     checkpoint = options.checkpoint.resolve() if options.checkpoint.is_dir() else None
     golden = options.golden.resolve() if options.golden.is_dir() else None
@@ -250,7 +272,10 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         if options.size == "real" and not torch.cuda.is_available():
             parser.error("no CUDA device; --size tiny shows on a CPU that the session runs")
-        out.mkdir(parents=True, exist_ok=True)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            parser.error(f"--out: {out} is no folder that can be written to ({error.strerror})")
         good = True
         for phase in options.phase:
             steps = plan[phase]
@@ -266,4 +291,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    stop_on_signals()
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from benchmarks import gpu_session
 from benchmarks.gpu_session import Places, Step, list_steps, phases, walk
 from benchmarks.kernel_profile import summarise
 
+ROOT = Path(__file__).resolve().parent.parent
 PLACES = Places(Path("out"), Path("work"), Path("golden"), Path("checkpoints/small"))
 
 
@@ -29,7 +35,9 @@ def test_goes_on_after_a_hang_and_a_fault(tmp_path: Path) -> None:
     ]
     assert not walk("test", steps, 120, tmp_path)
     record = json.loads((tmp_path / "gpu_test.json").read_text())
-    assert [row["exit"] for row in record["steps"]] == ["timed out", 3, 0, "not run: fault failed"]
+    assert [row["exit"] for row in record["steps"]] == [
+        "timed out", 3, 0, "not run: needs fault, which came to: 3",
+    ]  # fmt: skip
     assert record["machine"]
     assert record["date"]
     log = (tmp_path / "gpu_test.log").read_text()
@@ -39,6 +47,34 @@ def test_goes_on_after_a_hang_and_a_fault(tmp_path: Path) -> None:
 
 
 HANG = "import time; time.sleep(60)"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_killed_session_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    """The step, and what it started in its own process group, end with the session."""
+    started = tmp_path / "started"
+    step = f"""
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+open({str(started)!r}, "w").write(str(child.pid))
+time.sleep(60)
+"""
+    code = f"""
+from pathlib import Path
+from benchmarks.gpu_session import Step, walk
+from vita_audio.stopping import stop_on_signals
+stop_on_signals()
+walk("test", [Step("hang", ("-c", {step!r}), 60)], 60, Path({str(tmp_path)!r}))
+"""
+    session = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
+    deadline = time.monotonic() + 60
+    while not (started.exists() and started.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    child = psutil.Process(int(started.read_text()))
+    session.send_signal(number)
+    assert session.wait(20) == 128 + number
+    psutil.wait_procs([child], timeout=5)
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
 
 
 def test_the_last_steps_are_cut_when_time_is_short(tmp_path: Path) -> None:
@@ -66,6 +102,7 @@ def test_real_phases_fit_their_seconds() -> None:
     """Seconds that were planned for each phase; the golden cases and the checkpoint's own steps are there with them."""
     seconds = {phase: sum(step.seconds for step in steps) for phase, steps in phases("real", PLACES).items()}
     assert seconds["first-light"] <= 430
+    assert seconds["serve"] <= 380
     assert seconds["speed"] <= 600
     without = phases("real", Places(Path("out"), Path("work"), None, None))
     assert "golden" not in [step.name for step in without["first-light"]]
@@ -82,6 +119,14 @@ def test_a_real_session_without_a_gpu_is_refused(capsys: pytest.CaptureFixture[s
     with pytest.raises(SystemExit):
         gpu_session.main(["--size", "tiny", "--only", "nothing", "--out", str(tmp_path)])
     assert "'nothing' is no step of first-light" in capsys.readouterr().err
+    for budget in ("0", "-5", "nan", "soon"):
+        with pytest.raises(SystemExit):
+            gpu_session.main(["--size", "tiny", "--budget", budget, "--out", str(tmp_path)])
+        assert "a positive number of seconds" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit):
+        gpu_session.main(["--size", "tiny", "--out", str(tmp_path / "file")])
+    assert "is no folder that can be written to" in capsys.readouterr().err
 
 
 @pytest.mark.server

@@ -133,12 +133,13 @@ class TorchCudaLanguageModel:
         """Make the programs that streams usually run (`prepared_shapes`); returns how many there are.
 
         From then on nothing is captured any more: a call of another shape (a top-k beyond NARROW, say) runs eagerly,
-        some milliseconds slower, instead of holding up every stream for a capture.
+        some milliseconds slower, instead of holding up every stream for a capture. Where attention is the rectangle,
+        shapes grow with the streams, and are still captured as they come.
         """
         self._group_rows = prefill_chunk
         for kind, shape in prepared_shapes(self.limits, prefill_chunk):
             self._program(kind, shape)
-        self._prepared = True
+        self._prepared = self.attention == "split"
         return len(self._programs)
 
     @torch.inference_mode()
