@@ -18,6 +18,8 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -25,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.gpu_serving_options import CANCEL_KEPT_S, SETTLE_S, STOP_S, read_options
 from benchmarks.machine import describe_machine
 from benchmarks.mps import mps
 from benchmarks.serving import STAGES
@@ -33,17 +36,19 @@ from build_engines.manifest import load_manifest
 from loadtest.clock import now_s
 from server.errors import CannotStart
 from server.launch import TritonServer
-from server.options import DEVICES, PROFILES, ServerOptions
-from vita_audio.contract import TASKS
+from server.options import ServerOptions
 from vita_audio.errors import VitaError
+from vita_audio.modes import parse_mode
+from vita_audio.request import Limits
+from vita_audio.stopping import stop_on_signals
 from vita_client import AsyncClient, AsyncStream, Client, Pcm, StatusUpdate, TokensDelta
 
 #: Share of a row's seconds, and the most of them, in which streams begin and nothing counts.
 _RAMP_SHARE, _RAMP_MOST_S = 0.2, 4.0
-#: Kept back for the cancel check, and the most it takes.
-_CANCEL_KEPT_S, _CANCEL_MOST_S = 10.0, 25.0
-#: What cut streams usually take to leave the server, and the most that the next row waits for them.
-_SETTLE_S, _SETTLE_MOST_S = 2.0, 8.0
+#: The most that the cancel check takes, and the end of it, in which its own streams leave.
+_CANCEL_MOST_S, _CANCEL_END_S = 25.0, 2.0
+#: The most that the next row waits for cut streams.
+_SETTLE_MOST_S = 8.0
 _LOG_LINES = 40
 _GPU_QUERY = (
     "nvidia-smi",
@@ -134,14 +139,18 @@ class _Watched:
         self.over = True
 
 
-async def cancel_check(server: TritonServer, mode: str, max_tokens: int, limit_s: float) -> dict[str, Any]:
+async def cancel_check(
+    server: TritonServer, mode: str, max_tokens: int, end_s: float, save: Callable[[dict[str, Any]], None]
+) -> None:
     """Fill every slot, cancel half of the streams at once and send as many new ones in the same moment.
 
-    Returns:
-        How long the new ones waited for a place (the server's own lm_queue) and for their first sound, whether the
-        others went on, and what is left when all have been cancelled (metrics are 0.2 s old at most).
+    Args:
+        end_s: of every wait in here.
+        save: called with how long the new ones waited for a place (the server's own lm_queue) and for their first
+            sound and whether the others went on; then again, with what is left when all have been cancelled as well
+            (metrics are 0.2 s old at most).
     """
-    slots, deadline_s = server.options.slots, now_s() + limit_s
+    slots, deadline_s = server.options.slots, end_s - _CANCEL_END_S
     half = max(1, slots // 2)
     async with AsyncClient(server.grpc_url) as client:
 
@@ -184,13 +193,14 @@ async def cancel_check(server: TritonServer, mode: str, max_tokens: int, limit_s
             "errors": sorted({s.error for s in (*kept, *new) if s.error})[:5],
             "seconds": now_s() - cancel_s,
         }
-        end_s = now_s()
+        save(result)
+        cut_s = now_s()
         for watched in (*kept, *new):
             watched.stream.cancel()
-        await asyncio.gather(*tasks, *(task for _, task in fresh))
-        while (left := await asyncio.to_thread(server.live_streams)) and now_s() < end_s + 10:
+        await asyncio.wait([*tasks, *(task for _, task in fresh)], timeout=max(0.0, end_s - now_s()))
+        while (left := await asyncio.to_thread(server.live_streams)) and now_s() < end_s:
             await asyncio.sleep(0.05)
-        return {**result, "left_behind": left, "all_gone_ms": (now_s() - end_s) * 1e3}
+        save({**result, "left_behind": left, "all_gone_ms": (now_s() - cut_s) * 1e3})
 
 
 class Results:
@@ -250,7 +260,9 @@ class _Session:
         with Client(self._server.grpc_url) as client:
             for task in self._options.tasks:
                 for mode in self._options.modes:
-                    client.send(request_for(task, mode, 1, 60), timeout_s=120).collect()
+                    left_s = max(1.0, min(120.0, self._end_s - now_s()))
+                    tokens = min(60, self._options.max_tokens)
+                    client.send(request_for(task, mode, 1, tokens), timeout_s=left_s).collect()
 
     def rows(self) -> None:
         rows: list[dict[str, Any]] = []
@@ -258,8 +270,8 @@ class _Session:
             for streams in self._options.streams:
                 for mode in self._options.modes:
                     row = {"task": task, "mode": mode, "streams": streams}
-                    left_s = self._end_s - now_s() - _CANCEL_KEPT_S
-                    if left_s < self._options.seconds + _SETTLE_S:
+                    left_s = self._end_s - now_s() - CANCEL_KEPT_S
+                    if left_s < self._options.seconds + SETTLE_S:
                         row["skipped"] = "not run: out of time"
                     elif not self._server.running:
                         row["skipped"] = "not run: the server has ended"
@@ -268,6 +280,13 @@ class _Session:
                     rows.append(row)
                     self._results.save(rows=rows)
                     print(_line(row), flush=True)
+
+    def check_rows(self) -> None:
+        """Raises VitaError when all streams of a row failed."""
+        for row in self._results.fields["rows"]:
+            if row.get("failed") and row["failed"] == row["streams_counted"]:
+                name = f"{row['task']} {row['mode']}, {row['streams']} streams"
+                raise VitaError(f"{name}: every stream failed: {'; '.join(row['errors'])}")
 
     def _row(self, task: str, mode: str, streams: int, number: int) -> dict[str, Any]:
         seconds, prebuffer_s = self._options.seconds, self._options.prebuffer_ms / 1e3
@@ -303,47 +322,49 @@ class _Session:
     def cancel(self, max_tokens: int) -> None:
         left = self._settle()["left_behind"] if self._server.running else 0  # they would hold places
         left_s = self._end_s - now_s()
-        if left or left_s < _CANCEL_KEPT_S / 2 or not self._server.running:
+        if left or left_s < CANCEL_KEPT_S / 2 or not self._server.running:
             self._results.save(cancel={"skipped": f"out of time, or the server has ended, or {left} streams are left"})
             return
-        limit_s = min(left_s - 2, _CANCEL_MOST_S)
-        found = asyncio.run(cancel_check(self._server, self._options.modes[0], max_tokens, limit_s))
-        self._results.save(cancel=found)
+        found: dict[str, Any] = {}
+
+        def save(known: dict[str, Any]) -> None:
+            found.update(known)
+            self._results.save(cancel=found)
+
+        end_s = min(self._end_s, now_s() + _CANCEL_MOST_S)
+        asyncio.run(cancel_check(self._server, self._options.modes[0], max_tokens, end_s, save))
         print("cancel: " + ", ".join(f"{name} {value}" for name, value in found.items()), flush=True)
 
 
+def _limits(options: argparse.Namespace) -> Limits:
+    """Limits of the engines. Raises VitaError when they are not there, or cannot do what the rows ask for."""
+    limits = load_manifest(options.engines, options.profile).limits
+    for mode in options.modes:
+        parse_mode(mode, limits.mctp_modules)
+    if options.max_tokens > limits.max_tokens:
+        raise VitaError(
+            f"--max-tokens: {options.max_tokens} is not valid: these engines answer with at most {limits.max_tokens}"
+        )
+    return limits
+
+
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--engines", type=Path, required=True)
-    parser.add_argument("--profile", choices=PROFILES, default="gpu")
-    parser.add_argument("--device", choices=DEVICES, default=DEVICES[0], help="where the gpu profile's engines run")
-    parser.add_argument("--slots", type=int, default=64)
-    parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 32, 64])
-    parser.add_argument("--modes", nargs="+", default=["boost", "turbo"])
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=["chat", "tts"])
-    parser.add_argument("--seconds", type=float, default=25.0, help="of each row")
-    parser.add_argument(
-        "--budget", type=float, default=540.0, help="seconds for everything, the server's start included"
-    )
-    parser.add_argument("--max-tokens", type=int, default=300, help="of each stream")
-    parser.add_argument("--prebuffer-ms", type=float, default=60.0, help="how long a caller's player waits")
-    parser.add_argument("--processes", type=int, default=4, help="of clients")
-    parser.add_argument("--threads", type=int, default=None, help="CPU threads of each engine process")
-    parser.add_argument("--mps", action="store_true", help="run the server under NVIDIA's Multi-Process Service")
-    parser.add_argument("--out", type=Path, required=True, help="JSON; the server's log goes beside it")
-    options = parser.parse_args(arguments)
-    end_s = now_s() + options.budget
-    results = Results(
-        options.out,
-        {
-            "command": shlex.join(["python", "-m", "benchmarks.gpu_serving", *(arguments or sys.argv[1:])]),
-            "machine": describe_machine(),
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            **gpu_state(),
-        },
-    )
+    options = read_options(__doc__, arguments)
+    end_s = now_s() + options.budget - STOP_S
+    head = {
+        "command": shlex.join(["python", "-m", "benchmarks.gpu_serving", *(arguments or sys.argv[1:])]),
+        "machine": describe_machine(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        **gpu_state(),
+    }
+    try:
+        results = Results(options.out, head)
+    except OSError as error:
+        print(f"error: --out: {options.out} cannot be written ({error.strerror}): name another file", file=sys.stderr)
+        return 1
     with mps(options.mps) as mps_state, ClientProcesses(options.processes) as clients:
         print(f"MPS: {mps_state}", flush=True)
+        start_s, limit_s = now_s(), max(1.0, end_s - now_s())
         served = ServerOptions(
             engines=options.engines,
             grpc_port=0,
@@ -352,13 +373,14 @@ def main(arguments: list[str] | None = None) -> int:
             device=options.device,
             slots=options.slots,
             queue=options.slots,
-            start_timeout_s=max(1.0, options.budget - 10),
+            start_timeout_s=limit_s,
             exit_timeout_s=3,
             **({} if options.threads is None else {"threads": options.threads}),
         )
         server = TritonServer(served, options.out.with_suffix(".log"))
         results.save(mps=mps_state)
         try:
+            limits = _limits(options)
             with server:
                 ready = {
                     "ready_s": server.start_seconds,
@@ -370,17 +392,21 @@ def main(arguments: list[str] | None = None) -> int:
                 session = _Session(server, clients, options, results, end_s)
                 session.warm_up()
                 session.rows()
-                limits = load_manifest(options.engines, options.profile).limits
                 session.cancel(min(2000, limits.max_tokens, limits.context_tokens // 2))
                 if not server.running:
                     raise CannotStart(f"the server ended with exit code {server.exit_code}")
-        except (CannotStart, VitaError, OSError) as error:
+            session.check_rows()
+        except (CannotStart, VitaError, OSError, BrokenExecutor) as error:
+            reason = str(error)
+            if not server.start_seconds and now_s() > start_s + limit_s:
+                reason += f"; --budget {options.budget:g} leaves no more for the start: give more"
             tail = server.log().splitlines()[-_LOG_LINES:] if server.log_file.exists() else []
-            results.save(error=str(error), log_tail=tail)
-            print("\n".join([*tail, f"error: {error}"]), file=sys.stderr, flush=True)
+            results.save(error=reason, log_tail=tail)
+            print("\n".join([*tail, f"error: {reason}"]), file=sys.stderr, flush=True)
             return 1
     return 0
 
 
 if __name__ == "__main__":
+    stop_on_signals()
     sys.exit(main())

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 
 from loadtest.clock import now_s
@@ -113,6 +113,8 @@ class ClientProcesses:
         return self
 
     def __exit__(self, *ignored: object) -> None:
+        for process in active_children():  # a load under way, which nobody waits for any more, would run to its end
+            process.terminate()
         self._pool.shutdown(cancel_futures=True)
 
 

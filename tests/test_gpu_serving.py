@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +15,7 @@ import torch
 
 from benchmarks import gpu_serving
 from benchmarks.gpu_serving import main, summarise
+from benchmarks.gpu_serving_options import read_options
 from benchmarks.mps import mps
 from benchmarks.stream_clients import Part, StreamResult
 from build_engines.gpu_options import GpuOptions
@@ -18,6 +24,8 @@ from build_engines.pipeline import Build
 from build_engines.random_engines import write_random_engines
 from build_engines.seed_sizes import TINY
 from gpu_machines import CONTAINER
+from server.processes import descendants
+from vita_audio.errors import VitaError
 
 STAGES = {"prompt": 1.0, "speech_tokenizer": 4.0, "lm_queue": 0.0, "lm": 20.0, "decode_queue": 5.0, "decode": 60.0}
 
@@ -68,18 +76,69 @@ def test_a_row_without_any_sound() -> None:
     assert "TTFA audible -/- ms" in gpu_serving._line(row)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("--slots 2 --streams 9", "--streams: 9 is not valid: a server with --slots 2 and a queue as long admits 4"),
+        ("--streams 0", "--streams: 0 is not valid: a whole number, at least 1"),
+        ("--processes 0", "--processes: 0 is not valid"),
+        ("--modes boost nomode", "--modes: MODE: 'nomode' is not valid"),
+        ("--seconds nan", "--seconds: nan is not valid"),
+        ("--seconds 0", "--seconds: 0 is not valid: more than 0"),
+        ("--budget inf", "--budget: inf is not valid"),
+        (
+            "--seconds 10 --budget 20",
+            "--budget: 20 is not valid: one row of --seconds 10 and the end of a run take 26 s",
+        ),
+        ("--out .", "--out: . is a folder"),
+    ],
+)
+def test_options_that_are_not_valid(arguments: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as raised:
+        read_options(None, f"--engines engines --out serving.json {arguments}".split())
+    assert raised.value.code == 2
+    assert f"error: argument {said}" in capsys.readouterr().err
+
+
+def test_streams_that_have_a_slot_are_the_default() -> None:
+    assert read_options(None, "--engines engines --out serving.json --slots 8".split()).streams == [1, 8]
+
+
+def test_a_record_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    out = tmp_path / "file" / "serving.json"
+    assert main(["--engines", "engines", "--out", str(out)]) == 1
+    assert f"error: --out: {out} cannot be written (" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [("--modes 1,99", "MODE: '1,99' is not valid"), ("--max-tokens 257", "--max-tokens: 257 is not valid")],
+)
+def test_rows_that_the_engines_cannot_do(engines: Path, tmp_path: Path, arguments: str, said: str) -> None:
+    out = tmp_path / "serving.json"
+    assert main(f"--engines {engines} --max-tokens 40 --processes 1 --out {out} {arguments}".split()) == 1
+    assert said in json.loads(out.read_text())["error"]
+    assert not out.with_suffix(".log").exists()  # no server was started
+
+
 def test_without_an_mps_daemon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     with mps(True) as state:
         assert state == "no MPS daemon here"
 
 
-def test_an_mps_daemon_is_started_and_quit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The daemon is a script that notes how it was called: no GPU is needed to see that it is ended."""
-    notes = tmp_path / "notes"
-    script = tmp_path / "nvidia-cuda-mps-control"
+def mps_script(folder: Path) -> Path:
+    """A daemon that only notes how it was called: no GPU is needed to see that it is ended. Returns its notes."""
+    notes = folder / "notes"
+    script = folder / "nvidia-cuda-mps-control"
     script.write_text(f'#!/bin/sh\necho "$1 $CUDA_MPS_PIPE_DIRECTORY" >> {notes}\n[ "$1" ] || cat >> {notes}\n')
     script.chmod(0o755)
+    return notes
+
+
+def test_an_mps_daemon_is_started_and_quit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    notes = mps_script(tmp_path)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
     monkeypatch.delenv("CUDA_MPS_PIPE_DIRECTORY", raising=False)
     states = []
@@ -101,11 +160,58 @@ def test_an_mps_daemon_is_started_and_quit(tmp_path: Path, monkeypatch: pytest.M
 def test_a_server_that_does_not_start_is_explained(engines: Path, tmp_path: Path) -> None:
     out = tmp_path / "serving.json"
     (tmp_path / MANIFEST).write_text((engines / MANIFEST).read_text())
-    arguments = ["--engines", str(tmp_path), "--device", "cpu", "--slots", "2", "--processes", "1", "--out", str(out)]
-    assert main(arguments) == 1
+    arguments = f"--engines {tmp_path} --device cpu --slots 2 --max-tokens 40 --processes 1 --out {out}"
+    assert main(arguments.split()) == 1
     record = json.loads(out.read_text())
     assert "the file is missing" in record["error"]
     assert "rows" not in record
+
+
+def test_a_row_whose_streams_all_failed(tmp_path: Path) -> None:
+    row = {"task": "tts", "mode": "boost", "streams": 2, "streams_counted": 5, "failed": 5, "errors": {"full": 5}}
+    results = gpu_serving.Results(tmp_path / "serving.json", {"rows": [row | {"failed": 4}]})
+    session = gpu_serving._Session(None, None, None, results, 0.0)  # type: ignore[arg-type]
+    session.check_rows()
+    results.save(rows=[row | {"failed": 4}, row])
+    with pytest.raises(VitaError, match="tts boost, 2 streams: every stream failed: full"):
+        session.check_rows()
+
+
+@pytest.mark.server
+def test_a_budget_too_small_for_the_start_is_named(
+    engines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "serving.json"
+    arguments = f"--engines {engines} --device cpu --slots 2 --streams 1 --max-tokens 40 --processes 1 --threads 1"
+    monkeypatch.setattr(gpu_serving, "STOP_S", 118.0)  # of 120: it has 2 s
+    assert main(f"{arguments} --seconds 1 --budget 120 --out {out}".split()) == 1
+    error = json.loads(out.read_text())["error"]
+    assert "was not ready after" in error
+    assert error.endswith("--budget 120 leaves no more for the start: give more")
+
+
+@pytest.mark.server
+def test_a_signal_ends_the_server_and_mps_too(engines: Path, tmp_path: Path) -> None:
+    notes = mps_script(tmp_path)
+    arguments = (
+        f"--engines {engines} --device cpu --slots 2 --streams 2 --modes boost --tasks tts --seconds 60 "
+        f"--max-tokens 200 --processes 1 --threads 1 --mps --out {tmp_path / 'serving.json'}"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.gpu_serving", *arguments.split()],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+    )
+    assert process.stdout is not None
+    assert any(line.startswith("ready") for line in process.stdout)
+    time.sleep(3)  # streams run
+    below = descendants(process.pid)
+    assert any("tritonserver" in Path(f"/proc/{pid}/cmdline").read_text() for pid in below)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=15) == 128 + signal.SIGTERM
+    assert [pid for pid in below if descendants(pid)] == []
+    assert notes.read_text().splitlines()[-1] == "quit"
 
 
 @pytest.mark.server
