@@ -56,7 +56,7 @@ class EngineSource:
     def decoder_batch(self) -> int:
         """Streams of one decode. On a CPU a batch gains nothing and would make first chunks wait for each other, and
         alone a stream's sound is the same bits in any company."""
-        return 1 if self.gpu is None else self.gpu.audio_max_batch
+        return 1 if self.gpu is None or self.device == "cpu" else self.gpu.audio_max_batch
 
 
 def open_language_model(source: EngineSource, slots: int) -> LanguageModelEngine:
