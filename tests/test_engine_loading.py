@@ -42,6 +42,7 @@ from vita_audio.engines.tensorrt_llm.language_model import TensorRtLlmLanguageMo
 from vita_audio.engines.tensorrt_llm.layout import Layout
 from vita_audio.engines.tensorrt_llm.mirror import MirrorExecutor
 from vita_audio.engines.torch_audio import TorchFlow, TorchSpeechTokenizer, TorchVocoder
+from vita_audio.engines.torch_cuda.audio import TorchCudaFlow
 from vita_audio.engines.torch_cuda.engine import TorchCudaLanguageModel
 from vita_audio.engines.torch_language_model import TorchLanguageModel
 from vita_audio.errors import EngineError
@@ -150,7 +151,8 @@ def test_torch_audio_engines_are_those_of_the_checkpoint(source: EngineSource, c
     decoder = checkpoint / "audio_decoder"
     same = StreamingDecoder(TorchFlow(*load_flow(decoder)), TorchVocoder(*load_vocoder(decoder)))
     assert np.array_equal(_sound(StreamingDecoder(flow, vocoder)), _sound(same))
-    assert source.decoder_batch == 8
+    assert source.decoder_batch == 1  # on a CPU, whatever the engines are for
+    assert replace(source, device="cuda:0").decoder_batch == 8
 
 
 def _sound(decoder: StreamingDecoder) -> np.ndarray:
@@ -174,13 +176,13 @@ def test_a_flow_that_solves_itself_gives_the_same_sound(
     assert not isinstance(StepByStep(flow), SolvingFlowEngine)
     assert not isinstance(OnnxFlow(engines), SolvingFlowEngine)
     solved: list[list[float]] = []
-    solve = TorchFlow.solve
+    solve = TorchCudaFlow.solve
 
-    def note(self: TorchFlow, x: np.ndarray, mu: np.ndarray, cond: np.ndarray, times: list[float]) -> np.ndarray:
+    def note(self: TorchCudaFlow, x: np.ndarray, mu: np.ndarray, cond: np.ndarray, times: list[float]) -> np.ndarray:
         solved.append(list(times))
         return solve(self, x, mu, cond, times)
 
-    monkeypatch.setattr(TorchFlow, "solve", note)
+    monkeypatch.setattr(TorchCudaFlow, "solve", note)
     step_by_step = _sound(StreamingDecoder(StepByStep(flow), vocoder))
     assert solved == []
     at_once = _sound(StreamingDecoder(flow, vocoder))
