@@ -8,7 +8,6 @@ but that streams do not end before MAX_TOKENS. Weights are drawn on the device a
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from build_engines import gpu_flags as flags
 from build_engines.check_checkpoint import CheckpointSizes
+from build_engines.drawing_device import drawing_device
 from build_engines.gpu_checks import check_gpu, check_gpu_memory, check_host
 from build_engines.gpu_options import GpuOptions
 from build_engines.gpu_plan import plan_build
@@ -36,12 +36,14 @@ from build_engines.seed_tokenizer import build_tokenizer
 from build_engines.seed_weights import flow_weights, speech_tokenizer_weights, vocoder_weights
 from build_engines.stages import checked_facts, make_limits
 from build_engines.tensorrt_llm.rank_files import Outline
+from build_engines.whole_folder import whole_folder
 from vita_audio.engines.gpu_machine import NONE, GpuMachine, find_machine
 from vita_audio.engines.gpu_record import TORCH_CUDA
 from vita_audio.engines.torch_weights import FLOW_FILE, SPEECH_TOKENIZER_FILE, VOCODER_FILE, WEIGHTS_FILE
 from vita_audio.errors import EngineError, VitaError
 from vita_audio.modes import NAMED_MODES
 from vita_audio.request import DEFAULT_REPETITION_PENALTY
+from vita_audio.stopping import stop_on_signals
 from vita_audio.vocabulary import Vocabulary
 
 _TOKENIZER_FILE = "tokenizer.json"
@@ -66,24 +68,15 @@ def write_random_engines(
         on_file: called with name, record and seconds of each file.
 
     Raises:
-        EngineError: the folder is not empty, there is no such GPU, or disk or memory are too small.
+        EngineError: the folder is not empty or cannot be written, an option is out of range, there is no such GPU, or
+            disk or memory are too small.
     """
-    if build.out.exists() and any(build.out.iterdir()):
-        raise EngineError(f"--out: {build.out} is not empty; delete it or choose another folder")
     device = device or torch.device("cuda:0")
     machine = machine or find_machine()
-    temporary = build.out.with_name(f".{build.out.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    (temporary / WEIGHTS_FILE).parent.mkdir(parents=True)
-    (temporary / FLOW_FILE).parent.mkdir(parents=True)
-    try:
-        manifest = _write(build, temporary, size, seed, device, machine, on_file)
-        if build.out.exists():
-            build.out.rmdir()
-        temporary.rename(build.out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return manifest
+    with whole_folder(build.out, EngineError) as folder:
+        for file in (WEIGHTS_FILE, FLOW_FILE):
+            (folder / file).parent.mkdir()
+        return _write(build, folder, size, seed, device, machine, on_file)
 
 
 def _write(
@@ -100,8 +93,9 @@ def _write(
     size = size.for_tokens(tokenizer.get_vocab_size())
     vocabulary = Vocabulary.from_tokenizer(folder / _TOKENIZER_FILE)
     found = _found(size, vocabulary)
-    machine_facts = _check_machine(build, found, device, machine)
     checked = checked_facts(found)
+    limits = make_limits(build, checked)
+    machine_facts = _check_machine(build, found, device, machine)
     files = file_records(folder, [_TOKENIZER_FILE])
     start_s = time.monotonic()
     for name, outline, tensors in _networks(size, vocabulary, seed, device):
@@ -115,7 +109,7 @@ def _write(
         versions=build.versions,
         sizes=checked["sizes"],
         vocabulary=vocabulary,
-        limits=make_limits(build, checked),
+        limits=limits,
         files=files,
         gpu=make_record(build, machine_facts, checked),
     )
@@ -199,12 +193,13 @@ def main(
 
     start_s = time.monotonic()
     try:
-        write_random_engines(build, SIZES[size], seed, torch.device(device), on_file=on_file)
-    except (VitaError, OSError, RuntimeError) as error:  # RuntimeError: PyTorch has no such device
+        write_random_engines(build, SIZES[size], seed, drawing_device(device), on_file=on_file)
+    except (VitaError, RuntimeError) as error:  # RuntimeError: of PyTorch, memory of the GPU above all
         Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
     console.print(f"wrote {out} in {time.monotonic() - start_s:.1f} s", markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":
+    stop_on_signals()
     typer.run(main)

@@ -9,7 +9,6 @@ serving on a CPU and for tests; 7b and 0.5b are as released, for measurements.
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +16,7 @@ import torch
 import typer
 from rich.console import Console
 
+from build_engines.drawing_device import drawing_device
 from build_engines.hashed_file import write_tensors
 from build_engines.released_layout import (
     write_audio_decoder,
@@ -27,7 +27,9 @@ from build_engines.seed_language_model import RandomLanguageModel
 from build_engines.seed_sizes import SIZES, SMALL, TINY, SeedSize, SizeName
 from build_engines.seed_tokenizer import write_tokenizer
 from build_engines.seed_weights import CPU, flow_weights, speech_tokenizer_weights, vocoder_weights
-from vita_audio.errors import CheckpointError
+from build_engines.whole_folder import whole_folder
+from vita_audio.errors import CheckpointError, VitaError
+from vita_audio.stopping import stop_on_signals
 from vita_audio.vocabulary import Vocabulary
 
 __all__ = ["SMALL", "TINY", "SeedSize", "write_seed_checkpoint"]
@@ -36,29 +38,26 @@ __all__ = ["SMALL", "TINY", "SeedSize", "write_seed_checkpoint"]
 def write_seed_checkpoint(folder: Path, size: SeedSize = SMALL, seed: int = 0, device: torch.device = CPU) -> None:
     """Write the whole bundle; the same size, seed and kind of device give the same bytes.
 
-    The bundle is complete or not there: it is written beside its place and then moved. Tensors are drawn on `device`;
-    of the language model, one at a time is in memory.
+    The bundle is complete or not there. Tensors are drawn on `device`; of the language model, one at a time is in
+    memory.
 
     Raises:
-        CheckpointError: there is already something in `folder`.
+        CheckpointError: there is already something in `folder`, or it cannot be written.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise CheckpointError(f"{folder}: not empty; delete it or choose another folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    _write_language_model(temporary / "language_model", size, seed, device)
+    with whole_folder(folder, CheckpointError) as temporary:
+        _write(temporary, size, seed, device)
+
+
+def _write(folder: Path, size: SeedSize, seed: int, device: torch.device) -> None:
+    _write_language_model(folder / "language_model", size, seed, device)
     tokenizer = speech_tokenizer_weights(size.speech_tokenizer, seed, device)
-    write_speech_tokenizer(temporary / "speech_tokenizer", size.speech_tokenizer, tokenizer)
+    write_speech_tokenizer(folder / "speech_tokenizer", size.speech_tokenizer, tokenizer)
     del tokenizer
     flow, vocoder = (
         {key: tensor.cpu() for key, tensor in weights.items()}
         for weights in (flow_weights(size.flow, seed, device), vocoder_weights(size.vocoder, seed, device))
     )
-    write_audio_decoder(temporary / "audio_decoder", size.flow, flow, size.vocoder, vocoder)
-    if folder.exists():
-        folder.rmdir()
-    temporary.rename(folder)
+    write_audio_decoder(folder / "audio_decoder", size.flow, flow, size.vocoder, vocoder)
 
 
 def _write_language_model(folder: Path, size: SeedSize, seed: int, device: torch.device) -> None:
@@ -81,12 +80,13 @@ def main(
 ) -> None:
     """Write a checkpoint with seeded random weights in the released layout."""
     try:
-        write_seed_checkpoint(out, SIZES[size], seed, torch.device(device))
-    except (CheckpointError, OSError, RuntimeError) as error:  # RuntimeError: no such device
+        write_seed_checkpoint(out, SIZES[size], seed, drawing_device(device))
+    except (VitaError, RuntimeError) as error:  # RuntimeError: of PyTorch, memory of the GPU above all
         Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
     Console().print(f"wrote {out} ({sum(f.stat().st_size for f in out.rglob('*') if f.is_file()) / 1e6:.1f} MB)")
 
 
 if __name__ == "__main__":
+    stop_on_signals()
     typer.run(main)
