@@ -133,8 +133,11 @@ def check_manifest(
         if installed != built:
             raise refuse(f"versions.{package}", built, f"{installed} is installed")
     if target == "gpu":
-        for field, value, found in _gpu_misfits(manifest, None if device == "cpu" else machine or find_machine()):
+        machine = None if device == "cpu" else machine or find_machine()
+        for field, value, found in _gpu_misfits(manifest, machine):
             raise refuse(field, value, found)
+        if machine is not None and manifest.gpu is not None and (reason := manifest.gpu.unfit_machine(machine)):
+            raise EngineError(f"{path}: {reason}")
     sizes, limits, vocabulary = manifest.sizes, manifest.limits, manifest.vocabulary
     language_model = sizes.get("language_model", {})
     for field, value, expected in (

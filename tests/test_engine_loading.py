@@ -309,7 +309,7 @@ def test_more_slots_than_the_engines_were_built_for(
     with pytest.raises(CannotStart, match=r"--slots: 64 but gpu\.max_streams of the engines is 2"):
         check_engines(source.folder, checkpoint, "gpu", slots=64)
     monkeypatch.setattr("build_engines.manifest.find_machine", lambda: replace(CONTAINER, gpus=()))
-    with pytest.raises(CannotStart, match=r"gpu\.compute_capability is '9\.0' but there is no GPU here"):
+    with pytest.raises(CannotStart, match=r"there is no GPU here .* or with --device cpu"):
         check_engines(source.folder, checkpoint, "gpu", slots=2)
 
 

@@ -429,7 +429,6 @@ L40S = Gpu("NVIDIA L40S", "8.9", 46_068 << 20)
     ("fields", "machine", "told"),
     [
         ({}, replace(CONTAINER, gpus=(L40S,)), "gpu.compute_capability is '9.0' but NVIDIA L40S has 8.9"),
-        ({}, replace(CONTAINER, gpus=()), "gpu.compute_capability is '9.0' but there is no GPU here"),
         ({}, replace(CONTAINER, tensorrt="10.13"), "gpu.tensorrt is '10.14.1.48' but 10.13 is installed"),
         ({}, replace(CONTAINER, tensorrt_llm="none"), "gpu.tensorrt_llm is '1.2.1' but none is installed"),
         ({}, replace(CONTAINER, container="tritonserver 26.06"), "'tritonserver 26.07' but this is tritonserver 26.06"),
@@ -438,7 +437,6 @@ L40S = Gpu("NVIDIA L40S", "8.9", 46_068 << 20)
         ({"banned_ids": [1]}, CONTAINER, "gpu.banned_ids is '1 ids' but its vocabulary bans"),
         ({"head_first_id": 10**6}, CONTAINER, "gpu.head_first_id is 1000000 but the model has"),
         ({"candidates": 0}, CONTAINER, "gpu.candidates is 0 but the MCTP head has"),
-        ({"engine": "torch_cuda"}, replace(CONTAINER, gpus=(Gpu("V100", "7.0", 1),)), "V100 has 7.0, below 8.0"),
     ],
 )
 def test_the_server_refuses_by_field(
@@ -455,6 +453,27 @@ def test_the_server_refuses_by_field(
     assert told in text
     assert "build the engines again" in text
     assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("gpus", "found"),
+    [
+        ((), "there is no GPU here (nvidia-smi lists none)"),
+        ((Gpu("V100", "7.0", 1),), "V100 has compute capability 7.0, below 8.0"),
+    ],
+)
+@pytest.mark.parametrize(("engine", "more"), [("tensorrt_llm", ""), ("torch_cuda", " or with --device cpu")])
+def test_a_machine_for_no_build_of_them(
+    engines: Path, tmp_path: Path, engine: str, more: str, gpus: tuple[Gpu, ...], found: str
+) -> None:
+    """Building again, which other refusals advise, would not help."""
+    content = json.loads((engines / MANIFEST).read_text())
+    content["gpu"]["engine"] = engine
+    (tmp_path / MANIFEST).write_text(json.dumps(content))
+    with pytest.raises(EngineError) as error:
+        check_manifest(tmp_path, target="gpu", machine=replace(CONTAINER, gpus=gpus))
+    told = f"{engine} engines need a GPU and {found}; start on a machine with one{more}"
+    assert str(error.value) == f"{tmp_path / MANIFEST}: {told}"
 
 
 def test_a_cpu_is_asked_for(engines: Path, checkpoint: Path, tmp_path: Path) -> None:

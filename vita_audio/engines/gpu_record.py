@@ -55,19 +55,24 @@ class GpuRecord:
         """Plain data -> record. Raises TypeError or KeyError when a field is missing or unknown."""
         return cls(**{**fields, "banned_ids": tuple(fields["banned_ids"])})
 
+    def unfit_machine(self, machine: GpuMachine) -> str:
+        """Why no build of these engines runs on a machine, and what to do; "" where one does."""
+        if not machine.gpus:
+            found = "there is no GPU here (nvidia-smi lists none)"
+        elif tuple(map(int, machine.compute_capability.split("."))) < LEAST_CAPABILITY:
+            found = f"{machine.gpus[0].name} has compute capability {machine.compute_capability}, below 8.0"
+        else:
+            return ""
+        elsewhere = " or with --device cpu" if self.engine == TORCH_CUDA else ""
+        return f"{self.engine} engines need a GPU and {found}; start on a machine with one{elsewhere}"
+
     def misfits(self, machine: GpuMachine) -> Iterator[tuple[str, object, str]]:
-        """(field, value, what is there instead) of everything that keeps these engines from running on a machine."""
+        """(field, value, what is there instead) of everything for which these engines have to be built again."""
         if self.engine not in ENGINES:
             yield "engine", self.engine, f"this version knows {' and '.join(ENGINES)}"
-            return
-        if not machine.gpus:
-            yield "compute_capability", self.compute_capability, "there is no GPU here (nvidia-smi lists none)"
+        if self.engine != TENSORRT_LLM or self.unfit_machine(machine):
             return
         found = machine.compute_capability
-        if self.engine == TORCH_CUDA:
-            if tuple(map(int, found.split("."))) < LEAST_CAPABILITY:
-                yield "compute_capability", self.compute_capability, f"{machine.gpus[0].name} has {found}, below 8.0"
-            return
         if self.compute_capability != found:
             yield "compute_capability", self.compute_capability, f"{machine.gpus[0].name} has {found}"
         for package in ("tensorrt", "tensorrt_llm"):
