@@ -21,6 +21,8 @@ CALL_TIMEOUT_S = 2.0
 
 #: What the log says of a model that did not load: "... failed to load 'prompt' version 1: Internal: EngineError: ...".
 LOAD_FAILURE = re.compile(r"failed to load '([^']+)' version \d+: (.+)")
+#: Begins the places in our sources that a reason ends with; Triton escapes its line breaks.
+TRACE = r"\n\nAt:"
 #: Any error line of the log, without level, time and source file.
 ERROR_LINE = re.compile(r'^E\d{4} [\d:.]+ \d+ [\w.]+:\d+\] "?(.+?)"?$', re.MULTILINE)
 
@@ -59,9 +61,17 @@ def wait_until_ready(options: ServerOptions, ended: Callable[[], bool], log_file
 def failure_reason(log_file: Path) -> str:
     """The line of a Triton log that says best why it ended."""
     log = log_file.read_text(errors="replace")
-    failed = {name: " ".join(reason.strip().strip('"').split()) for name, reason in LOAD_FAILURE.findall(log)}
+    failed: dict[str, list[str]] = {}  # reason -> models
+    for name, reason in LOAD_FAILURE.findall(log):
+        reason = reason.partition(TRACE)[0]
+        models = failed.setdefault(" ".join(reason.strip().strip('"').split()), [])
+        if name not in models:
+            models.append(name)
     if failed:
-        return "; ".join(f"model {name} did not load: {reason}" for name, reason in failed.items())
+        return "; ".join(
+            f"model{'s' * (len(models) > 1)} {', '.join(models)} did not load: {reason}"
+            for reason, models in failed.items()
+        )
     errors = ERROR_LINE.findall(log)
     if errors:
         return str(errors[-1])

@@ -303,6 +303,12 @@ def test_reason_of_a_failed_start_is_read_from_the_log(tmp_path: Path) -> None:
         "error: creating server: Internal - failed to load all models\n"
     )
     assert failure_reason(log) == "model prompt did not load: Internal: EngineError: tokenizer.json is missing"
+    line = "E1123 06:48:40.606384 156 x.cc:642] \"failed to load '{}' version 1: Internal: EngineError: {}\"\n"
+    trace = r"\n\nAt:\n  /path/loading.py(158): _device\n"
+    failures = (("a", "no GPU" + trace), ("b", "no GPU" + trace), ("a", "no GPU" + trace), ("c", "no file" + trace))
+    log.write_text("".join(line.format(*failure) for failure in failures))
+    both = "models a, b did not load: Internal: EngineError: no GPU"
+    assert failure_reason(log) == f"{both}; model c did not load: Internal: EngineError: no file"
     log.write_text('E1123 06:48:40.606384 156 main.cc:9] "failed to start"\nerror: last words\n')
     assert failure_reason(log) == "failed to start"
     log.write_text("tritonserver: error while loading shared libraries: libx.so\n\n")
