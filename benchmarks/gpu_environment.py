@@ -29,6 +29,8 @@ PACKAGES = (
 TOOLS = ("nvidia-smi", "nvidia-cuda-mps-control", "ptxas", "gcc", "ncu")
 _GPU_FIELDS = "name,driver_version,memory.total,memory.free,compute_cap,clocks.max.sm,clocks.max.mem,power.limit"
 
+_TIMEOUT_S = 10.0
+
 
 def lines() -> list[str]:
     """Versions, tools and limits of this machine."""
@@ -48,8 +50,15 @@ def lines() -> list[str]:
     ]
     if shutil.which("nvidia-smi"):
         query = ["nvidia-smi", f"--query-gpu={_GPU_FIELDS}", "--format=csv,noheader"]
-        made = subprocess.run(query, capture_output=True, text=True, timeout=30)
-        found.append(f"{_GPU_FIELDS}: {made.stdout.strip() or made.stderr.strip()}")
+        try:
+            made = subprocess.run(query, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT_S)
+            said = made.stdout.strip() or made.stderr.strip() or f"nothing, exit {made.returncode}"
+        except (
+            OSError,
+            subprocess.TimeoutExpired,
+        ) as error:  # a broken driver: the other lines are needed all the more
+            said = str(error)
+        found.append(f"{_GPU_FIELDS}: {said}")
     return found
 
 

@@ -215,6 +215,8 @@ def main() -> int:
     parser.add_argument("--size", choices=SIZES, default="7b")
     parser.add_argument("--slots", type=int, default=64)
     args = parser.parse_args()
+    if args.slots < 1:
+        parser.error(f"argument --slots: {args.slots} is not valid: at least 1")
     console, faults = Console(width=160), 0
     with tempfile.TemporaryDirectory() as folder, mock.patch.dict("os.environ", TRITON_CACHE_DIR=folder):
         for gpu in GPUS:
