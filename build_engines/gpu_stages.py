@@ -1,7 +1,7 @@
 """The stages of `--target gpu`: TensorRT-LLM engines and TensorRT audio engines, or weights for the torch_cuda engine.
 
 Converted checkpoints, which only the builder reads, stay in the builder's hidden folder: a next build takes them up,
-and they may be deleted. Building engines was **not run**, there is no GPU here.
+and they may be deleted. The stages of torch_cuda were run on an H100, those of TensorRT **not run on a GPU yet**.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python -m build_engines.tensorrt_audio --graphs DIR --out DIR
 
-A production build runs in the serving container, on the serving GPU, with its `tensorrt`; **not run**, there is no GPU
-here. The same networks, profiles and precisions are parsed and compiled ahead of time on a CPU by `tensorrt-rtx-cu13`.
+A production build runs in the serving container, on the serving GPU, with its `tensorrt`: **not run on a GPU
+yet**. The same networks, profiles and precisions are parsed and compiled ahead of time on a CPU by `tensorrt-rtx-cu13`.
 """
 
 from __future__ import annotations

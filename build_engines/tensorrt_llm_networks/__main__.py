@@ -100,7 +100,7 @@ def build(
     prompt_table_rows: PromptRows = 0,
     rank: Annotated[int, typer.Option(help="Rank of tensor parallelism.")] = 0,
 ) -> None:
-    """Build one rank of one engine, in the container with TensorRT-LLM 1.2.1 (not run: no GPU)."""
+    """Build one rank of one engine, in the container with TensorRT-LLM 1.2.1 (not run on a GPU yet)."""
     try:
         vocab_size = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))["vocab_size"]
         banned = tuple(Vocabulary.from_tokenizer(tokenizer).banned_ids(vocab_size))

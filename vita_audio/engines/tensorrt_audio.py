@@ -1,4 +1,4 @@
-"""Speech tokenizer, flow and vocoder on TensorRT: the GPU engines behind `interface.py`. **Not run**: no GPU here.
+"""Speech tokenizer, flow and vocoder on TensorRT: the GPU engines behind `interface.py`. **Not run on a GPU yet.**
 
 Engines and plan are made by `build_engines.tensorrt_audio` in the serving container. Chunk geometries of the decoder's
 schedule run as CUDA graphs, batches padded to a bucket; ends of streams, of any length, run as plain calls.

@@ -1,7 +1,8 @@
-"""Runs one TensorRT audio engine: a CUDA graph for each chunk geometry, plain calls for others. **Not run**: no GPU.
+"""Runs one TensorRT audio engine: a CUDA graph for each chunk geometry, plain calls for others.
 
-Written for TensorRT 10.14 (docs/tensorrt_llm.md 1.2). Every captured geometry has an execution context of its own, as
-TensorRT asks for; all contexts of an engine share one scratch memory, since they never run at the same time.
+**Not run on a GPU yet.** Written for TensorRT 10.14 (docs/tensorrt_llm.md 1.2). Every captured geometry has an
+execution context of its own, as TensorRT asks for; all contexts of an engine share one scratch memory, since they never
+run at the same time.
 """
 
 from __future__ import annotations

@@ -10,5 +10,5 @@ staging.py          one copy of a step to the device
 device_state.py     KV pool, hidden states, ids seen
 sampler.py          draws on the device
 mirror.py           executor in PyTorch (CPU): reads exactly what the engines read
-session.py          executor over tensorrt_llm.runtime.Session: not run, no GPU where this was written
+session.py          executor over tensorrt_llm.runtime.Session: not run on a GPU yet
 """

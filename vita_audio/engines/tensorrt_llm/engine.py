@@ -1,4 +1,4 @@
-"""One TensorRT-LLM engine: loaded from its file, its inputs checked once, then enqueued. **Not run**: no GPU here."""
+"""One TensorRT-LLM engine: loaded from its file, its inputs checked once, then enqueued. **Not run on a GPU yet.**"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Executor over `tensorrt_llm.runtime.Session`. **Not run**: written from docs/tensorrt_llm.md where there is no GPU.
+"""Executor over `tensorrt_llm.runtime.Session`. From docs/tensorrt_llm.md, **not run on a GPU yet**.
 
 Pinned to tensorrt_llm 1.2.1, the last release with engines. One process, one GPU, tensor parallel 1. Both engines are
 enqueued on one CUDA stream, so a burst starts when the backbone step before it is done, with no word from the host.
