@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,6 +26,7 @@ from build_engines.pipeline import Build
 from build_engines.random_engines import write_random_engines
 from build_engines.seed_sizes import TINY
 from gpu_machines import CONTAINER
+from loadtest.clock import now_s
 from server.processes import descendants
 from vita_audio.errors import VitaError
 
@@ -175,6 +178,19 @@ def test_a_row_whose_streams_all_failed(tmp_path: Path) -> None:
     results.save(rows=[row | {"failed": 4}, row])
     with pytest.raises(VitaError, match="tts boost, 2 streams: every stream failed: full"):
         session.check_rows()
+
+
+def test_the_check_of_cancelling_ends_in_time_and_keeps_what_it_had() -> None:
+    """Nobody listens at the port, and the streams never leave."""
+    server = SimpleNamespace(options=SimpleNamespace(slots=2), grpc_url="127.0.0.1:1", live_streams=lambda: 2)
+    saved: list[dict[str, object]] = []
+    end_s = now_s() + 4
+    asyncio.run(gpu_serving.cancel_check(server, "boost", 40, end_s, saved.append))  # type: ignore[arg-type]
+    assert 0 <= now_s() - end_s < 1
+    before, after = saved
+    assert "left_behind" not in before
+    assert after["left_behind"] == 2
+    assert after == {**before, "left_behind": 2, "all_gone_ms": after["all_gone_ms"]}
 
 
 @pytest.mark.server
