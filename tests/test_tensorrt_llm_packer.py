@@ -296,7 +296,7 @@ def test_staging_names_what_does_not_fit() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_steps_enqueued_without_waiting_keep_their_own_tensors() -> None:
-    """Not run: there is no GPU here. Many more steps in flight than pinned buffers, the device kept busy."""
+    """Not run on a GPU yet. Many more steps in flight than pinned buffers, the device kept busy."""
     layout, blocks, packer = make()
     blocks.grow(0, CONTEXT)
     packer.open(0, Sampling())
