@@ -16,6 +16,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -147,7 +148,12 @@ class _Target:
 @contextmanager
 def _compiling(gpu: Gpu, alignments: bool) -> Iterator[list[Any]]:
     """Within it a launch only compiles the kernel, for `gpu`; afterwards the list holds what was compiled."""
-    run, active, made = JITFunction.run, driver._active, {}
+    run, parse, active, made = JITFunction.run, JITFunction.parse, driver._active, {}
+    one_at_a_time = threading.RLock()
+
+    def parse_alone(self: JITFunction) -> Any:
+        with one_at_a_time:  # Python before 3.12 counts the depth of all threads' trees together and gives up
+            return parse(self)
 
     def compile_only(self: JITFunction, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
         if not alignments:  # the pointer of an empty tensor on the meta device is 0
@@ -160,6 +166,7 @@ def _compiling(gpu: Gpu, alignments: bool) -> Iterator[list[Any]]:
     try:
         with (
             mock.patch.object(JITFunction, "run", compile_only),
+            mock.patch.object(JITFunction, "parse", parse_alone),
             ThreadPoolExecutor(os.cpu_count()) as threads,
             triton.AsyncCompileMode(threads, ignore_errors=True),  # a result below raises them
         ):

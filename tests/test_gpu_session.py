@@ -60,9 +60,11 @@ open({str(started)!r}, "w").write(str(child.pid))
 time.sleep(60)
 """
     code = f"""
+import signal
 from pathlib import Path
 from benchmarks.gpu_session import Step, walk
 from vita_audio.stopping import stop_on_signals
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
 stop_on_signals()
 walk("test", [Step("hang", ("-c", {step!r}), 60)], 60, Path({str(tmp_path)!r}))
 """

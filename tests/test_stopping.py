@@ -23,7 +23,7 @@ finally:
 """
 
 
-def start(before: str = "") -> subprocess.Popen[str]:
+def start(before: str = "signal.signal(signal.SIGHUP, signal.SIG_DFL)") -> subprocess.Popen[str]:
     process = subprocess.Popen(
         [sys.executable, "-c", COMMAND.format(before=before)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.metadata
 import shutil
 import subprocess
 import sys
@@ -26,8 +26,11 @@ def download(folder: Path, python: str) -> None:
     Raises:
         CannotPack: pip is missing, the index cannot be reached or has no such wheel.
     """
-    if importlib.util.find_spec("pip") is None:
-        raise CannotPack(f"{sys.executable} has no pip: run `python -m ensurepip`, or use another Python")
+    try:  # by its metadata: to look for the module itself makes setuptools step back from distutils in this process
+        importlib.metadata.version("pip")
+    except importlib.metadata.PackageNotFoundError:
+        message = f"{sys.executable} has no pip: run `python -m ensurepip`, or use another Python"
+        raise CannotPack(message) from None
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check"]
     command += ["--no-deps", "--only-binary=:all:", "--implementation=cp", f"--python-version={python}"]
     command += [f"--platform={name}_x86_64" for name in PLATFORMS]
