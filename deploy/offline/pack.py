@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -16,6 +15,7 @@ from deploy.offline.archive import COMPRESSION, check_archive, write_archive
 from deploy.offline.errors import CannotPack
 from deploy.offline.running_python import copy_running_python
 from deploy.offline.wheels import download, unpack
+from vita_audio.stopping import stop_on_signals
 
 #: NumPy 1.26 has no wheels for later ones.
 PYTHONS = ("3.10", "3.11", "3.12")
@@ -61,7 +61,6 @@ def main() -> int:
     parser.add_argument("--python", choices=PYTHONS, default="3.12", help="Python of the target (default: 3.12)")
     parser.add_argument("--with-libpython", action="store_true", help="also pack the running Python: python.tar.xz")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the temporary folder goes
     try:
         archives = pack(options.out, options.python, with_python=options.with_libpython)
     except (CannotPack, OSError) as error:
@@ -74,4 +73,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    stop_on_signals()  # so that the temporary folder goes
     sys.exit(main())

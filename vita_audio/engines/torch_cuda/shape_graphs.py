@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vita_audio.engines.torch_cuda.program import Capturer
+from vita_audio.engines.torch_cuda.shapes import power_of_two
 
 #: Graphs of one function that are kept; the least recently used makes room. A launch of a graph is some kilobytes, and
 #: a decoder has a few dozen shapes while streams run and less than 150 with all their ends.
@@ -22,11 +23,6 @@ MAX_GRAPHS = 160
 
 Arrays = Mapping[str, NDArray[np.float32] | NDArray[np.int64]]
 Function = Callable[[Mapping[str, Tensor]], Tensor]
-
-
-def bucket(count: int) -> int:
-    """The smallest power of two that is at least `count`: batches are padded to it, so that few shapes exist."""
-    return 1 << (count - 1).bit_length()
 
 
 class ShapeGraph:
@@ -77,9 +73,12 @@ class ShapeGraphs:
         return len(self._graphs)
 
     def load(self, **arrays: NDArray[np.float32] | NDArray[np.int64]) -> ShapeGraph:
-        """The graph of these arrays' shapes, the batch padded to a `bucket`, with the arrays on the device."""
+        """The graph of these arrays' shapes, with the arrays on the device.
+
+        The batch is padded to a power of two, so that few shapes exist.
+        """
         padded = {
-            name: array if array.ndim == 1 else np.broadcast_to(array[:1], (bucket(len(array)), *array.shape[1:]))
+            name: array if array.ndim == 1 else np.broadcast_to(array[:1], (power_of_two(len(array)), *array.shape[1:]))
             for name, array in arrays.items()
         }
         key = tuple(array.shape for array in padded.values())
