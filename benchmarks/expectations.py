@@ -29,7 +29,7 @@ STEP_MS = {
 #: Kernel launches of one call, counted by dispatch on a CPU.
 LAUNCHES = {"extend": (670, 692), "burst": (549, 549), "burst, sampled": (769, 769)}
 
-#: `prepare` of 64 slots, prompts by 256: programs (by count, as `prepared_shapes` makes them today), and, predicted when
+#: `prepare` of 64 slots, prompts by 256: programs (counted: what `prepared_shapes` makes today), and, predicted when
 #: there were 191: seconds with a cold kernel cache, GiB of graphs beyond slots.
 PREPARE_PROGRAMS, PREPARE_S, PREPARE_GIB = 215, (32.0, 47.0), 3.5
 
