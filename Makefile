@@ -31,7 +31,7 @@ $(VENV)/.loadtest: $(BIN)/python pyproject.toml
 
 # A checkpoint of the small size with random weights: it speaks noise, at the speed of the trained one.
 checkpoints/seed/language_model/config.json: | $(VENV)/.build
-	$(BIN)/python -m build_engines.seed_checkpoint --out checkpoints/seed
+	$(BIN)/python -m vita_audio.checkpoint.random_weights --out checkpoints/seed
 
 .PHONY: engines
 ifeq ($(SHIPPED),)
@@ -40,7 +40,7 @@ engines: $(VENV)/.build $(CHECKPOINT)/language_model/config.json
 	$(BIN)/python -m build_engines --checkpoint $(CHECKPOINT) --target cpu --out $(ENGINES)
 else
 engines: $(VENV)/.serve
-	$(BIN)/python -m build_engines.shipped unpack --checkpoint $(CHECKPOINT) --shipped $(SHIPPED) --out $(ENGINES)
+	$(BIN)/python -m build_engines.packaged unpack --checkpoint $(CHECKPOINT) --shipped $(SHIPPED) --out $(ENGINES)
 endif
 
 demo: engines  ## a spoken question and a text to a real server, speech back as WAV files in out/
@@ -71,7 +71,7 @@ plan: $(VENV)/.build  ## what a GPU build of $(CHECKPOINT) would take: files, me
 	$(BIN)/python -m build_engines plan --checkpoint $(CHECKPOINT)
 
 conformance: $(VENV)/.build  ## golden data through every engine available here
-	$(BIN)/python -m vita_audio.conformance $(or $(GOLDEN),tests/golden)
+	$(BIN)/python -m build_engines.conformance $(or $(GOLDEN),tests/golden)
 
 clean:
 	rm -rf engines checkpoints/seed out

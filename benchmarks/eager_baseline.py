@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vita_audio.configs import LanguageModelConfig
+from vita_audio.checkpoint.configs import LanguageModelConfig
+from vita_audio.contract.modes import Mode
 from vita_audio.engines.torch_cuda.weights import LayerWeights, Weights
-from vita_audio.modes import Mode
 
 
 class _Cache:

@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 
-from vita_audio.checkpoint import load_language_model
+from vita_audio.checkpoint.files import load_language_model
+from vita_audio.contract.messages import GenerationSettings
 from vita_audio.engines.torch_cuda.engine import Settings, TorchCudaLanguageModel
 from vita_audio.engines.torch_cuda.weights import load_weights
 from vita_audio.generation.request import GenerationRequest
 from vita_audio.generation.scheduler import Scheduler
-from vita_audio.messages import GenerationSettings
 
 SLOTS = 8
 

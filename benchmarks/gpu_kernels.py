@@ -33,8 +33,8 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from benchmarks.roofline import SIZES
-from vita_audio.checkpoint import language_model_shapes
-from vita_audio.configs import LanguageModelConfig
+from vita_audio.checkpoint.configs import LanguageModelConfig
+from vita_audio.checkpoint.files import language_model_shapes
 from vita_audio.engines.torch_cuda.engine import Settings, TorchCudaLanguageModel
 from vita_audio.engines.torch_cuda.program import Program
 from vita_audio.engines.torch_cuda.sampler import NARROW

@@ -32,14 +32,14 @@ from benchmarks.machine import describe_machine
 from benchmarks.mps import mps
 from benchmarks.serving import STAGES
 from benchmarks.stream_clients import ClientProcesses, Load, Part, request_for
-from build_engines.manifest import load_manifest
 from loadtest.clock import now_s
 from server.errors import CannotStart
 from server.launch import TritonServer
 from server.options import ServerOptions
-from vita_audio.errors import VitaError
-from vita_audio.modes import parse_mode
-from vita_audio.request import Limits
+from vita_audio.contract.errors import VitaError
+from vita_audio.contract.modes import parse_mode
+from vita_audio.contract.request import Limits
+from vita_audio.engines.manifest import load_manifest
 from vita_audio.stopping import stop_on_signals
 from vita_client import AsyncClient, AsyncStream, Client, Pcm, StatusUpdate, TokensDelta
 

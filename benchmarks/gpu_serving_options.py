@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from server.options import DEVICES, PROFILES
-from vita_audio.contract import TASKS
-from vita_audio.errors import InvalidRequest
-from vita_audio.modes import parse_mode
+from vita_audio.contract.errors import InvalidRequest
+from vita_audio.contract.fields import TASKS
+from vita_audio.contract.modes import parse_mode
 
 #: Kept back for the check of cancelling, and what cut streams usually take to leave the server.
 CANCEL_KEPT_S, SETTLE_S = 10.0, 2.0

@@ -32,11 +32,11 @@ import torch
 from benchmarks import expectations
 from benchmarks.gpu_device import describe_device
 from benchmarks.paper_tables import PARTS
-from build_engines.manifest import write_atomically
+from vita_audio.checkpoint.file_records import write_atomically
 from vita_audio.stopping import stop_on_signals
 
 ROOT = Path(__file__).resolve().parent.parent
-GPU_TESTS = ("-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider", "tests/test_torch_cuda_gpu.py")
+GPU_TESTS = ("-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider", "tests/engines/torch_cuda/test_gpu.py")
 #: The tests that say whether anything measured after them means something, and those that take long to compile.
 _FIRST_TESTS = "captured_equals_eager or audio_graphs or 28x4x128-bfloat16"
 _SLOW_TESTS = "compiled or 28x4x128-float32"

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu_device import milliseconds
-from build_engines.seed_weights import flow_weights, vocoder_weights
-from vita_audio.configs import FlowConfig, SpeechTokenizerConfig, VocoderConfig
-from vita_audio.contract import mel_frames
+from vita_audio.checkpoint.configs import FlowConfig, SpeechTokenizerConfig, VocoderConfig
+from vita_audio.checkpoint.random_weights.audio import flow_weights, vocoder_weights
+from vita_audio.contract.fields import mel_frames
 from vita_audio.decoding.decoder import Pcm, StreamingDecoder
 from vita_audio.engines.interface import FlowEngine, VocoderEngine
-from vita_audio.engines.torch_audio import TorchFlow, TorchVocoder, tensor_float_32
+from vita_audio.engines.torch.audio import TorchFlow, TorchVocoder, tensor_float_32
 from vita_audio.engines.torch_cuda.audio import TorchCudaFlow, TorchCudaVocoder
 from vita_audio.models.flow import Flow, offline_frame_map, time_grid
 from vita_audio.models.speech_tokenizer import SpeechTokenizer

@@ -18,14 +18,14 @@ from benchmarks.eager_baseline import EagerLanguageModel
 from benchmarks.gpu_device import milliseconds, synchronize
 from benchmarks.kernel_profile import profile_call
 from benchmarks.roofline import ModelSize, bytes_per_cycle, tokens_per_s, traffic
+from vita_audio.contract.messages import GenerationSettings
+from vita_audio.contract.modes import NAMED_MODES, Mode
 from vita_audio.engines.interface import BurstRow, ExtendRow, Sampling
 from vita_audio.engines.torch_cuda.engine import Settings, TorchCudaLanguageModel
 from vita_audio.engines.torch_cuda.weights import Weights, load_weights
 from vita_audio.generation.request import GenerationRequest
 from vita_audio.generation.scheduler import Scheduler
 from vita_audio.generation.stream import Stream
-from vita_audio.messages import GenerationSettings
-from vita_audio.modes import NAMED_MODES, Mode
 
 PROMPT_TOKENS = 32  # the paper's
 REPETITION_PENALTY = 1.05  # active in the authors' greedy decoding too

@@ -9,7 +9,7 @@ from benchmarks import expectations
 from benchmarks.paper_audio import CHUNK_TOKENS, SPEECH_TOKENS
 from benchmarks.paper_language_model import FIRST_CHUNK_TOKENS, PROMPT_TOKENS
 from benchmarks.roofline import PAPER_TOKENS_PER_S, SIZES, tokens_per_s, traffic
-from vita_audio.modes import NAMED_MODES
+from vita_audio.contract.modes import NAMED_MODES
 
 NOT_MEASURED = "not measured"
 #: Paper, Table E7 (7B, its own GPU and code): ms to the first audio token chunk, encoder, decoder with 1 flow step.

@@ -34,8 +34,8 @@ from benchmarks.paper_audio import FLOW_STEPS, PRECISIONS, audio_rows, streaming
 from benchmarks.paper_language_model import LanguageModelBench, Row
 from benchmarks.paper_report import kernels, render
 from benchmarks.roofline import SIZES
-from build_engines.seed_language_model import RandomLanguageModel
-from vita_audio.modes import NAMED_MODES
+from vita_audio.checkpoint.random_weights.language_model import RandomLanguageModel
+from vita_audio.contract.modes import NAMED_MODES
 
 PARTS = ("steps", "host", "profile", "table5", "first_chunk", "audio", "prepare", "baseline", "batch", "heads")
 HEADS = (("full", False), ("audio-only", True))

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from vita_audio.configs import LanguageModelConfig
-from vita_audio.modes import NAMED_MODES
-from vita_audio.vocabulary import BASE
+from vita_audio.checkpoint.configs import PAPER_0_5B, RELEASED_7B, LanguageModelConfig
+from vita_audio.contract.modes import NAMED_MODES
+from vita_audio.text.vocabulary import BASE
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +28,10 @@ class ModelSize:
     first_audio_id: int
 
 
-#: The released 7B; the paper's 0.5B, taken to be Qwen2.5-0.5B (tied head) with the audio vocabulary; one for tests.
+#: The sizes of the paper, and one for tests.
 SIZES: dict[str, ModelSize] = {
-    "7b": ModelSize(LanguageModelConfig(168072, 3584, 18944, 28 + 10, 28, 4, 10, 32768), BASE.text_tokens),
-    "0.5b": ModelSize(
-        LanguageModelConfig(168072, 896, 4864, 24 + 10, 14, 2, 10, 32768, tie_word_embeddings=True), BASE.text_tokens
-    ),
+    "7b": ModelSize(RELEASED_7B, BASE.text_tokens),
+    "0.5b": ModelSize(PAPER_0_5B, BASE.text_tokens),
     "tiny": ModelSize(LanguageModelConfig(600, 64, 96, 3 + 10, 4, 2, 10, 1024), 400),
 }
 

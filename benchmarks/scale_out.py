@@ -30,7 +30,7 @@ from benchmarks.machine import describe_machine
 from server.errors import CannotStart
 from server.launch import TritonServer
 from server.options import ServerOptions
-from vita_audio.errors import VitaError
+from vita_audio.contract.errors import VitaError
 from vita_client import Client
 
 #: Both servers fit on a small machine; what does not fit waits in their queues.

@@ -26,7 +26,7 @@ from rich.table import Table
 from benchmarks.machine import describe_machine
 from server.launch import TritonServer
 from server.options import ServerOptions
-from vita_audio.modes import NAMED_MODES
+from vita_audio.contract.modes import NAMED_MODES
 from vita_client import Client, Pcm, StatusUpdate
 
 QUESTION = Path(__file__).parent.parent / "examples" / "question.wav"

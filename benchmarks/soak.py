@@ -35,7 +35,7 @@ from loadtest.report.files import FIGURES
 from loadtest.turns import Habits
 from server.launch import TritonServer
 from server.options import ServerOptions
-from vita_audio.contract import INPUT_SAMPLE_RATE_HZ
+from vita_audio.contract.fields import INPUT_SAMPLE_RATE_HZ
 from vita_client import Client, ServerUnavailable
 
 INTERVAL_S = 5.0

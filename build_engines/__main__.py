@@ -17,10 +17,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from build_engines import gpu_flags as flags
-from build_engines.gpu_options import GpuOptions
+from build_engines.gpu import flags
+from build_engines.gpu.options import GpuOptions
 from build_engines.pipeline import Build, Stage, StageRecord, is_done, load_record
-from vita_audio.errors import VitaError
+from vita_audio.contract.errors import VitaError
 
 _out, _error = Console(highlight=False), Console(stderr=True, highlight=False)
 
@@ -118,7 +118,7 @@ def main(
 
 def run() -> None:
     """The verb `plan`, or without a verb the build."""
-    from build_engines.plan_command import main as plan
+    from build_engines.gpu.plan_command import main as plan
 
     planning = sys.argv[1:2] == ["plan"]
     app = typer.Typer(add_completion=False)

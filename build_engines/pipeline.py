@@ -19,31 +19,33 @@ from operator import attrgetter
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from build_engines.gpu_options import GpuOptions
-from build_engines.manifest import (
-    WORK_FOLDER,
-    combined_sha256,
-    file_sha256,
-    package_version,
-    visible_files,
-    write_atomically,
-)
+from build_engines.gpu.options import GpuOptions
+from vita_audio.checkpoint.file_records import combined_sha256, file_sha256, visible_files, write_atomically
+from vita_audio.contract.errors import CheckpointError, EngineError
 from vita_audio.engines.gpu_machine import GpuMachine, find_machine
-from vita_audio.errors import CheckpointError, EngineError
+from vita_audio.engines.manifest import WORK_FOLDER, package_version
 
 PACKAGES = ("torch", "onnx", "onnxruntime", "tokenizers")
 _ROOT = Path(__file__).resolve().parent.parent
 #: Source files whose change makes every stage run again.
 _SOURCES = (
     "build_engines/*.py",
+    "build_engines/onnxruntime/*.py",
     "vita_audio/models/*.py",
-    "vita_audio/configs.py",
-    "vita_audio/audio_decoder_config.py",
-    "vita_audio/checkpoint.py",
-    "vita_audio/weight_files.py",
-    "vita_audio/vocabulary.py",
+    "vita_audio/checkpoint/configs.py",
+    "vita_audio/checkpoint/audio_decoder_config.py",
+    "vita_audio/checkpoint/files.py",
+    "vita_audio/checkpoint/weight_files.py",
+    "vita_audio/text/vocabulary.py",
 )
-_MORE_SOURCES = {"gpu": ("build_engines/tensorrt_llm/*.py", "build_engines/tensorrt_llm_networks/*.py")}
+_MORE_SOURCES = {
+    "gpu": (
+        "build_engines/gpu/*.py",
+        "build_engines/tensorrt_audio/*.py",
+        "build_engines/tensorrt_llm/*.py",
+        "build_engines/tensorrt_llm/networks/*.py",
+    )
+}
 
 Facts = dict[str, Any]
 
@@ -80,7 +82,7 @@ class Build:
         files = visible_files(self.checkpoint)
         if not files:
             raise CheckpointError(
-                f"{self.checkpoint}: no checkpoint there; make one with python -m build_engines.seed_checkpoint"
+                f"{self.checkpoint}: no checkpoint there; make one with python -m vita_audio.checkpoint.random_weights"
             )
         return {file.relative_to(self.checkpoint).as_posix(): file_sha256(file) for file in files}
 

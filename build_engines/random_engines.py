@@ -19,32 +19,33 @@ import typer
 from rich.console import Console
 from torch import Tensor
 
-from build_engines import gpu_flags as flags
-from build_engines.check_checkpoint import CheckpointSizes
-from build_engines.drawing_device import drawing_device
-from build_engines.gpu_checks import check_gpu, check_gpu_memory, check_host
-from build_engines.gpu_options import GpuOptions
-from build_engines.gpu_plan import plan_build
-from build_engines.gpu_sizes import Sizes
-from build_engines.gpu_stages import make_record
-from build_engines.hashed_file import write_tensors
-from build_engines.manifest import MANIFEST, FileRecord, Manifest, combined_sha256, file_records
+from build_engines.gpu import flags
+from build_engines.gpu.checks import check_gpu, check_gpu_memory, check_host
+from build_engines.gpu.options import GpuOptions
+from build_engines.gpu.plan import plan_build
+from build_engines.gpu.sizes import Sizes
+from build_engines.gpu.stages import make_record
 from build_engines.pipeline import Build, Facts
-from build_engines.seed_language_model import RandomLanguageModel
-from build_engines.seed_sizes import SIZES, SeedSize, SizeName
-from build_engines.seed_tokenizer import build_tokenizer
-from build_engines.seed_weights import flow_weights, speech_tokenizer_weights, vocoder_weights
 from build_engines.stages import checked_facts, make_limits
-from build_engines.tensorrt_llm.rank_files import Outline
-from build_engines.whole_folder import whole_folder
+from vita_audio.checkpoint.check import CheckpointSizes
+from vita_audio.checkpoint.file_records import FileRecord, combined_sha256, file_records
+from vita_audio.checkpoint.hashed_file import write_tensors
+from vita_audio.checkpoint.random_weights.audio import flow_weights, speech_tokenizer_weights, vocoder_weights
+from vita_audio.checkpoint.random_weights.device import drawing_device
+from vita_audio.checkpoint.random_weights.language_model import RandomLanguageModel
+from vita_audio.checkpoint.random_weights.sizes import SIZES, SeedSize, SizeName
+from vita_audio.checkpoint.random_weights.tokenizer import build_tokenizer
+from vita_audio.checkpoint.tensor_file import Outline
+from vita_audio.checkpoint.whole_folder import whole_folder
+from vita_audio.contract.errors import EngineError, VitaError
+from vita_audio.contract.modes import NAMED_MODES
+from vita_audio.contract.request import DEFAULT_REPETITION_PENALTY
 from vita_audio.engines.gpu_machine import NONE, GpuMachine, find_machine
 from vita_audio.engines.gpu_record import TORCH_CUDA
-from vita_audio.engines.torch_weights import FLOW_FILE, SPEECH_TOKENIZER_FILE, VOCODER_FILE, WEIGHTS_FILE
-from vita_audio.errors import EngineError, VitaError
-from vita_audio.modes import NAMED_MODES
-from vita_audio.request import DEFAULT_REPETITION_PENALTY
+from vita_audio.engines.manifest import MANIFEST, Manifest
+from vita_audio.engines.torch.weights import FLOW_FILE, SPEECH_TOKENIZER_FILE, VOCODER_FILE, WEIGHTS_FILE
 from vita_audio.stopping import stop_on_signals
-from vita_audio.vocabulary import Vocabulary
+from vita_audio.text.vocabulary import Vocabulary
 
 _TOKENIZER_FILE = "tokenizer.json"
 

@@ -11,17 +11,7 @@ from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
-from build_engines.check_checkpoint import (
-    AUDIO_DECODER,
-    GENERATION_CONFIG_FILE,
-    LANGUAGE_MODEL,
-    SPEECH_TOKENIZER,
-    TOKENIZER_FILE,
-    CheckpointSizes,
-    check_checkpoint,
-)
-from build_engines.gpu_options import GpuOptions
-from build_engines.manifest import MANIFEST, FileRecord, Manifest, combined_sha256
+from build_engines.gpu.options import GpuOptions
 from build_engines.pipeline import (
     Build,
     Facts,
@@ -33,14 +23,25 @@ from build_engines.pipeline import (
     run_stage,
     select,
 )
-from vita_audio.checkpoint import load_flow, load_language_model, load_speech_tokenizer, load_vocoder
+from vita_audio.checkpoint.check import (
+    AUDIO_DECODER,
+    GENERATION_CONFIG_FILE,
+    LANGUAGE_MODEL,
+    SPEECH_TOKENIZER,
+    TOKENIZER_FILE,
+    CheckpointSizes,
+    check_checkpoint,
+)
+from vita_audio.checkpoint.file_records import FileRecord, combined_sha256
+from vita_audio.checkpoint.files import load_flow, load_language_model, load_speech_tokenizer, load_vocoder
+from vita_audio.contract.errors import EngineError
+from vita_audio.contract.request import Limits
 from vita_audio.engines.gpu_record import GpuRecord
-from vita_audio.errors import EngineError
+from vita_audio.engines.manifest import MANIFEST, Manifest
 from vita_audio.models.flow import Flow
 from vita_audio.models.speech_tokenizer import SpeechTokenizer
 from vita_audio.models.vocoder import Vocoder
-from vita_audio.request import Limits
-from vita_audio.vocabulary import Vocabulary
+from vita_audio.text.vocabulary import Vocabulary
 
 #: Answer tokens when a request names no MAX_TOKENS: about 45 s of speech in the boost mode.
 DEFAULT_MAX_TOKENS = 1024
@@ -62,7 +63,7 @@ def _check(build: Build, folder: Path) -> Facts:
 
 
 def speech_tokenizer_graph(build: Build, folder: Path) -> Facts:
-    from build_engines.export_speech_tokenizer import export_speech_tokenizer
+    from build_engines.onnxruntime.speech_tokenizer import export_speech_tokenizer
 
     config, tensors = load_speech_tokenizer(build.checkpoint / SPEECH_TOKENIZER)
     model = SpeechTokenizer(config).eval()
@@ -72,7 +73,7 @@ def speech_tokenizer_graph(build: Build, folder: Path) -> Facts:
 
 
 def _language_model(build: Build, folder: Path) -> Facts:
-    from build_engines.export_language_model import export_language_model
+    from build_engines.onnxruntime.language_model import export_language_model
 
     config, tensors = load_language_model(build.checkpoint / LANGUAGE_MODEL)
     vocabulary = Vocabulary.from_tokenizer(build.checkpoint / TOKENIZER_FILE)
@@ -82,7 +83,7 @@ def _language_model(build: Build, folder: Path) -> Facts:
 
 
 def flow_graphs(build: Build, folder: Path) -> Facts:
-    from build_engines.export_flow import export_flow
+    from build_engines.onnxruntime.flow import export_flow
 
     config, tensors = load_flow(build.checkpoint / AUDIO_DECODER)
     model = Flow(config).eval()
@@ -92,7 +93,7 @@ def flow_graphs(build: Build, folder: Path) -> Facts:
 
 
 def vocoder_graphs(build: Build, folder: Path) -> Facts:
-    from build_engines.export_vocoder import export_vocoder
+    from build_engines.onnxruntime.vocoder import export_vocoder
 
     config, tensors = load_vocoder(build.checkpoint / AUDIO_DECODER)
     model = Vocoder(config).eval()
@@ -193,7 +194,7 @@ def stages_of(build: Build) -> Sequence[Stage]:
     if build.target not in TARGETS:
         raise EngineError(f"--target: {build.target!r} is not valid: choose one of {', '.join(TARGETS)}")
     if build.target == "gpu":
-        from build_engines.gpu_stages import gpu_stages
+        from build_engines.gpu.stages import gpu_stages
 
         return gpu_stages(build.gpu)
     if build.gpu != GpuOptions():

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from server.launch import TritonServer
 from server.options import DEVICES, PROFILES, ServerOptions
-from vita_audio.errors import VitaError
+from vita_audio.contract.errors import VitaError
 from vita_client import Client, Pcm, Stream, TextDelta
 from vita_client.wav import WavWriter
 

@@ -15,7 +15,7 @@ import sys
 
 from loadtest.errors import LoadTestError
 from loadtest.options import MAX_RUN_TIME_S, ROOT, add_arguments, check_rate, check_users, settings_from
-from vita_audio.errors import VitaError
+from vita_audio.contract.errors import VitaError
 from vita_client import Client
 
 #: The open loop's sources; the rate is split between them. Enough for a shape's shares to come out whole.

@@ -17,7 +17,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from benchmarks.machine import describe_machine
 from loadtest.options import ROOT, Settings
-from vita_audio.contract import ENSEMBLE
+from vita_audio.contract.fields import ENSEMBLE
 
 _PACKAGES = ("locust", "gevent", "grpcio", "tritonclient", "hdrhistogram", "numpy")
 _ASK_S = 5.0

@@ -13,7 +13,7 @@ from loadtest.errors import wrong
 from loadtest.shapes import SHAPES, LoadPlan, load_plan
 from loadtest.slo import Slo
 from loadtest.turns import DEFAULT_MIX, Habits, parse_mix
-from vita_audio.modes import parse_mode
+from vita_audio.contract.modes import parse_mode
 
 ROOT = Path(__file__).resolve().parent.parent
 QUESTION = ROOT / "examples" / "question.wav"

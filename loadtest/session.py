@@ -31,7 +31,7 @@ from loadtest.switchboard import Switchboard
 from loadtest.tally import Tally
 from loadtest.turns import Turn, load_voices
 from loadtest.users import Caller
-from vita_audio.errors import VitaError
+from vita_audio.contract.errors import VitaError
 from vita_client import Client
 
 logger = logging.getLogger("loadtest")

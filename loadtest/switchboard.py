@@ -15,7 +15,7 @@ from loadtest.shapes import WARM_UP
 from loadtest.stream import Call, is_unreachable
 from loadtest.tally import Tally
 from loadtest.turns import Turn
-from vita_audio.errors import VitaError
+from vita_audio.contract.errors import VitaError
 from vita_client import Client
 
 #: How long an abandoned stream may take to end.

@@ -14,7 +14,7 @@ from server.errors import CannotStart
 from server.launch import TritonServer
 from server.options import PROFILES, ServerOptions, TlsFiles
 from server.ports import is_loopback
-from vita_audio.serving_settings import DEVICES
+from serving.settings import DEVICES
 
 POLL_S = 0.1
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import ssl
 from pathlib import Path
 
-from build_engines.manifest import check_manifest
 from server.errors import CannotStart
 from server.options import PROFILES, ServerOptions, TlsFiles
 from server.ports import is_loopback
-from vita_audio.engines.loading import check_slots
-from vita_audio.errors import EngineError
-from vita_audio.serving_settings import DEVICES
+from serving.settings import DEVICES
+from vita_audio.contract.errors import EngineError
+from vita_audio.engines.manifest import check_manifest
+from vita_audio.engines.registry import check_slots
 
 
 def check_options(options: ServerOptions) -> None:

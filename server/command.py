@@ -8,7 +8,7 @@ from pathlib import Path
 
 from server.locate import Triton
 from server.options import ServerOptions
-from vita_audio.serving_settings import ServingSettings
+from serving.settings import ServingSettings
 
 #: Administration that no client of this project needs (docs/triton.md, "Security"). Health, metadata, inference, model
 #: configuration and statistics stay open: clients and benchmarks read them.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vita_audio.serving_settings import DEVICES, default_queue, default_slots, default_threads
+from serving.settings import DEVICES, default_queue, default_slots, default_threads
 
 ROOT = Path(__file__).resolve().parent.parent
 

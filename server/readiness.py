@@ -14,7 +14,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from server.errors import CannotStart
 from server.options import ServerOptions
-from vita_audio.contract import ENSEMBLE
+from vita_audio.contract.fields import ENSEMBLE
 
 POLL_S = 0.05
 CALL_TIMEOUT_S = 2.0

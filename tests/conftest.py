@@ -31,7 +31,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("served")
     checkpoint, out = folder / "checkpoint", folder / "engines"
     for command in (
-        ["build_engines.seed_checkpoint", "--size", "tiny", "--out", str(checkpoint)],
+        ["vita_audio.checkpoint.random_weights", "--size", "tiny", "--out", str(checkpoint)],
         ["build_engines", "--checkpoint", str(checkpoint), "--target", "cpu", "--out", str(out)],
     ):
         subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from training.errors import Stopped
-from vita_audio.errors import VitaError
+from vita_audio.contract.errors import VitaError
 
 # Before PyTorch loads: threads that wait for each other by spinning bring a training on shared cores to a halt.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

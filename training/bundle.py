@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from build_engines.check_checkpoint import check_checkpoint
 from training.audio import flow, speech_tokenizer, vocoder
 from training.audio.checkpoint import write_audio_checkpoint
 from training.card import write_card
@@ -13,8 +12,9 @@ from training.config import TrainingConfig
 from training.errors import TrainingError
 from training.language_model import stages
 from training.reuse import KEPT
-from vita_audio.checkpoint import load_language_model
-from vita_audio.vocabulary import Vocabulary
+from vita_audio.checkpoint.check import check_checkpoint
+from vita_audio.checkpoint.files import load_language_model
+from vita_audio.text.vocabulary import Vocabulary
 
 
 def write_bundle(config: TrainingConfig, out: Path, checkpoint: Path, command: str) -> None:

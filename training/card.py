@@ -7,13 +7,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-from build_engines.check_checkpoint import CheckpointSizes
 from training.config import TrainingConfig
 from training.language_model import prepare
 from training.logs import duration
 from training.reuse import AUDIO_START, KEPT, PARTS, RECORD, SAMPLES, STAGE_PARTS, START, START_RECORDS
+from vita_audio.checkpoint.check import CheckpointSizes
 
-#: The report of `training.evaluate` below the training's folder; goes on the card when it is there.
+#: The report of `evaluation` below the training's folder; goes on the card when it is there.
 SCORES = Path("evaluation") / "evaluation.md"
 #: In the record of a part that went on with a finished network: the record of what made that.
 _BEFORE = "before"
@@ -123,7 +123,7 @@ def _sittings(record: dict[str, Any]) -> list[dict[str, Any]]:
 def _scores(report: Path) -> str:
     """The report with its headings below the card's, without its picture, which stays with the report."""
     if not report.exists():
-        return "Not evaluated yet: `python -m training.evaluate`."
+        return "Not evaluated yet: `python -m evaluation`."
     text = re.sub(r"^!\[.*\n\n?", "", report.read_text(encoding="utf-8").strip(), flags=re.MULTILINE)
     return re.sub(r"^#", "###", text, flags=re.MULTILINE)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vita_audio.errors import VitaError
+from vita_audio.contract.errors import VitaError
 
 
 class TrainingError(VitaError):

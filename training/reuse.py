@@ -15,8 +15,8 @@ from training.config import TrainingConfig
 from training.errors import TrainingError
 from training.language_model import stages
 from training.snapshots import write_torch_file
-from vita_audio.checkpoint import load_flow, load_language_model, load_speech_tokenizer, load_vocoder
-from vita_audio.configs import LanguageModelConfig
+from vita_audio.checkpoint.configs import LanguageModelConfig
+from vita_audio.checkpoint.files import load_flow, load_language_model, load_speech_tokenizer, load_vocoder
 
 PARTS = ("speech_tokenizer", "vocoder", "flow")
 #: What every part of a training recorded, in the checkpoint it made.

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from vita_audio.errors import EngineError, VitaError
+from vita_audio.contract.errors import EngineError, VitaError
 
 _out, _error = Console(highlight=False), Console(stderr=True, highlight=False)
 

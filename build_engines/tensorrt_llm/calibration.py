@@ -27,7 +27,7 @@ from build_engines.tensorrt_llm.formats import (
 from build_engines.tensorrt_llm.layout import EMBEDDING, Part
 from build_engines.tensorrt_llm.plan import KV_CACHE
 from build_engines.tensorrt_llm.source import ReleasedCheckpoint
-from vita_audio.errors import EngineError
+from vita_audio.contract.errors import EngineError
 from vita_audio.models.language_model import DecoderLayer, RMSNorm, rotary_table
 
 #: Input rows of a layer that the AWQ search compares outputs on.

@@ -11,10 +11,10 @@ from safetensors import SafetensorError, safe_open
 from build_engines.tensorrt_llm.formats import FORMATS, Awq, Format
 from build_engines.tensorrt_llm.layout import Part
 from build_engines.tensorrt_llm.plan import Plan
-from build_engines.tensorrt_llm.rank_files import DTYPE_NAMES
-from vita_audio.configs import ConfigFields, LanguageModelConfig
-from vita_audio.errors import EngineError
-from vita_audio.weight_files import compare, read_text
+from vita_audio.checkpoint.configs import ConfigFields, LanguageModelConfig
+from vita_audio.checkpoint.tensor_file import DTYPE_NAMES
+from vita_audio.checkpoint.weight_files import compare, read_text
+from vita_audio.contract.errors import EngineError
 
 CONFIG = "config.json"
 #: Names TensorRT-LLM looks the model class up by: its own Qwen2, and the class of our network definition.

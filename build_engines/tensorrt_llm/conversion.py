@@ -17,15 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from build_engines.manifest import file_sha256, write_atomically
 from build_engines.tensorrt_llm.config_file import check_part, config_fields, rank_file, write_config
 from build_engines.tensorrt_llm.formats import FORMATS, Format
 from build_engines.tensorrt_llm.layout import Part
 from build_engines.tensorrt_llm.plan import Plan
-from build_engines.tensorrt_llm.rank_files import RankFile
 from build_engines.tensorrt_llm.scales import load_scales
 from build_engines.tensorrt_llm.source import ReleasedCheckpoint, open_released
-from vita_audio.errors import EngineError, VitaError
+from vita_audio.checkpoint.file_records import file_sha256, write_atomically
+from vita_audio.checkpoint.tensor_file import RankFile
+from vita_audio.contract.errors import EngineError, VitaError
 
 RECORD = "conversion.json"
 #: Raise it when the same input gives another output, so that old results are not taken for new ones.

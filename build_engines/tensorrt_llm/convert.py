@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from vita_audio.errors import VitaError
+from vita_audio.contract.errors import VitaError
 
 if TYPE_CHECKING:
     from build_engines.tensorrt_llm.plan import Plan

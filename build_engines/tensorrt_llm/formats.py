@@ -14,7 +14,7 @@ from torch import Tensor
 
 from build_engines.tensorrt_llm.layout import Split
 from build_engines.tensorrt_llm.split import TensorParallel
-from vita_audio.errors import EngineError
+from vita_audio.contract.errors import EngineError
 
 ACTIVATION, WEIGHT, PREQUANT = "activation_scaling_factor", "weights_scaling_factor", "prequant_scaling_factor"
 FP8_MAX = 448.0  # largest float8_e4m3fn

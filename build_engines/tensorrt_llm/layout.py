@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 
-from vita_audio.configs import LanguageModelConfig
-from vita_audio.errors import EngineError
+from vita_audio.checkpoint.configs import LanguageModelConfig
+from vita_audio.contract.errors import EngineError
 
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
 

@@ -13,10 +13,10 @@ from torch import Tensor
 from build_engines.tensorrt_llm.formats import FORMATS, Format, Fp8
 from build_engines.tensorrt_llm.layout import Module, Part, Split, modules
 from build_engines.tensorrt_llm.split import TensorParallel
-from vita_audio.checkpoint import language_model_shapes
-from vita_audio.configs import LanguageModelConfig
-from vita_audio.errors import CheckpointError, EngineError
-from vita_audio.weight_files import Shapes
+from vita_audio.checkpoint.configs import LanguageModelConfig
+from vita_audio.checkpoint.files import language_model_shapes
+from vita_audio.checkpoint.weight_files import Shapes
+from vita_audio.contract.errors import CheckpointError, EngineError
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 KV_CACHE = "kv_cache_scaling_factor"

@@ -25,8 +25,8 @@ from torch import Tensor
 
 from build_engines.tensorrt_llm.formats import PREQUANT
 from build_engines.tensorrt_llm.plan import DTYPES, Plan
-from vita_audio.errors import EngineError
-from vita_audio.weight_files import LISTED
+from vita_audio.checkpoint.weight_files import LISTED
+from vita_audio.contract.errors import EngineError
 
 
 def load_scales(path: Path | None, plans: Iterable[Plan]) -> dict[str, Tensor]:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from vita_audio.checkpoint import NOT_LANGUAGE_MODEL, language_model_shapes
-from vita_audio.configs import LanguageModelConfig
-from vita_audio.errors import CheckpointError
-from vita_audio.vocabulary import Vocabulary
-from vita_audio.weight_files import Shapes, compare, open_folder, read_text
+from vita_audio.checkpoint.configs import LanguageModelConfig
+from vita_audio.checkpoint.files import NOT_LANGUAGE_MODEL, language_model_shapes
+from vita_audio.checkpoint.weight_files import Shapes, compare, open_folder, read_text
+from vita_audio.contract.errors import CheckpointError
+from vita_audio.text.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, slots=True)

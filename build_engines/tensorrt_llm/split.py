@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from build_engines.tensorrt_llm.layout import Split
-from vita_audio.configs import LanguageModelConfig
-from vita_audio.errors import EngineError
+from vita_audio.checkpoint.configs import LanguageModelConfig
+from vita_audio.contract.errors import EngineError
 
 
 @dataclass(frozen=True, slots=True)

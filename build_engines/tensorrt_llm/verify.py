@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from vita_audio.errors import EngineError, VitaError
+from vita_audio.contract.errors import EngineError, VitaError
 
 if TYPE_CHECKING:
     from torch import Tensor

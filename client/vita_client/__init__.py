@@ -1,6 +1,6 @@
 """Streaming client of the `vita_audio` ensemble: library (`Client`, `AsyncClient`) and command line (`vita`)."""
 
-from vita_audio.errors import InvalidRequest, VitaError
+from vita_audio.contract.errors import InvalidRequest, VitaError
 from vita_client.aio import AsyncClient, AsyncStream
 from vita_client.channel import Connection, Tls
 from vita_client.client import Client, Stream

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import grpc
 
-from vita_audio.contract import ENSEMBLE
-from vita_audio.errors import InvalidRequest
+from vita_audio.contract.errors import InvalidRequest
+from vita_audio.contract.fields import ENSEMBLE
 
 DEFAULT_URL = "localhost:8001"
 DEFAULT_TIMEOUT_S = 120.0

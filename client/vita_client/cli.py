@@ -18,7 +18,7 @@ from typing import Annotated, BinaryIO
 
 import typer
 
-from vita_audio.errors import InvalidRequest, VitaError
+from vita_audio.contract.errors import InvalidRequest, VitaError
 from vita_client.client import Client
 from vita_client.errors import AccessDenied, RequestRejected, ServerUnavailable
 from vita_client.options import ServerOptions, StreamOptions, with_options

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from vita_audio.messages import Status
+from vita_audio.contract.messages import Status
 from vita_client.channel import DEFAULT_TIMEOUT_S, DEFAULT_URL, Connection, Tls
 from vita_client.collect import Collector
 from vita_client.errors import ClientClosed, ClientError, ServerUnavailable

@@ -1,9 +1,9 @@
 """What can go wrong between client and server, as typed one-line errors.
 
-A field the client itself finds wrong raises `vita_audio.errors.InvalidRequest` before anything is sent. Triton reports
-an error of a stream as a message without a code inside a response, so the kind of error is read from its words; the
-words are those of `vita_audio.errors`. Triton can send a gRPC status with a code instead (header `triton_grpc_error`),
-but that must not be used: with several errors at once tritonserver 2.51 dies of it, by SIGSEGV or "API misuse".
+A field the client itself finds wrong raises `InvalidRequest` before anything is sent. Triton reports an error of a
+stream as a message without a code inside a response, so the kind of error is read from its words; the words are those
+of `vita_audio.contract.errors`. Triton can send a gRPC status with a code instead (header `triton_grpc_error`), but
+that must not be used: with several errors at once tritonserver 2.51 dies of it, by SIGSEGV or "API misuse".
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 
 import grpc
 
-from vita_audio.errors import VitaError
+from vita_audio.contract.errors import VitaError
 
 _MAX_MESSAGE_CHARS = 500
 #: What Triton puts before a model's own words.

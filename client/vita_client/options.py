@@ -12,7 +12,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from vita_audio.errors import InvalidRequest
+from vita_audio.contract.errors import InvalidRequest
 from vita_client.audio import AudioSource
 from vita_client.channel import DEFAULT_TIMEOUT_S, DEFAULT_URL, Connection, Tls
 from vita_client.request import RequestFields

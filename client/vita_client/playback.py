@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vita_audio.contract import OUTPUT_SAMPLE_RATE_HZ
-from vita_audio.errors import InvalidRequest
+from vita_audio.contract.errors import InvalidRequest
+from vita_audio.contract.fields import OUTPUT_SAMPLE_RATE_HZ
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -7,7 +7,7 @@ import time
 import grpc
 from tritonclient.grpc import service_pb2
 
-from vita_audio.messages import Status
+from vita_audio.contract.messages import Status
 from vita_client.errors import (
     ClientError,
     GenerationFailed,

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, SupportsFloat, SupportsIndex, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from vita_audio.contract import (
+from vita_audio.contract.errors import InvalidRequest
+from vita_audio.contract.fields import (
     DEFAULT_TASK,
     MAX_REPETITION_PENALTY,
     MAX_TEMPERATURE,
     MAX_TOP_K,
     TASKS,
 )
-from vita_audio.errors import InvalidRequest
-from vita_audio.modes import parse_mode
+from vita_audio.contract.modes import parse_mode
 from vita_client.audio import AudioSource, load_speech, source_name
 
 _INT32_MAX = 2**31 - 1

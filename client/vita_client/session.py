@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from vita_audio.errors import InvalidRequest, VitaError
+from vita_audio.contract.errors import InvalidRequest, VitaError
 from vita_client.client import Client, Stream
 from vita_client.collect import Collector
 from vita_client.events import Pcm, TextDelta

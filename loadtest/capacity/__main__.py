@@ -19,8 +19,8 @@ from loadtest.capacity.search import search
 from loadtest.errors import wrong
 from loadtest.options import MAX_RATE_HZ, check_rate
 from loadtest.slo import Slo
-from vita_audio.errors import VitaError
-from vita_audio.serving_settings import default_queue, default_slots
+from serving.settings import default_queue, default_slots
+from vita_audio.contract.errors import VitaError
 
 #: The held-out point, as a share of what was found: where a service would be run.
 HELD_OUT = 0.8

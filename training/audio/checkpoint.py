@@ -10,9 +10,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from build_engines.released_layout import write_audio_decoder
 from training.errors import TrainingError
-from vita_audio.configs import FlowConfig, VocoderConfig
+from vita_audio.checkpoint.configs import FlowConfig, VocoderConfig
+from vita_audio.checkpoint.released_layout import write_audio_decoder
 
 
 def write_audio_checkpoint(

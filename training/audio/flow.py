@@ -21,7 +21,7 @@ from training.device import autocast, pick_device
 from training.run import Run, RunSettings, adamw, clip, set_seeds, step_generator
 from training.snapshots import write_torch_file
 from training.workers import Each, add_gradients, worker_count, workers
-from vita_audio.configs import FlowConfig
+from vita_audio.checkpoint.configs import FlowConfig
 from vita_audio.models.flow import Flow
 
 EXPORT = "flow.pt"  # state dict in a training's folder

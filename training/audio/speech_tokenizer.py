@@ -14,8 +14,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from build_engines.released_layout import write_speech_tokenizer
-from build_engines.seed_weights import sinusoids
 from training.ahead import Ahead
 from training.audio.augment import Augmentation, augment
 from training.audio.checkpoint import write_whole_folder
@@ -36,9 +34,11 @@ from training.audio.tokenizer_heads import (
 from training.device import autocast, pick_device
 from training.errors import TrainingError
 from training.run import Run, RunSettings, adamw, clip, set_seeds, step_generator
-from vita_audio.checkpoint import load_speech_tokenizer
-from vita_audio.configs import SpeechTokenizerConfig
-from vita_audio.contract import INPUT_SAMPLE_RATE_HZ
+from vita_audio.checkpoint.configs import SpeechTokenizerConfig
+from vita_audio.checkpoint.files import load_speech_tokenizer
+from vita_audio.checkpoint.random_weights.audio import sinusoids
+from vita_audio.checkpoint.released_layout import write_speech_tokenizer
+from vita_audio.contract.fields import INPUT_SAMPLE_RATE_HZ
 from vita_audio.models.speech_tokenizer import SpeechTokenizer
 from vita_audio.speech_features import HOP, TOKEN_SAMPLES
 

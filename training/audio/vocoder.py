@@ -27,9 +27,9 @@ from training.audio.spectral import SpectralLoss
 from training.device import autocast, pick_device
 from training.run import Run, RunSettings, Shuffle, adamw, clip, set_seeds, step_generator
 from training.snapshots import write_torch_file
-from vita_audio.checkpoint import split_weight_norm
-from vita_audio.configs import VocoderConfig
-from vita_audio.contract import MEL_HOP_SAMPLES
+from vita_audio.checkpoint.configs import VocoderConfig
+from vita_audio.checkpoint.files import split_weight_norm
+from vita_audio.contract.fields import MEL_HOP_SAMPLES
 from vita_audio.decoding.schedule import F0_CONTEXT_FRAMES
 from vita_audio.models.vocoder import Vocoder
 

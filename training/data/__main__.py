@@ -11,7 +11,7 @@ from rich.console import Console
 
 from training.data.generate import run
 from training.data.settings import PRESETS
-from vita_audio.errors import VitaError
+from vita_audio.contract.errors import VitaError
 
 
 def main(arguments: list[str] | None = None) -> int:

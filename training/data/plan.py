@@ -13,7 +13,7 @@ from training.data.questions import draw_questions, split_questions
 from training.data.sentences import free_sentence, sentences
 from training.data.settings import DataConfig
 from training.data.teacher import Clip
-from vita_audio.prompt import ASR_INSTRUCTION, SPOKEN_ANSWER_SYSTEM, TTS_INSTRUCTION
+from vita_audio.text.chat_template import ASR_INSTRUCTION, SPOKEN_ANSWER_SYSTEM, TTS_INSTRUCTION
 
 _TAKES_OF_A_ROUND = 1_000_000  # more than a round has: takes and numbers of different rounds never meet
 

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from build_engines.check_checkpoint import default_pattern
 from training.errors import TrainingError
 from training.language_model.batch import Batch
 from training.language_model.batch_stream import BatchStream
@@ -25,12 +24,13 @@ from training.language_model.samples import SampleBuilder
 from training.language_model.speech_codes import SpeechCodes
 from training.language_model.token_set import PackStream, TokenSet
 from training.run import Run, RunSettings, set_seeds
-from vita_audio.checkpoint import language_model_shapes, load_language_model
-from vita_audio.configs import LanguageModelConfig
-from vita_audio.errors import CheckpointError, InvalidRequest
-from vita_audio.modes import NAMED_MODES, parse_mode
-from vita_audio.text import TextTokenizer
-from vita_audio.weight_files import open_folder
+from vita_audio.checkpoint.check import default_pattern
+from vita_audio.checkpoint.configs import LanguageModelConfig
+from vita_audio.checkpoint.files import language_model_shapes, load_language_model
+from vita_audio.checkpoint.weight_files import open_folder
+from vita_audio.contract.errors import CheckpointError, InvalidRequest
+from vita_audio.contract.modes import NAMED_MODES, parse_mode
+from vita_audio.text.tokenizer import TextTokenizer
 
 
 @dataclass(frozen=True, slots=True)

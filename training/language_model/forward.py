@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from training.language_model.batch import Batch
-from vita_audio.configs import LanguageModelConfig
+from vita_audio.checkpoint.configs import LanguageModelConfig
 from vita_audio.models.language_model import LanguageModel
 
 #: From this many logits on, a level's loss is made chunk by chunk; below, one pass is faster.

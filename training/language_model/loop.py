@@ -14,8 +14,8 @@ from training.device import has_bfloat16
 from training.language_model.batch import Batch, pack
 from training.language_model.batch_stream import BatchStream
 from training.language_model.forward import LevelLosses, TrainedLanguageModel
-from training.language_model.mishearing import mishear
 from training.language_model.muon import Muon
+from training.language_model.token_corruption import mishear
 from training.language_model.token_set import TokenSet
 from training.run import Run, RunSettings, adamw, clip, step_generator
 from training.workers import Each, add_gradients, workers

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from build_engines.seed_tokenizer import write_tokenizer
 from training.device import pick_device
 from training.errors import TrainingError
 from training.language_model.batch import Sample
@@ -19,8 +18,9 @@ from training.language_model.samples import SampleBuilder
 from training.language_model.settings import LanguageModelTraining
 from training.language_model.speech_codes import SpeechCodes
 from training.language_model.token_set import TokenSet
-from vita_audio.prompt import ASR_INSTRUCTION, SPOKEN_ANSWER_SYSTEM, TTS_INSTRUCTION
-from vita_audio.text import TextTokenizer
+from vita_audio.checkpoint.random_weights.tokenizer import write_tokenizer
+from vita_audio.text.chat_template import ASR_INSTRUCTION, SPOKEN_ANSWER_SYSTEM, TTS_INSTRUCTION
+from vita_audio.text.tokenizer import TextTokenizer
 
 CHAT = "chat.jsonl"
 TRAIN, TEST, RECORD = "train.npz", "test.npz", "done.json"

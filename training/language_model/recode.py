@@ -17,9 +17,9 @@ from training.language_model.conversations import read_conversations
 from training.language_model.prepare import CHAT
 from training.language_model.speech_codes import SpeechCodes
 from training.language_model.stages import EXPORT, write_released
-from vita_audio.checkpoint import load_language_model
-from vita_audio.modes import NAMED_MODES
-from vita_audio.text import TextTokenizer
+from vita_audio.checkpoint.files import load_language_model
+from vita_audio.contract.modes import NAMED_MODES
+from vita_audio.text.tokenizer import TextTokenizer
 
 #: Tables with a row for each token; the head may be the embedding itself.
 _TABLES = ("model.embed_tokens.weight", "lm_head.weight")

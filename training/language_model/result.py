@@ -13,7 +13,7 @@ from torch import Tensor
 
 from training.errors import TrainingError
 from training.language_model.stages import stored_as
-from vita_audio.weight_files import INDEX_NAME, SINGLE_NAME
+from vita_audio.checkpoint.weight_files import INDEX_NAME, SINGLE_NAME
 
 LANGUAGE_MODEL, SPEECH_TOKENIZER = "language_model", "speech_tokenizer"
 _SHARD_BYTES = 4_500_000_000

@@ -8,9 +8,9 @@ import numpy as np
 
 from training.language_model.batch import Sample
 from training.language_model.conversations import AUDIO_PLACEHOLDER, Conversation, Message
-from vita_audio.interleave import interleave
-from vita_audio.prompt import SPOKEN_ANSWER_SYSTEM, TTS_INSTRUCTION, discrete_audio
-from vita_audio.text import TextTokenizer
+from vita_audio.text.chat_template import SPOKEN_ANSWER_SYSTEM, TTS_INSTRUCTION, discrete_audio
+from vita_audio.text.interleave import interleave
+from vita_audio.text.tokenizer import TextTokenizer
 
 
 class SampleBuilder:
@@ -18,7 +18,7 @@ class SampleBuilder:
 
     Args:
         tokenizer: text to ids.
-        ratio: t1, a1, t2, a2, ... of the mode that is trained (`vita_audio.interleave`).
+        ratio: t1, a1, t2, a2, ... of the mode that is trained (`vita_audio.text.interleave`).
     """
 
     def __init__(self, tokenizer: TextTokenizer, ratio: Sequence[int]) -> None:

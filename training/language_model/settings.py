@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from training.errors import TrainingError
 from training.run import RunSettings
-from vita_audio.configs import LanguageModelConfig
-from vita_audio.errors import InvalidRequest
-from vita_audio.modes import Mode, parse_mode
+from vita_audio.checkpoint.configs import LanguageModelConfig
+from vita_audio.contract.errors import InvalidRequest
+from vita_audio.contract.modes import Mode, parse_mode
 
 #: Tasks of the samples, as in the public contract; copy (typed words, said again) is for training alone.
 TASKS = ("chat", "tts", "asr", "text", "copy")

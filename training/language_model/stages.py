@@ -12,7 +12,6 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.optim import Optimizer
 
-from build_engines.released_layout import write_language_model
 from training.device import pick_device
 from training.errors import TrainingError
 from training.language_model.batch_stream import BatchStream
@@ -26,12 +25,13 @@ from training.language_model.settings import LanguageModelTraining
 from training.language_model.token_set import TokenSet
 from training.run import Run, set_seeds
 from training.workers import worker_count
-from vita_audio.checkpoint import load_language_model
-from vita_audio.configs import LanguageModelConfig
-from vita_audio.modes import NAMED_MODES
-from vita_audio.request import DEFAULT_REPETITION_PENALTY
-from vita_audio.text import TextTokenizer
-from vita_audio.vocabulary import Vocabulary
+from vita_audio.checkpoint.configs import LanguageModelConfig
+from vita_audio.checkpoint.files import load_language_model
+from vita_audio.checkpoint.released_layout import write_language_model
+from vita_audio.contract.modes import NAMED_MODES
+from vita_audio.contract.request import DEFAULT_REPETITION_PENALTY
+from vita_audio.text.tokenizer import TextTokenizer
+from vita_audio.text.vocabulary import Vocabulary
 
 EXPORT = "language_model"  # folder of the released layout below a stage's folder
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from vita_audio.contract import mel_frames
+from vita_audio.contract.errors import EngineError
+from vita_audio.contract.fields import mel_frames
 from vita_audio.decoding.flow_stream import (
     FlowState,
     WindowSpan,
@@ -22,7 +23,6 @@ from vita_audio.decoding.noise import StreamNoise
 from vita_audio.decoding.schedule import DecoderConfig, next_decode
 from vita_audio.decoding.vocoder_stream import MelChunk, VocoderState, run_chunks
 from vita_audio.engines.interface import Floats, FlowEngine, VocoderEngine
-from vita_audio.errors import EngineError
 
 Pcm = NDArray[np.int16]
 

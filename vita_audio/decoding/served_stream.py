@@ -10,9 +10,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from vita_audio.contract import OUTPUT_SAMPLE_RATE_HZ
+from vita_audio.contract.fields import OUTPUT_SAMPLE_RATE_HZ
+from vita_audio.contract.messages import State, Status
 from vita_audio.decoding.decoder import Pcm, StreamingDecoder, StreamState
-from vita_audio.messages import State, Status
 
 #: How long a stream not heard yet may wait for its first sound when another's listener is about to run out of audio.
 #: 0 would let every newcomer overtake a listener with little left; the more, the longer a first sound may wait.

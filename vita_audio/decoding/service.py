@@ -9,10 +9,10 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from vita_audio.contract.messages import State, Status
+from vita_audio.decoding.cancel_notifier import Stopper
 from vita_audio.decoding.decoder import StreamingDecoder
 from vita_audio.decoding.served_stream import DecodedChunk, Detokenizer, Request, ServedStream, TokenKinds
-from vita_audio.decoding.stopper import Stopper
-from vita_audio.messages import State, Status
 
 log = logging.getLogger(__name__)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from vita_audio.contract.errors import EngineError
 from vita_audio.engines.interface import Floats, Ints
-from vita_audio.errors import EngineError
 
 
 def check_features(features: Floats, valid_frames: int, num_mel_bins: int, max_frames: int) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from vita_audio.contract.messages import GenerationSettings, State
 from vita_audio.engines.interface import Sampling
-from vita_audio.messages import GenerationSettings, State
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,11 +13,11 @@ import logging
 from collections import deque
 from collections.abc import Collection, Sequence
 
+from vita_audio.contract.errors import InvalidRequest
+from vita_audio.contract.messages import State
 from vita_audio.engines.interface import BurstRow, ExtendRow, LanguageModelEngine
-from vita_audio.errors import InvalidRequest
 from vita_audio.generation.request import GenerationRequest
 from vita_audio.generation.stream import Stream
-from vita_audio.messages import State
 
 log = logging.getLogger(__name__)
 

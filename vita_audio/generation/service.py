@@ -10,12 +10,12 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
+from vita_audio.contract.errors import ServerFull
+from vita_audio.contract.messages import State
 from vita_audio.engines.interface import LanguageModelEngine
-from vita_audio.errors import ServerFull
 from vita_audio.generation.request import GenerationRequest, TokenDelta
 from vita_audio.generation.scheduler import Scheduler
 from vita_audio.generation.stream import Stream
-from vita_audio.messages import State
 
 log = logging.getLogger(__name__)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from vita_audio.contract.messages import State
+from vita_audio.contract.modes import Mode
 from vita_audio.generation.request import GenerationRequest
-from vita_audio.messages import State
-from vita_audio.modes import Mode
 
 
 @dataclass(slots=True)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vita_audio.configs import FlowConfig
+from vita_audio.checkpoint.configs import FlowConfig
 
 NORM_GROUPS = 8
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vita_audio.configs import LanguageModelConfig
+from vita_audio.checkpoint.configs import LanguageModelConfig
 
 #: (q [rows, heads, dim], k and v [rows, kv_heads, dim], all rotated) -> [rows, heads, dim]
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vita_audio.configs import SpeechTokenizerConfig
+from vita_audio.checkpoint.configs import SpeechTokenizerConfig
 
 
 class CausalConv(nn.Conv1d):

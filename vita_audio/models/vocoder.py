@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vita_audio.configs import VocoderConfig
+from vita_audio.checkpoint.configs import VocoderConfig
 
 FINAL_SLOPE = 0.01  # of the last leaky ReLU: the library default, unlike the others
 MAX_MAGNITUDE = 100.0

@@ -16,16 +16,16 @@ from functools import partial
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from server.adapter import FINAL, read, read_text, served_engines, start_logging, text_tensor
-from server.metrics_publisher import MetricsPublisher
+from serving.adapter import FINAL, read, read_text, served_engines, start_logging, text_tensor
+from serving.metrics.playout import PlayoutMeter
+from serving.metrics.publisher import MetricsPublisher
+from serving.metrics.recorder import Recorder
+from vita_audio.contract.messages import Status
 from vita_audio.decoding.decoder import StreamingDecoder
 from vita_audio.decoding.served_stream import DecodedChunk
 from vita_audio.decoding.service import DecodingService
-from vita_audio.engines.loading import open_audio_decoder
-from vita_audio.messages import Status
-from vita_audio.metrics.playout import PlayoutMeter
-from vita_audio.metrics.recorder import Recorder
-from vita_audio.text import TextTokenizer
+from vita_audio.engines.registry import open_audio_decoder
+from vita_audio.text.tokenizer import TextTokenizer
 
 log = logging.getLogger(__name__)
 

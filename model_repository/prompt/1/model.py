@@ -1,21 +1,21 @@
-"""Triton adapter of `vita_audio.prompt_stage`: public inputs -> PROMPT_IDS, SETTINGS; asks speech_tokenizer."""
+"""Triton adapter of `serving.prompt_stage`: public inputs -> PROMPT_IDS, SETTINGS; asks speech_tokenizer."""
 
 from __future__ import annotations
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from build_engines.manifest import load_manifest
-from server.adapter import error_response, read, start_logging, text_tensor
-from server.metrics_publisher import MetricsPublisher
-from vita_audio.contract import INPUTS
-from vita_audio.errors import EngineError, ServerStopping
-from vita_audio.full_notice import FullNotice
-from vita_audio.metrics.recorder import Recorder
-from vita_audio.metrics.refusals import Refusals
-from vita_audio.prompt_stage import PromptStage
-from vita_audio.serving_settings import ServingSettings
-from vita_audio.text import TextTokenizer
+from serving.adapter import error_response, read, start_logging, text_tensor
+from serving.full_notice import FullNotice
+from serving.metrics.publisher import MetricsPublisher
+from serving.metrics.recorder import Recorder
+from serving.metrics.refusals import Refusals
+from serving.prompt_stage import PromptStage
+from serving.settings import ServingSettings
+from vita_audio.contract.errors import EngineError, ServerStopping
+from vita_audio.contract.fields import INPUTS
+from vita_audio.engines.manifest import load_manifest
+from vita_audio.text.tokenizer import TextTokenizer
 
 
 class TritonPythonModel:

@@ -13,18 +13,18 @@ from functools import partial
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from server.adapter import FINAL, error_response, read, read_text, served_engines, start_logging, text_tensor
-from server.metrics_publisher import MetricsPublisher
-from vita_audio.engines.loading import open_language_model
-from vita_audio.errors import InvalidRequest
-from vita_audio.full_notice import FullNotice
+from serving.adapter import FINAL, error_response, read, read_text, served_engines, start_logging, text_tensor
+from serving.full_notice import FullNotice
+from serving.metrics.generation import GenerationMeter
+from serving.metrics.publisher import MetricsPublisher
+from serving.metrics.recorder import Recorder
+from serving.metrics.refusals import Refusals
+from serving.warm_up import warm_up_generation
+from vita_audio.contract.errors import InvalidRequest
+from vita_audio.contract.messages import GenerationSettings, Status
+from vita_audio.engines.registry import open_language_model
 from vita_audio.generation.request import GenerationRequest, TokenDelta
 from vita_audio.generation.service import GenerationService
-from vita_audio.messages import GenerationSettings, Status
-from vita_audio.metrics.generation import GenerationMeter
-from vita_audio.metrics.recorder import Recorder
-from vita_audio.metrics.refusals import Refusals
-from vita_audio.warm_up import warm_up_generation
 
 #: On a CPU the language model runs seconds ahead of the sound, the decoder does not: where both want a core, it yields.
 NICENESS = 10

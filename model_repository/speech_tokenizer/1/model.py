@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from server.adapter import error_response, read, served_engines, start_logging
-from vita_audio.contract import INPUT_SAMPLE_RATE_HZ, MAX_AUDIO_SECONDS
-from vita_audio.engines.loading import open_speech_tokenizer
-from vita_audio.errors import InvalidRequest
+from serving.adapter import error_response, read, served_engines, start_logging
+from serving.warm_up import warm_up_speech
+from vita_audio.contract.errors import InvalidRequest
+from vita_audio.contract.fields import INPUT_SAMPLE_RATE_HZ, MAX_AUDIO_SECONDS
+from vita_audio.engines.registry import open_speech_tokenizer
 from vita_audio.speech_features import speech_tokens
-from vita_audio.warm_up import warm_up_speech
 
 
 class TritonPythonModel:

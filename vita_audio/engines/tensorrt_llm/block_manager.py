@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from vita_audio.errors import EngineError
+from vita_audio.contract.errors import EngineError
 
 
 class BlockManager:

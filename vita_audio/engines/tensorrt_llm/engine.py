@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vita_audio.contract.errors import EngineError
 from vita_audio.engines.tensorrt_llm.executor import Tensors
-from vita_audio.errors import EngineError
 
 
 class Engine:

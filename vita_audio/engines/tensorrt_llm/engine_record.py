@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from vita_audio.contract.errors import EngineError
 from vita_audio.engines.tensorrt_llm.layout import Layout
-from vita_audio.errors import EngineError
 
 VERSION = "1.2.1"
 

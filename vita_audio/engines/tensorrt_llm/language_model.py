@@ -13,6 +13,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from vita_audio.contract.errors import EngineError
 from vita_audio.engines.interface import BurstRow, ExtendRow, Sampling
 from vita_audio.engines.tensorrt_llm.block_manager import BlockManager
 from vita_audio.engines.tensorrt_llm.device_state import DeviceState
@@ -21,7 +22,6 @@ from vita_audio.engines.tensorrt_llm.packer import PackedStep, Packer
 from vita_audio.engines.tensorrt_llm.sampler import draw
 from vita_audio.engines.tensorrt_llm.staging import Staging
 from vita_audio.engines.tensorrt_llm.tensors import BACKBONE_INPUTS, BACKBONE_STEP, MCTP_INPUTS, MCTP_STEP
-from vita_audio.errors import EngineError
 
 Row = TypeVar("Row", ExtendRow, BurstRow)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vita_audio.configs import LanguageModelConfig
+from vita_audio.checkpoint.configs import LanguageModelConfig
+from vita_audio.contract.errors import EngineError
 from vita_audio.engines.tensorrt_llm.memory import TOKENS_PER_BLOCK
-from vita_audio.errors import EngineError
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vita_audio.configs import LanguageModelConfig
-from vita_audio.errors import EngineError
+from vita_audio.checkpoint.configs import LanguageModelConfig
+from vita_audio.contract.errors import EngineError
 
 #: Positions of one block; TensorRT-LLM 1.x builds engines for 32 (its default) and wants a power of two.
 TOKENS_PER_BLOCK = 32

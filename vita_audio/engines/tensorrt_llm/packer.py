@@ -21,12 +21,12 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
+from vita_audio.contract.errors import EngineError
 from vita_audio.engines.interface import BurstRow, ExtendRow, Sampling
 from vita_audio.engines.sampling import uniforms
 from vita_audio.engines.tensorrt_llm.block_manager import BlockManager
 from vita_audio.engines.tensorrt_llm.layout import Layout
 from vita_audio.engines.tensorrt_llm.tensors import CONTEXT, GENERATION, Arrays
-from vita_audio.errors import EngineError
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vita_audio.contract.errors import EngineError
 from vita_audio.engines.tensorrt_llm.engine import Engine
 from vita_audio.engines.tensorrt_llm.engine_record import VERSION, read_pair
 from vita_audio.engines.tensorrt_llm.executor import Tensors
 from vita_audio.engines.tensorrt_llm.layout import Layout
 from vita_audio.engines.tensorrt_llm.memory import PoolSizes
 from vita_audio.engines.tensorrt_llm.tensors import BACKBONE_INPUTS, MCTP_INPUTS
-from vita_audio.errors import EngineError
 
 
 class SessionExecutor:

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vita_audio.errors import EngineError
+from vita_audio.contract.errors import EngineError
 
 Arrays = dict[str, NDArray]
 

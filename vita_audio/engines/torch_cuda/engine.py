@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from vita_audio.configs import LanguageModelConfig
+from vita_audio.checkpoint.configs import LanguageModelConfig
+from vita_audio.contract.errors import EngineError
 from vita_audio.engines.interface import BurstRow, ExtendRow, Sampling
 from vita_audio.engines.sampling import DrawnAhead
 from vita_audio.engines.torch_cuda import network
@@ -37,7 +38,6 @@ from vita_audio.engines.torch_cuda.shapes import (
     round_stream_rows,
 )
 from vita_audio.engines.torch_cuda.weights import Weights
-from vita_audio.errors import EngineError
 
 #: Rows of one stream that a program takes at most; longer runs are cut.
 MAX_STREAM_ROWS = 512

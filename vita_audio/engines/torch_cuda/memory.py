@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from vita_audio.configs import LanguageModelConfig
-from vita_audio.errors import EngineError
+from vita_audio.checkpoint.configs import LanguageModelConfig
+from vita_audio.contract.errors import EngineError
 
 
 def slot_bytes(config: LanguageModelConfig, context: int, element_size: int) -> int:

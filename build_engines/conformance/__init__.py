@@ -1,0 +1,1 @@
+"""Golden cases through the reference and every engine available here: `python -m build_engines.conformance DIR`."""

@@ -1,0 +1,101 @@
+"""Golden language model cases: greedy tokens by every engine, alone and batched; the interleaving rule."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from build_engines.conformance.result import Result, compare_tokens
+from build_engines.onnxruntime.language_model import export_language_model
+from vita_audio.checkpoint.files import load_language_model
+from vita_audio.contract.messages import GenerationSettings
+from vita_audio.engines.interface import LanguageModelEngine
+from vita_audio.engines.onnxruntime.language_model import OnnxLanguageModel
+from vita_audio.engines.tensorrt_llm.language_model import TensorRtLlmLanguageModel
+from vita_audio.engines.tensorrt_llm.layout import layout_for
+from vita_audio.engines.tensorrt_llm.reference_executor import MirrorExecutor
+from vita_audio.engines.torch.language_model import TorchLanguageModel
+from vita_audio.engines.torch_cuda.engine import Settings, TorchCudaLanguageModel
+from vita_audio.engines.torch_cuda.weights import load_weights
+from vita_audio.generation.request import GenerationRequest
+from vita_audio.generation.scheduler import Scheduler
+from vita_audio.text.interleave import interleave
+
+SLOTS = 8
+
+
+def check_language_model(folder: Path) -> Iterator[Result]:
+    """`greedy_tokens.json` beside a checkpoint: every case alone, then all of them together."""
+    config, tensors = load_language_model(folder, torch.float32)
+    cases = _cases(folder / "greedy_tokens.json", config.mctp_modules)
+    context = max(len(c["prompt"]) + len(c["tokens"]) for c in cases) + 1
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    layout = layout_for(config, SLOTS, context, max_num_tokens=256)
+    with TemporaryDirectory() as scratch:
+        export_language_model(config, tensors, Path(scratch))
+        engines: dict[str, LanguageModelEngine] = {
+            "torch": TorchLanguageModel(config, tensors, SLOTS, context),
+            "onnxruntime": OnnxLanguageModel(Path(scratch), SLOTS, context),
+            "torch_cuda": TorchCudaLanguageModel(
+                config, load_weights(config, tensors, device, torch.float32), Settings(SLOTS, context)
+            ),
+            "tensorrt_llm mirror": TensorRtLlmLanguageModel(MirrorExecutor(layout, tensors)),
+        }
+        for name, engine in engines.items():
+            for index, case in enumerate(cases):
+                yield compare_tokens(_label(folder, index, case), name, _run(engine, [case])[0], case["tokens"])
+            together = zip(_run(engine, cases), cases, strict=True)
+            for index, (made, case) in enumerate(together):
+                yield compare_tokens(_label(folder, index, case), f"{name} batched", made, case["tokens"])
+
+
+def check_interleaving(path: Path) -> Iterator[Result]:
+    """`interleaving.json`: the training-time order of text and audio tokens."""
+    for index, case in enumerate(json.loads(path.read_text())):
+        made = interleave(case["input"], case["ratio"], case["begin_of_audio"], case["end_of_audio"])
+        yield compare_tokens(f"interleaving {index}", "python", made, case["interleaved"])
+
+
+def _cases(path: Path, modules: int) -> list[dict[str, Any]]:
+    """One pattern each. Files of the Plus variant hold several `runs` a prompt; left out of these, since no engine
+    takes them: prompts with speech as embeddings, and patterns with more MCTP tokens in a row than modules."""
+    cases = []
+    for case in json.loads(path.read_text()):
+        if "runs" not in case:
+            cases.append(case)
+        elif not case["audio_spans"]:
+            cases += [case | run for run in case["runs"] if max(run["pattern"][1::2]) <= modules]
+    return cases
+
+
+def _label(folder: Path, index: int, case: dict[str, Any]) -> str:
+    pattern = ",".join(map(str, case["pattern"]))
+    return f"{folder.name} {index}: prompt {len(case['prompt'])}, [{pattern}], penalty {case['repetition_penalty']}"
+
+
+def _run(engine: LanguageModelEngine, cases: list[dict[str, Any]]) -> list[list[int]]:
+    scheduler = Scheduler(engine, end_tokens=())
+    streams = []
+    for case in cases:
+        settings = GenerationSettings(
+            task="text",
+            mode="",
+            pattern=tuple(case["pattern"]),
+            max_tokens=len(case["tokens"]),
+            temperature=0.0,
+            top_k=0,
+            top_p=1.0,
+            repetition_penalty=case["repetition_penalty"],
+            seed=0,
+        )
+        request = GenerationRequest(case["prompt"], settings)
+        scheduler.check(request)
+        streams.append(scheduler.submit("", request))
+    while not scheduler.idle:
+        scheduler.step()
+    return [s.tokens[s.prompt_tokens :] for s in streams]

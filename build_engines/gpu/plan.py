@@ -1,0 +1,253 @@
+"""Arithmetic of a GPU build: files it writes and memory of each GPU, from sizes alone.
+
+Weights are counted tensor by tensor, as they are written; keys, values and buffers of streams as the engines allocate
+them (`vita_audio/engines/tensorrt_llm/memory.py`). The rest, which only a GPU can tell, is one stated reserve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from math import prod
+
+import numpy as np
+import torch
+from torch import nn
+
+from build_engines.gpu.options import FORMATS, GpuOptions
+from build_engines.gpu.sizes import Sizes
+from build_engines.tensorrt_audio.profiles import Geometries, NotingEngines, decoder_geometries
+from build_engines.tensorrt_llm.formats import FORMATS as LINEAR_FORMATS
+from build_engines.tensorrt_llm.layout import Part
+from build_engines.tensorrt_llm.plan import Outline, Plan
+from vita_audio.checkpoint.files import language_model_shapes
+from vita_audio.contract.errors import EngineError
+from vita_audio.decoding.decoder import StreamingDecoder
+from vita_audio.decoding.schedule import DecoderConfig
+from vita_audio.engines.gpu_record import TENSORRT_LLM
+from vita_audio.engines.tensorrt_audio.plan import batch_buckets
+from vita_audio.engines.tensorrt_llm.memory import PoolSizes
+from vita_audio.engines.torch_cuda.memory import slot_bytes
+from vita_audio.models.flow import Flow
+from vita_audio.models.speech_tokenizer import SpeechTokenizer
+from vita_audio.models.vocoder import Vocoder
+
+GIB = 1 << 30
+#: TensorRT-LLM: assumed, not measured: contexts of three processes (about 0.5 GiB each), kernels, workspaces.
+RESERVE_BYTES = 3 * GIB
+#: torch_cuda, beyond weights and streams: three contexts, graphs, pools and workspaces. Measured with a 7B and 64 slots
+#: on an H100: 7.2 GiB, of which `TORCH_CUDA_SHARE` leaves 2.3.
+TORCH_CUDA_RESERVE_BYTES = 5 * GIB
+#: Assumed: a TensorRT build holds the weights it read, the network's copy and the serialised engine.
+BUILD_COPIES = 3
+#: Of the free memory: the torch_cuda engine keeps a tenth for its graphs (`torch_cuda.memory.check_memory`).
+TORCH_CUDA_SHARE = 0.9
+
+Geometry = Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class GpuPlan:
+    """What a build makes and what serving it takes. All in bytes.
+
+    Attributes:
+        files: what lies in the engines folder, in the order it is written.
+        scratch: what the build keeps beside it for a next run, and may be deleted.
+        weights: in the memory of each GPU.
+        buffers: of steps and of captured audio calls, in the memory of each GPU; they do not grow with streams.
+        reserve: assumed for all that cannot be computed.
+        stream: of one stream of `context` tokens, on each GPU.
+        stream_share: of the memory that weights, buffers and reserve leave, for streams.
+        host_stream: decoder state of one stream in the server's own memory.
+        host_build: memory of this machine that the build takes at most.
+    """
+
+    streams: int
+    context: int
+    files: dict[str, int]
+    scratch: dict[str, int]
+    weights: dict[str, int]
+    buffers: dict[str, int]
+    reserve: int
+    stream: int
+    stream_share: float
+    host_stream: int
+    host_build: int
+
+    @property
+    def fixed(self) -> int:
+        """Memory of each GPU before the first stream."""
+        return sum(self.weights.values()) + sum(self.buffers.values()) + self.reserve
+
+    @property
+    def total(self) -> int:
+        """Memory of each GPU with all streams."""
+        return self.fixed + int(self.streams * self.stream / self.stream_share)
+
+    @property
+    def disk(self) -> int:
+        return sum(self.files.values()) + sum(self.scratch.values())
+
+    def streams_that_fit(self, memory: int) -> int:
+        """Streams of `context` tokens on GPUs of `memory` bytes; 0 when not even the weights fit."""
+        return max(0, int((memory - self.fixed) * self.stream_share)) // self.stream
+
+    def check_fit(self, memory: int, where: str) -> None:
+        """Raises EngineError, with the number of streams that do fit, when the asked ones do not."""
+        fit = self.streams_that_fit(memory)
+        if fit < self.streams:
+            remedy = "ask for fewer or shorter ones" if fit else "the weights alone are too large"
+            raise EngineError(
+                f"--streams: {self.streams} streams of {self.context} tokens need {_gib(self.total)} "
+                f"({_gib(sum(self.weights.values()))} of them weights), {where} has {_gib(memory)}; {fit} fit: "
+                f"{remedy} (--streams, --context-tokens), or take a smaller --format or a larger GPU"
+            )
+
+
+def plan_build(sizes: Sizes, options: GpuOptions, context: int) -> GpuPlan:
+    """Files and memory of a build.
+
+    Args:
+        sizes: of the checkpoint.
+        options: checked ones.
+        context: tokens of a stream; more than the model has positions are cut.
+
+    Raises:
+        EngineError, CheckpointError: the options do not fit the sizes.
+    """
+    context = min(context, sizes.language_model.max_position_embeddings)
+    if options.engine == TENSORRT_LLM:
+        return _plan_tensorrt_llm(sizes, options, context)
+    return _plan_torch_cuda(sizes, options, context)
+
+
+def language_model_plans(sizes: Sizes, options: GpuOptions) -> dict[Part, Plan]:
+    """What the conversion will write, checked."""
+    plans = {}
+    first = options.head_first_id(sizes.pattern, sizes.text_tokens)
+    for part, name in zip(Part, options.formats, strict=True):
+        form = LINEAR_FORMATS[FORMATS[name]]
+        head = first if part is Part.MCTP else 0
+        plans[part] = Plan(part, sizes.language_model, "bfloat16", options.tp, form, options.fp8_kv_cache, head)
+        plans[part].check()
+    return plans
+
+
+def _plan_tensorrt_llm(sizes: Sizes, options: GpuOptions, context: int) -> GpuPlan:
+    config = sizes.language_model
+    plans = language_model_plans(sizes, options)
+    ranks = {part: max(map(_outline_bytes, plan.outline)) for part, plan in plans.items()}
+    converted = {part: plan.bytes for part, plan in plans.items()}
+    audio = _audio_weights(sizes)
+    kv_bytes = 1 if options.fp8_kv_cache else 2
+    pool = PoolSizes(config, kv_bytes=kv_bytes, tensor_parallel=options.tp)
+    rows = options.step_tokens
+    return GpuPlan(
+        streams=options.streams,
+        context=context,
+        files={f"language_model/{part.value}": count for part, count in converted.items()}
+        | {f"graphs ({name})": count for name, count in audio.items()}
+        | {f"audio engine ({name})": count for name, count in audio.items()},
+        scratch={f"converted {part.value}": count for part, count in converted.items()},
+        weights={part.value: count for part, count in ranks.items()} | audio,
+        buffers={
+            "hidden states of a step": 2 * rows * config.hidden_size,
+            "activations of a step": 2 * rows * _widest_row(sizes, options),  # of a layer and of the one before it
+            "MCTP logits": 4 * options.streams * (config.vocab_size - plans[Part.MCTP].head_first_id),
+            "captured audio calls": captured_bytes(sizes, options.audio_batch),
+        },
+        reserve=RESERVE_BYTES,
+        stream=pool.bytes_per_stream(context),
+        stream_share=1.0,
+        host_stream=decoder_state_bytes(sizes),
+        host_build=BUILD_COPIES * max(ranks.values()),
+    )
+
+
+def _plan_torch_cuda(sizes: Sizes, options: GpuOptions, context: int) -> GpuPlan:
+    config = sizes.language_model
+    stored = 2 * sum(prod(shape) for shape in language_model_shapes(config).values())
+    audio = _audio_weights(sizes)
+    largest = 2 * max(prod(shape) for shape in language_model_shapes(config).values())
+    return GpuPlan(
+        streams=options.streams,
+        context=context,
+        files={"language_model/weights.safetensors": stored}
+        | {f"audio/{name}": count for name, count in audio.items()},
+        scratch={},
+        weights={"language model": stored} | audio,
+        buffers={"padding rows": slot_bytes(config, 1, 2)},
+        reserve=TORCH_CUDA_RESERVE_BYTES,
+        stream=slot_bytes(config, context, 2),
+        stream_share=TORCH_CUDA_SHARE,
+        host_stream=decoder_state_bytes(sizes),
+        host_build=BUILD_COPIES * max(largest, *audio.values()),
+    )
+
+
+def captured_bytes(sizes: Sizes, max_batch: int) -> int:
+    """Inputs and outputs of every captured audio call: running geometries, each at every batch bucket."""
+    mels = sizes.flow.output_size
+    made = decoder_geometries(DecoderConfig(), mels, sizes.flow.block_size)
+
+    def condition(batch: int, g: Geometry) -> int:  # ids and frame map are 8 bytes, the rest float32
+        return 8 * (batch * g["tokens"] + g["frames"]) + 4 * batch * mels * g["frames"]
+
+    def velocity(batch: int, g: Geometry) -> int:  # x, mu, cond in, v out, and the time
+        return 4 * (4 * batch * mels * g["frames"] + 1)
+
+    def f0(batch: int, g: Geometry) -> int:
+        return 4 * batch * (mels + 1) * g["frames"]
+
+    def vocoder(batch: int, g: Geometry) -> int:  # mel and source in, wave out
+        return 4 * batch * (mels * g["frames"] + 2 * g["samples"])
+
+    calls: list[tuple[Geometries, Callable[[int, Geometry], int]]] = [
+        (made.condition, condition),
+        (made.velocity, velocity),
+        (made.f0, f0),
+        (made.vocoder, vocoder),
+    ]
+    return sum(
+        size(batch, geometry)
+        for geometries, size in calls
+        for geometry in geometries.running
+        for batch in batch_buckets(max_batch)
+    )
+
+
+def decoder_state_bytes(sizes: Sizes) -> int:
+    """Largest state that one stream of the audio decoder carries from chunk to chunk, found by running its schedule."""
+    engines = NotingEngines(sizes.flow.output_size, sizes.flow.block_size)
+    decoder = StreamingDecoder(engines, engines, DecoderConfig(flow_steps=1))
+    state, most = decoder.init(0), 0
+    for _ in range(20):
+        decoder.push(state, [0] * 20)
+        arrays = [getattr(part, f.name) for part in (state.flow, state.vocoder) for f in fields(part)]
+        most = max(most, sum(array.nbytes for array in arrays if isinstance(array, np.ndarray)))
+    return most
+
+
+def _widest_row(sizes: Sizes, options: GpuOptions) -> int:
+    """Bytes of a row where a decoder layer is widest: residual, norm, both halves of the MLP; two bytes each."""
+    config = sizes.language_model
+    return 2 * (2 * config.hidden_size + 2 * -(-config.intermediate_size // options.tp))
+
+
+def _audio_weights(sizes: Sizes) -> dict[str, int]:
+    """float32; TensorRT keeps the flow's products in half of it."""
+    parts: dict[str, type[nn.Module]] = {"flow": Flow, "vocoder": Vocoder, "speech tokenizer": SpeechTokenizer}
+    configs = {"flow": sizes.flow, "vocoder": sizes.vocoder, "speech tokenizer": sizes.speech_tokenizer}
+    with torch.device("meta"):
+        return {
+            name: sum(4 * tensor.numel() for tensor in module(configs[name]).state_dict().values())
+            for name, module in parts.items()
+        }
+
+
+def _outline_bytes(outline: Outline) -> int:
+    return sum(prod(shape) * dtype.itemsize for shape, dtype in outline.values())
+
+
+def _gib(count: int) -> str:
+    return f"{count / GIB:.1f} GiB"

@@ -1,0 +1,91 @@
+"""Sizes of a checkpoint from its small files alone (config.json, config.yaml): enough to plan, no weights needed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vita_audio.checkpoint.audio_decoder_config import parse_audio_decoder_yaml
+from vita_audio.checkpoint.check import (
+    AUDIO_DECODER,
+    GENERATION_CONFIG_FILE,
+    LANGUAGE_MODEL,
+    SPEECH_TOKENIZER,
+    TOKENIZER_FILE,
+    default_pattern,
+)
+from vita_audio.checkpoint.configs import (
+    RELEASED_7B,
+    FlowConfig,
+    LanguageModelConfig,
+    SpeechTokenizerConfig,
+    VocoderConfig,
+)
+from vita_audio.checkpoint.weight_files import read_text
+from vita_audio.contract.errors import CheckpointError
+from vita_audio.contract.modes import NAMED_MODES
+from vita_audio.text.vocabulary import BASE, Vocabulary
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Sizes of every network. `text_tokens`: ids below are text. `pattern`: the checkpoint's own mode."""
+
+    source: str
+    language_model: LanguageModelConfig
+    speech_tokenizer: SpeechTokenizerConfig
+    flow: FlowConfig
+    vocoder: VocoderConfig
+    text_tokens: int
+    pattern: tuple[int, ...]
+
+
+def released_sizes() -> Sizes:
+    """The released 7B with its speech tokenizer and decoder."""
+    audio = (SpeechTokenizerConfig(), FlowConfig(), VocoderConfig())
+    return Sizes("the released 7B", RELEASED_7B, *audio, BASE.text_tokens, NAMED_MODES["boost"])
+
+
+def read_sizes(checkpoint: Path) -> Sizes:
+    """Sizes of a bundle, of a language model's folder or of its config.json; what is not there is as released.
+
+    Raises:
+        CheckpointError: config.json is missing, or a file that is there cannot be read.
+    """
+    path = _config_file(checkpoint)
+    released = released_sizes()
+    language_model = LanguageModelConfig.from_json(read_text(path), str(path))
+    bundle = path.parent.parent if path.parent.name == LANGUAGE_MODEL else path.parent
+    tokenizer, speech = bundle / TOKENIZER_FILE, bundle / SPEECH_TOKENIZER / "config.json"
+    decoder = bundle / AUDIO_DECODER / "config.yaml"
+    text_tokens = min(released.text_tokens, language_model.vocab_size)
+    speech_tokenizer, flow, vocoder = released.speech_tokenizer, released.flow, released.vocoder
+    if speech.exists():
+        speech_tokenizer = SpeechTokenizerConfig.from_json(read_text(speech), str(speech))
+    if decoder.exists():
+        flow, vocoder = parse_audio_decoder_yaml(read_text(decoder), str(decoder))
+    return Sizes(
+        str(checkpoint),
+        language_model,
+        speech_tokenizer,
+        flow,
+        vocoder,
+        Vocabulary.from_tokenizer(tokenizer).text_tokens if tokenizer.exists() else text_tokens,
+        _pattern(bundle, language_model),
+    )
+
+
+def _pattern(bundle: Path, config: LanguageModelConfig) -> tuple[int, ...]:
+    """A faulty one counts as none: the check of the whole checkpoint names it, beside what may have caused it."""
+    try:
+        return default_pattern(bundle / GENERATION_CONFIG_FILE, config)
+    except CheckpointError:
+        return default_pattern(bundle / "none", config)
+
+
+def _config_file(checkpoint: Path) -> Path:
+    if checkpoint.is_file():
+        return checkpoint
+    inside = checkpoint / LANGUAGE_MODEL / "config.json"
+    plain = checkpoint / "config.json"
+    return plain if plain.exists() and not inside.exists() else inside

@@ -1,0 +1,1 @@
+"""Parts of `python -m evaluation`: cases, serving them, scores, report."""

@@ -1,0 +1,287 @@
+"""From outcomes to figures: error rates, accuracies, speed, distance; always beside the teacher's own."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from evaluation.asr_evaluators import JUDGES, Errors, Panel, Wave, word_errors
+from evaluation.cases import Case
+from evaluation.cepstra import cepstra, distance_db
+from evaluation.serving import Outcome
+from training.data.answers import is_right
+from vita_audio.contract.fields import OUTPUT_SAMPLE_RATE_HZ
+
+NO_ERRORS = Errors(0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """Right answers out of all."""
+
+    right: int = 0
+    asked: int = 0
+
+    def __add__(self, other: Accuracy) -> Accuracy:
+        return Accuracy(self.right + other.right, self.asked + other.asked)
+
+    @property
+    def share(self) -> float:
+        return self.right / self.asked if self.asked else math.nan
+
+
+@dataclass(slots=True)
+class TeacherScores:
+    """The judges' figures on the teacher's own sound of the same texts; paths are sounds already heard."""
+
+    tts: dict[str, float] = field(default_factory=dict)  # judge -> word error rate
+    tts_by_family: dict[str, dict[str, float]] = field(default_factory=dict)
+    spoken: float = math.nan  # S -> S accuracy that the domain judge would give the teacher
+    typed: float = math.nan
+
+
+@dataclass(slots=True)
+class Scores:
+    """The figures of one model in one mode. Rates are shares; `*_by_*` break them down.
+
+    `codec_wer`, by judge: of the teacher's sound as the model's codes and decoder give it back, the same in every mode:
+    what a perfect language model would reach.
+    """
+
+    label: str
+    mode: str
+    requests: int = 0
+    cut_off: int = 0  # did not end by themselves
+    asr_wer: float = math.nan
+    tts_wer: dict[str, float] = field(default_factory=dict)
+    tts_wer_by_family: dict[str, dict[str, float]] = field(default_factory=dict)
+    codec_wer: dict[str, float] = field(default_factory=dict)
+    tts_text_wer: float = math.nan  # of the text that is written along with the speech
+    tts_distance_db: float = math.nan
+    one_shot_wer: float = math.nan  # domain judge, the same tokens decoded at once
+    one_shot_distance_db: float = math.nan
+    spoken_to_text: float = math.nan
+    spoken_to_speech: float = math.nan
+    typed_to_text: float = math.nan
+    typed_to_speech: float = math.nan
+    text_to_text: float = math.nan
+    spoken_by_family: dict[str, dict[str, float]] = field(default_factory=dict)
+    spoken_by_held_out: dict[str, dict[str, float]] = field(default_factory=dict)
+    spoken_by_voice: dict[str, dict[str, float]] = field(default_factory=dict)
+    asr_by_voice: dict[str, float] = field(default_factory=dict)
+    lm_tokens_per_s: float = math.nan
+    tokens_per_s: float = math.nan
+    first_audio_ms: float = math.nan
+    real_time_factor: float = math.nan
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def score_teacher(cases: Sequence[Case], panel: Panel) -> TeacherScores:
+    """Let the judges hear the teacher say every spoken reference."""
+    scores = TeacherScores()
+    spoken = [case for case in cases if case.kind == "tts"]
+    for judge in JUDGES:
+        heard = _hear_teacher(spoken, panel, judge)
+        scores.tts[judge] = _rate(panel.errors(case.reference, text) for case, text in zip(spoken, heard, strict=True))
+        for name, errors in _group(
+            (
+                (case.sample.family, panel.errors(case.reference, text))
+                for case, text in zip(spoken, heard, strict=True)
+            ),
+            NO_ERRORS,
+        ).items():
+            scores.tts_by_family.setdefault(name, {})[judge] = errors.rate
+    for kind in ("spoken", "typed"):
+        asked = [case for case in cases if case.kind == kind]
+        heard = _hear_teacher(asked, panel, "domain")
+        right = [_is_right(text, case, panel) for case, text in zip(asked, heard, strict=True)]
+        setattr(scores, kind, sum(right) / len(right) if right else math.nan)
+    return scores
+
+
+def score_codec(cases: Sequence[Case], panel: Panel, give_back: Callable[[Wave, int], Wave]) -> dict[str, float]:
+    """Let the judges hear the teacher through a model's codes and decoder: word error rates by judge, {} without TTS.
+
+    Args:
+        give_back: (16 kHz speech, seed) -> the sound at the decoder's rate.
+    """
+    spoken = [case for case in cases if case.kind == "tts"]
+    waves = [(give_back(_teacher_wave(case)[0], case.seed), OUTPUT_SAMPLE_RATE_HZ) for case in spoken]
+    if not waves:
+        return {}
+    heard = {judge: panel.hear(waves, judge) for judge in JUDGES}
+    return {
+        judge: _rate(panel.errors(case.reference, text) for case, text in zip(spoken, texts, strict=True))
+        for judge, texts in heard.items()
+    }
+
+
+def score(
+    label: str,
+    mode: str,
+    outcomes: Sequence[Outcome],
+    panel: Panel,
+    decode_at_once: Callable[[Outcome], Wave],
+) -> tuple[Scores, list[dict[str, Any]]]:
+    """The figures of one model and mode, and one plain record per outcome (what was said, heard, and judged)."""
+    scores = Scores(label, mode, len(outcomes), sum(outcome.reason != "end_token" for outcome in outcomes))
+    records: list[dict[str, Any]] = []
+    by_kind: dict[str, list[Outcome]] = defaultdict(list)
+    for outcome in outcomes:
+        by_kind[outcome.case.kind].append(outcome)
+    _score_asr(by_kind["asr"], scores, records)
+    _score_tts(by_kind["tts"], scores, records, panel, decode_at_once)
+    for kind in ("spoken", "typed", "text"):
+        _score_answers(kind, by_kind[kind], scores, records, panel)
+    _score_speed([outcome for outcome in outcomes if outcome.case.teacher is not None], scores)
+    return scores, records
+
+
+def _score_asr(outcomes: Sequence[Outcome], scores: Scores, records: list[dict[str, Any]]) -> None:
+    errors = [word_errors(outcome.case.reference, outcome.text) for outcome in outcomes]
+    scores.asr_wer = _rate(errors)
+    voices = ((outcome.case.sample.voice, error) for outcome, error in zip(outcomes, errors, strict=True))
+    scores.asr_by_voice = {voice: total.rate for voice, total in _group(voices, NO_ERRORS).items()}
+    records += [_record(outcome, edits=error.edits) for outcome, error in zip(outcomes, errors, strict=True)]
+
+
+def _score_tts(
+    outcomes: Sequence[Outcome],
+    scores: Scores,
+    records: list[dict[str, Any]],
+    panel: Panel,
+    decode_at_once: Callable[[Outcome], Wave],
+) -> None:
+    if not outcomes:
+        return
+    heard = {judge: list(panel.hear([(o.wave, o.rate_hz) for o in outcomes], judge)) for judge in JUDGES}
+    at_once = [decode_at_once(outcome) for outcome in outcomes]
+    heard["one_shot"] = list(panel.hear([(w, o.rate_hz) for w, o in zip(at_once, outcomes, strict=True)], "domain"))
+    errors = {
+        name: [panel.errors(outcome.case.reference, text) for outcome, text in zip(outcomes, texts, strict=True)]
+        for name, texts in heard.items()
+    }
+    scores.tts_wer = {judge: _rate(errors[judge]) for judge in JUDGES}
+    scores.one_shot_wer = _rate(errors["one_shot"])
+    for judge in JUDGES:
+        families = ((outcome.case.sample.family, error) for outcome, error in zip(outcomes, errors[judge], strict=True))
+        for name, total in _group(families, NO_ERRORS).items():
+            scores.tts_wer_by_family.setdefault(name, {})[judge] = total.rate
+    scores.tts_text_wer = _rate(word_errors(outcome.case.reference, outcome.text) for outcome in outcomes)
+    targets = [cepstra(*_teacher_wave(outcome.case)) for outcome in outcomes]
+    distances = [
+        [
+            distance_db(cepstra(wave, o.rate_hz), target)
+            for wave, o, target in zip(waves, outcomes, targets, strict=True)
+        ]
+        for waves in ([outcome.wave for outcome in outcomes], at_once)
+    ]
+    scores.tts_distance_db, scores.one_shot_distance_db = (_finite_mean(values) for values in distances)
+    for index, outcome in enumerate(outcomes):
+        judged = {f"heard_{name}": texts[index] for name, texts in heard.items()}
+        records.append(_record(outcome, **judged, edits=errors["domain"][index].edits, distance_db=distances[0][index]))
+
+
+def _score_answers(
+    kind: str, outcomes: Sequence[Outcome], scores: Scores, records: list[dict[str, Any]], panel: Panel
+) -> None:
+    if not outcomes:
+        return
+    written = [is_right(outcome.text, outcome.case.sample.accepted) for outcome in outcomes]
+    setattr(scores, f"{kind}_to_text", sum(written) / len(written))
+    if kind == "text":
+        records += [_record(outcome, right=right) for outcome, right in zip(outcomes, written, strict=True)]
+        return
+    heard = list(panel.hear([(outcome.wave, outcome.rate_hz) for outcome in outcomes], "domain"))
+    said = [_is_right(text, outcome.case, panel) for text, outcome in zip(heard, outcomes, strict=True)]
+    setattr(scores, f"{kind}_to_speech", sum(said) / len(said))
+    for outcome, text, right, spoken_right in zip(outcomes, heard, written, said, strict=True):
+        records.append(_record(outcome, heard_domain=text, right=right, right_spoken=spoken_right))
+    if kind != "spoken":
+        return
+    for attribute in ("family", "held_out", "voice"):
+        names = [getattr(outcome.case.sample, attribute) for outcome in outcomes]
+        table: dict[str, dict[str, float]] = {}
+        for name, values in (("text", written), ("speech", said)):
+            pairs = ((group, Accuracy(right, 1)) for group, right in zip(names, values, strict=True))
+            for group, accuracy in _group(pairs, Accuracy()).items():
+                table.setdefault(group, {})[name] = accuracy.share
+                table[group]["asked"] = accuracy.asked
+        setattr(scores, f"spoken_by_{attribute}", dict(sorted(table.items())))
+
+
+def _score_speed(outcomes: Sequence[Outcome], scores: Scores) -> None:
+    """Of the requests that are answered in speech: totals for the rates, medians for the times."""
+    if not outcomes:
+        return
+    lm_ms, elapsed_ms = (sum(values) for values in zip(*((o.lm_ms, o.elapsed_ms) for o in outcomes), strict=True))
+    tokens = sum(len(outcome.tokens) for outcome in outcomes)
+    scores.lm_tokens_per_s = tokens / lm_ms * 1e3 if lm_ms else math.nan
+    scores.tokens_per_s = tokens / elapsed_ms * 1e3
+    first = [outcome.first_audio_ms for outcome in outcomes if outcome.first_audio_ms is not None]
+    factors = [outcome.real_time_factor for outcome in outcomes if outcome.real_time_factor is not None]
+    scores.first_audio_ms = float(np.median(first)) if first else math.nan
+    scores.real_time_factor = float(np.median(factors)) if factors else math.nan
+
+
+def _is_right(heard: str, case: Case, panel: Panel) -> bool:
+    """By ear: words that sound alike are one."""
+    return is_right(heard, case.sample.accepted, panel.alike)
+
+
+def _hear_teacher(cases: Sequence[Case], panel: Panel, judge: str) -> list[str]:
+    return list(panel.hear([_teacher_wave(case) for case in cases], judge))
+
+
+def _teacher_wave(case: Case) -> tuple[Wave, int]:
+    return read_wave(case.teacher) if case.teacher else (np.zeros(0, np.float32), 16_000)
+
+
+def read_wave(path: Path) -> tuple[Wave, int]:
+    """(float32 [samples], rate in Hz) of a mono sound file."""
+    wave, rate_hz = soundfile.read(path, dtype="float32")
+    return wave, rate_hz
+
+
+def _record(outcome: Outcome, **judged: Any) -> dict[str, Any]:
+    sample = outcome.case.sample
+    return {
+        "id": sample.id,
+        "kind": outcome.case.kind,
+        "mode": outcome.mode,
+        "family": sample.family,
+        "held_out": sample.held_out,
+        "voice": sample.voice,
+        "asked": sample.question or outcome.case.text or "",
+        "reference": outcome.case.reference,
+        "text": outcome.text,
+        "tokens": len(outcome.tokens),
+        "reason": outcome.reason,
+        **judged,
+    }
+
+
+def _rate(errors: Iterable[Errors]) -> float:
+    return sum(errors, NO_ERRORS).rate
+
+
+def _group(pairs: Iterable[tuple[str, Any]], zero: Any) -> dict[str, Any]:
+    """Sums by name."""
+    totals: dict[str, Any] = {}
+    for name, value in pairs:
+        totals[name] = totals.get(name, zero) + value
+    return totals
+
+
+def _finite_mean(values: Sequence[float]) -> float:
+    finite = [value for value in values if math.isfinite(value)]
+    return float(np.mean(finite)) if finite else math.nan

@@ -1,0 +1,103 @@
+"""Settings that the server hands to the model processes through environment variables, defined once.
+
+Triton starts one process per Python model instance; the environment is the only channel that reaches all of them
+before they load. `server/` writes it, the adapters in `model_repository/` read it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vita_audio.contract.errors import EngineError
+
+ENGINES_VARIABLE = "VITA_ENGINES"
+SLOTS_VARIABLE = "VITA_SLOTS"
+QUEUE_VARIABLE = "VITA_QUEUE"
+THREADS_VARIABLE = "VITA_THREADS"
+DEVICE_VARIABLE = "VITA_DEVICE"
+DRAIN_FILE_VARIABLE = "VITA_DRAIN_FILE"
+FULL_FILE_VARIABLE = "VITA_FULL_FILE"
+
+#: Where torch_cuda engines may run; the CPU is for trying the GPU profile on a machine without a GPU.
+DEVICES = ("cuda:0", "cpu")
+
+
+def default_threads() -> int:
+    """Half of the usable cores for each engine process: the language model and the audio decoder run side by side."""
+    return max(1, len(os.sched_getaffinity(0)) // 2)
+
+
+def default_slots() -> int:
+    """Two streams for each usable core, at least four: what a CPU answers in time (README, "How many callers")."""
+    return max(4, 2 * len(os.sched_getaffinity(0)))
+
+
+def default_queue() -> int:
+    """Few may wait: a caller who is refused at once can ask another server, one who waits long has hung up."""
+    return max(1, default_slots() // 4)
+
+
+@dataclass(frozen=True, slots=True)
+class ServingSettings:
+    """What every model process needs to know.
+
+    Args:
+        engines: folder made by ``python -m build_engines`` (holds ``manifest.json``).
+        slots: streams that generate at the same time (each owns a KV cache).
+        queue: streams beyond the slots that are taken, waiting for one or for their sound to be made; one more is
+            answered "server is full".
+        threads: CPU threads of each engine process.
+        device: one of DEVICES; CPU engines and TensorRT engines ignore it.
+        drain_file: as soon as this file exists, no new stream is taken.
+        full_file: `serving.full_notice.FullNotice` of this server.
+    """
+
+    engines: Path
+    slots: int = field(default_factory=default_slots)
+    queue: int = field(default_factory=default_queue)
+    threads: int = 1
+    device: str = DEVICES[0]
+    drain_file: Path | None = None
+    full_file: Path | None = None
+
+    @property
+    def draining(self) -> bool:
+        """Whether the server is about to end."""
+        return self.drain_file is not None and self.drain_file.exists()
+
+    def to_environment(self) -> dict[str, str]:
+        """The variables of one server's model processes. OMP_NUM_THREADS keeps numpy's and torch's pools small too."""
+        files = {DRAIN_FILE_VARIABLE: self.drain_file, FULL_FILE_VARIABLE: self.full_file}
+        return {
+            **{name: str(path) for name, path in files.items() if path is not None},
+            ENGINES_VARIABLE: str(self.engines),
+            SLOTS_VARIABLE: str(self.slots),
+            QUEUE_VARIABLE: str(self.queue),
+            THREADS_VARIABLE: str(self.threads),
+            DEVICE_VARIABLE: self.device,
+            "OMP_NUM_THREADS": str(self.threads),
+        }
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> ServingSettings:
+        """Read what `to_environment` wrote; only the engine folder has no default.
+
+        Raises:
+            EngineError: VITA_ENGINES is not set (the model repository was not started by ``python -m server``).
+        """
+        engines = environment.get(ENGINES_VARIABLE)
+        if not engines:
+            raise EngineError(f"{ENGINES_VARIABLE} is not set: start the server with `python -m server`, or set it")
+        drain_file, full_file = (environment.get(name) for name in (DRAIN_FILE_VARIABLE, FULL_FILE_VARIABLE))
+        return cls(
+            engines=Path(engines),
+            drain_file=Path(drain_file) if drain_file else None,
+            full_file=Path(full_file) if full_file else None,
+            slots=int(environment.get(SLOTS_VARIABLE, default_slots())),
+            queue=int(environment.get(QUEUE_VARIABLE, default_queue())),
+            threads=int(environment.get(THREADS_VARIABLE, default_threads())),
+            device=environment.get(DEVICE_VARIABLE, DEVICES[0]),
+        )

@@ -1,0 +1,63 @@
+"""One small real request through an engine before a server says it is ready, so that the first user does not wait.
+
+The audio decoder knows its own geometries: `StreamingDecoder.warm_up`.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+
+from vita_audio.contract.errors import EngineError
+from vita_audio.contract.fields import INPUT_SAMPLE_RATE_HZ
+from vita_audio.contract.messages import GenerationSettings
+from vita_audio.contract.request import Limits
+from vita_audio.engines.interface import SpeechTokenizerEngine
+from vita_audio.generation.request import GenerationRequest, TokenDelta
+from vita_audio.generation.service import GenerationService
+from vita_audio.speech_features import speech_tokens
+
+#: Backbone steps and, where there are MCTP modules, two bursts.
+WARM_UP_TOKENS = 24
+WARM_UP_TIMEOUT_S = 60.0
+#: As long as most questions, so that the first of them finds the engine's memory allocated.
+WARM_UP_SPEECH_S = 6
+
+
+def warm_up_generation(service: GenerationService, limits: Limits) -> None:
+    """A short greedy stream in the checkpoint's own mode.
+
+    Raises:
+        EngineError: it failed, or did not end in time.
+    """
+    settings = GenerationSettings(
+        task="chat",
+        mode="warm-up",
+        pattern=limits.default_pattern,
+        max_tokens=min(WARM_UP_TOKENS, limits.max_tokens),
+        temperature=0.0,
+        top_k=0,
+        top_p=1.0,
+        repetition_penalty=1.0,
+        seed=0,
+    )
+    last: list[TokenDelta] = []
+    ended = threading.Event()
+
+    def emit(delta: TokenDelta) -> None:
+        if delta.final:
+            last.append(delta)
+            ended.set()
+
+    stream = service.submit(GenerationRequest(list(range(8)), settings), emit)
+    if not ended.wait(WARM_UP_TIMEOUT_S):
+        raise EngineError(f"language model: the warm-up request did not end within {WARM_UP_TIMEOUT_S:g} s")
+    service.release(stream)
+    if last[0].state != "done":
+        raise EngineError(f"language model: the warm-up request failed: {last[0].reason}")
+
+
+def warm_up_speech(engine: SpeechTokenizerEngine) -> None:
+    """A few seconds of silence."""
+    speech_tokens(engine, np.zeros(WARM_UP_SPEECH_S * INPUT_SAMPLE_RATE_HZ, np.float32))

@@ -1,0 +1,232 @@
+"""The arithmetic of a GPU build against sums written out here, from the facts and not from the code."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer import Typer
+from typer.testing import CliRunner
+
+from build_engines.gpu import plan_command
+from build_engines.gpu.options import GpuOptions
+from build_engines.gpu.plan import GIB, RESERVE_BYTES, GpuPlan, captured_bytes, decoder_state_bytes, plan_build
+from build_engines.gpu.sizes import read_sizes, released_sizes
+from vita_audio.checkpoint.configs import RELEASED_7B
+from vita_audio.checkpoint.random_weights.__main__ import TINY, write_seed_checkpoint
+from vita_audio.contract.errors import CheckpointError, EngineError
+from vita_audio.decoding.decoder import StreamingDecoder
+from vita_audio.text.vocabulary import BASE
+
+ROOT = Path(__file__).resolve().parents[3]
+# The released 7B, by docs/model.md.
+VOCAB, HIDDEN, FFN, HEADS, KV_HEADS, HEAD, L, K = 168_072, 3584, 18_944, 28, 4, 128, 28, 10
+QKV = (HEADS + 2 * KV_HEADS) * HEAD
+LINEAR = QKV * HIDDEN + HIDDEN * HIDDEN + 3 * HIDDEN * FFN  # of one decoder layer
+LAYER = LINEAR + QKV + 2 * HIDDEN
+MODULE = LAYER + 2 * HIDDEN * HIDDEN + 2 * HIDDEN
+AUDIO_HEAD = VOCAB - 151_640
+
+
+def plan(**options: object) -> GpuPlan:
+    return plan_build(released_sizes(), GpuOptions(**options), 4096)  # type: ignore[arg-type]
+
+
+def test_bf16_weights() -> None:
+    made = plan()
+    assert made.weights["backbone"] == 2 * (2 * VOCAB * HIDDEN + L * LAYER + HIDDEN)
+    assert made.weights["mctp"] == 2 * ((VOCAB + AUDIO_HEAD) * HIDDEN + K * MODULE + HIDDEN)
+    full = plan(head="full")
+    assert full.weights["mctp"] - made.weights["mctp"] == 2 * 151_640 * HIDDEN
+    assert made.files["language_model/backbone"] == made.scratch["converted backbone"] == made.weights["backbone"]
+    assert made.disk == 2 * (made.weights["backbone"] + made.weights["mctp"]) + 2 * _audio(made)
+
+
+def _audio(made: GpuPlan) -> int:
+    return sum(made.weights[name] for name in ("flow", "vocoder", "speech tokenizer"))
+
+
+def test_fp8_weights() -> None:
+    """One byte for each linear weight, two scales for each linear layer (4), and one for each layer's cache."""
+    made = plan(format="fp8", fp8_kv_cache=True)
+    others = 2 * (2 * VOCAB * HIDDEN + L * (QKV + 2 * HIDDEN) + HIDDEN)
+    layers = L * (LINEAR + 5 * 2 * 4 + 4)  # qkv, dense, fc, gate, proj
+    assert made.weights["backbone"] == others + layers
+
+
+def test_w4a16_weights() -> None:
+    """Half a byte for each linear weight, a bf16 scale for 128 of them, a bf16 factor for each input."""
+    made = plan(format="w4a16", mctp_format="bf16")
+    inputs = 4 * HIDDEN + FFN  # of qkv, dense, fc, gate and of proj
+    layers = L * (LINEAR // 2 + 2 * LINEAR // 128 + 2 * inputs)
+    assert made.weights["backbone"] == 2 * (2 * VOCAB * HIDDEN + L * (QKV + 2 * HIDDEN) + HIDDEN) + layers
+    assert made.weights["mctp"] == plan().weights["mctp"]
+
+
+@pytest.mark.parametrize("tp", [2, 4])
+def test_tensor_parallel_shares(tp: int) -> None:
+    """The embedding and the norms are whole on each GPU, linear layers and head are shared, the output's is summed."""
+    made = plan(tp=tp)
+    shared = L * (LINEAR + QKV) + VOCAB * HIDDEN
+    assert made.weights["backbone"] == 2 * (VOCAB * HIDDEN + L * 2 * HIDDEN + HIDDEN + shared // tp)
+    assert made.stream == 4096 * ((L + K) * 2 * (KV_HEADS // tp) * HEAD * 2 + 2 * HIDDEN) + 6 * VOCAB
+
+
+def test_streams_and_their_buffers() -> None:
+    made = plan(streams=64, step_tokens=2048)
+    # Keys and values of 38 layers, the hidden state of each position, ids seen (two copies), float32 logits.
+    assert made.stream == 4096 * (38 * 2 * 4 * 128 * 2 + 3584 * 2) + 2 * VOCAB + 4 * VOCAB
+    assert plan(format="fp8", fp8_kv_cache=True).stream == 4096 * (38 * 2 * 4 * 128 + 3584 * 2) + 6 * VOCAB
+    assert made.buffers["hidden states of a step"] == 2048 * 3584 * 2
+    assert made.buffers["activations of a step"] == 2 * 2048 * 2 * (2 * 3584 + 2 * 18_944)
+    assert made.buffers["MCTP logits"] == 64 * 4 * AUDIO_HEAD
+    parts = [*made.weights.values(), *made.buffers.values(), RESERVE_BYTES, 64 * made.stream]
+    assert made.total == sum(parts)
+    assert plan(streams=1).context == 4096
+    assert plan_build(released_sizes(), GpuOptions(), 1 << 20).context == 32_768
+
+
+def test_torch_cuda() -> None:
+    made = plan(engine="torch_cuda")
+    assert made.weights["language model"] == 2 * (2 * VOCAB * HIDDEN + L * LAYER + K * MODULE + HIDDEN)
+    assert made.stream == 4096 * (38 * 2 * 4 * 128 + 3584) * 2 + VOCAB
+    assert made.scratch == {}
+    for fit in (1, 64, 123):
+        room = made.fixed + fit * made.stream * 10 / 9
+        assert made.streams_that_fit(int(room) + 2) == fit
+        assert made.streams_that_fit(int(room) - 1000) == fit - 1
+
+
+@settings(deadline=None)
+@given(memory=st.integers(0, 200 * GIB), streams=st.integers(1, 512))
+def test_what_fits_fits_and_one_more_does_not(memory: int, streams: int) -> None:
+    made = replace(PLAN, streams=streams)
+    fit = made.streams_that_fit(memory)
+    assert not fit or PLAN.fixed + fit * PLAN.stream <= memory
+    assert PLAN.fixed + (fit + 1) * PLAN.stream > memory
+    if streams <= fit:
+        made.check_fit(memory, "GPU")
+    else:
+        with pytest.raises(EngineError, match=f"--streams: {streams} streams .* GPU has .*; {fit} fit"):
+            made.check_fit(memory, "GPU")
+
+
+PLAN = plan()
+
+
+def test_audio_weights_are_those_of_the_files(tmp_path: Path) -> None:
+    write_seed_checkpoint(tmp_path, TINY, seed=0)
+    sizes = read_sizes(tmp_path)
+    assert (sizes.flow, sizes.vocoder, sizes.speech_tokenizer) == (TINY.flow, TINY.vocoder, TINY.speech_tokenizer)
+    made = plan_build(sizes, GpuOptions(engine="torch_cuda"), 64)
+    stored = (tmp_path / "language_model" / "model.safetensors").stat().st_size
+    assert stored // 2 - 20_000 < made.weights["language model"] <= stored // 2  # float32 there, and a header
+    flow = (tmp_path / "audio_decoder" / "flow.pt").stat().st_size
+    assert made.weights["flow"] <= flow < made.weights["flow"] + 100_000
+
+
+def test_the_documentation_has_these_numbers() -> None:
+    """The plan table of docs/gpu.md."""
+    text = (ROOT / "docs" / "gpu.md").read_text()
+    rows = {
+        cells[0]: cells[1:]
+        for line in text.splitlines()
+        if len(cells := [cell.strip() for cell in line.split("|")[1:-1]]) == 10
+    }
+    for name, options in {
+        "bf16": {},
+        "fp8, fp8 KV cache": {"format": "fp8", "fp8_kv_cache": True},
+        "w4a16": {"format": "w4a16"},
+        "bf16, `--tp 2`, each GPU": {"tp": 2},
+        "`--engine torch_cuda`": {"engine": "torch_cuda"},
+    }.items():
+        made = plan(**options)
+        assert rows[name] == [
+            f"{sum(made.weights.values()) / GIB:.1f}",
+            f"{made.stream / GIB:.3f}",
+            f"{made.total / GIB:.1f}",
+            *(str(made.streams_that_fit(int(gib * GIB))) for gib in (22.5, 44.5, 79.5, 139.5)),
+            f"{made.disk / GIB:.1f}",
+            f"{made.host_build / GIB:.0f}",
+        ]
+
+
+def test_captured_calls() -> None:
+    """One bucket of one geometry more: the plan of a batch of 2 adds the batch of 2 to that of 1."""
+    sizes = released_sizes()
+    one, two = captured_bytes(sizes, 1), captured_bytes(sizes, 2)
+    assert 2 * one < two <= 3 * one  # frame maps and times do not grow with the batch
+    assert captured_bytes(sizes, 3) > two
+
+
+def test_decoder_state_is_what_a_stream_carries() -> None:
+    from build_engines.tensorrt_audio.profiles import NotingEngines
+
+    engines = NotingEngines(80, 10)
+    decoder = StreamingDecoder(engines, engines)
+    state = decoder.init(0)
+    for _ in range(100):
+        decoder.push(state, [0] * 7)
+        flow, vocoder = state.flow, state.vocoder
+        held = flow.context.nbytes + flow.held.nbytes + vocoder.mel.nbytes + vocoder.source.nbytes
+        assert held <= decoder_state_bytes(released_sizes())
+
+
+def test_config_json_alone_is_enough(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"model_type": "qwen2_mtp", **asdict(RELEASED_7B)}))
+    for named in (path, tmp_path):
+        sizes = read_sizes(named)
+        assert sizes.language_model == RELEASED_7B
+        assert sizes.text_tokens == BASE.text_tokens
+        assert plan_build(sizes, GpuOptions(), 4096) == PLAN
+    with pytest.raises(CheckpointError, match=r"config\.json: file is missing"):
+        read_sizes(tmp_path / "nothing")
+
+
+def run(*arguments: object) -> tuple[int, str]:
+    app = Typer()
+    app.command()(plan_command.main)
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return result.exit_code, result.output
+
+
+def test_the_command_prints_the_plan(tmp_path: Path) -> None:
+    code, text = run("--memory", 79.5, "--memory", 22.5)
+    assert code == 0
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if line.startswith("│")]
+    assert ["weights: backbone", f"{PLAN.weights['backbone'] / GIB:.2f}"] in rows
+    assert ["64 streams", f"{64 * PLAN.stream / GIB:.2f}"] in rows
+    assert ["sum", f"{PLAN.total / GIB:.2f}"] in rows
+    assert ["79.5", str(PLAN.streams_that_fit(int(79.5 * GIB)))] in rows
+    assert ["22.5", "0"] in rows
+    assert "from id 151640 on (audio only)" in text
+    assert "not measured" in text
+    assert "one GPU: engines for more are built, but not served" in run("--tp", 2)[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--format", "int3"), "--format: 'int3' is not valid: choose one of bf16, fp8, w4a16"),
+        (("--engine", "vllm"), "--engine: 'vllm' is not valid"),
+        (("--head", "half"), "--head: 'half' is not valid: choose one of auto, full, audio"),
+        (("--tp", 3), "--tp: 3 does not divide num_attention_heads 28"),
+        (("--streams", 0), "--streams: 0 is not valid: 1 to 2048"),
+        (("--streams", 64, "--step-tokens", 32), "--step-tokens: 32 is not valid: 64 to"),
+        (("--candidates", 2000), "--candidates: 2000 is not valid: 1 to 1024"),
+        (("--fp8-kv-cache",), "--fp8-kv-cache: needs --format fp8 for both parts, they are bf16 and bf16"),
+        (("--engine", "torch_cuda", "--format", "fp8"), "--format: the torch_cuda engine runs bf16 on one GPU"),
+        (("--engine", "torch_cuda", "--tp", 2), "--tp: the torch_cuda engine"),
+        (("--checkpoint", "/nonexistent"), "config.json: file is missing"),
+    ],
+)
+def test_bad_options(arguments: tuple[object, ...], told: str) -> None:
+    code, text = run(*arguments)
+    assert code == 1
+    assert f"error: {told}" in text or told in text
+    assert len(text.strip().splitlines()) == 1

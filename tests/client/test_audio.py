@@ -1,0 +1,173 @@
+"""Speech read by the client: formats, rates, channels, limits; and the WAV file that is valid at every moment."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vita_client import InvalidRequest, WavWriter
+from vita_client.audio import load_speech
+from wav_files import read_wav
+
+
+def tone(rate_hz: int, seconds: float = 0.5, frequency_hz: float = 440.0) -> np.ndarray:
+    """A sine of amplitude 0.5: float32 [samples]."""
+    return (0.5 * np.sin(2 * np.pi * frequency_hz * np.arange(int(rate_hz * seconds)) / rate_hz)).astype(np.float32)
+
+
+@pytest.mark.parametrize("rate_hz", [8_000, 11_025, 16_000, 22_050, 44_100, 48_000, 96_000, 192_000])
+def test_any_rate_becomes_16_khz_with_the_same_sound(rate_hz: int) -> None:
+    speech = load_speech(tone(rate_hz), rate_hz)
+    assert speech.dtype == np.float32
+    assert abs(len(speech) - 8000) <= 1
+    expected = tone(16_000)[: len(speech)]
+    inner = slice(800, 7200)  # filters ring at the ends
+    assert np.abs(speech[inner] - expected[inner]).max() < 0.01
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3", "aiff", "au"])
+def test_file_formats(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"speech.{suffix}"
+    soundfile.write(path, tone(44_100), 44_100)
+    speech = load_speech(path)
+    assert abs(len(speech) - 8000) < 1200  # compressed formats pad
+    assert 0.4 < np.abs(speech).max() < 0.6
+    with path.open("rb") as file:
+        np.testing.assert_array_equal(load_speech(io.BytesIO(file.read())), speech)
+
+
+@pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW"])
+def test_wav_subtypes(tmp_path: Path, subtype: str) -> None:
+    path = tmp_path / "speech.wav"
+    soundfile.write(path, tone(16_000), 16_000, subtype=subtype)
+    assert np.abs(load_speech(path) - tone(16_000)).max() < 0.03
+
+
+def test_channels_are_mixed_down_to_their_mean(tmp_path: Path) -> None:
+    left, right = tone(16_000), np.zeros(8000, np.float32)
+    path = tmp_path / "stereo.wav"
+    soundfile.write(path, np.stack([left, right], axis=1), 16_000, subtype="FLOAT")
+    np.testing.assert_allclose(load_speech(path), left / 2, atol=1e-6)
+    np.testing.assert_allclose(load_speech(np.stack([left, right, right, right], axis=1)), left / 4, atol=1e-6)
+
+
+def test_integer_arrays_are_scaled() -> None:
+    np.testing.assert_allclose(load_speech(np.array([-32768, 0, 16384], np.int16)), [-1.0, 0.0, 0.5])
+    np.testing.assert_allclose(load_speech(np.array([-(2**31), 2**30], np.int32)), [-1.0, 0.5])
+
+
+def test_a_little_overshoot_is_clipped() -> None:
+    assert load_speech(np.array([1.2, -1.3, 0.1], np.float64)).tolist() == pytest.approx([1.0, -1.0, 0.1])
+
+
+@pytest.mark.parametrize(
+    ("samples", "rate_hz", "field", "words"),
+    [
+        (np.zeros(0, np.float32), 16_000, "AUDIO", "no samples"),
+        (np.zeros((0, 2), np.float32), 16_000, "AUDIO", "no samples"),
+        (
+            np.array([0, np.nan, np.inf], np.float32),
+            16_000,
+            "AUDIO",
+            "2 samples are NaN or infinite, the first at 0.000 s",
+        ),
+        (np.array([0.0, 30_000.0]), 16_000, "AUDIO", "its peak is 30000"),
+        (np.zeros(120 * 8000 + 8001, np.float32), 8_000, "AUDIO", "lasts 121.0 s, the limit is 120 s"),
+        (np.zeros((2, 16_000), np.float32), 16_000, "AUDIO", r"\[samples, channels\]"),
+        (np.zeros((4, 4, 4), np.float32), 16_000, "AUDIO", r"\[samples, channels\]"),
+        (np.zeros(9, np.int64), 16_000, "AUDIO", "int64"),
+        (np.array(["a"]), 16_000, "AUDIO", "floats"),
+        (np.zeros(9, np.float32), 0, "SAMPLE_RATE", "8000 to 192000"),
+        (np.zeros(9, np.float32), -16_000, "SAMPLE_RATE", "8000 to 192000"),
+        (np.zeros(9, np.float32), 10**9, "SAMPLE_RATE", "8000 to 192000"),
+        (np.zeros(9, np.float32), 16_000.5, "SAMPLE_RATE", "whole number"),
+    ],
+)
+def test_bad_arrays_are_named(samples: np.ndarray, rate_hz: int, field: str, words: str) -> None:
+    with pytest.raises(InvalidRequest, match=words) as caught:
+        load_speech(samples, rate_hz)
+    assert caught.value.field == field
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_files_are_named(tmp_path: Path) -> None:
+    noise, empty, text = tmp_path / "noise.wav", tmp_path / "empty.wav", tmp_path / "text.txt"
+    noise.write_bytes(bytes(range(256)) * 20)
+    empty.write_bytes(b"")
+    text.write_text("hello")
+    raw = tmp_path / "headerless.raw"
+    raw.write_bytes(bytes(1000))
+    for path in (noise, empty, text, raw):
+        with pytest.raises(InvalidRequest, match="not a sound file that libsndfile can read"):
+            load_speech(path)
+    with pytest.raises(InvalidRequest, match="no such file"):
+        load_speech(tmp_path / "nowhere.wav")
+    with pytest.raises(InvalidRequest, match="a folder"):
+        load_speech(tmp_path)
+    with pytest.raises(InvalidRequest, match="states its own rate"):
+        load_speech(noise, 16_000)
+
+
+def test_limits_of_files(tmp_path: Path) -> None:
+    path = tmp_path / "speech.wav"
+    soundfile.write(path, np.zeros(0, np.float32), 16_000)
+    with pytest.raises(InvalidRequest, match="no samples"):
+        load_speech(path)
+    soundfile.write(path, np.zeros(4000), 4_000)
+    with pytest.raises(InvalidRequest, match="SAMPLE_RATE: 4000"):
+        load_speech(path)
+    soundfile.write(path, np.zeros(16_000 * 121), 16_000)
+    with pytest.raises(InvalidRequest, match="lasts 121"):
+        load_speech(path)
+    soundfile.write(path, np.array([0.0, np.nan]), 16_000, subtype="FLOAT")
+    with pytest.raises(InvalidRequest, match="NaN"):
+        load_speech(path)
+    soundfile.write(path, np.zeros((100, 40)), 16_000)
+    with pytest.raises(InvalidRequest, match="40 channels"):
+        load_speech(path)
+
+
+@settings(max_examples=25, deadline=None)
+@given(sizes=st.lists(st.integers(0, 700), max_size=6))
+def test_a_wav_file_is_whole_after_every_piece(tmp_path_factory: pytest.TempPathFactory, sizes: list[int]) -> None:
+    path = tmp_path_factory.mktemp("wav") / "out.wav"
+    written = np.zeros(0, np.int16)
+    with WavWriter(path) as writer:
+        assert read_wav(path)[1].size == 0
+        for size in sizes:
+            piece = np.arange(size, dtype=np.int16)
+            writer.write(piece)
+            written = np.concatenate([written, piece])
+            rate_hz, samples = read_wav(path)
+            assert rate_hz == 22_050
+            np.testing.assert_array_equal(samples, written)
+            assert path.stat().st_size == 44 + 2 * len(written)
+    assert writer.samples == len(written)
+    assert writer.seconds == len(written) / 22_050
+
+
+def test_a_wav_file_is_valid_between_samples_and_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "out.wav"
+    writer = WavWriter(path)
+    writer.write(np.arange(10, dtype=np.int16))
+    write_at, seen = writer._write_at, []
+
+    def spy(offset: int, data: bytes) -> None:
+        write_at(offset, data)
+        seen.append(read_wav(path)[1].size)
+
+    monkeypatch.setattr(writer, "_write_at", spy)
+    writer.write(np.arange(5, dtype=np.int16))
+    writer.close()
+    assert seen == [10, 15]
+
+
+def test_a_wav_path_that_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match=r"output: .*cannot be written"):
+        WavWriter(tmp_path / "nowhere" / "out.wav")

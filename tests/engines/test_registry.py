@@ -1,0 +1,319 @@
+"""Engines are opened as their manifest says: CPU, TensorRT-LLM (its mirror here) and torch_cuda (on the CPU here)."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from build_engines.gpu.options import GpuOptions
+from build_engines.pipeline import Build
+from build_engines.stages import run_build
+from gpu_machines import CONTAINER, without_onnx
+from language_models import request
+from server.checks import check_engines
+from server.errors import CannotStart
+from server.options import ROOT, ServerOptions
+from vita_audio.checkpoint.files import load_flow, load_language_model, load_speech_tokenizer, load_vocoder
+from vita_audio.checkpoint.random_weights.__main__ import TINY, write_seed_checkpoint
+from vita_audio.contract.errors import EngineError
+from vita_audio.decoding.decoder import StreamingDecoder
+from vita_audio.engines.interface import FlowEngine, LanguageModelEngine, SolvingFlowEngine
+from vita_audio.engines.manifest import load_manifest
+from vita_audio.engines.onnxruntime.audio import OnnxFlow, OnnxSpeechTokenizer
+from vita_audio.engines.onnxruntime.language_model import OnnxLanguageModel
+from vita_audio.engines.registry import (
+    EngineSource,
+    check_slots,
+    open_audio_decoder,
+    open_language_model,
+    open_speech_tokenizer,
+)
+from vita_audio.engines.tensorrt_audio.audio import TensorRtFlow
+from vita_audio.engines.tensorrt_llm import session
+from vita_audio.engines.tensorrt_llm.language_model import TensorRtLlmLanguageModel
+from vita_audio.engines.tensorrt_llm.layout import Layout
+from vita_audio.engines.tensorrt_llm.reference_executor import MirrorExecutor
+from vita_audio.engines.torch.audio import TorchFlow, TorchSpeechTokenizer, TorchVocoder
+from vita_audio.engines.torch.language_model import TorchLanguageModel
+from vita_audio.engines.torch_cuda.audio import TorchCudaFlow
+from vita_audio.engines.torch_cuda.engine import TorchCudaLanguageModel
+from vita_audio.generation.scheduler import Scheduler
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoints") / "seed"
+    write_seed_checkpoint(folder, TINY, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def source(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> EngineSource:
+    """torch_cuda engines as the builder makes them, to be opened on the CPU."""
+    out = tmp_path_factory.mktemp("engines") / "gpu"
+    options = GpuOptions(engine="torch_cuda", streams=2, step_tokens=64, head="full")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("build_engines.pipeline.find_machine", lambda: CONTAINER)
+        run_build(Build(checkpoint, out, "gpu", context_tokens=128, gpu=options))
+    manifest = load_manifest(out)
+    return EngineSource(out, manifest.sizes, manifest.limits.context_tokens, manifest.gpu, device="cpu")
+
+
+def tokens(engine: LanguageModelEngine) -> list[list[int]]:
+    """A greedy and a sampling stream, together."""
+    scheduler = Scheduler(engine, end_tokens=(), prefill_chunk=16)
+    requests = [
+        request(list(range(20, 50)), (1, 10, 4, 10), 40),
+        request([5, 6], (1, 4, 3, 8), 40, temperature=0.9, top_k=5, seed=3),
+    ]
+    streams = [scheduler.submit(str(i), r) for i, r in enumerate(requests)]
+    while not scheduler.idle:
+        scheduler.step()
+    return [s.tokens[s.prompt_tokens :] for s in streams]
+
+
+@pytest.fixture(scope="module")
+def expected(checkpoint: Path, source: EngineSource) -> list[list[int]]:
+    """What the reference makes of the weights as they are stored, in bfloat16."""
+    config, tensors = load_language_model(checkpoint / "language_model")
+    rounded = {key: value.bfloat16().float() for key, value in tensors.items()}
+    assert source.gpu is not None
+    return tokens(TorchLanguageModel(config, rounded, 2, 128, source.gpu.banned_ids))
+
+
+def test_torch_cuda(source: EngineSource, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared: list[int] = []
+    prepare = TorchCudaLanguageModel.prepare
+
+    def note(engine: TorchCudaLanguageModel, prefill_chunk: int) -> int:
+        prepared.append(prefill_chunk)
+        return prepare(engine, prefill_chunk)
+
+    monkeypatch.setattr(TorchCudaLanguageModel, "prepare", note)
+    engine = open_language_model(source, slots=2)
+    assert isinstance(engine, TorchCudaLanguageModel)
+    assert prepared == [source.prefill_chunk] == [64]  # step_tokens bounds it
+    assert tokens(engine) == expected
+    assert isinstance(open_language_model(source, slots=3), TorchCudaLanguageModel)  # memory decides, not the build
+
+
+def test_tensorrt_llm(
+    source: EngineSource, checkpoint: Path, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mirror stands where the engines would be: it gets the layout of the manifest and makes the same tokens."""
+    _, tensors = load_language_model(checkpoint / "language_model")
+    rounded = {key: value.bfloat16().float() for key, value in tensors.items()}
+    gpu = source.gpu
+    assert gpu is not None
+    asked: list[tuple[Path, Layout]] = []
+
+    def executor(folder: Path, layout: Layout) -> MirrorExecutor:
+        asked.append((folder, layout))
+        return MirrorExecutor(layout, rounded, gpu.banned_ids)
+
+    monkeypatch.setattr(session, "SessionExecutor", executor)
+    served = replace(source, gpu=replace(gpu, engine="tensorrt_llm", candidates=20))
+    engine = open_language_model(served, slots=2)
+    assert isinstance(engine, TensorRtLlmLanguageModel)
+    ((folder, layout),) = asked
+    assert folder == source.folder / "language_model"
+    assert (layout.slots, layout.context, layout.max_num_tokens) == (2, 128, 64)
+    assert (layout.candidates, layout.head_first_id) == (20, 0)
+    assert tokens(engine) == expected
+
+
+def test_cpu(engines: Path) -> None:
+    manifest = load_manifest(engines)
+    assert manifest.gpu is None
+    source = EngineSource(engines, manifest.sizes, manifest.limits.context_tokens)
+    assert isinstance(open_language_model(source, 1), OnnxLanguageModel)
+    assert isinstance(open_speech_tokenizer(source), OnnxSpeechTokenizer)
+    assert isinstance(open_audio_decoder(source)[0], OnnxFlow)
+    assert (source.prefill_chunk, source.decoder_batch) == (64, 1)
+
+
+def test_torch_audio_engines_are_those_of_the_checkpoint(source: EngineSource, checkpoint: Path) -> None:
+    rng = np.random.default_rng(0)
+    speech = open_speech_tokenizer(source)
+    reference = TorchSpeechTokenizer(*load_speech_tokenizer(checkpoint / "speech_tokenizer"))
+    features = rng.standard_normal((speech.num_mel_bins, 64), np.float32)
+    assert np.array_equal(speech.tokens(features, 60), reference.tokens(features, 60))
+    flow, vocoder = open_audio_decoder(source)
+    decoder = checkpoint / "audio_decoder"
+    same = StreamingDecoder(TorchFlow(*load_flow(decoder)), TorchVocoder(*load_vocoder(decoder)))
+    assert np.array_equal(_sound(StreamingDecoder(flow, vocoder)), _sound(same))
+    assert source.decoder_batch == 1  # on a CPU, whatever the engines are for
+    assert replace(source, device="cuda:0").decoder_batch == 8
+
+
+def _sound(decoder: StreamingDecoder) -> np.ndarray:
+    state = decoder.init(7)
+    return np.concatenate([decoder.push(state, list(range(25))), decoder.finish(state)])
+
+
+class StepByStep:
+    """A flow without its own solver."""
+
+    def __init__(self, flow: FlowEngine) -> None:
+        self.mel_channels, self.block_tokens = flow.mel_channels, flow.block_tokens
+        self.condition, self.velocity = flow.condition, flow.velocity
+
+
+def test_a_flow_that_solves_itself_gives_the_same_sound(
+    source: EngineSource, engines: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flow, vocoder = open_audio_decoder(source)
+    assert isinstance(flow, SolvingFlowEngine)
+    assert not isinstance(StepByStep(flow), SolvingFlowEngine)
+    assert not isinstance(OnnxFlow(engines), SolvingFlowEngine)
+    solved: list[list[float]] = []
+    solve = TorchCudaFlow.solve
+
+    def note(self: TorchCudaFlow, x: np.ndarray, mu: np.ndarray, cond: np.ndarray, times: list[float]) -> np.ndarray:
+        solved.append(list(times))
+        return solve(self, x, mu, cond, times)
+
+    monkeypatch.setattr(TorchCudaFlow, "solve", note)
+    step_by_step = _sound(StreamingDecoder(StepByStep(flow), vocoder))
+    assert solved == []
+    at_once = _sound(StreamingDecoder(flow, vocoder))
+    assert len(solved) == 3  # decodes at 8, 20 and 25 tokens
+    assert all(len(times) == 5 and times[0] == 0.0 and times[-1] == pytest.approx(1.0) for times in solved)
+    assert np.abs(at_once.astype(int) - step_by_step.astype(int)).max() <= 1  # of 32767
+
+
+class CpuProgram:
+    """In place of a TensorRT program: the same buffers, filled by the reference flow."""
+
+    def __init__(self, flow: FlowEngine, geometry: dict[str, int]) -> None:
+        shape = (geometry["batch"], flow.mel_channels, geometry["frames"])
+        self.inputs = {name: torch.zeros(shape) for name in ("x", "mu", "cond")} | {"t": torch.zeros(1)}
+        self.output = torch.zeros(shape)
+        self._flow = flow
+
+    def load(self, arrays: dict[str, np.ndarray]) -> None:
+        for name, array in arrays.items():
+            self.inputs[name][: len(array)].copy_(torch.from_numpy(array))
+
+    def enqueue(self) -> None:
+        x, mu, cond = (self.inputs[name].numpy() for name in ("x", "mu", "cond"))
+        self.output.copy_(torch.from_numpy(self._flow.velocity(x, mu, cond, float(self.inputs["t"]))))
+
+    def read(self, rows: int, tensor: torch.Tensor) -> np.ndarray:
+        return tensor[:rows].numpy().copy()
+
+
+def test_the_solver_on_the_device_takes_the_same_steps(source: EngineSource) -> None:
+    """`TensorRtFlow.solve` over buffers of the CPU, against one `velocity` call after the other."""
+    flow, vocoder = open_audio_decoder(source)
+    served = object.__new__(TensorRtFlow)  # its own way in needs a GPU
+    served.mel_channels, served.block_tokens, served.vocab_size = flow.mel_channels, flow.block_tokens, 256
+    served.condition = flow.condition  # type: ignore[method-assign]
+    served._velocity = SimpleNamespace(stream=None, program=partial(CpuProgram, flow))  # type: ignore[assignment]
+    assert isinstance(served, SolvingFlowEngine)
+    at_once, step_by_step = (_sound(StreamingDecoder(f, vocoder)) for f in (served, StepByStep(flow)))
+    assert np.abs(at_once.astype(int) - step_by_step.astype(int)).max() <= 1  # of 32767
+    assert np.abs(at_once).max() > 100
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="TensorRT is installed")
+def test_engines_that_cannot_be_opened_here(source: EngineSource, tmp_path: Path) -> None:
+    assert source.gpu is not None
+    llm = replace(source, gpu=replace(source.gpu, engine="tensorrt_llm"))
+    with pytest.raises(EngineError, match=r"tensorrt_llm 1\.2\.1 is not installed"):
+        open_language_model(llm, 2)
+    for opened in (open_speech_tokenizer, open_audio_decoder):
+        with pytest.raises(EngineError, match=r"tensorrt_audio\.json: cannot be read .*build the audio engines"):
+            opened(llm)
+    other = replace(source, gpu=replace(source.gpu, engine="vllm"))
+    for told in (lambda: open_language_model(other, 2), lambda: open_speech_tokenizer(other)):
+        with pytest.raises(EngineError, match=r"gpu\.engine is 'vllm', this version knows tensorrt_llm and torch_cuda"):
+            told()
+    with pytest.raises(EngineError, match=r"gpu\.engine is 'vllm'"):
+        open_audio_decoder(other)
+    with pytest.raises(EngineError, match=r"weights\.safetensors: not readable weights"):
+        open_language_model(replace(source, folder=tmp_path), 2)
+
+
+#: All that the model processes of the GPU profile open and warm up.
+OPEN_AND_WARM_UP = """
+import sys
+from pathlib import Path
+import numpy as np
+from vita_audio.engines.manifest import check_manifest
+from server.launch import TritonServer
+from vita_audio.decoding.decoder import StreamingDecoder
+from vita_audio.engines.registry import EngineSource, open_audio_decoder, open_language_model, open_speech_tokenizer
+from vita_audio.generation.service import GenerationService
+from serving.prompt_stage import PromptStage
+from vita_audio.speech_features import speech_tokens
+from vita_audio.text.tokenizer import TextTokenizer
+from serving.warm_up import warm_up_generation, warm_up_speech
+
+folder = Path(sys.argv[1])
+manifest = check_manifest(folder, target="gpu", device="cpu")
+source = EngineSource(folder, manifest.sizes, manifest.limits.context_tokens, manifest.gpu, device="cpu")
+speech = open_speech_tokenizer(source)
+warm_up_speech(speech)
+stage = PromptStage(TextTokenizer(folder / "tokenizer.json"), manifest.limits, lambda clip: speech_tokens(speech, clip))
+prompt = stage.prepare({"AUDIO": np.zeros(8000, np.float32)})
+service = GenerationService(open_language_model(source, 1), manifest.vocabulary.end_tokens, 1, source.prefill_chunk)
+warm_up_generation(service, manifest.limits)
+service.close()
+StreamingDecoder(*open_audio_decoder(source)).warm_up()
+print(len(prompt.ids))
+"""
+
+
+def test_nothing_of_onnx_is_needed(source: EngineSource, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", OPEN_AND_WARM_UP, str(source.folder)]
+    done = subprocess.run(command, cwd=ROOT, env=without_onnx(tmp_path), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 10  # tokens of a prompt
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_torch_engines_say_so(source: EngineSource) -> None:
+    elsewhere = replace(source, device="cuda:0")
+    for opened in (lambda: open_language_model(elsewhere, 1), lambda: open_audio_decoder(elsewhere)):
+        with pytest.raises(EngineError, match="need a CUDA device and PyTorch sees none"):
+            opened()
+
+
+def test_more_slots_than_the_engines_were_built_for(
+    source: EngineSource, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = source.gpu
+    assert gpu is not None
+    check_slots(gpu, 1000)
+    llm = replace(gpu, engine="tensorrt_llm")
+    check_slots(llm, 2)
+    with pytest.raises(
+        EngineError, match=r"--slots: 3 but gpu\.max_streams of the engines is 2; serve fewer, or build"
+    ):
+        open_language_model(replace(source, gpu=llm), 3)
+
+    # The server asks before it starts anything.
+    monkeypatch.setattr("vita_audio.engines.manifest.find_machine", lambda: CONTAINER)
+    check_engines(source.folder, checkpoint, "gpu", slots=64)
+    monkeypatch.setattr("server.checks.check_slots", lambda found, slots: check_slots(llm, slots))
+    with pytest.raises(CannotStart, match=r"--slots: 64 but gpu\.max_streams of the engines is 2"):
+        check_engines(source.folder, checkpoint, "gpu", slots=64)
+    monkeypatch.setattr("vita_audio.engines.manifest.find_machine", lambda: replace(CONTAINER, gpus=()))
+    with pytest.raises(CannotStart, match=r"there is no GPU here .* or with --device cpu"):
+        check_engines(source.folder, checkpoint, "gpu", slots=2)
+
+
+def test_gpu_servers_may_take_longer_to_start() -> None:
+    assert ServerOptions().start_limit_s == 120
+    assert ServerOptions(profile="gpu").start_limit_s == 1800
+    assert ServerOptions(profile="gpu", start_timeout_s=5).start_limit_s == 5

@@ -1,0 +1,281 @@
+"""What the CUDA engines dispatch, on a device that is not there: nothing that a captured graph cannot hold."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from fake_cuda import DEVICE, Dispatched, HostSynchronisation, fake_cuda
+from vita_audio.checkpoint.configs import FlowConfig, LanguageModelConfig, SpeechTokenizerConfig, VocoderConfig
+from vita_audio.engines.torch.audio import TorchFlow, TorchSpeechTokenizer, TorchVocoder
+from vita_audio.engines.torch_cuda.audio import TorchCudaFlow, TorchCudaVocoder
+from vita_audio.engines.torch_cuda.shapes import Shape, round_rows
+
+SEVEN_B = LanguageModelConfig(168072, 3584, 18944, 28 + 10, 28, 4, 10, 32768)
+CONTEXT = 4096
+#: Layers and modules are alike: two of each stand for all where the depth is not the question.
+SHALLOW = replace(SEVEN_B, num_hidden_layers=2 + 2, num_nextn_predict_layers=2)
+#: Kernels that one more layer, or one more module, adds to a call. A number here may only go down.
+MOST_KERNELS = {("extend", 1): 23, ("burst", 1): 54, ("burst", 64): 77}
+
+needs_triton = pytest.mark.skipif(
+    not importlib.util.find_spec("triton"), reason="the GPU language Triton is not installed (extra gpu-check)"
+)
+
+
+def shape(streams: int, stream_rows: int, width: int) -> Shape:
+    return Shape(round_rows(streams * stream_rows), streams, stream_rows, CONTEXT, width)
+
+
+def dispatched(
+    config: LanguageModelConfig,
+    kind: str,
+    shape: Shape,
+    first_mctp_id: int = 0,
+    fault: Callable[[Any, dict[str, Tensor]], None] = lambda engine, inputs: None,
+) -> list[str]:
+    """Kernels of the function that would be captured for a shape; `fault` breaks engine or inputs before."""
+    from triton.runtime.jit import JITFunction
+
+    from benchmarks.gpu_kernels import GPUS, engine_without_memory
+
+    engine = engine_without_memory(config, 64, CONTEXT, GPUS[1], first_mctp_id)
+    with fake_cuda() as device:
+
+        def moved(leaf: Any) -> Any:
+            return torch.empty(leaf.shape, dtype=leaf.dtype, device=device) if isinstance(leaf, Tensor) else leaf
+
+        vars(engine).update(tree_map(moved, vars(engine)))
+        fields, function = engine._extend_function(shape) if kind == "extend" else engine._burst_function(shape)
+        inputs = {name: torch.empty(size, dtype=torch.int64, device=device) for name, (size, _) in fields.items()}
+        fault(engine, inputs)
+        log = Dispatched()
+        with (
+            log,
+            mock.patch.object(JITFunction, "run", lambda kernel, *args, **rest: log.launched(kernel, *args, **rest)),
+        ):
+            function(inputs)
+    return log.kernels
+
+
+@needs_triton
+@pytest.mark.parametrize("width", [1, 64])
+@pytest.mark.parametrize("streams", [1, 8, 64])
+@pytest.mark.parametrize("stream_rows", [1, 16])
+@pytest.mark.parametrize("kind", ["extend", "burst"])
+def test_a_step_never_waits_for_the_host(kind: str, stream_rows: int, streams: int, width: int) -> None:
+    kernels = dispatched(SHALLOW, kind, shape(streams, stream_rows, width))
+    assert kernels.count("_attend_kernel") == 2
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    ("kind", "chunk", "first_mctp_id"),
+    [
+        ("extend", shape(1, 256, 0), 0),  # a chunk of a prompt
+        ("burst", shape(1, 256, 0), 0),
+        ("extend", shape(64, 1, SEVEN_B.vocab_size), 0),  # a draw from the whole vocabulary
+        ("burst", shape(64, 16, SEVEN_B.vocab_size), 0),
+        ("burst", shape(8, 16, 64), 151_688),  # the audio-only head
+    ],
+)
+def test_nor_do_prompts_or_other_samplings_at_full_depth(kind: str, chunk: Shape, first_mctp_id: int) -> None:
+    kernels = dispatched(SEVEN_B, kind, chunk, first_mctp_id)
+    assert kernels.count("_attend_kernel") == (28 if kind == "extend" else 10)
+
+
+def added(kind: str, width: int, **options: Any) -> int:
+    """Kernels that one more layer (of an extend) or module (of a burst) launches."""
+    deeper = {"extend": (3, 2), "burst": (2, 3)}
+    counts = []
+    for layers, modules in ((2, 2), deeper[kind]):
+        config = replace(SEVEN_B, num_hidden_layers=layers + modules, num_nextn_predict_layers=modules)
+        counts.append(len(dispatched(config, kind, shape(1, 16, width), **options)))
+    return counts[1] - counts[0]
+
+
+@needs_triton
+@pytest.mark.parametrize(("call", "most"), MOST_KERNELS.items())
+def test_kernels_of_a_layer_and_of_a_module_do_not_grow(call: tuple[str, int], most: int) -> None:
+    assert 0 < added(*call) <= most
+
+
+def in_each_layer(extra: Callable[[Tensor], object]) -> Callable[[Any, dict[str, Tensor]], None]:
+    """A fault: `extra` of the hidden states before the second half of each layer."""
+
+    def fault(engine: Any, inputs: dict[str, Tensor]) -> None:
+        finish = engine._finish
+
+        def broken(x: Tensor, *rest: Any) -> Tensor:
+            extra(x)
+            return finish(x, *rest)
+
+        engine._finish = broken
+
+    return fault
+
+
+@needs_triton
+def test_one_more_kernel_is_counted() -> None:
+    assert added("extend", 1, fault=in_each_layer(lambda x: x + 1)) == added("extend", 1) + 1
+
+
+HOST_NUMBER = torch.ones(())
+
+
+def count_on_the_host(engine: Any, inputs: dict[str, Tensor]) -> None:
+    inputs["count"] = torch.zeros(inputs["count"].shape, dtype=torch.int64, device="cpu")
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    "fault",
+    [
+        in_each_layer(lambda x: x.sum().item()),
+        in_each_layer(lambda x: bool((x > 0).all())),
+        in_each_layer(lambda x: x.nonzero()),
+        in_each_layer(lambda x: x[x > 0]),
+        in_each_layer(lambda x: x.__setitem__(x > 0, 0.0)),
+        in_each_layer(lambda x: x.cpu()),
+        in_each_layer(lambda x: x + HOST_NUMBER),
+        in_each_layer(lambda x: torch.tensor([1.0], device=x.device)),
+        in_each_layer(lambda x: x.new_tensor([1.0])),
+        count_on_the_host,
+    ],
+    ids="item bool nonzero masked masked_write copy host_number tensor new_tensor kernel_argument".split(),
+)
+def test_a_wait_for_the_host_is_found(fault: Callable[[Any, dict[str, Tensor]], None]) -> None:
+    with pytest.raises(HostSynchronisation):
+        dispatched(SHALLOW, "extend", shape(1, 1, 1), fault=fault)
+
+
+FRAMES, TOKENS, SPEECH = 55, 8, 256  # of a first chunk; of a spoken prompt
+MEL, WAVE = (1, 80, FRAMES), (1, 256 * FRAMES)
+#: Of twelve middle blocks, which are alike.
+SHALLOW_FLOW = replace(FlowConfig(), num_mid_blocks=1)
+
+
+@pytest.fixture
+def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+    """Makes an audio engine on a fake device; fake arrays that were copied to the host hold zeros."""
+
+    def numpy(tensor: Tensor) -> np.ndarray[Any, Any]:
+        assert tensor.device.type == "cpu"
+        return np.zeros(tuple(tensor.shape), np.float32)
+
+    def engine(kind: Callable[..., Any], config: object) -> Any:
+        # Fake parameters can neither move nor be read: they are made where they belong, and read as zero.
+        with (
+            device,
+            mock.patch.object(nn.Module, "load_state_dict"),
+            mock.patch.object(nn.Module, "to", lambda self, *args: self),
+            mock.patch.object(Tensor, "__float__", return_value=0.0),
+            mock.patch("vita_audio.engines.torch_cuda.audio.Capturer", return_value=None),
+        ):
+            return kind(config, {}, device)
+
+    monkeypatch.setattr(Tensor, "numpy", numpy)
+    with fake_cuda() as device:
+        yield engine
+
+
+def at_the_border(call: Callable[..., Any], *args: Any) -> tuple[list[Any], list[Any], int]:
+    """Shapes copied to the device, shapes copied back, and kernels launched by a call; a tuple is an array's shape."""
+    with Dispatched(border=True) as log:
+        call(*(np.zeros(arg, np.float32) if isinstance(arg, tuple) else arg for arg in args))
+    there, back = ([size for way, size in log.copies if way == one] for one in ("to device", "to host"))
+    return there, back, len(log.kernels)
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "captured", "inputs", "most"),
+    [
+        (TorchCudaFlow, FlowConfig(), "_condition_of", {"tokens": (1, TOKENS), "frame_token": (FRAMES,)}, 172),
+        (TorchCudaFlow, FlowConfig(), "_step", {"x": MEL, "mu": MEL, "cond": MEL, "t": (1,), "length": (1,)}, 1485),
+        (TorchCudaVocoder, VocoderConfig(), "_f0_of", {"mel": MEL}, 13),
+        (TorchCudaVocoder, VocoderConfig(), "_wave_of", {"mel": MEL, "source": WAVE}, 395),
+    ],
+    ids="condition step f0 wave".split(),
+)
+def test_captured_audio_never_waits_for_the_host(
+    make: Callable[..., Any], kind: type, config: object, captured: str, inputs: dict[str, tuple[int, ...]], most: int
+) -> None:
+    """And launches no more kernels than before: a number may only go down."""
+    engine = make(kind, config)
+    types = {"tokens": torch.int64, "frame_token": torch.int64}
+    given = {name: torch.empty(size, dtype=types.get(name), device=DEVICE) for name, size in inputs.items()}
+    with Dispatched() as log:
+        getattr(engine, captured)(given)
+    assert 0 < len(log.kernels) <= most
+
+
+@pytest.mark.parametrize("kind", [TorchFlow, TorchCudaFlow])
+def test_flow_conditions_with_three_copies(make: Callable[..., Any], kind: type) -> None:
+    flow = make(kind, SHALLOW_FLOW)
+    there, back, _ = at_the_border(flow.condition, np.zeros((1, TOKENS), np.int64), np.zeros(FRAMES, np.int64))
+    assert (there, back) == ([(1, TOKENS), (FRAMES,)], [MEL])
+
+
+@pytest.mark.parametrize(
+    ("kind", "steps", "times"),
+    [
+        (TorchFlow, 3, [(1,), (1,), (1,)]),  # the reference: a copy for the time of each step
+        (TorchCudaFlow, 3, [(1,), (1,)]),  # room for the time and the length of a step, once
+        (TorchCudaFlow, 1, [(1,), (1,)]),
+    ],
+)
+def test_flow_solves_on_the_device(make: Callable[..., Any], kind: type, steps: int, times: list[Any]) -> None:
+    flow = make(kind, SHALLOW_FLOW)
+    there, back, _ = at_the_border(flow.solve, MEL, MEL, MEL, [i / steps for i in range(steps + 1)])
+    assert (there, back) == ([MEL, MEL, MEL, *times], [MEL])
+
+
+def test_flow_answers_a_velocity_with_five_copies(make: Callable[..., Any]) -> None:
+    there, back, _ = at_the_border(make(TorchFlow, SHALLOW_FLOW).velocity, MEL, MEL, MEL, 0.5)
+    assert (there, back) == ([MEL, MEL, MEL, (1,)], [MEL])
+
+
+@pytest.mark.parametrize("kind", [TorchVocoder, TorchCudaVocoder])
+def test_vocoder_copies_its_inputs_and_outputs_only(make: Callable[..., Any], kind: type) -> None:
+    vocoder = make(kind, VocoderConfig())
+    there, back, _ = at_the_border(vocoder.f0, MEL)
+    assert (there, back) == ([MEL], [(1, FRAMES)])
+    there, back, _ = at_the_border(vocoder.synthesize, MEL, WAVE)
+    assert (there, back) == ([MEL, WAVE], [WAVE])
+
+
+def test_speech_tokenizer_copies_its_inputs_and_outputs_only(make: Callable[..., Any]) -> None:
+    tokenizer = make(TorchSpeechTokenizer, SpeechTokenizerConfig())
+    there, back, kernels = at_the_border(tokenizer.tokens, (128, SPEECH), SPEECH)
+    assert (there, back) == ([(1,), (128, SPEECH)], [(SPEECH // 8,)])
+    assert kernels <= 360
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [lambda x: x.mean().item(), lambda x: float(x.mean()), lambda x: x.nonzero(), lambda x: x + HOST_NUMBER],
+    ids="item float nonzero host_number".split(),
+)
+def test_a_wait_of_an_audio_engine_is_found(make: Callable[..., Any], fault: Callable[[Tensor], object]) -> None:
+    vocoder = make(TorchCudaVocoder, VocoderConfig())
+    f0 = vocoder._model.f0
+    vocoder._model.f0 = lambda mel: (fault(mel), f0(mel))[1]  # type: ignore[method-assign]
+    with pytest.raises(HostSynchronisation):
+        at_the_border(vocoder.f0, MEL)
+
+
+def test_one_more_copy_of_an_audio_engine_is_noted(make: Callable[..., Any]) -> None:
+    vocoder = make(TorchCudaVocoder, VocoderConfig())
+    f0 = vocoder._model.f0
+    vocoder._model.f0 = lambda mel: f0(mel.cpu().to(mel.device))  # type: ignore[method-assign]
+    there, back, _ = at_the_border(vocoder.f0, MEL)
+    assert (there, back) == ([MEL, MEL], [MEL, (1, FRAMES)])

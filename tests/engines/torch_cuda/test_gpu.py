@@ -1,0 +1,125 @@
+"""The fixed-shape engine on a CUDA device: captured graphs, the split attention kernel, both number types.
+
+Needs little more than PyTorch and pytest: on a bare GPU machine
+`python -m pytest --noconftest tests/engines/torch_cuda/test_gpu.py`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import torch_cuda_split_attention as split
+from vita_audio.checkpoint.configs import LanguageModelConfig
+from vita_audio.checkpoint.random_weights.audio import flow_weights, vocoder_weights
+from vita_audio.checkpoint.random_weights.sizes import TINY
+from vita_audio.contract.messages import GenerationSettings
+from vita_audio.contract.modes import NAMED_MODES
+from vita_audio.decoding.decoder import StreamingDecoder
+from vita_audio.engines.interface import LanguageModelEngine
+from vita_audio.engines.torch.audio import TorchFlow, TorchVocoder
+from vita_audio.engines.torch.language_model import TorchLanguageModel
+from vita_audio.engines.torch_cuda.audio import TorchCudaFlow, TorchCudaVocoder
+from vita_audio.engines.torch_cuda.engine import Settings, TorchCudaLanguageModel
+from vita_audio.engines.torch_cuda.weights import load_weights
+from vita_audio.generation.request import GenerationRequest
+from vita_audio.generation.scheduler import Scheduler
+from vita_audio.models.language_model import LanguageModel
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+CONFIG = LanguageModelConfig(600, 128, 192, 3 + 10, 4, 2, 10, 512)
+
+
+def weights() -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    model = LanguageModel(CONFIG)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(6)
+    return dict(model.state_dict())
+
+
+def make(dtype: torch.dtype = torch.float32, **options: object) -> TorchCudaLanguageModel:
+    loaded = load_weights(CONFIG, weights(), torch.device("cuda"), dtype)
+    return TorchCudaLanguageModel(CONFIG, loaded, Settings(4, 256, **options))  # type: ignore[arg-type]
+
+
+def requests(pattern: tuple[int, ...]) -> list[GenerationRequest]:
+    """Sampled and greedy, short and long prompts, more streams than slots."""
+    rows = [([5, 6, 7], 0.9, 20, 0.9), ([9] * 90, 1.3, 0, 0.7), ([1, 2], 0.7, 50, 1.0), ([1, 2], 0.0, 0, 1.0)]
+    rows += [(list(range(40)), 1.0, 50, 1.0)]
+    return [
+        GenerationRequest(p, GenerationSettings("chat", "test", pattern, 50, t, k, top_p, 1.05, seed))
+        for seed, (p, t, k, top_p) in enumerate(rows)
+    ]
+
+
+def run(engine: LanguageModelEngine, pattern: tuple[int, ...]) -> list[list[int]]:
+    scheduler = Scheduler(engine, end_tokens=(), prefill_chunk=32)
+    streams = [scheduler.submit(str(i), r) for i, r in enumerate(requests(pattern))]
+    while not scheduler.idle:
+        scheduler.step()
+    return [s.tokens[s.prompt_tokens :] for s in streams]
+
+
+@pytest.mark.parametrize("attention", ["split", "rectangle"])
+def test_float32_equals_the_reference(attention: str) -> None:
+    """Captured, in every mode, batched with joins and leaves: the tokens of the CPU reference."""
+    reference, engine = TorchLanguageModel(CONFIG, weights(), 4, 256), make(attention=attention)
+    for pattern in (*NAMED_MODES.values(), (2, 3, 1, 7)):
+        assert run(engine, pattern) == run(reference, pattern)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_captured_equals_eager(dtype: torch.dtype) -> None:
+    for pattern in NAMED_MODES.values():
+        assert run(make(dtype), pattern) == run(make(dtype, capture=False), pattern)
+
+
+def test_prepared_engine_gives_the_same_tokens() -> None:
+    engine = make()
+    assert engine.prepare() > 20
+    assert run(engine, (1, 10, 4, 10)) == run(make(), (1, 10, 4, 10))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "limit"),
+    [(torch.float32, 1e-5), (torch.float16, 4e-3), (torch.bfloat16, 3e-2)],
+    ids=["float32", "float16", "bfloat16"],
+)
+@pytest.mark.parametrize("size", [*split.SIZES, (28, 4, 128, 132)], ids=lambda size: "x".join(map(str, size[:3])))
+def test_split_attention(size: tuple[int, int, int, int], dtype: torch.dtype, limit: float) -> None:
+    assert split.largest_difference(size, "cuda", dtype) < limit
+
+
+@pytest.mark.parametrize(("tf32", "limit"), [(False, 33), (True, 600)], ids=["float32", "TF32"])
+def test_audio_graphs_sound_as_eager_engines(tf32: bool, limit: int) -> None:
+    """Chunks of a padded batch, then ends of different lengths; `limit` in steps of 16-bit samples."""
+    flow, vocoder = flow_weights(TINY.flow, 0), vocoder_weights(TINY.vocoder, 0)
+    device = torch.device("cuda")
+    waves = []
+    for engines in (
+        (TorchFlow(TINY.flow, flow, device), TorchVocoder(TINY.vocoder, vocoder, device)),
+        (TorchCudaFlow(TINY.flow, flow, device, tf32), TorchCudaVocoder(TINY.vocoder, vocoder, device, tf32)),
+    ):
+        decoder = StreamingDecoder(*engines)
+        states = [decoder.init(seed) for seed in range(3)]
+        for state in states:
+            decoder.feed(state, range(100))
+        parts = []
+        while decoder.due(states[0]) is not None:
+            parts += decoder.step(states)
+        for more, state in enumerate(states):
+            parts += [decoder.push(state, range(more)), decoder.finish(state)]
+        waves.append(np.concatenate(parts).astype(np.int32))
+    assert np.abs(waves[0]).max() > 1000
+    assert np.abs(waves[0] - waves[1]).max() <= limit
+
+
+def test_compiled_float32_equals_the_reference() -> None:
+    reference, engine = TorchLanguageModel(CONFIG, weights(), 4, 256), make(compile=True)
+    assert run(engine, (1, 10)) == run(reference, (1, 10))

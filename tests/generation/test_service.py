@@ -1,0 +1,413 @@
+"""Scheduler bounds and the generation thread: admission, order, cancel, failures, nobody left waiting."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from language_models import make_engine, random_weights, request
+from vita_audio.checkpoint.configs import LanguageModelConfig
+from vita_audio.contract.errors import InvalidRequest, ServerFull
+from vita_audio.engines.interface import BurstRow, ExtendRow, LanguageModelEngine, Sampling
+from vita_audio.generation.request import GenerationRequest, TokenDelta
+from vita_audio.generation.scheduler import Scheduler
+from vita_audio.generation.service import GenerationService
+
+CONFIG = LanguageModelConfig(300, 32, 48, 2 + 10, 2, 1, 10, 512)
+BOOST, VANILLA, TURBO = (1, 10, 4, 10), (8192, 0), (1, 10)
+
+
+class CountingEngine:
+    """Test double for scheduling: token = position, and a record of the rows each call was given."""
+
+    mctp_modules, vocab_size = 10, 100_000
+
+    def __init__(self, slots: int = 3, context: int = 2000, end_at: int = -1) -> None:
+        self.slots, self.context, self.end_at = slots, context, end_at
+        self.calls: list[list[ExtendRow] | list[BurstRow]] = []
+        self.opened: dict[int, Sampling] = {}
+        self.fail_on: set[int] = set()
+
+    def open(self, slot: int, sampling: Sampling) -> None:
+        assert slot not in self.opened
+        self.opened[slot] = sampling
+
+    def release(self, slot: int) -> None:
+        del self.opened[slot]
+
+    def extend(self, rows: Sequence[ExtendRow]) -> list[int | None]:
+        if self.fail_on & {row.slot for row in rows}:
+            raise RuntimeError("engine broke")
+        assert len({row.slot for row in rows}) == len(rows)
+        assert all(row.slot in self.opened and row.tokens for row in rows)
+        self.calls.append(list(rows))
+        return [None if r.index is None else self._token(r.start + len(r.tokens)) for r in rows]
+
+    def burst(self, rows: Sequence[BurstRow]) -> list[list[int]]:
+        self.calls.append(list(rows))
+        for row in rows:
+            known = row.stop - row.start + (9 if row.index is None else 0)
+            assert len(row.tokens) == known
+            assert row.stop > row.start
+        return [[self._token(r.stop + 1 + k) for k in range(r.commit)] if r.index is not None else [] for r in rows]
+
+    def _token(self, position: int) -> int:
+        return 1 if position == self.end_at else 10 + position
+
+
+def drive(scheduler: Scheduler) -> None:
+    for _ in range(100_000):
+        if scheduler.idle:
+            return
+        scheduler.step()
+    raise AssertionError("the scheduler does not come to an end")
+
+
+@given(
+    prompts=st.lists(st.integers(1, 300), min_size=1, max_size=6),
+    pattern=st.sampled_from([BOOST, VANILLA, TURBO, (1, 4, 3, 8, 4, 10), (5, 0, 1, 10), (40, 0, 2, 3)]),
+    chunk=st.integers(11, 80),
+    max_tokens=st.integers(1, 120),
+)
+def test_scheduler_runs_every_token_once_and_bounds_every_step(
+    prompts: list[int], pattern: tuple[int, ...], chunk: int, max_tokens: int
+) -> None:
+    engine = CountingEngine(slots=3)
+    scheduler = Scheduler(engine, (), prefill_chunk=chunk)
+    streams = [scheduler.submit(str(n), request([5] * n, pattern, max_tokens)) for n in prompts]
+    while not scheduler.idle:
+        before = len(engine.calls)
+        scheduler.step()
+        prompt_rows = cascade_rows = 0
+        for rows in engine.calls[before:]:
+            for row in rows:
+                if isinstance(row, ExtendRow):
+                    prompt_rows += len(row.tokens) if len(row.tokens) > 11 else 0
+                elif row.index is None:
+                    cascade_rows += row.stop - row.start
+                else:
+                    assert row.stop - row.start <= chunk
+        assert prompt_rows <= chunk
+        assert cascade_rows <= chunk
+    for stream in streams:
+        # In the double, token = 10 + position: a position that was skipped or run twice would show.
+        n = stream.prompt_tokens
+        assert stream.tokens[n:] == [10 + n + i for i in range(max_tokens)]
+        assert (stream.state, stream.reason) == ("done", "max_tokens")
+    assert engine.opened == {}
+
+
+@pytest.mark.parametrize("end_at", [5, 6, 9, 16, 17, 30])
+def test_end_token_inside_a_burst_cuts_it(end_at: int) -> None:
+    scheduler = Scheduler(CountingEngine(end_at=end_at), end_tokens=(1,))
+    stream = scheduler.submit("a", request([5] * 5, BOOST, 200))
+    drive(scheduler)
+    assert stream.tokens[-1] == 1
+    assert stream.generated == end_at - 5 + 1
+    assert stream.reason == "end_token"
+
+
+def test_context_limit_ends_a_stream() -> None:
+    scheduler = Scheduler(CountingEngine(context=64), ())
+    stream = scheduler.submit("a", request([5] * 40, BOOST, 1000))
+    drive(scheduler)
+    assert len(stream.tokens) == 64
+    assert stream.reason == "context_limit"
+
+
+def test_context_limit_on_the_real_engine(tmp_path: Path) -> None:
+    engine = make_engine("onnxruntime", CONFIG, random_weights(CONFIG), tmp_path, slots=2, context=48)
+    scheduler = Scheduler(engine, ())
+    streams = [scheduler.submit(str(p), request([5] * 30, p, 1000)) for p in (BOOST, VANILLA)]
+    drive(scheduler)
+    assert [len(s.tokens) for s in streams] == [48, 48]
+
+
+@pytest.mark.parametrize(
+    ("bad", "names"),
+    [
+        (request([], BOOST), "PROMPT_IDS"),
+        (request([5] * 2000, BOOST), "1999"),
+        (request([100_000], BOOST), "PROMPT_IDS"),
+        (request([5], (1, 11)), "10 MCTP modules"),
+    ],
+)
+def test_requests_that_can_never_run_are_refused(bad: GenerationRequest, names: str) -> None:
+    with pytest.raises(InvalidRequest, match=names):
+        Scheduler(CountingEngine(), ()).check(bad)
+
+
+class Unopenable(CountingEngine):
+    """Opens some streams only."""
+
+    def __init__(self, opens: set[int], slots: int) -> None:
+        super().__init__(slots)
+        self.opens, self.asked = opens, 0
+
+    def open(self, slot: int, sampling: Sampling) -> None:
+        self.asked += 1
+        if self.asked not in self.opens:
+            raise MemoryError("no blocks left")
+        super().open(slot, sampling)
+
+
+class Receiver:
+    def __init__(self, fail_after: int | None = None) -> None:
+        self.deltas: list[TokenDelta] = []
+        self.done = threading.Event()
+        self.fail_after = fail_after
+
+    def __call__(self, delta: TokenDelta) -> None:
+        self.deltas.append(delta)
+        if delta.final:
+            self.done.set()
+        if self.fail_after is not None and len(self.deltas) > self.fail_after:
+            raise ConnectionError("receiver is gone")
+
+    def wait(self) -> TokenDelta:
+        assert self.done.wait(20), "no final delta"
+        time.sleep(0.01)
+        assert [d.index for d in self.deltas] == list(range(len(self.deltas)))
+        assert [d.final for d in self.deltas].count(True) == 1
+        return self.deltas[-1]
+
+    @property
+    def tokens(self) -> list[int]:
+        return [t for d in self.deltas for t in d.tokens]
+
+
+@pytest.fixture(scope="module")
+def real_engine(tmp_path_factory: pytest.TempPathFactory) -> LanguageModelEngine:
+    folder = tmp_path_factory.mktemp("engine")
+    return make_engine("onnxruntime", CONFIG, random_weights(CONFIG), folder, slots=3, context=256)
+
+
+def test_streams_come_in_order_and_equal_their_single_runs(real_engine: LanguageModelEngine) -> None:
+    requests = [request([i + 1] * (7 * i + 1), p, 60, seed=i) for i, p in enumerate([BOOST, VANILLA, TURBO] * 3)]
+    expected = []
+    for r in requests:
+        scheduler = Scheduler(real_engine, ())
+        stream = scheduler.submit("alone", r)
+        drive(scheduler)
+        expected.append(stream.tokens[stream.prompt_tokens :])
+    service = GenerationService(real_engine, (), queue_limit=9)
+    receivers = [Receiver() for _ in requests]
+    ids = [service.submit(r, receive) for r, receive in zip(requests, receivers, strict=True)]
+    assert len(set(ids)) == len(ids)
+    assert all(receive.wait().state == "done" for receive in receivers)
+    assert [receive.tokens for receive in receivers] == expected
+    timings = receivers[0].deltas[-1].timings_ms
+    assert {"lm", "lm_queue"} <= timings.keys()
+    service.close()
+    stats = service.stats()
+    assert (stats.running, stats.waiting, stats.finished) == (0, 0, {"max_tokens": len(requests)})
+    assert stats.tokens == 60 * len(requests)
+
+
+def test_a_stream_keeps_its_place_until_its_sound_is_made() -> None:
+    service = GenerationService(CountingEngine(slots=1), (), queue_limit=1, awaits_release=True)
+    first, second, third, fourth = (Receiver() for _ in range(4))
+    ids = [service.submit(request([5] * 3, VANILLA, 4), receive) for receive in (first, second)]
+    assert {first.wait().state, second.wait().state} == {"done"}  # a stream that only sounds needs no slot
+    stats = service.stats()
+    assert (stats.running, stats.waiting, stats.sounding) == (0, 0, 2)
+    with pytest.raises(ServerFull, match=r"server is full \(2 running, 0 waiting\)"):
+        service.submit(request([5] * 3, VANILLA, 4), third)
+    assert service.release(ids[0])
+    assert not service.release(ids[0])
+    assert not service.release("nobody")
+    service.submit(request([5] * 3, VANILLA, 4), third)
+    assert third.wait().state == "done"
+    # One that is released before its end, as a cancelled one is, has no place left after it.
+    assert service.release(ids[1])
+    early = service.submit(request([5] * 3, VANILLA, 100_000), fourth)
+    assert service.release(early)
+    assert service.cancel(early)
+    assert fourth.wait().state == "cancelled"
+    assert service.stats().sounding == 1  # the third
+    service.close()
+
+
+def test_a_place_that_nobody_releases_is_free_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vita_audio.generation.service.LONGEST_SOUNDING_S", 0.05)
+    service = GenerationService(CountingEngine(slots=1), (), queue_limit=0, awaits_release=True)
+    first, second = Receiver(), Receiver()
+    service.submit(request([5] * 3, VANILLA, 4), first)
+    first.wait()
+    time.sleep(0.1)
+    service.submit(request([5] * 3, VANILLA, 4), second)
+    assert second.wait().state == "done"
+    service.close()
+
+
+def test_who_asks_to_know_is_told_when_the_last_place_goes_and_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[int, int] | None] = []
+    service = GenerationService(
+        CountingEngine(slots=1), (), queue_limit=1, awaits_release=True, on_full=lambda load: told.append(load)
+    )
+    first, second, third = Receiver(), Receiver(), Receiver()
+    ids = [service.submit(request([5] * 3, VANILLA, 4), receive) for receive in (first, second)]
+    assert told[0] in ((1, 1), (2, 0))  # the first may have ended meanwhile
+    assert {first.wait().state, second.wait().state} == {"done"}
+    with pytest.raises(ServerFull):
+        service.submit(request([5] * 3, VANILLA, 4), third)
+    assert len(told) == 1
+    assert service.release(ids[0])
+    assert told[1:] == [None]
+    monkeypatch.setattr("vita_audio.generation.service.LONGEST_SOUNDING_S", 0.05)
+    service.submit(request([5] * 3, VANILLA, 4), third)
+    assert third.wait().state == "done"
+    assert len(told) == 3
+    time.sleep(0.1)
+    assert service.stats().sounding == 1  # the third was forgotten, the second has its minute
+    assert told[3:] == [None]
+    service.close()
+
+
+def test_full_server_answers_at_once_and_recovers() -> None:
+    gate = threading.Event()
+
+    class Slow(CountingEngine):
+        def extend(self, rows: Sequence[ExtendRow]) -> list[int | None]:
+            gate.wait(20)
+            return super().extend(rows)
+
+    service = GenerationService(Slow(slots=2), (), queue_limit=1)
+    receivers = [Receiver() for _ in range(3)]
+    for receive in receivers:
+        service.submit(request([5], BOOST, 20), receive)
+    with pytest.raises(ServerFull, match=r"server is full \(2 running, 1 waiting\)"):
+        service.submit(request([5], BOOST, 20), Receiver())
+    gate.set()
+    for receive in receivers:
+        assert receive.wait().reason == "max_tokens"
+    again = Receiver()
+    service.submit(request([5], BOOST, 20), again)
+    again.wait()
+    service.close()
+
+
+def test_cancel_running_waiting_and_unknown(real_engine: LanguageModelEngine) -> None:
+    service = GenerationService(real_engine, (), queue_limit=10)
+    receivers = [Receiver() for _ in range(6)]
+    ids = [service.submit(request([5], VANILLA, 250), r) for r in receivers]
+    assert all(service.cancel(i) for i in ids)
+    for receive in receivers:
+        last = receive.wait()
+        assert (last.state, last.reason) == ("cancelled", "cancelled")
+    assert not service.cancel(ids[0])
+    assert not service.cancel("nobody")
+    assert service.stats().running == 0
+    service.close()
+
+
+def test_engine_failure_fails_its_streams_only() -> None:
+    engine = CountingEngine(slots=1)
+    service = GenerationService(engine, (), queue_limit=5)
+    engine.fail_on = {0}
+    broken = Receiver()
+    service.submit(request([5], BOOST, 20), broken)
+    last = broken.wait()
+    assert (last.state, "engine broke" in last.reason) == ("failed", True)
+    engine.fail_on = set()
+    fine = Receiver()
+    service.submit(request([5], BOOST, 20), fine)
+    assert fine.wait().state == "done"
+    service.close()
+    assert engine.opened == {}
+
+
+def test_receiver_that_raises_is_cancelled(real_engine: LanguageModelEngine) -> None:
+    service = GenerationService(real_engine, ())
+    gone, fine = Receiver(fail_after=1), Receiver()
+    service.submit(request([5], BOOST, 250), gone)
+    service.submit(request([6], BOOST, 100), fine)
+    assert fine.wait().state == "done"
+    assert gone.wait().state == "cancelled"
+    service.close()
+
+
+def test_close_drains_then_cancels(real_engine: LanguageModelEngine) -> None:
+    service = GenerationService(real_engine, ())
+    short = Receiver()
+    service.submit(request([5], BOOST, 30), short)
+    service.close(drain_s=20)
+    assert short.wait().state == "done"
+    service = GenerationService(real_engine, ())
+    long = Receiver()
+    service.submit(request([5], VANILLA, 250), long)
+    service.close(drain_s=0.0)
+    assert long.wait().state == "cancelled"
+    with pytest.raises(ServerFull):
+        service.submit(request([5], BOOST, 30), Receiver())
+
+
+def test_random_cancels_leave_nothing_behind(real_engine: LanguageModelEngine) -> None:
+    service = GenerationService(real_engine, (), queue_limit=100)
+    receivers = [Receiver() for _ in range(60)]
+    ids = [service.submit(request([i + 1], BOOST, 5 + i), r) for i, r in enumerate(receivers)]
+    for i, stream_id in enumerate(ids):
+        if i % 3:
+            service.cancel(stream_id)
+            time.sleep(0.001 * (i % 4))
+    states = [r.wait().state for r in receivers]
+    assert {"done", "cancelled"} == set(states)
+    service.close()
+    assert (service.stats().running, service.stats().waiting) == (0, 0)
+
+
+@settings(max_examples=5, deadline=None)
+@given(fail_after=st.integers(0, 3))
+def test_first_delta_carries_the_first_burst(real_engine: LanguageModelEngine, fail_after: int) -> None:
+    service = GenerationService(real_engine, ())
+    receive = Receiver()
+    service.submit(request([5] * (1 + fail_after), BOOST, 40), receive)
+    receive.wait()
+    service.close()
+    assert len(receive.deltas[0].tokens) == 11
+
+
+@pytest.mark.parametrize("opens", [set(), {1}, {2, 5}, {1, 2, 3, 4, 5}])
+def test_a_stream_that_cannot_be_opened_fails_alone(opens: set[int]) -> None:
+    engine = Unopenable(opens, slots=1)
+    service = GenerationService(engine, ())
+    receivers = [Receiver() for _ in range(5)]
+    for receiver in receivers:
+        service.submit(request([5] * 5, BOOST, 30), receiver)
+    last = [receiver.wait() for receiver in receivers]
+    assert {number for number, delta in enumerate(last, 1) if delta.state == "done"} == opens
+    assert all("no blocks left" in delta.reason for delta in last if delta.state == "failed")
+    later = Receiver()
+    engine.opens = {6}
+    service.submit(request([5] * 5, BOOST, 30), later)
+    assert later.wait().state == "done"
+    service.close()
+    assert engine.opened == {}
+    assert service.stats().running == service.stats().waiting == 0
+
+
+def test_a_stream_that_is_cancelled_and_cannot_be_opened_ends_once() -> None:
+    engine = Unopenable({1}, slots=3)
+    inside, go_on = threading.Event(), threading.Event()
+
+    def wait(rows: Sequence[ExtendRow], extend=engine.extend) -> list[int | None]:  # type: ignore[no-untyped-def]
+        inside.set()
+        assert go_on.wait(20)
+        return extend(rows)
+
+    engine.extend = wait  # type: ignore[method-assign]
+    service = GenerationService(engine, ())
+    first, second = Receiver(), Receiver()
+    service.submit(request([5] * 5, BOOST, 30), first)
+    assert inside.wait(20)
+    service.cancel(service.submit(request([5] * 5, BOOST, 30), second))  # both reach the thread together
+    go_on.set()
+    assert first.wait().state == "done"
+    assert second.wait().final
+    service.close()

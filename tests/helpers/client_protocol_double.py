@@ -1,0 +1,237 @@
+"""A protocol double: a real gRPC server that speaks Triton's streaming protocol and plays scripted streams.
+
+It stands in for Triton in the tests of the client only. What a request's TEXT says picks the script, see `_SCRIPTS`.
+Run as a program it prints its port and serves until killed.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent import futures
+
+import grpc
+import numpy as np
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from vita_audio.contract.fields import INPUTS, OUTPUT_SAMPLE_RATE_HZ, OUTPUTS
+from vita_audio.contract.messages import Status
+
+CHUNK_SAMPLES = 2205  # 0.1 s
+Inputs = dict[str, object]
+Message = service_pb2.ModelStreamInferResponse
+_TYPES = {"FP32": "<f4", "INT32": "<i4", "UINT64": "<u8"}
+
+
+def chunk_pcm(seed: int, index: int) -> np.ndarray:
+    """The sound of chunk `index` of the stream with this seed: int16 [CHUNK_SAMPLES]."""
+    return np.full(CHUNK_SAMPLES, (100 * seed + index) % 30_000, np.int16)
+
+
+def chunk_text(seed: int, index: int) -> str:
+    return f"s{seed}c{index} é "
+
+
+def message(
+    text: str = "",
+    tokens: list[int] | None = None,
+    pcm: np.ndarray | None = None,
+    status: Status | None = None,
+    final: bool = False,
+    flip: bool = False,
+) -> Message:
+    """One response as Triton sends it; `flip` reverses the order of the outputs."""
+    outputs: list[tuple[str, str, list[int], bytes]] = []
+    if status is not None:
+        encoded, spoken = status.to_json().encode(), text.encode()
+        tokens, pcm = tokens or [], np.zeros(0, np.int16) if pcm is None else pcm
+        outputs = [
+            (OUTPUTS[0].name, "BYTES", [1], struct.pack("<I", len(spoken)) + spoken),
+            ("TOKENS", "INT32", [len(tokens)], np.asarray(tokens, "<i4").tobytes()),
+            ("PCM", "INT16", [len(pcm)], pcm.astype("<i2").tobytes()),
+            ("STATUS", "BYTES", [1], struct.pack("<I", len(encoded)) + encoded),
+        ]
+    reply = Message()
+    response = reply.infer_response
+    response.model_name = "vita_audio"
+    response.parameters["triton_final_response"].bool_param = final
+    for name, datatype, shape, content in reversed(outputs) if flip else outputs:
+        response.outputs.add(name=name, datatype=datatype, shape=shape)
+        response.raw_output_contents.append(content)
+    return reply
+
+
+def read_inputs(request: service_pb2.ModelInferRequest) -> Inputs:
+    """Inputs by name, checked against the public contract as Triton would."""
+    specs = {spec.name: spec for spec in INPUTS}
+    inputs: Inputs = {}
+    for tensor, raw in zip(request.inputs, request.raw_input_contents, strict=True):
+        spec = specs[tensor.name]
+        if spec.datatype == "STRING":
+            assert tensor.datatype == "BYTES"
+            assert list(tensor.shape) == [1]
+            assert struct.unpack_from("<I", raw)[0] == len(raw) - 4
+            inputs[tensor.name] = raw[4:].decode()
+        else:
+            assert tensor.datatype == spec.datatype
+            values = np.frombuffer(raw, _TYPES[spec.datatype])
+            assert list(tensor.shape) == [len(values)]
+            inputs[tensor.name] = values if spec.shape == (-1,) else values.item()
+    return inputs
+
+
+class ProtocolDouble(service_pb2_grpc.GRPCInferenceServiceServicer):
+    """Serves scripted streams on a free loopback port and remembers what it was sent."""
+
+    def __init__(self, credentials: grpc.ServerCredentials | None = None) -> None:
+        self.ready = self.model_ready = True
+        self.requests: list[service_pb2.ModelInferRequest] = []
+        self.inputs: list[Inputs] = []
+        self.headers: list[dict[str, str]] = []
+        self.cancelled = threading.Event()
+        options = [("grpc.http2.min_ping_interval_without_data_ms", 10)]
+        self.server = grpc.server(futures.ThreadPoolExecutor(32), options=options)
+        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self, self.server)
+        if credentials is None:
+            self.port = self.server.add_insecure_port("127.0.0.1:0")
+        else:
+            self.port = self.server.add_secure_port("127.0.0.1:0", credentials)
+        self.url = f"localhost:{self.port}"
+        self.server.start()
+
+    def ServerReady(self, request: object, context: grpc.ServicerContext) -> service_pb2.ServerReadyResponse:
+        return service_pb2.ServerReadyResponse(ready=self.ready)
+
+    def ModelReady(
+        self, request: service_pb2.ModelReadyRequest, context: grpc.ServicerContext
+    ) -> service_pb2.ModelReadyResponse:
+        return service_pb2.ModelReadyResponse(ready=self.model_ready and request.name == "vita_audio")
+
+    def ModelStreamInfer(
+        self, request_iterator: Iterator[service_pb2.ModelInferRequest], context: grpc.ServicerContext
+    ) -> Iterator[Message]:
+        ended = threading.Event()
+
+        def on_end() -> None:
+            if not ended.is_set():
+                self.cancelled.set()
+
+        context.add_callback(on_end)
+        self.headers.append(dict(context.invocation_metadata()))
+        for request in request_iterator:
+            assert request.parameters["triton_enable_empty_final_response"].bool_param
+            inputs = read_inputs(request)
+            self.requests.append(request)
+            self.inputs.append(inputs)
+            word, *arguments = str(inputs.get("TEXT", "chunks 3")).split()
+            yield from _SCRIPTS[word](inputs, context, *arguments)
+        ended.set()
+
+    def close(self) -> None:
+        self.server.stop(None).wait(5)
+
+
+def _status(inputs: Inputs, index: int, state: str = "running", reason: str = "") -> Status:
+    return Status("stream-1", index, state, reason, str(inputs.get("TASK", "")), "boost", int(inputs.get("SEED", 0)))  # type: ignore[arg-type]
+
+
+def chunks(inputs: Inputs, context: grpc.ServicerContext, count: str, delay_s: str = "0") -> Iterator[Message]:
+    """`count` chunks of 0.1 s, then an empty final response."""
+    seed = int(inputs.get("SEED", 0))  # type: ignore[call-overload]
+    for index in range(int(count)):
+        if not context.is_active():
+            return
+        last = index == int(count) - 1
+        yield message(
+            chunk_text(seed, index),
+            [seed % 2**31, index],
+            chunk_pcm(seed, index),
+            _status(inputs, index, "done" if last else "running", "end_token" if last else ""),
+            flip=bool(index % 2),
+        )
+        time.sleep(float(delay_s))
+    yield message(final=True)
+
+
+def _hang(inputs: Inputs, context: grpc.ServicerContext) -> Iterator[Message]:
+    while context.is_active():
+        time.sleep(0.01)
+    return iter(())
+
+
+def _one_then(rest: Callable[[Inputs, grpc.ServicerContext], Iterator[Message]]) -> Callable[..., Iterator[Message]]:
+    def script(inputs: Inputs, context: grpc.ServicerContext) -> Iterator[Message]:
+        yield message("one ", [1], chunk_pcm(0, 0), _status(inputs, 0))
+        yield from rest(inputs, context)
+
+    return script
+
+
+def _fail(inputs: Inputs, context: grpc.ServicerContext) -> Iterator[Message]:
+    yield message("two ", [2], chunk_pcm(0, 1), _status(inputs, 1, "failed", "the flow engine\nbroke"))
+    yield message(final=True)
+
+
+def _server_cancels(inputs: Inputs, context: grpc.ServicerContext) -> Iterator[Message]:
+    yield message(status=_status(inputs, 1, "cancelled", "server is shutting down"))
+    yield message(final=True)
+
+
+def _just_ends(inputs: Inputs, context: grpc.ServicerContext) -> Iterator[Message]:
+    yield message(final=True)
+
+
+def _abort(inputs: Inputs, context: grpc.ServicerContext, code: str, *words: str) -> Iterator[Message]:
+    context.abort(grpc.StatusCode[code], "in ensemble 'vita_audio', " + " ".join(words))
+    return iter(())
+
+
+def _message_only(inputs: Inputs, context: grpc.ServicerContext, *words: str) -> Iterator[Message]:
+    yield Message(error_message=" ".join(words))
+
+
+def _late_abort(inputs: Inputs, context: grpc.ServicerContext) -> Iterator[Message]:
+    yield message("whole", [1], chunk_pcm(0, 0), _status(inputs, 0, "done", "end_token"))
+    context.abort(grpc.StatusCode.UNAVAILABLE, "connection reset")
+
+
+def _bad_tensor(inputs: Inputs, context: grpc.ServicerContext, which: str) -> Iterator[Message]:
+    reply = message("x", [1], chunk_pcm(0, 0), _status(inputs, 0))
+    contents = reply.infer_response.raw_output_contents
+    if which == "pcm":
+        contents[2] = b"\x01"
+    elif which == "type":
+        reply.infer_response.outputs[2].datatype = "FP32"
+    elif which == "utf8":
+        contents[0] = b"\x01\x00\x00\x00\xff"
+    elif which == "length":
+        contents[0] = b"\x09\x00\x00\x00x"
+    elif which == "status":
+        contents[3] = b"\x02\x00\x00\x00[]"
+    elif which == "missing":
+        contents.pop()
+    yield reply
+    yield message(final=True)
+
+
+_SCRIPTS: dict[str, Callable[..., Iterator[Message]]] = {
+    "chunks": chunks,
+    "hang": _hang,
+    "stall": _one_then(_hang),
+    "fail": _one_then(_fail),
+    "server-cancels": _one_then(_server_cancels),
+    "short": _one_then(_just_ends),
+    "abort": _abort,
+    "message-only": _message_only,
+    "late-abort": _late_abort,
+    "bad-tensor": _bad_tensor,
+}
+
+assert CHUNK_SAMPLES * 10 == OUTPUT_SAMPLE_RATE_HZ
+
+if __name__ == "__main__":
+    double = ProtocolDouble()
+    print(double.port, flush=True)
+    threading.Event().wait()

@@ -1,0 +1,82 @@
+"""The model repository against the code: names, types and shapes of config.pbtxt, thin adapters, profiles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from vita_audio.contract.fields import ENSEMBLE, INPUTS, OUTPUTS, TensorSpec
+
+REPOSITORY = Path(__file__).resolve().parents[2] / "model_repository"
+MODELS = sorted(path.parent.name for path in REPOSITORY.glob("*/config.pbtxt"))
+
+
+def config(model: str, file: str = "config.pbtxt") -> model_config_pb2.ModelConfig:
+    return text_format.Parse((REPOSITORY / model / file).read_text(), model_config_pb2.ModelConfig())
+
+
+def specs(tensors: list) -> tuple[TensorSpec, ...]:
+    names = model_config_pb2.DataType.Name
+    return tuple(TensorSpec(t.name, names(t.data_type).removeprefix("TYPE_"), tuple(t.dims)) for t in tensors)
+
+
+def test_models_of_the_repository() -> None:
+    assert MODELS == ["audio_decoder", "prompt", "speech_lm", "speech_tokenizer", "vita_audio"]
+    for model in MODELS:
+        assert config(model).name == model
+        assert config(model).max_batch_size == 0
+
+
+def test_the_ensemble_is_the_public_contract() -> None:
+    public = config(ENSEMBLE)
+    assert specs(public.input) == INPUTS
+    assert specs(public.output) == OUTPUTS
+    assert all(tensor.optional for tensor in public.input)
+    # One space of names: an output called like an input would feed the first step again.
+    assert not {spec.name for spec in INPUTS} & {spec.name for spec in OUTPUTS}
+
+
+def test_prompt_takes_the_public_inputs_and_audio_decoder_gives_the_public_outputs() -> None:
+    prompt = config("prompt")
+    assert specs(prompt.input) == INPUTS
+    assert all(tensor.optional for tensor in prompt.input)
+    assert specs(config("audio_decoder").output) == OUTPUTS
+
+
+def test_every_tensor_between_steps_has_one_type_and_shape() -> None:
+    known = {spec.name: spec[1:] for spec in INPUTS}
+    for step in config(ENSEMBLE).ensemble_scheduling.step:
+        inner = config(step.model_name)
+        inputs = {spec.name: spec[1:] for spec in specs(inner.input)}
+        outputs = {spec.name: spec[1:] for spec in specs(inner.output)}
+        optional = {tensor.name for tensor in inner.input if tensor.optional}
+        assert set(inputs) - set(step.input_map) <= optional
+        for name, outer in step.input_map.items():
+            assert inputs[name] == known[outer], (step.model_name, name)
+        assert set(step.output_map) == set(outputs)
+        known |= {outer: outputs[name] for name, outer in step.output_map.items()}
+
+
+def test_who_streams() -> None:
+    decoupled = {model for model in MODELS if config(model).model_transaction_policy.decoupled}
+    assert decoupled == {"speech_lm", "audio_decoder"}
+    # Their workers batch all streams and own their state: a second instance would not know the streams of the first.
+    assert all(config(model).instance_group[0].count == 1 for model in decoupled)
+
+
+@pytest.mark.parametrize(
+    "model", [model for model in MODELS if (REPOSITORY / model / "configs" / "gpu.pbtxt").exists()]
+)
+def test_the_gpu_profile_changes_instances_only_and_keeps_triton_off_the_gpu(model: str) -> None:
+    cpu, gpu = config(model), config(model, "configs/gpu.pbtxt")
+    assert [group.kind for group in gpu.instance_group] == [model_config_pb2.ModelInstanceGroup.KIND_CPU]
+    del cpu.instance_group[:], gpu.instance_group[:]
+    assert cpu == gpu
+
+
+def test_adapters_are_thin() -> None:
+    for file in REPOSITORY.glob("*/1/model.py"):
+        assert len(file.read_text().splitlines()) < 120, file

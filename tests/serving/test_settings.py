@@ -1,0 +1,31 @@
+"""Settings survive the trip through the environment of the model processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from serving.settings import ServingSettings, default_queue, default_slots, default_threads
+from vita_audio.contract.errors import EngineError
+
+
+def test_round_trip() -> None:
+    settings = ServingSettings(
+        Path("/engines"),
+        slots=3,
+        queue=0,
+        threads=2,
+        device="cpu",
+        drain_file=Path("/tmp/drain"),
+        full_file=Path("/tmp/full"),
+    )
+    assert ServingSettings.from_environment(settings.to_environment()) == settings
+    assert settings.to_environment()["OMP_NUM_THREADS"] == "2"
+
+
+def test_defaults_but_for_the_engines() -> None:
+    settings = ServingSettings.from_environment({"VITA_ENGINES": "/engines"})
+    assert settings == ServingSettings(Path("/engines"), default_slots(), default_queue(), default_threads())
+    with pytest.raises(EngineError, match=r"VITA_ENGINES is not set.*python -m server"):
+        ServingSettings.from_environment({})

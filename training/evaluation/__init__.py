@@ -1,1 +1,0 @@
-"""Parts of `python -m training.evaluate`: cases, serving them, scores, report."""

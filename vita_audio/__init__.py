@@ -1,1 +1,0 @@
-"""VITA-Audio: what the system computes, knowing nothing of Triton. See docs/structure.md for the map."""

@@ -1,0 +1,170 @@
+"""Stage 1 of a build: is the checkpoint bundle complete, and do its parts fit each other?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from vita_audio.checkpoint.configs import FlowConfig, LanguageModelConfig, SpeechTokenizerConfig, VocoderConfig
+from vita_audio.checkpoint.files import load_flow, load_language_model, load_speech_tokenizer, load_vocoder
+from vita_audio.contract.errors import CheckpointError, InvalidRequest
+from vita_audio.contract.fields import MAX_REPETITION_PENALTY, OUTPUT_SAMPLE_RATE_HZ
+from vita_audio.contract.modes import NAMED_MODES, mode_of
+from vita_audio.contract.request import DEFAULT_REPETITION_PENALTY
+from vita_audio.text.tokenizer import TextTokenizer
+from vita_audio.text.vocabulary import Vocabulary
+
+LANGUAGE_MODEL, SPEECH_TOKENIZER, AUDIO_DECODER = "language_model", "speech_tokenizer", "audio_decoder"
+TOKENIZER_FILE = f"{LANGUAGE_MODEL}/tokenizer.json"
+GENERATION_CONFIG_FILE = f"{LANGUAGE_MODEL}/generation_config.json"
+
+_Part = TypeVar("_Part")
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointSizes:
+    """A checked bundle.
+
+    `default_pattern`: the mode it was trained for; `samples`: see `default_sampling`; `repetition_penalty`: what it is
+    asked with by default.
+    """
+
+    language_model: LanguageModelConfig
+    speech_tokenizer: SpeechTokenizerConfig
+    flow: FlowConfig
+    vocoder: VocoderConfig
+    vocabulary: Vocabulary
+    default_pattern: tuple[int, ...]
+    samples: bool
+    repetition_penalty: float
+
+    def sizes(self) -> dict[str, dict[str, Any]]:
+        """Part -> fields of its config, for the manifest."""
+        parts = ("language_model", "speech_tokenizer", "flow", "vocoder")
+        return {part: asdict(getattr(self, part)) for part in parts}
+
+
+def check_checkpoint(
+    folder: Path, read_language_model: Callable[[Path], LanguageModelConfig] | None = None
+) -> CheckpointSizes:
+    """Read every file of a bundle and check that the parts belong together.
+
+    Args:
+        read_language_model: checks that part instead of loading it whole, which a 7B may not have the memory for.
+
+    Raises:
+        CheckpointError: one error with the faults of all parts.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder; make one with python -m vita_audio.checkpoint.random_weights")
+    faults: list[str] = []
+
+    def part(read: Callable[[], _Part]) -> _Part | None:
+        try:
+            return read()
+        except CheckpointError as error:
+            faults.append(str(error))
+            return None
+
+    read = read_language_model or (lambda path: load_language_model(path, dtype=None)[0])
+    language_model = part(lambda: read(folder / LANGUAGE_MODEL))
+    vocabulary = part(lambda: TextTokenizer(folder / TOKENIZER_FILE).vocabulary)
+    pattern = part(lambda: default_pattern(folder / GENERATION_CONFIG_FILE, language_model))
+    samples = part(lambda: default_sampling(folder / GENERATION_CONFIG_FILE))
+    penalty = part(lambda: default_repetition_penalty(folder / GENERATION_CONFIG_FILE))
+    speech_tokenizer = part(lambda: load_speech_tokenizer(folder / SPEECH_TOKENIZER)[0])
+    flow = part(lambda: load_flow(folder / AUDIO_DECODER)[0])
+    vocoder = part(lambda: load_vocoder(folder / AUDIO_DECODER)[0])
+    if language_model and vocabulary and pattern and speech_tokenizer and flow and vocoder and not faults:
+        assert samples is not None
+        assert penalty is not None
+        faults += _misfits(language_model, vocabulary, speech_tokenizer, flow, vocoder)
+        if not faults:
+            return CheckpointSizes(
+                language_model, speech_tokenizer, flow, vocoder, vocabulary, pattern, samples, penalty
+            )
+    raise CheckpointError("; ".join(faults))
+
+
+def default_pattern(path: Path, config: LanguageModelConfig | None) -> tuple[int, ...]:
+    """`mtp_inference_mode` of a generation_config.json; without one, boost, or vanilla where K is too small for it.
+
+    Raises:
+        CheckpointError: the file is not JSON, or the mode is no pattern or asks for more than K tokens.
+    """
+    modules = None if config is None else config.mctp_modules
+    boost, vanilla = NAMED_MODES["boost"], NAMED_MODES["vanilla"]
+    fallback = vanilla if modules is not None and max(boost[1::2]) > modules else boost
+    numbers = _generation_setting(path, "mtp_inference_mode", None)
+    try:
+        return fallback if numbers is None else mode_of([int(number) for number in numbers], modules).pattern
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{path}: not a readable generation_config.json ({error})") from error
+    except InvalidRequest as error:
+        raise CheckpointError(f"{path}: mtp_inference_mode: {error}") from error
+
+
+def default_sampling(path: Path) -> bool:
+    """Whether text is read aloud with sampling by default, as the authors do; `"do_sample": false` says no.
+
+    Raises:
+        CheckpointError: the file is not JSON, or do_sample is neither true nor false.
+    """
+    value = _generation_setting(path, "do_sample", True)
+    if not isinstance(value, bool):
+        raise CheckpointError(f"{path}: do_sample: {value!r} must be true or false")
+    return value
+
+
+def default_repetition_penalty(path: Path) -> float:
+    """`repetition_penalty` of a generation_config.json; without one, the authors' 1.05.
+
+    Raises:
+        CheckpointError: the file is not JSON, or the penalty is no number above 0 up to the contract's limit.
+    """
+    value = _generation_setting(path, "repetition_penalty", DEFAULT_REPETITION_PENALTY)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MAX_REPETITION_PENALTY:
+        raise CheckpointError(
+            f"{path}: repetition_penalty: {value!r} must be a number above 0, at most {MAX_REPETITION_PENALTY:g}"
+        )
+    return float(value)
+
+
+def _generation_setting(path: Path, name: str, default: object) -> Any:
+    """One value of a generation_config.json; `default` where it, or the file, is not there."""
+    if not path.exists():
+        return default
+    try:
+        return json.loads(path.read_text(encoding="utf-8")).get(name, default)
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path}: not a readable generation_config.json ({error})") from error
+
+
+def _misfits(
+    language_model: LanguageModelConfig,
+    vocabulary: Vocabulary,
+    speech_tokenizer: SpeechTokenizerConfig,
+    flow: FlowConfig,
+    vocoder: VocoderConfig,
+) -> list[str]:
+    """What each part says that another one contradicts."""
+    codes = {
+        f"{TOKENIZER_FILE} has audio tokens": vocabulary.audio_codes,
+        f"{SPEECH_TOKENIZER} has codes": speech_tokenizer.quantize_vocab_size,
+        f"{AUDIO_DECODER} flow takes codes": flow.vocab_size,
+    }
+    faults = []
+    if len(set(codes.values())) > 1:
+        faults.append("audio vocabularies differ: " + ", ".join(f"{what} {count}" for what, count in codes.items()))
+    if vocabulary.tokens > language_model.vocab_size:
+        faults.append(
+            f"{TOKENIZER_FILE} has {vocabulary.tokens} tokens, {LANGUAGE_MODEL} only {language_model.vocab_size} rows"
+        )
+    if flow.output_size != vocoder.in_channels:
+        faults.append(f"the flow makes {flow.output_size} mel channels but the vocoder takes {vocoder.in_channels}")
+    if vocoder.sampling_rate != OUTPUT_SAMPLE_RATE_HZ:
+        faults.append(f"the vocoder makes {vocoder.sampling_rate} Hz, only {OUTPUT_SAMPLE_RATE_HZ} Hz is supported")
+    return faults

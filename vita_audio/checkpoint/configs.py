@@ -1,0 +1,398 @@
+"""Typed sizes of every network, read from the released configuration files."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from vita_audio.contract.errors import CheckpointError
+
+MISSING = object()
+
+
+class ConfigFields:
+    """Reads typed fields of one configuration and collects every fault, so that one error names them all."""
+
+    def __init__(self, values: Mapping[str, Any], source: str) -> None:
+        self.values, self.source, self.faults = values, source, []  # type: Mapping[str, Any], str, list[str]
+
+    @classmethod
+    def from_json(cls, text: str, source: str) -> ConfigFields:
+        """Raises CheckpointError when the text is not a JSON object."""
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise CheckpointError(f"{source}: not valid JSON ({error}); copy the file again") from error
+        if not isinstance(values, dict):
+            raise CheckpointError(f"{source}: a JSON object is expected, got {type(values).__name__}")
+        return cls(values, source)
+
+    def _get(self, name: str, default: object, kinds: tuple[type, ...], wanted: str) -> Any:
+        value = self.values.get(name, MISSING)
+        if value is MISSING or (value is None and default is not MISSING):
+            if default is MISSING:
+                self.faults.append(f"{name} is missing ({wanted})")
+            return default
+        if (isinstance(value, bool) and bool not in kinds) or not isinstance(value, kinds):
+            self.faults.append(f"{name} is {value!r}, must be {wanted}")
+            return MISSING
+        return value
+
+    def integer(self, name: str, default: object = MISSING, minimum: int = 1) -> int:
+        value = self._get(name, default, (int,), f"an integer >= {minimum}")
+        if value is MISSING:
+            return minimum
+        if value < minimum:
+            self.faults.append(f"{name} is {value}, must be an integer >= {minimum}")
+        return value
+
+    def number(self, name: str, default: object = MISSING, zero: bool = False) -> float:
+        """A finite number > 0 (or >= 0). Text such as 1e-06, which YAML does not take for a number, is accepted."""
+        wanted = f"a finite number {'>= 0' if zero else '> 0'}"
+        value = self._get(name, default, (int, float, str), wanted)
+        if value is MISSING:
+            return 1.0
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not (number > 0 or (zero and number == 0)) or number == math.inf:
+            self.faults.append(f"{name} is {value!r}, must be {wanted}")
+            return 1.0
+        return number
+
+    def flag(self, name: str, default: bool) -> bool:
+        value = self._get(name, default, (bool,), "true or false")
+        return default if value is MISSING else value
+
+    def integers(self, name: str, default: object = MISSING) -> tuple[int, ...]:
+        """A non-empty list of integers >= 1."""
+        value = self._get(name, default, (list, tuple), "a list of integers >= 1")
+        if value is MISSING:
+            return (1,)
+        if not value or not all(isinstance(item, int) and not isinstance(item, bool) and item >= 1 for item in value):
+            self.faults.append(f"{name} is {value!r}, must be a list of integers >= 1")
+            return (1,)
+        return tuple(value)
+
+    def integer_lists(self, name: str, default: object = MISSING) -> tuple[tuple[int, ...], ...]:
+        """A non-empty list of non-empty lists of integers >= 1."""
+        value = self._get(name, default, (list, tuple), "a list of lists of integers >= 1")
+        if value is MISSING:
+            return ((1,),)
+        if not value or not all(
+            isinstance(row, (list, tuple)) and row and all(type(item) is int and item >= 1 for item in row)
+            for row in value
+        ):
+            self.faults.append(f"{name} is {value!r}, must be a list of lists of integers >= 1")
+            return ((1,),)
+        return tuple(tuple(row) for row in value)
+
+    def only(self, name: str, supported: object) -> None:
+        """A field that may be absent, but when present must have the one value this project implements."""
+        value = self.values.get(name, supported)
+        if value != supported:
+            self.faults.append(f"{name} is {value!r}, only {supported!r} is supported")
+
+    def check(self, condition: bool, fault: str) -> None:
+        """Note a fault about several fields; only meaningful while each of them is right by itself."""
+        if not condition and not self.faults:
+            self.faults.append(fault)
+
+    def finish(self) -> None:
+        """Raise one CheckpointError with every fault found so far."""
+        if self.faults:
+            raise CheckpointError(f"{self.source}: {'; '.join(self.faults)}; use the file that came with the weights")
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageModelConfig:
+    """Backbone + MCTP (`config.json`, model_type qwen2_mtp). `num_hidden_layers` counts both, as released."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    num_nextn_predict_layers: int
+    max_position_embeddings: int
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 1e6
+    tie_word_embeddings: bool = False
+
+    @property
+    def mctp_modules(self) -> int:
+        return self.num_nextn_predict_layers
+
+    @property
+    def backbone_layers(self) -> int:
+        return self.num_hidden_layers - self.num_nextn_predict_layers
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @classmethod
+    def from_json(cls, text: str, source: str = "config.json") -> LanguageModelConfig:
+        """Parse a released `config.json`. Raises CheckpointError naming every faulty field."""
+        fields = ConfigFields.from_json(text, source)
+        config = cls(
+            vocab_size=fields.integer("vocab_size", minimum=2),
+            hidden_size=fields.integer("hidden_size"),
+            intermediate_size=fields.integer("intermediate_size"),
+            num_hidden_layers=fields.integer("num_hidden_layers"),
+            num_attention_heads=fields.integer("num_attention_heads"),
+            num_key_value_heads=fields.integer("num_key_value_heads"),
+            num_nextn_predict_layers=fields.integer("num_nextn_predict_layers", default=0, minimum=0),
+            max_position_embeddings=fields.integer("max_position_embeddings"),
+            rms_norm_eps=fields.number("rms_norm_eps", default=1e-6),
+            rope_theta=fields.number("rope_theta", default=1e6),
+            tie_word_embeddings=fields.flag("tie_word_embeddings", default=False),
+        )
+        fields.only("hidden_act", "silu")
+        fields.only("rope_scaling", None)
+        fields.only("use_sliding_window", False)
+        heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+        fields.check(
+            config.backbone_layers >= 1,
+            f"num_hidden_layers {config.num_hidden_layers} counts backbone and MCTP layers and must be more than "
+            f"num_nextn_predict_layers {config.num_nextn_predict_layers}",
+        )
+        fields.check(
+            config.hidden_size % (2 * heads) == 0,
+            f"hidden_size {config.hidden_size} must be a multiple of 2 x num_attention_heads ({heads})",
+        )
+        fields.check(
+            heads % kv_heads == 0,
+            f"num_attention_heads {heads} must be a multiple of num_key_value_heads {kv_heads}",
+        )
+        fields.finish()
+        return config
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechTokenizerConfig:
+    """WhisperVQ encoder (`config.json` of glm-4-voice-tokenizer, docs/audio.md 1); names as released."""
+
+    d_model: int = 1280
+    encoder_attention_heads: int = 20
+    encoder_ffn_dim: int = 5120
+    num_mel_bins: int = 128
+    max_source_positions: int = 1500
+    pooling_kernel_size: int = 4
+    quantize_position: int = 16
+    quantize_vocab_size: int = 16384
+    quantize_causal_block_size: int = 200
+
+    @property
+    def layers(self) -> int:
+        """Encoder layers in use: later ones of the stored Whisper encoder are never run."""
+        return self.quantize_position
+
+    @property
+    def frames_per_token(self) -> int:
+        """Mel frames of one token: the second convolution halves the rate, then the pool."""
+        return 2 * self.pooling_kernel_size
+
+    @classmethod
+    def from_json(cls, text: str, source: str = "config.json") -> SpeechTokenizerConfig:
+        """Parse a released `config.json`. Raises CheckpointError naming every faulty field."""
+        fields = ConfigFields.from_json(text, source)
+        config = cls(
+            d_model=fields.integer("d_model"),
+            encoder_attention_heads=fields.integer("encoder_attention_heads"),
+            encoder_ffn_dim=fields.integer("encoder_ffn_dim"),
+            num_mel_bins=fields.integer("num_mel_bins"),
+            max_source_positions=fields.integer("max_source_positions", default=1500),
+            pooling_kernel_size=fields.integer("pooling_kernel_size", default=4),
+            quantize_position=fields.integer("quantize_position", default=16),
+            quantize_vocab_size=fields.integer("quantize_vocab_size"),
+            quantize_causal_block_size=fields.integer("quantize_causal_block_size", default=200),
+        )
+        fields.only("activation_function", "gelu")
+        fields.only("pooling_type", "avg")
+        fields.only("pooling_position", config.quantize_position)
+        fields.only("encoder_causal_convolution", True)
+        fields.only("encoder_causal_attention", False)
+        fields.only("quantize_causal_encoder", False)
+        fields.only("scale_embedding", False)
+        layers = fields.integer("encoder_layers", default=config.quantize_position)
+        fields.check(
+            layers >= config.quantize_position,
+            f"encoder_layers {layers} must be at least quantize_position {config.quantize_position}",
+        )
+        fields.check(
+            config.d_model % (2 * config.encoder_attention_heads) == 0,
+            f"d_model {config.d_model} must be a multiple of 2 x encoder_attention_heads "
+            f"({config.encoder_attention_heads})",
+        )
+        fields.finish()
+        return config
+
+
+@dataclass(frozen=True, slots=True)
+class FlowConfig:
+    """Token encoder, length regulator and flow estimator (docs/audio.md 2); defaults are the released sizes."""
+
+    vocab_size: int = 16384
+    input_size: int = 512
+    output_size: int = 80  # mel channels
+    spk_embed_dim: int = 192
+    encoder_output_size: int = 512
+    encoder_heads: int = 8
+    encoder_linear_units: int = 2048
+    encoder_blocks: int = 6
+    block_size: int = 10  # tokens
+    regulator_convs: int = 4  # len(sampling_ratios)
+    channels: tuple[int, ...] = (256, 256)
+    attention_head_dim: int = 64
+    n_blocks: int = 4
+    num_mid_blocks: int = 12
+    num_heads: int = 8
+    inference_cfg_rate: float = 0.7
+    training_cfg_rate: float = 0.2
+    sigma_min: float = 1e-6
+
+    @classmethod
+    def from_fields(cls, fields: ConfigFields) -> FlowConfig:
+        """Read flat fields (`flow.json`); absent ones take the defaults. Raises CheckpointError naming every fault."""
+        default = cls()
+        if isinstance(fields.values.get("channels"), int):  # one width for every level
+            fields.values = {**fields.values, "channels": [fields.values["channels"]] * 2}
+        input_size = fields.integer("input_size", default.input_size)
+        config = cls(
+            vocab_size=fields.integer("vocab_size", default.vocab_size),
+            input_size=input_size,
+            output_size=fields.integer("output_size", default.output_size),
+            spk_embed_dim=fields.integer("spk_embed_dim", default.spk_embed_dim),
+            encoder_output_size=fields.integer("encoder_output_size", input_size),
+            encoder_heads=fields.integer("encoder_heads", default.encoder_heads),
+            encoder_linear_units=fields.integer("encoder_linear_units", default.encoder_linear_units),
+            encoder_blocks=fields.integer("encoder_blocks", default.encoder_blocks),
+            block_size=fields.integer("block_size", default.block_size),
+            regulator_convs=fields.integer("regulator_convs", default.regulator_convs),
+            channels=fields.integers("channels", default.channels),
+            attention_head_dim=fields.integer("attention_head_dim", default.attention_head_dim),
+            n_blocks=fields.integer("n_blocks", default.n_blocks),
+            num_mid_blocks=fields.integer("num_mid_blocks", default.num_mid_blocks),
+            num_heads=fields.integer("num_heads", default.num_heads),
+            inference_cfg_rate=fields.number("inference_cfg_rate", default.inference_cfg_rate, zero=True),
+            training_cfg_rate=fields.number("training_cfg_rate", default.training_cfg_rate, zero=True),
+            sigma_min=fields.number("sigma_min", default.sigma_min, zero=True),
+        )
+        fields.check(
+            config.encoder_output_size % (2 * config.encoder_heads) == 0,
+            f"the token encoder's width {config.encoder_output_size} must be a multiple of 2 x encoder_heads "
+            f"({config.encoder_heads})",
+        )
+        for width in config.channels:
+            fields.check(width % 8 == 0, f"channels {width} must be a multiple of 8 (group norm groups)")
+        fields.finish()
+        return config
+
+
+@dataclass(frozen=True, slots=True)
+class VocoderConfig:
+    """HiFT generator (docs/audio.md 3); names and defaults as released."""
+
+    in_channels: int = 80
+    base_channels: int = 512
+    nb_harmonics: int = 8
+    sampling_rate: int = 22050
+    nsf_alpha: float = 0.1
+    nsf_sigma: float = 0.003
+    nsf_voiced_threshold: float = 10.0
+    upsample_rates: tuple[int, ...] = (8, 8)
+    upsample_kernel_sizes: tuple[int, ...] = (16, 16)
+    istft_n_fft: int = 16
+    istft_hop: int = 4
+    resblock_kernel_sizes: tuple[int, ...] = (3, 7, 11)
+    resblock_dilation_sizes: tuple[tuple[int, ...], ...] = ((1, 3, 5), (1, 3, 5), (1, 3, 5))
+    source_resblock_kernel_sizes: tuple[int, ...] = (7, 11)
+    source_resblock_dilation_sizes: tuple[tuple[int, ...], ...] = ((1, 3, 5), (1, 3, 5))
+    lrelu_slope: float = 0.1
+    audio_limit: float = 0.99
+    f0_channels: int = 512
+
+    @property
+    def samples_per_frame(self) -> int:
+        """PCM samples of one mel frame (256 in the released model)."""
+        return math.prod(self.upsample_rates) * self.istft_hop
+
+    @classmethod
+    def from_fields(cls, fields: ConfigFields) -> VocoderConfig:
+        """Read flat fields (`hift.json`); absent ones take the defaults. Raises CheckpointError naming every fault."""
+        default = cls()
+        config = cls(
+            in_channels=fields.integer("in_channels", default.in_channels),
+            base_channels=fields.integer("base_channels", default.base_channels),
+            nb_harmonics=fields.integer("nb_harmonics", default.nb_harmonics, minimum=0),
+            sampling_rate=fields.integer("sampling_rate", default.sampling_rate),
+            nsf_alpha=fields.number("nsf_alpha", default.nsf_alpha),
+            nsf_sigma=fields.number("nsf_sigma", default.nsf_sigma, zero=True),
+            nsf_voiced_threshold=fields.number("nsf_voiced_threshold", default.nsf_voiced_threshold, zero=True),
+            upsample_rates=fields.integers("upsample_rates", default.upsample_rates),
+            upsample_kernel_sizes=fields.integers("upsample_kernel_sizes", default.upsample_kernel_sizes),
+            istft_n_fft=fields.integer("istft_n_fft", default.istft_n_fft, minimum=2),
+            istft_hop=fields.integer("istft_hop", default.istft_hop),
+            resblock_kernel_sizes=fields.integers("resblock_kernel_sizes", default.resblock_kernel_sizes),
+            resblock_dilation_sizes=fields.integer_lists("resblock_dilation_sizes", default.resblock_dilation_sizes),
+            source_resblock_kernel_sizes=fields.integers(
+                "source_resblock_kernel_sizes", default.source_resblock_kernel_sizes
+            ),
+            source_resblock_dilation_sizes=fields.integer_lists(
+                "source_resblock_dilation_sizes", default.source_resblock_dilation_sizes
+            ),
+            lrelu_slope=fields.number("lrelu_slope", default.lrelu_slope, zero=True),
+            audio_limit=fields.number("audio_limit", default.audio_limit),
+            f0_channels=fields.integer("f0_channels", default.f0_channels),
+        )
+        levels = len(config.upsample_rates)
+        fields.check(
+            len(config.upsample_kernel_sizes) == levels
+            and len(config.source_resblock_kernel_sizes) == levels
+            and len(config.source_resblock_dilation_sizes) == levels,
+            f"upsample_kernel_sizes and source_resblock_* must have one entry for each of the {levels} upsample_rates",
+        )
+        fields.check(
+            len(config.resblock_kernel_sizes) == len(config.resblock_dilation_sizes),
+            "resblock_kernel_sizes and resblock_dilation_sizes must have equal lengths",
+        )
+        fields.check(
+            config.base_channels % 2**levels == 0,
+            f"base_channels {config.base_channels} must be a multiple of {2**levels}",
+        )
+        fields.check(
+            config.istft_n_fft % (2 * config.istft_hop) == 0,
+            f"istft n_fft {config.istft_n_fft} must be a multiple of 2 x hop_len ({config.istft_hop})",
+        )
+        fields.finish()
+        return config
+
+
+#: The released 7B (docs/model.md).
+RELEASED_7B = LanguageModelConfig(
+    vocab_size=168_072,
+    hidden_size=3584,
+    intermediate_size=18_944,
+    num_hidden_layers=28 + 10,
+    num_attention_heads=28,
+    num_key_value_heads=4,
+    num_nextn_predict_layers=10,
+    max_position_embeddings=32_768,
+)
+
+#: The paper's 0.5B, taken to be Qwen2.5-0.5B (tied head) with the audio vocabulary.
+PAPER_0_5B = replace(
+    RELEASED_7B,
+    hidden_size=896,
+    intermediate_size=4864,
+    num_hidden_layers=24 + 10,
+    num_attention_heads=14,
+    num_key_value_heads=2,
+    tie_word_embeddings=True,
+)

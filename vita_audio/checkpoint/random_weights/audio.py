@@ -1,0 +1,94 @@
+"""Seeded random weights that behave sanely: streams mix text and audio, end by themselves, and make a quiet noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from vita_audio.checkpoint.configs import FlowConfig, LanguageModelConfig, SpeechTokenizerConfig, VocoderConfig
+from vita_audio.checkpoint.random_weights.language_model import RandomLanguageModel
+from vita_audio.models.flow import Flow
+from vita_audio.models.speech_tokenizer import SpeechTokenizer
+from vita_audio.models.vocoder import Vocoder
+from vita_audio.text.vocabulary import Vocabulary
+
+#: Centre and spread of the vocoder's f0, and how much louder than its default start it is (about -25 dB of full scale).
+_F0_HZ, _F0_SPREAD_HZ = 150.0, 60.0
+_VOCODER_GAIN = 3.0
+#: Sound whose states say where codes lie.
+_CODEBOOK_CLIP_SECONDS = 4
+
+CPU = torch.device("cpu")
+
+
+def language_model_weights(config: LanguageModelConfig, vocabulary: Vocabulary, seed: int) -> dict[str, Tensor]:
+    """Random tensors under the released keys, all in memory."""
+    return dict(RandomLanguageModel(config, CPU, seed, vocabulary=vocabulary))
+
+
+def speech_tokenizer_weights(config: SpeechTokenizerConfig, seed: int, device: torch.device = CPU) -> dict[str, Tensor]:
+    """Random encoder; codes are drawn around its own outputs, so that different sounds get different codes."""
+    with _seeded(seed, device), torch.inference_mode():
+        model = SpeechTokenizer(config).eval()
+        for table in (model.embed_positions.weight, model.embed_positions2.weight):
+            table.copy_(sinusoids(*table.shape))
+        states = model.encode(*_random_speech(config)).flatten(0, 1)  # [tokens, d_model]
+        model.codebook.weight.normal_().mul_(states.std(0)).add_(states.mean(0))
+        return model.state_dict()
+
+
+def flow_weights(config: FlowConfig, seed: int, device: torch.device = CPU) -> dict[str, Tensor]:
+    """The layers' own random start, under the keys of `flow.pt`."""
+    with _seeded(seed, device):
+        return Flow(config).state_dict()
+
+
+def vocoder_weights(config: VocoderConfig, seed: int, device: torch.device = CPU) -> dict[str, Tensor]:
+    """The layers' own random start, louder and voiced, weight norm folded."""
+    with _seeded(seed, device), torch.inference_mode():
+        model = Vocoder(config)
+        model.f0_predictor.classifier.weight.mul_(_F0_SPREAD_HZ)
+        model.f0_predictor.classifier.bias.fill_(_F0_HZ)
+        bins = config.istft_n_fft // 2 + 1
+        assert model.conv_post.bias is not None
+        model.conv_post.bias[:bins] += math.log(_VOCODER_GAIN)  # these channels are log magnitudes
+        return model.state_dict()
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """New tensors are made on `device`, drawn from `seed`; the random state of the process is left alone."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:
+        torch.manual_seed(seed)
+        yield
+
+
+def sinusoids(positions: int, width: int) -> Tensor:
+    """Whisper's position table [positions, width]: sines in the first half, cosines in the second."""
+    rates = torch.exp(-math.log(10_000.0) / (width // 2 - 1) * torch.arange(width // 2))
+    angles = torch.arange(positions)[:, None] * rates
+    return torch.cat((angles.sin(), angles.cos()), dim=1)
+
+
+def _random_speech(config: SpeechTokenizerConfig) -> tuple[Tensor, Tensor]:
+    """Log-mel features [1, mels, frames] of something like speech, and how many frames are valid [1].
+
+    Four resonances wander over the mel axis under a loudness that comes and goes in syllables of 0.1 to 0.5 s.
+    """
+    frames, mels = 100 * _CODEBOOK_CLIP_SECONDS, config.num_mel_bins
+    axis = torch.arange(mels)[:, None] / mels  # [mels, 1]
+
+    def wander(knots: int, low: float, high: float) -> Tensor:
+        line = low + (high - low) * torch.rand(1, 1, knots)
+        return torch.nn.functional.interpolate(line, frames, mode="linear", align_corners=True)[0]  # [1, frames]
+
+    loudness = wander(5 * _CODEBOOK_CLIP_SECONDS, 0.0, 1.2)
+    features = -0.4 + 0.1 * torch.randn(mels, frames)
+    for low, high in ((0.02, 0.2), (0.1, 0.4), (0.3, 0.7), (0.5, 1.0)):
+        centre = wander(6 * _CODEBOOK_CLIP_SECONDS, low, high)
+        features += loudness * torch.exp(-0.5 * ((axis - centre) / 0.06) ** 2)
+    return features.clamp(max=1.5)[None], torch.tensor([frames])

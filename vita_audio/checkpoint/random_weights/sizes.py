@@ -1,0 +1,143 @@
+"""Sizes of seed checkpoints: small ones, whose streams end by themselves, and the released ones for measurements."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from vita_audio.checkpoint.configs import (
+    PAPER_0_5B,
+    RELEASED_7B,
+    FlowConfig,
+    LanguageModelConfig,
+    SpeechTokenizerConfig,
+    VocoderConfig,
+)
+from vita_audio.text.vocabulary import BASE
+
+
+@dataclass(frozen=True, slots=True)
+class SeedSize:
+    """All sizes of a seed checkpoint. The language model's vocabulary follows from the tokenizer.
+
+    Attributes:
+        merges: of the tokenizer.
+        text_tokens: entries of the tokenizer before the control tokens; 0 is what the merges make.
+        ends: whether streams end by themselves; else they go on up to MAX_TOKENS, as a measurement of load wants it.
+        dtype: name of the type in which the language model is stored.
+    """
+
+    merges: int
+    language_model: LanguageModelConfig
+    speech_tokenizer: SpeechTokenizerConfig
+    flow: FlowConfig
+    vocoder: VocoderConfig
+    text_tokens: int = 0
+    ends: bool = True
+    dtype: str = "float32"
+
+    @property
+    def audio_codes(self) -> int:
+        return self.flow.vocab_size
+
+    def for_tokens(self, tokens: int) -> SeedSize:
+        """The same for a tokenizer of so many tokens; rows are padded as the released ones."""
+        return replace(self, language_model=replace(self.language_model, vocab_size=-(-tokens // 8) * 8))
+
+
+#: Deep and narrow, so that MCTP pays as it does at 7B: a burst costs K layers and K heads against L layers per token.
+SMALL = SeedSize(
+    merges=2000,
+    language_model=LanguageModelConfig(
+        vocab_size=0,
+        # Deep and narrow: MCTP pays by what the backbone costs over ten modules and heads (28 layers at 7B).
+        hidden_size=160,
+        intermediate_size=480,
+        num_hidden_layers=24 + 10,
+        num_attention_heads=5,
+        num_key_value_heads=1,
+        num_nextn_predict_layers=10,
+        max_position_embeddings=4096,
+    ),
+    speech_tokenizer=SpeechTokenizerConfig(
+        d_model=256,
+        encoder_attention_heads=4,
+        encoder_ffn_dim=1024,
+        num_mel_bins=80,
+        quantize_position=4,
+        quantize_vocab_size=2048,
+    ),
+    flow=FlowConfig(
+        vocab_size=2048,
+        input_size=128,
+        spk_embed_dim=64,
+        encoder_output_size=128,
+        encoder_heads=2,
+        encoder_linear_units=256,
+        encoder_blocks=3,
+        channels=(80, 80),
+        attention_head_dim=32,
+        n_blocks=1,
+        num_mid_blocks=4,
+        num_heads=4,
+    ),
+    vocoder=VocoderConfig(base_channels=128, f0_channels=64),
+)
+
+#: For tests: everything a few layers deep, 256 audio codes.
+TINY = SeedSize(
+    merges=300,
+    language_model=replace(
+        SMALL.language_model,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=3 + 10,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+    ),
+    speech_tokenizer=replace(
+        SMALL.speech_tokenizer,
+        d_model=64,
+        encoder_attention_heads=2,
+        encoder_ffn_dim=128,
+        quantize_position=2,
+        quantize_vocab_size=256,
+    ),
+    flow=replace(
+        SMALL.flow,
+        vocab_size=256,
+        input_size=64,
+        encoder_output_size=64,
+        encoder_linear_units=128,
+        encoder_blocks=1,
+        channels=(32, 32),
+        attention_head_dim=16,
+        num_mid_blocks=1,
+    ),
+    vocoder=VocoderConfig(base_channels=32, f0_channels=32),
+)
+
+#: The released 7B: 20.6 GB in bfloat16, and 1.8 GB of audio networks in float32.
+RELEASED = SeedSize(
+    merges=2000,
+    language_model=RELEASED_7B,
+    speech_tokenizer=SpeechTokenizerConfig(),
+    flow=FlowConfig(),
+    vocoder=VocoderConfig(),
+    text_tokens=BASE.text_tokens,
+    ends=False,
+    dtype="bfloat16",
+)
+
+HALF_B = replace(RELEASED, language_model=PAPER_0_5B)
+
+
+class SizeName(str, Enum):
+    small = "small"
+    tiny = "tiny"
+    half_b = "0.5b"
+    seven_b = "7b"
+
+
+SIZES = {SizeName.small: SMALL, SizeName.tiny: TINY, SizeName.half_b: HALF_B, SizeName.seven_b: RELEASED}

@@ -1,0 +1,135 @@
+"""Backbone and MCTP in plain PyTorch: the reference every other engine is held against, on the CPU.
+
+Rows of all streams in a call are packed along one axis [rows, ...]; only attention works stream by stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vita_audio.checkpoint.configs import LanguageModelConfig
+from vita_audio.contract.errors import EngineError
+from vita_audio.engines.interface import BurstRow, ExtendRow, Sampling
+from vita_audio.engines.sampling import uniforms
+from vita_audio.models.language_model import Attend, LanguageModel
+
+
+class TorchLanguageModel:
+    """`LanguageModelEngine` over `models.language_model.LanguageModel`, float32.
+
+    Args:
+        config: sizes.
+        tensors: the checkpoint, released keys.
+        slots: streams that may be open at once.
+        context: tokens a slot holds.
+        banned_ids: token ids that must never be sampled.
+    """
+
+    def __init__(
+        self,
+        config: LanguageModelConfig,
+        tensors: Mapping[str, Tensor],
+        slots: int,
+        context: int,
+        banned_ids: Sequence[int] = (),
+    ) -> None:
+        self.config, self.slots, self.context = config, slots, context
+        self.mctp_modules, self.vocab_size = config.mctp_modules, config.vocab_size
+        self._model = LanguageModel(config)
+        self._model.load_state_dict(dict(tensors))
+        self._model.float().eval()
+        shape = (config.num_hidden_layers, 2, slots, context, config.num_key_value_heads, config.head_dim)
+        self._cache = torch.zeros(shape)
+        self._hidden = torch.zeros(slots, context, config.hidden_size)  # H0 of each position
+        self._seen = torch.zeros(slots, config.vocab_size, dtype=torch.bool)
+        self._sampling = [Sampling() for _ in range(slots)]
+        self._banned = list(banned_ids)
+
+    def open(self, slot: int, sampling: Sampling) -> None:
+        self._seen[slot] = False
+        self._sampling[slot] = sampling
+
+    def release(self, slot: int) -> None:
+        pass  # the next stream of the slot overwrites its cache
+
+    @torch.inference_mode()
+    def extend(self, rows: Sequence[ExtendRow]) -> list[int | None]:
+        spans = [(row.slot, row.start, row.start + len(row.tokens)) for row in rows]
+        for row in rows:
+            self._seen[row.slot, list(row.tokens)] = True
+        tokens = torch.tensor([token for row in rows for token in row.tokens])
+        positions = torch.cat([torch.arange(start, stop) for _, start, stop in spans])
+        hidden = self._model.backbone(tokens, positions, lambda layer: self._attend(layer, spans))
+        for (slot, start, stop), part in zip(spans, hidden.split([b - a for _, a, b in spans]), strict=True):
+            self._hidden[slot, start:stop] = part
+        return [
+            None if row.index is None else self._sample(row.slot, self._hidden[row.slot, stop - 1], row.index)
+            for row, (_, _, stop) in zip(rows, spans, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def burst(self, rows: Sequence[BurstRow]) -> list[list[int]]:
+        if not self.mctp_modules:
+            raise EngineError("burst: this checkpoint has no MCTP modules (K = 0)")
+        spans = [(row.slot, row.start, row.stop) for row in rows]
+        counts = [stop - start for _, start, stop in spans]
+        positions = torch.cat([torch.arange(start, stop) for _, start, stop in spans])
+        hidden = torch.cat([self._hidden[slot, start:stop] for slot, start, stop in spans])
+        known = [list(row.tokens) for row in rows]
+        sampled: list[list[int]] = [[] for _ in rows]
+        for k in range(self.mctp_modules):
+            tokens = torch.tensor([t for ids, count in zip(known, counts, strict=True) for t in ids[k : k + count]])
+            attend = self._attend(self.config.backbone_layers + k, spans)
+            hidden = self._model.mctp(k, tokens, hidden, positions, attend)
+            ends = torch.tensor(counts).cumsum(0) - 1
+            for i, row in enumerate(rows):
+                if row.index is None:
+                    continue
+                # Tokens past `commit` only fill the caches; the next burst runs those rows again.
+                token = self._sample(row.slot, hidden[ends[i]], row.index + k, commit=k < row.commit)
+                known[i].append(token)
+                sampled[i].append(token)
+        return [tokens[: row.commit] for tokens, row in zip(sampled, rows, strict=True)]
+
+    def _attend(self, layer: int, spans: Sequence[tuple[int, int, int]]) -> Attend:
+        """Attention of packed rows, each span (slot, start, stop) against its own cache, which it overwrites."""
+        keys, values = self._cache[layer]  # each [slots, context, kv_heads, dim]
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            outputs = []
+            sizes = [stop - start for _, start, stop in spans]
+            parts = zip(spans, q.split(sizes), k.split(sizes), v.split(sizes), strict=True)
+            for (slot, start, stop), q_part, k_part, v_part in parts:
+                keys[slot, start:stop], values[slot, start:stop] = k_part, v_part
+                mask = torch.ones(stop - start, stop, dtype=torch.bool).tril(start)
+                heads_first = (q_part, keys[slot, :stop], values[slot, :stop])
+                q1, k1, v1 = (x.transpose(0, 1)[None] for x in heads_first)  # [1, heads, rows, dim]
+                out = F.scaled_dot_product_attention(q1, k1, v1, attn_mask=mask, enable_gqa=True)
+                outputs.append(out[0].transpose(0, 1))
+            return torch.cat(outputs)
+
+        return attend
+
+    def _sample(self, slot: int, hidden: Tensor, index: int, commit: bool = True) -> int:
+        """hidden [hidden] -> token, in the order of Hugging Face's processors: penalty, temperature, top-k, top-p."""
+        s = self._sampling[slot]
+        logits = self._model.logits(hidden)
+        logits[self._banned] = torch.finfo(torch.float32).min / 4
+        penalised = torch.where(logits < 0, logits * s.repetition_penalty, logits / s.repetition_penalty)
+        logits = torch.where(self._seen[slot], penalised, logits)
+        if s.greedy:
+            token = int(logits.argmax())
+        else:
+            values, ids = logits.topk(min(s.top_k or self.vocab_size, self.vocab_size))
+            p = (values / s.temperature).softmax(0)
+            p = torch.where(p.cumsum(0) - p < s.top_p, p, 0.0)
+            u = torch.from_numpy(uniforms(s.seed, index, 1))
+            chosen = int((p.cumsum(0) <= u * p.sum()).sum())
+            token = int(ids[min(chosen, int((p > 0).sum()) - 1)])
+        if commit:
+            self._seen[slot, token] = True
+        return token

@@ -1,4 +1,0 @@
-"""What a server tells its operators: the table of metrics, the recorder they are given to, and who measures what.
-
-Nothing in here knows Triton: `server/metrics_publisher.py` carries the numbers to its metrics port.
-"""
