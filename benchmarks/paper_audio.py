@@ -21,7 +21,7 @@ from torch import Tensor
 from benchmarks.gpu_device import milliseconds
 from vita_audio.checkpoint.configs import FlowConfig, SpeechTokenizerConfig, VocoderConfig
 from vita_audio.checkpoint.random_weights.audio import flow_weights, vocoder_weights
-from vita_audio.contract.fields import mel_frames
+from vita_audio.contract.rates import mel_frames
 from vita_audio.decoding.decoder import Pcm, StreamingDecoder
 from vita_audio.engines.interface import FlowEngine, VocoderEngine
 from vita_audio.engines.torch.audio import TorchFlow, TorchVocoder, tensor_float_32

@@ -17,7 +17,7 @@ from pathlib import Path
 from loadtest.clock import now_s
 from loadtest.playout import Chunk, first_audible, play
 from vita_audio.contract.errors import VitaError
-from vita_audio.contract.fields import OUTPUT_SAMPLE_RATE_HZ
+from vita_audio.contract.rates import OUTPUT_SAMPLE_RATE_HZ
 from vita_client import AsyncClient, AsyncStream, Pcm, StatusUpdate, TokensDelta, build_request
 from vita_client.request import Request
 

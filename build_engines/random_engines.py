@@ -38,8 +38,8 @@ from vita_audio.checkpoint.random_weights.tokenizer import build_tokenizer
 from vita_audio.checkpoint.tensor_file import Outline
 from vita_audio.checkpoint.whole_folder import whole_folder
 from vita_audio.contract.errors import EngineError, VitaError
+from vita_audio.contract.limits import DEFAULT_REPETITION_PENALTY
 from vita_audio.contract.modes import NAMED_MODES
-from vita_audio.contract.request import DEFAULT_REPETITION_PENALTY
 from vita_audio.engines.gpu_machine import NONE, GpuMachine, find_machine
 from vita_audio.engines.gpu_record import TORCH_CUDA
 from vita_audio.engines.manifest import MANIFEST, Manifest

@@ -35,7 +35,7 @@ from vita_audio.checkpoint.check import (
 from vita_audio.checkpoint.file_records import FileRecord, combined_sha256
 from vita_audio.checkpoint.files import load_flow, load_language_model, load_speech_tokenizer, load_vocoder
 from vita_audio.contract.errors import EngineError
-from vita_audio.contract.request import Limits
+from vita_audio.contract.limits import Limits
 from vita_audio.engines.gpu_record import GpuRecord
 from vita_audio.engines.manifest import MANIFEST, Manifest
 from vita_audio.models.flow import Flow

@@ -17,7 +17,7 @@ from evaluation.cases import Case
 from evaluation.cepstra import cepstra, distance_db
 from evaluation.serving import Outcome
 from training.data.answers import is_right
-from vita_audio.contract.fields import OUTPUT_SAMPLE_RATE_HZ
+from vita_audio.contract.rates import OUTPUT_SAMPLE_RATE_HZ
 
 NO_ERRORS = Errors(0, 0)
 

@@ -12,7 +12,7 @@ from loadtest.playout import Chunk, first_audible, play
 from loadtest.record import Outcome, StreamRecord
 from loadtest.turns import Turn
 from vita_audio.contract.errors import VitaError
-from vita_audio.contract.fields import OUTPUT_SAMPLE_RATE_HZ
+from vita_audio.contract.rates import OUTPUT_SAMPLE_RATE_HZ
 from vita_client import Client, Pcm, ServerUnavailable, StatusUpdate, Stream, StreamBroken, TextDelta
 
 _FULL = ("server is full", "server is shutting down")

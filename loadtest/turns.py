@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from loadtest.errors import wrong
 from loadtest.tally import SLOW_READER
-from vita_audio.contract.fields import INPUT_SAMPLE_RATE_HZ
+from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ
 from vita_client import Request, build_request
 from vita_client.audio import load_speech
 

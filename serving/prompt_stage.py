@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from vita_audio.contract.limits import Limits
 from vita_audio.contract.messages import GenerationSettings
-from vita_audio.contract.request import Limits, check_prompt, parse_request
+from vita_audio.contract.request import check_prompt, parse_request
 from vita_audio.engines.interface import Floats
 from vita_audio.speech_features import to_16_khz
 from vita_audio.text.chat_template import PromptBuilder

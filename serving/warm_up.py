@@ -10,9 +10,9 @@ import threading
 import numpy as np
 
 from vita_audio.contract.errors import EngineError
-from vita_audio.contract.fields import INPUT_SAMPLE_RATE_HZ
+from vita_audio.contract.limits import Limits
 from vita_audio.contract.messages import GenerationSettings
-from vita_audio.contract.request import Limits
+from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ
 from vita_audio.engines.interface import SpeechTokenizerEngine
 from vita_audio.generation.request import GenerationRequest, TokenDelta
 from vita_audio.generation.service import GenerationService

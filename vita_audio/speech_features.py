@@ -13,7 +13,7 @@ import numpy as np
 import soxr
 from numpy.typing import NDArray
 
-from vita_audio.contract.fields import INPUT_SAMPLE_RATE_HZ
+from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ
 from vita_audio.engines.interface import Floats, Ints, SpeechTokenizerEngine
 
 N_FFT, HOP = 400, 160  # samples

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from vita_audio.contract.fields import MEL_HOP_SAMPLES
+from vita_audio.contract.rates import MEL_HOP_SAMPLES
 from vita_audio.decoding.decoder import StreamingDecoder, StreamState
 from vita_audio.decoding.schedule import DecoderConfig, next_decode
 from vita_audio.engines.interface import Floats, Ints

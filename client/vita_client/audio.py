@@ -15,7 +15,8 @@ import soxr
 from numpy.typing import NDArray
 
 from vita_audio.contract.errors import InvalidRequest
-from vita_audio.contract.fields import INPUT_SAMPLE_RATE_HZ, MAX_AUDIO_SECONDS, MAX_SAMPLE_RATE_HZ, MIN_SAMPLE_RATE_HZ
+from vita_audio.contract.limits import MAX_AUDIO_SECONDS, MAX_SAMPLE_RATE_HZ, MIN_SAMPLE_RATE_HZ
+from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ
 
 AudioSource = str | os.PathLike[str] | BinaryIO | NDArray[np.generic]
 

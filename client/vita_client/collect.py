@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from vita_audio.contract.fields import OUTPUT_SAMPLE_RATE_HZ
 from vita_audio.contract.messages import Status
+from vita_audio.contract.rates import OUTPUT_SAMPLE_RATE_HZ
 from vita_client.events import Event, Metrics, Pcm, Reply, TextDelta, TokensDelta
 
 

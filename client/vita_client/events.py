@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vita_audio.contract.fields import OUTPUT_SAMPLE_RATE_HZ
 from vita_audio.contract.messages import Status
+from vita_audio.contract.rates import OUTPUT_SAMPLE_RATE_HZ
 
 
 @dataclass(frozen=True, slots=True)

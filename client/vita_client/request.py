@@ -11,13 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vita_audio.contract.errors import InvalidRequest
-from vita_audio.contract.fields import (
-    DEFAULT_TASK,
-    MAX_REPETITION_PENALTY,
-    MAX_TEMPERATURE,
-    MAX_TOP_K,
-    TASKS,
-)
+from vita_audio.contract.fields import DEFAULT_TASK, MAX_TEMPERATURE, MAX_TOP_K, TASKS
+from vita_audio.contract.limits import MAX_REPETITION_PENALTY
 from vita_audio.contract.modes import parse_mode
 from vita_client.audio import AudioSource, load_speech, source_name
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vita_audio.contract.errors import InvalidRequest
-from vita_audio.contract.fields import OUTPUT_SAMPLE_RATE_HZ
+from vita_audio.contract.rates import OUTPUT_SAMPLE_RATE_HZ
 
 if TYPE_CHECKING:
     from typing_extensions import Self

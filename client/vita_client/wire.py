@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2
 
-from vita_audio.contract.fields import ENSEMBLE, INPUT_SAMPLE_RATE_HZ, INPUTS, OUTPUTS
+from vita_audio.contract.fields import ENSEMBLE, INPUTS, OUTPUTS
 from vita_audio.contract.messages import Status
+from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ
 from vita_client.errors import BadResponse
 from vita_client.events import Event, Pcm, StatusUpdate, TextDelta, TokensDelta
 from vita_client.request import Request

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from serving.metrics.recorder import Recorder
 from serving.metrics.table import mode_label
-from vita_audio.contract.fields import OUTPUT_SAMPLE_RATE_HZ
 from vita_audio.contract.messages import Status
+from vita_audio.contract.rates import OUTPUT_SAMPLE_RATE_HZ
 
 #: A stream that is dropped without an answer never ends here; beyond so many the oldest are forgotten.
 MAX_STREAMS = 4096

@@ -18,7 +18,8 @@ from vita_audio.checkpoint.random_weights.__main__ import SMALL, TINY, SeedSize,
 from vita_audio.checkpoint.random_weights.audio import language_model_weights
 from vita_audio.checkpoint.random_weights.tokenizer import write_tokenizer
 from vita_audio.contract.errors import CheckpointError
-from vita_audio.contract.request import Limits, parse_request
+from vita_audio.contract.limits import Limits
+from vita_audio.contract.request import parse_request
 from vita_audio.engines.torch.language_model import TorchLanguageModel
 from vita_audio.generation.request import GenerationRequest
 from vita_audio.generation.scheduler import Scheduler

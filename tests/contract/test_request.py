@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from vita_audio.contract import fields as contract
 from vita_audio.contract.errors import InvalidRequest
+from vita_audio.contract.limits import Limits
 from vita_audio.contract.messages import GenerationSettings
-from vita_audio.contract.request import Limits, SpeechRequest, check_prompt, parse_request
+from vita_audio.contract.request import SpeechRequest, check_prompt, parse_request
 
 LIMITS = Limits(
     context_tokens=2048, max_tokens=1024, default_max_tokens=512, mctp_modules=10, default_pattern=(1, 10, 4, 10)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vita_audio.contract.errors import EngineError
-from vita_audio.contract.fields import mel_frames
+from vita_audio.contract.rates import mel_frames
 from vita_audio.decoding.flow_stream import window_span
 from vita_audio.decoding.frames import first_frame_of, token_of_frame
 from vita_audio.decoding.schedule import DecoderConfig, next_decode

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from decoding_doubles import EVERY_20, FlowDouble, VocoderDouble
-from vita_audio.contract.fields import OUTPUT_SAMPLE_RATE_HZ, mel_frames, output_samples
 from vita_audio.contract.messages import State, Status
+from vita_audio.contract.rates import OUTPUT_SAMPLE_RATE_HZ, mel_frames, output_samples
 from vita_audio.decoding.decoder import StreamingDecoder
 from vita_audio.decoding.served_stream import DecodedChunk
 from vita_audio.decoding.service import DecodingService

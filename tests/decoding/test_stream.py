@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from decoding_doubles import EVERY_20, FlowDouble, VocoderDouble
 from vita_audio.contract.errors import EngineError
-from vita_audio.contract.fields import mel_frames, output_samples
+from vita_audio.contract.rates import mel_frames, output_samples
 from vita_audio.decoding.decoder import StreamingDecoder, to_pcm
 from vita_audio.decoding.noise import StreamNoise
 from vita_audio.decoding.schedule import DecoderConfig

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from decoding_doubles import FlowDouble, VocoderDouble
 from vita_audio.checkpoint.random_weights.tokenizer import write_tokenizer
-from vita_audio.contract.fields import output_samples
 from vita_audio.contract.messages import State, Status
+from vita_audio.contract.rates import output_samples
 from vita_audio.decoding.decoder import StreamingDecoder
 from vita_audio.decoding.served_stream import DecodedChunk
 from vita_audio.decoding.service import DecodingService

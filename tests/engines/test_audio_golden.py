@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from build_engines.onnxruntime import export_flow, export_speech_tokenizer, export_vocoder
 from vita_audio.checkpoint.files import load_flow, load_speech_tokenizer, load_vocoder
-from vita_audio.contract.fields import mel_frames
+from vita_audio.contract.rates import mel_frames
 from vita_audio.engines.interface import FlowEngine, SpeechTokenizerEngine, VocoderEngine
 from vita_audio.engines.onnxruntime.audio import OnnxFlow, OnnxSpeechTokenizer, OnnxVocoder
 from vita_audio.engines.torch.audio import TorchFlow, TorchSpeechTokenizer, TorchVocoder

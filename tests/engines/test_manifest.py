@@ -13,7 +13,7 @@ import pytest
 
 from vita_audio.checkpoint.file_records import checkpoint_sha256, file_records
 from vita_audio.contract.errors import EngineError
-from vita_audio.contract.request import Limits
+from vita_audio.contract.limits import Limits
 from vita_audio.engines.manifest import FORMAT, MANIFEST, Manifest, check_manifest, load_manifest, package_version
 from vita_audio.text.vocabulary import BASE
 

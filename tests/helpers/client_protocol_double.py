@@ -16,8 +16,9 @@ import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from vita_audio.contract.fields import INPUTS, OUTPUT_SAMPLE_RATE_HZ, OUTPUTS
+from vita_audio.contract.fields import INPUTS, OUTPUTS
 from vita_audio.contract.messages import Status
+from vita_audio.contract.rates import OUTPUT_SAMPLE_RATE_HZ
 
 CHUNK_SAMPLES = 2205  # 0.1 s
 Inputs = dict[str, object]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from vita_audio.contract.fields import MEL_HOP_SAMPLES
+from vita_audio.contract.rates import MEL_HOP_SAMPLES
 from vita_audio.decoding.schedule import DecoderConfig
 from vita_audio.engines.interface import Floats, Ints
 

@@ -21,7 +21,7 @@ from loadtest.options import MAX_USERS, Settings, add_arguments, check_target, s
 from loadtest.shapes import SHAPES, WARM_UP, load_plan
 from loadtest.tally import SLOW_READER
 from loadtest.turns import DEFAULT_MIX, SCENARIOS, Habits, TurnSource, load_voices, parse_mix
-from vita_audio.contract.fields import INPUT_SAMPLE_RATE_HZ
+from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ
 
 VOICE = [np.full(8_000, 0.1, np.float32)]
 

@@ -11,8 +11,8 @@ import pytest
 
 from server.launch import TritonServer
 from triton_probe import Probe, live, public, tensor, wait_idle
-from vita_audio.contract.fields import output_samples
 from vita_audio.contract.messages import Status
+from vita_audio.contract.rates import output_samples
 from vita_audio.engines.manifest import load_manifest
 from vita_audio.text.tokenizer import TextTokenizer
 from vita_client import Client

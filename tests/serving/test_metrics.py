@@ -14,8 +14,8 @@ from serving.metrics.recorder import MAX_OBSERVATIONS, Changes, Recorder
 from serving.metrics.refusals import Refusals
 from serving.metrics.table import METRICS
 from vita_audio.contract.errors import InvalidRequest, ServerFull, ServerStopping
-from vita_audio.contract.fields import OUTPUT_SAMPLE_RATE_HZ
 from vita_audio.contract.messages import GenerationSettings, State, Status
+from vita_audio.contract.rates import OUTPUT_SAMPLE_RATE_HZ
 from vita_audio.generation.request import TokenDelta
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"

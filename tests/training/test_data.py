@@ -26,7 +26,8 @@ from training.data.sentences import sentences
 from training.data.settings import SMALL, TINY, DataConfig
 from training.data.teacher import Clip, make, say
 from training.errors import TrainingError
-from vita_audio.contract.fields import INPUT_SAMPLE_RATE_HZ, TASKS
+from vita_audio.contract.fields import TASKS
+from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ
 
 needs_flite = pytest.mark.skipif(shutil.which("flite") is None, reason="flite is not installed")
 CLIPS_FEW = replace(

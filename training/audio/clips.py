@@ -17,7 +17,7 @@ from rich.progress import track
 
 from training.ahead import in_threads
 from training.errors import TrainingError
-from vita_audio.contract.fields import INPUT_SAMPLE_RATE_HZ
+from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ
 
 MAX_CLIP_SECONDS = 30.0  # the tokenizer hears pieces of this length
 _FAULTS_SHOWN = 5

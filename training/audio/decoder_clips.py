@@ -11,7 +11,7 @@ from torch import Tensor
 
 from training.audio.clips import Clips, pack_clips
 from training.audio.mel import MelSpectrogram
-from vita_audio.contract.fields import MEL_HOP_SAMPLES, OUTPUT_SAMPLE_RATE_HZ
+from vita_audio.contract.rates import MEL_HOP_SAMPLES, OUTPUT_SAMPLE_RATE_HZ
 
 EDGE_FRAMES = 2  # a mel frame sees 384 samples beyond its own 256, on either side
 

@@ -15,7 +15,7 @@ from training.audio.decoder_clips import DecoderClips
 from training.audio.speech_tokenizer import tokenize_clips
 from training.errors import TrainingError
 from training.run import Shuffle, step_generator
-from vita_audio.contract.fields import (
+from vita_audio.contract.rates import (
     FRAMES_PER_TOKEN_DENOMINATOR,
     FRAMES_PER_TOKEN_NUMERATOR,
     INPUT_SAMPLE_RATE_HZ,

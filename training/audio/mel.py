@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vita_audio.contract.fields import MEL_HOP_SAMPLES, OUTPUT_SAMPLE_RATE_HZ
+from vita_audio.contract.rates import MEL_HOP_SAMPLES, OUTPUT_SAMPLE_RATE_HZ
 from vita_audio.speech_features import HOP, N_FFT, mel_filters
 
 MEL_FLOOR = 1e-5  # below it a band counts as silent

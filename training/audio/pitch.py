@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from vita_audio.contract.fields import MEL_HOP_SAMPLES, OUTPUT_SAMPLE_RATE_HZ
+from vita_audio.contract.rates import MEL_HOP_SAMPLES, OUTPUT_SAMPLE_RATE_HZ
 
 LOWEST_HZ, HIGHEST_HZ = 60.0, 420.0
 _WINDOW = 1024  # samples compared with their shifted selves, about three periods of a low voice

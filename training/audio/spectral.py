@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.audio.mel import MelSpectrogram
-from vita_audio.contract.fields import OUTPUT_SAMPLE_RATE_HZ
+from vita_audio.contract.rates import OUTPUT_SAMPLE_RATE_HZ
 
 _RESOLUTIONS = (512, 1024, 2048)  # samples of a window; it moves by a quarter
 _SILENCE = 1e-5

@@ -38,7 +38,7 @@ from vita_audio.checkpoint.configs import SpeechTokenizerConfig
 from vita_audio.checkpoint.files import load_speech_tokenizer
 from vita_audio.checkpoint.random_weights.audio import sinusoids
 from vita_audio.checkpoint.released_layout import write_speech_tokenizer
-from vita_audio.contract.fields import INPUT_SAMPLE_RATE_HZ
+from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ
 from vita_audio.models.speech_tokenizer import SpeechTokenizer
 from vita_audio.speech_features import HOP, TOKEN_SAMPLES
 

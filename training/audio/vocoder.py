@@ -29,7 +29,7 @@ from training.run import Run, RunSettings, Shuffle, adamw, clip, set_seeds, step
 from training.snapshots import write_torch_file
 from vita_audio.checkpoint.configs import VocoderConfig
 from vita_audio.checkpoint.files import split_weight_norm
-from vita_audio.contract.fields import MEL_HOP_SAMPLES
+from vita_audio.contract.rates import MEL_HOP_SAMPLES
 from vita_audio.decoding.schedule import F0_CONTEXT_FRAMES
 from vita_audio.models.vocoder import Vocoder
 

@@ -22,7 +22,7 @@ from training.data.manifest import CHAT, SPEECH, SpeechClip, write_lines
 from training.data.plan import PlannedSample, plan
 from training.data.settings import DataConfig
 from training.data.teacher import Clip, find_flite, write_clip
-from vita_audio.contract.fields import TOKENS_PER_SECOND
+from vita_audio.contract.rates import TOKENS_PER_SECOND
 
 _BATCH = 32  # clips a synthesiser process takes at once
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from training.data.settings import DataConfig
 from training.errors import TrainingError
-from vita_audio.contract.fields import INPUT_SAMPLE_RATE_HZ
+from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ
 
 Wave = NDArray[np.float32]
 

@@ -17,7 +17,7 @@ from typing import Any
 import soundfile
 
 from training.errors import TrainingError
-from vita_audio.contract.fields import INPUT_SAMPLE_RATE_HZ
+from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ
 
 AUDIO_PLACEHOLDER = "<|audio|>"
 ROLES = ("system", "user", "assistant")

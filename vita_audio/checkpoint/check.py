@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 from vita_audio.checkpoint.configs import FlowConfig, LanguageModelConfig, SpeechTokenizerConfig, VocoderConfig
 from vita_audio.checkpoint.files import load_flow, load_language_model, load_speech_tokenizer, load_vocoder
 from vita_audio.contract.errors import CheckpointError, InvalidRequest
-from vita_audio.contract.fields import MAX_REPETITION_PENALTY, OUTPUT_SAMPLE_RATE_HZ
+from vita_audio.contract.limits import DEFAULT_REPETITION_PENALTY, MAX_REPETITION_PENALTY
 from vita_audio.contract.modes import NAMED_MODES, mode_of
-from vita_audio.contract.request import DEFAULT_REPETITION_PENALTY
+from vita_audio.contract.rates import OUTPUT_SAMPLE_RATE_HZ
 from vita_audio.text.tokenizer import TextTokenizer
 from vita_audio.text.vocabulary import Vocabulary
 

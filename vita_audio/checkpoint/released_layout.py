@@ -15,8 +15,8 @@ from torch import Tensor
 from vita_audio.checkpoint.audio_decoder_config import write_audio_decoder_yaml
 from vita_audio.checkpoint.configs import FlowConfig, LanguageModelConfig, SpeechTokenizerConfig, VocoderConfig
 from vita_audio.checkpoint.files import split_weight_norm
+from vita_audio.contract.limits import DEFAULT_REPETITION_PENALTY
 from vita_audio.contract.modes import NAMED_MODES
-from vita_audio.contract.request import DEFAULT_REPETITION_PENALTY
 from vita_audio.text.vocabulary import Vocabulary
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,18 +13,19 @@ from numpy.typing import NDArray
 
 from vita_audio.contract import fields as contract
 from vita_audio.contract.errors import InvalidRequest
+from vita_audio.contract.limits import (
+    MAX_AUDIO_PEAK,
+    MAX_REPETITION_PENALTY,
+    MAX_SAMPLE_RATE_HZ,
+    MIN_AUDIO_SECONDS,
+    MIN_SAMPLE_RATE_HZ,
+    Limits,
+)
 from vita_audio.contract.messages import GenerationSettings
-from vita_audio.contract.modes import NAMED_MODES, Mode, mode_of, parse_mode
+from vita_audio.contract.modes import parse_mode
+from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ
 
-#: The authors' sampling defaults (docs/model.md, "Sampling defaults"): only speech synthesis samples.
-DEFAULT_REPETITION_PENALTY = 1.05
 TTS_TEMPERATURE, TTS_TOP_K = 1.0, 50
-
-MIN_AUDIO_SECONDS = 0.02
-#: Samples are in [-1, 1]; resampling overshoots that a little, 16-bit integers overshoot it a lot.
-MAX_AUDIO_PEAK = 4.0
-#: No prose has more characters in a token; longer text is refused before the work of tokenising it.
-MAX_CHARACTERS_PER_TOKEN = 16
 
 _DTYPES: dict[str, type[np.generic]] = {
     "FP32": np.float32,
@@ -34,44 +35,6 @@ _DTYPES: dict[str, type[np.generic]] = {
     "STRING": np.object_,
 }
 _SPECS = {spec.name: spec for spec in contract.INPUTS}
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one set of engines can serve; stored in the engines' manifest.
-
-    `context_tokens`: prompt and answer together. `max_tokens`: the largest MAX_TOKENS; `default_max_tokens` when none
-    is sent. `mctp_modules`: K. `default_pattern`: the mode the checkpoint was trained for (generation_config.json).
-    `tts_samples`: text is read aloud with sampling by default, as the authors do (small models read better greedily).
-    `repetition_penalty`: of requests that send none (generation_config.json).
-    """
-
-    context_tokens: int
-    max_tokens: int
-    default_max_tokens: int
-    mctp_modules: int
-    default_pattern: tuple[int, ...]
-    max_audio_seconds: float = contract.MAX_AUDIO_SECONDS
-    tts_samples: bool = True
-    repetition_penalty: float = DEFAULT_REPETITION_PENALTY
-
-    @property
-    def max_text_characters(self) -> int:
-        return MAX_CHARACTERS_PER_TOKEN * self.context_tokens
-
-    def default_mode(self, task: str) -> Mode:
-        """Typed answers to typed text come from the backbone alone, as in the authors' demo."""
-        pattern = NAMED_MODES["vanilla"] if task == "text" else self.default_pattern
-        return mode_of(pattern, self.mctp_modules)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for the engines' manifest."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> Limits:
-        """The inverse of `to_dict`. Raises TypeError when a field is missing or unknown."""
-        return cls(**{**fields, "default_pattern": tuple(fields["default_pattern"])})
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +70,9 @@ def parse_request(inputs: Mapping[str, Any], limits: Limits) -> SpeechRequest:
     sample_rate_hz = _integer(
         inputs,
         "SAMPLE_RATE",
-        contract.INPUT_SAMPLE_RATE_HZ,
-        contract.MIN_SAMPLE_RATE_HZ,
-        contract.MAX_SAMPLE_RATE_HZ,
+        INPUT_SAMPLE_RATE_HZ,
+        MIN_SAMPLE_RATE_HZ,
+        MAX_SAMPLE_RATE_HZ,
         "send the rate of AUDIO in Hz",
     )
     audio = _audio(inputs, sample_rate_hz, limits)
@@ -134,7 +97,7 @@ def parse_request(inputs: Mapping[str, Any], limits: Limits) -> SpeechRequest:
             "REPETITION_PENALTY",
             limits.repetition_penalty,
             0.0,
-            contract.MAX_REPETITION_PENALTY,
+            MAX_REPETITION_PENALTY,
             "1 switches it off",
             low_excluded=True,
         ),

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vita_audio.contract.errors import EngineError
-from vita_audio.contract.fields import mel_frames
+from vita_audio.contract.rates import mel_frames
 from vita_audio.decoding.flow_stream import (
     FlowState,
     WindowSpan,

@@ -13,7 +13,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from vita_audio.contract.fields import FRAMES_PER_TOKEN_DENOMINATOR, FRAMES_PER_TOKEN_NUMERATOR, mel_frames
+from vita_audio.contract.rates import FRAMES_PER_TOKEN_DENOMINATOR, FRAMES_PER_TOKEN_NUMERATOR, mel_frames
 from vita_audio.decoding.batching import run_grouped
 from vita_audio.decoding.frames import first_frame_of, token_of_frame
 from vita_audio.decoding.noise import StreamNoise

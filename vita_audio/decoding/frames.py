@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vita_audio.contract.fields import FRAMES_PER_TOKEN_DENOMINATOR, FRAMES_PER_TOKEN_NUMERATOR
+from vita_audio.contract.rates import FRAMES_PER_TOKEN_DENOMINATOR, FRAMES_PER_TOKEN_NUMERATOR
 
 
 def token_of_frame(frame: int) -> int:

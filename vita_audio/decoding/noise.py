@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vita_audio.contract.fields import MEL_HOP_SAMPLES
+from vita_audio.contract.rates import MEL_HOP_SAMPLES
 from vita_audio.engines.interface import Floats
 
 # The second key word of the counter-based generator: streams of one seed that must not share values.

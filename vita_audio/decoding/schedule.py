@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vita_audio.contract.errors import EngineError
-from vita_audio.contract.fields import mel_frames
+from vita_audio.contract.rates import mel_frames
 
 #: Frames the f0 predictor looks to either side (docs/audio.md 3).
 F0_CONTEXT_FRAMES = 5

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vita_audio.contract.fields import MEL_HOP_SAMPLES
+from vita_audio.contract.rates import MEL_HOP_SAMPLES
 from vita_audio.decoding.decoder import Pcm, StreamingDecoder
 
 #: 10 ms at 22 050 Hz: how far a point's measures look to either side.

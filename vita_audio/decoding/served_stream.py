@@ -10,8 +10,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from vita_audio.contract.fields import OUTPUT_SAMPLE_RATE_HZ
 from vita_audio.contract.messages import State, Status
+from vita_audio.contract.rates import OUTPUT_SAMPLE_RATE_HZ
 from vita_audio.decoding.decoder import Pcm, StreamingDecoder, StreamState
 
 #: How long a stream not heard yet may wait for its first sound when another's listener is about to run out of audio.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from vita_audio.contract.fields import MEL_HOP_SAMPLES, OUTPUT_SAMPLE_RATE_HZ
+from vita_audio.contract.rates import MEL_HOP_SAMPLES, OUTPUT_SAMPLE_RATE_HZ
 from vita_audio.engines.interface import Floats
 
 _SINE_AMPLITUDE = 0.1

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vita_audio.contract.fields import FRAMES_PER_TOKEN_DENOMINATOR, FRAMES_PER_TOKEN_NUMERATOR, MEL_HOP_SAMPLES
+from vita_audio.contract.rates import FRAMES_PER_TOKEN_DENOMINATOR, FRAMES_PER_TOKEN_NUMERATOR, MEL_HOP_SAMPLES
 from vita_audio.decoding.batching import run_grouped
 from vita_audio.decoding.frames import first_frame_of
 from vita_audio.decoding.noise import StreamNoise

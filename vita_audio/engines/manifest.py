@@ -11,7 +11,7 @@ from typing import Any
 
 from vita_audio.checkpoint.file_records import FileRecord, checkpoint_sha256, file_sha256
 from vita_audio.contract.errors import EngineError
-from vita_audio.contract.request import Limits
+from vita_audio.contract.limits import Limits
 from vita_audio.engines.gpu_machine import GpuMachine, find_machine
 from vita_audio.engines.gpu_record import TORCH_CUDA, GpuRecord
 from vita_audio.text.vocabulary import Vocabulary

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vita_audio.checkpoint.configs import FlowConfig
-from vita_audio.contract.fields import mel_frames
+from vita_audio.contract.rates import mel_frames
 from vita_audio.models.flow_estimator import Estimator
 from vita_audio.models.token_encoder import LengthRegulator, TokenEncoder
 

@@ -8,7 +8,8 @@ import triton_python_backend_utils as pb_utils
 from serving.adapter import error_response, read, served_engines, start_logging
 from serving.warm_up import warm_up_speech
 from vita_audio.contract.errors import InvalidRequest
-from vita_audio.contract.fields import INPUT_SAMPLE_RATE_HZ, MAX_AUDIO_SECONDS
+from vita_audio.contract.limits import MAX_AUDIO_SECONDS
+from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ
 from vita_audio.engines.registry import open_speech_tokenizer
 from vita_audio.speech_features import speech_tokens
 
