@@ -29,7 +29,6 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.machine import describe_machine
 from build_engines.tensorrt_llm.formats import FORMATS
 from build_engines.tensorrt_llm.layout import Part
 from build_engines.tensorrt_llm.plan import Plan
@@ -37,6 +36,7 @@ from build_engines.tensorrt_llm.scales import save_scales
 from vita_audio.checkpoint.configs import LanguageModelConfig
 from vita_audio.checkpoint.files import language_model_shapes
 from vita_audio.checkpoint.tensor_file import RankFile
+from vita_audio.machine import describe_machine
 
 #: As users quantise: (what linear layers become, ranks).
 RUNS = (("none", 1), ("none", 4), ("fp8", 1), ("w4a16_awq", 1))

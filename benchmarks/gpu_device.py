@@ -1,4 +1,4 @@
-"""The device a table was measured on: its name, what its memory moves, and how to time work on it."""
+"""The device a table was measured on: what its memory moves, and how to time work on it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from collections.abc import Callable
 from statistics import median
 
 import torch
-
-from benchmarks.machine import describe_machine
 
 #: Memory bandwidth by the vendors' datasheets, TB/s; the first name found in the device's name counts.
 DATASHEET_TB_S = {
@@ -23,18 +21,6 @@ DATASHEET_TB_S = {
     "L4": 0.3,
     "RTX 4090": 1.008,
 }
-
-
-def describe_device(device: torch.device) -> str:
-    """One line: the GPU, driver side and host; or the host alone."""
-    versions = f"PyTorch {torch.__version__}"
-    if device.type != "cuda":
-        return f"{describe_machine()}, {versions}, {torch.get_num_threads()} thread(s)"
-    properties = torch.cuda.get_device_properties(device)
-    return (
-        f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, {properties.multi_processor_count} "
-        f"multiprocessors, {versions}, CUDA {torch.version.cuda}; {describe_machine()}"
-    )
 
 
 def datasheet_tb_s(device: torch.device) -> float | None:

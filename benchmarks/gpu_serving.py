@@ -28,7 +28,6 @@ from typing import Any
 import numpy as np
 
 from benchmarks.gpu_serving_options import CANCEL_KEPT_S, SETTLE_S, STOP_S, read_options
-from benchmarks.machine import describe_machine
 from benchmarks.mps import mps
 from benchmarks.serving import STAGES
 from benchmarks.stream_clients import ClientProcesses, Load, Part, request_for
@@ -37,9 +36,10 @@ from server.errors import CannotStart
 from server.launch import TritonServer
 from server.options import ServerOptions
 from vita_audio.contract.errors import VitaError
+from vita_audio.contract.limits import Limits
 from vita_audio.contract.modes import parse_mode
-from vita_audio.contract.request import Limits
 from vita_audio.engines.manifest import load_manifest
+from vita_audio.machine import describe_machine
 from vita_audio.stopping import stop_on_signals
 from vita_client import AsyncClient, AsyncStream, Client, Pcm, StatusUpdate, TokensDelta
 

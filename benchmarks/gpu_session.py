@@ -30,9 +30,9 @@ from pathlib import Path
 import torch
 
 from benchmarks import expectations
-from benchmarks.gpu_device import describe_device
 from benchmarks.paper_tables import PARTS
 from vita_audio.checkpoint.file_records import write_atomically
+from vita_audio.machine import describe_device
 from vita_audio.stopping import stop_on_signals
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -96,7 +96,7 @@ def _tables(size: str, places: Places, *more: str) -> tuple[str, ...]:
 
 def _first_light(size: str, places: Places) -> list[Step]:
     golden = Step("golden", ("-m", "benchmarks.gpu_golden", str(places.golden)), 30, "float32: every token of them")
-    machine = Step("machine", ("-m", "benchmarks.gpu_environment"), 10, "libpython3.12, Python.h, 16 GiB of /dev/shm")
+    machine = Step("machine", ("-m", "vita_audio.machine"), 10, "libpython3.12, Python.h, 16 GiB of /dev/shm")
     if size == "tiny":
         parts = ("--parts", *_EARLY_PARTS, "audio")
         return [

@@ -19,13 +19,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.machine import describe_machine
 from vita_audio.contract.messages import GenerationSettings
 from vita_audio.contract.modes import NAMED_MODES
 from vita_audio.engines.manifest import load_manifest
 from vita_audio.engines.onnxruntime.language_model import OnnxLanguageModel
 from vita_audio.generation.request import GenerationRequest
 from vita_audio.generation.scheduler import Scheduler
+from vita_audio.machine import describe_machine
 
 PROMPT_TOKENS = 32  # the paper's
 

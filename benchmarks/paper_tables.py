@@ -29,13 +29,14 @@ import torch
 from rich.console import Console
 from rich.markdown import Markdown
 
-from benchmarks.gpu_device import copy_bandwidth, datasheet_tb_s, describe_device
+from benchmarks.gpu_device import copy_bandwidth, datasheet_tb_s
 from benchmarks.paper_audio import FLOW_STEPS, PRECISIONS, audio_rows, streaming_rows
 from benchmarks.paper_language_model import LanguageModelBench, Row
 from benchmarks.paper_report import kernels, render
 from benchmarks.roofline import SIZES
 from vita_audio.checkpoint.random_weights.language_model import RandomLanguageModel
 from vita_audio.contract.modes import NAMED_MODES
+from vita_audio.machine import describe_device
 
 PARTS = ("steps", "host", "profile", "table5", "first_chunk", "audio", "prepare", "baseline", "batch", "heads")
 HEADS = (("full", False), ("audio-only", True))

@@ -26,11 +26,11 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.balancer import Balancer, BalancerError
-from benchmarks.machine import describe_machine
 from server.errors import CannotStart
 from server.launch import TritonServer
 from server.options import ServerOptions
 from vita_audio.contract.errors import VitaError
+from vita_audio.machine import describe_machine
 from vita_client import Client
 
 #: Both servers fit on a small machine; what does not fit waits in their queues.

@@ -19,13 +19,13 @@ import soundfile
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.machine import describe_machine
 from vita_audio.contract.errors import VitaError
-from vita_audio.contract.fields import TOKENS_PER_SECOND
+from vita_audio.contract.rates import TOKENS_PER_SECOND
 from vita_audio.decoding.decoder import StreamingDecoder
 from vita_audio.decoding.schedule import DecoderConfig
 from vita_audio.decoding.seams import compare, stream_all
 from vita_audio.engines.onnxruntime.audio import OnnxFlow, OnnxSpeechTokenizer, OnnxVocoder
+from vita_audio.machine import describe_machine
 from vita_audio.speech_features import speech_tokens, to_16_khz
 
 SETTINGS = {

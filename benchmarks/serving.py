@@ -23,10 +23,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.machine import describe_machine
 from server.launch import TritonServer
 from server.options import ServerOptions
 from vita_audio.contract.modes import NAMED_MODES
+from vita_audio.machine import describe_machine
 from vita_client import Client, Pcm, StatusUpdate
 
 QUESTION = Path(__file__).parent.parent / "examples" / "question.wav"

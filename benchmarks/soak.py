@@ -29,13 +29,13 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.machine import describe_machine
 from loadtest.report.chart import Series, picture
 from loadtest.report.files import FIGURES
 from loadtest.turns import Habits
 from server.launch import TritonServer
 from server.options import ServerOptions
-from vita_audio.contract.fields import INPUT_SAMPLE_RATE_HZ
+from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ
+from vita_audio.machine import describe_machine
 from vita_client import Client, ServerUnavailable
 
 INTERVAL_S = 5.0

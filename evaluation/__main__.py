@@ -20,7 +20,6 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks.machine import describe_machine
 from evaluation.asr_evaluators import Panel, Wave
 from evaluation.cases import KINDS, Case, load_cases
 from evaluation.report import REPORT, write_report
@@ -35,6 +34,7 @@ from vita_audio.contract.modes import NAMED_MODES, parse_mode
 from vita_audio.decoding.decoder import StreamingDecoder
 from vita_audio.engines.manifest import load_manifest
 from vita_audio.engines.onnxruntime.audio import OnnxFlow, OnnxSpeechTokenizer, OnnxVocoder
+from vita_audio.machine import describe_machine
 from vita_audio.speech_features import speech_tokens
 from vita_audio.text.vocabulary import Vocabulary
 

@@ -15,9 +15,9 @@ import grpc
 from google.protobuf.json_format import MessageToDict
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from benchmarks.machine import describe_machine
 from loadtest.options import ROOT, Settings
 from vita_audio.contract.fields import ENSEMBLE
+from vita_audio.machine import describe_machine
 
 _PACKAGES = ("locust", "gevent", "grpcio", "tritonclient", "hdrhistogram", "numpy")
 _ASK_S = 5.0

@@ -33,8 +33,8 @@ from torch.optim import AdamW, Optimizer
 
 from training.errors import Stopped, TrainingError
 from training.logs import Table, duration, write_curve
-from training.machine import machine_in_words
 from training.snapshots import Snapshots, SnapshotStore, Stateful
+from vita_audio.machine import describe_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +251,7 @@ class Run:
         record = {
             "steps": self.step,
             "elapsed_s": round(self.elapsed_s, 1),
-            "machine": machine_in_words(),
+            "machine": describe_device(),
             "last": tables,
         }
         self.folder.mkdir(parents=True, exist_ok=True)
