@@ -1,11 +1,23 @@
-"""ChatML prompts of the four tasks, id by id."""
+"""ChatML, id by id: the prompts of the four tasks, conversations of several turns, and which ids are targets."""
 
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vita_audio.checkpoint.random_weights.tokenizer import write_tokenizer
-from vita_audio.text.chat_template import PromptBuilder
+from vita_audio.contract.modes import NAMED_MODES
+from vita_audio.text.chat_template import (
+    AUDIO_PLACEHOLDER,
+    ROLES,
+    SPOKEN_ANSWER_SYSTEM,
+    ChatTemplate,
+    PromptBuilder,
+    Turn,
+    task_turns,
+)
+from vita_audio.text.interleave import interleave
 from vita_audio.text.tokenizer import TextTokenizer
 
 CODES = [3, 1, 3]
@@ -91,3 +103,79 @@ def test_wrong_parts(tokenizer: TextTokenizer, task: str, text: str | None, code
 def test_codes_outside_the_codebook(tokenizer: TextTokenizer) -> None:
     with pytest.raises(ValueError, match="outside"):
         PromptBuilder(tokenizer).build("asr", None, [32])
+
+
+#: (task, text, codes) of requests that are valid.
+texts, codes = st.text(st.characters(exclude_categories=["Cs"]), max_size=40), st.lists(st.integers(0, 31), max_size=20)
+requests = st.one_of(
+    st.tuples(st.just("chat"), texts, st.none() | codes),
+    st.tuples(st.just("chat"), st.none(), codes),
+    st.tuples(st.sampled_from(["tts", "text"]), texts, st.none()),
+    st.tuples(st.just("asr"), st.none(), codes),
+)
+
+
+@given(requests, texts, codes)
+def test_a_conversation_begins_with_the_prompt_of_its_first_request(
+    tokenizer: TextTokenizer, request_: tuple[str, str | None, list[int] | None], answer: str, said: list[int]
+) -> None:
+    """What training writes up to the answer is what serving asks with, for every task and any text."""
+    template, (task, text, spoken) = ChatTemplate(tokenizer), request_
+    asked = [Turn(role, template.content(parts)) for role, parts in task_turns(task, text, spoken)]
+    content = template.content([answer, said], NAMED_MODES["boost"])
+    ids, targets = template.conversation([*asked, Turn("assistant", content)])
+    prompt = PromptBuilder(tokenizer).build(task, text, spoken)
+    assert ids[: len(prompt)] == prompt
+    assert targets == [False] * len(prompt) + [True] * (len(ids) - len(prompt))
+    assert ids[len(prompt) :] == [*content, tokenizer.vocabulary.im_end, *tokenizer.encode("\n")]
+
+
+@given(st.lists(st.tuples(st.sampled_from(ROLES), texts), max_size=6), st.integers(0, 6))
+def test_turns_do_not_depend_on_each_other(tokenizer: TextTokenizer, said: list[tuple[str, str]], cut: int) -> None:
+    """So a history of ids goes on with the ids of the next turns alone."""
+    template = ChatTemplate(tokenizer)
+    turns = [Turn(role, template.content([text])) for role, text in said]
+    whole, first, second = (template.conversation(part) for part in (turns, turns[:cut], turns[cut:]))
+    assert whole == (first[0] + second[0], first[1] + second[1])
+    assert len(whole[0]) == len(whole[1])
+
+
+def test_several_turns_and_their_targets(tokenizer: TextTokenizer) -> None:
+    template = ChatTemplate(tokenizer)
+    turns = [
+        Turn("system", template.content(["Be brief."])),
+        Turn("user", template.content([[3, 1]])),
+        Turn("assistant", template.content(["One.", [4]])),
+        Turn("user", template.content(["And?", [5], "Say."])),
+        Turn("assistant", template.content(["Two."])),
+    ]
+    ids, targets = template.conversation(turns)
+    assert _readable(tokenizer, ids) == (
+        "<start>system\nBe brief.<end>\n<start>user\n<audio 3 1><end>\n<start>assistant\nOne.<audio 4><end>\n"
+        "<start>user\nAnd?<audio 5>Say.<end>\n<start>assistant\nTwo.<end>\n"
+    )
+    wanted = [token for token, target in zip(ids, targets, strict=True) if target]
+    assert _readable(tokenizer, wanted) == "One.<audio 4><end>\nTwo.<end>\n"
+
+
+def test_answers_are_interleaved_by_the_ratio(tokenizer: TextTokenizer) -> None:
+    template, vocabulary = ChatTemplate(tokenizer), tokenizer.vocabulary
+    plain = template.content(["An answer of some words.", list(range(20))])
+    ratio = NAMED_MODES["boost"]
+    expected = interleave(plain, ratio, vocabulary.begin_of_audio, vocabulary.end_of_audio)
+    assert template.content(["An answer of some words.", list(range(20))], ratio) == expected != plain
+    with pytest.raises(ValueError, match="one audio run"):
+        template.content(["a", [1], "b", [2]], ratio)
+
+
+def test_messages_are_worded_as_prompts() -> None:
+    """A data set writes the same turns as text with a placeholder for audio."""
+    spoken = task_turns("chat", None, AUDIO_PLACEHOLDER)
+    assert spoken == [("system", (SPOKEN_ANSWER_SYSTEM,)), ("user", (AUDIO_PLACEHOLDER,))]
+    assert task_turns("tts", "Hi.") == [("user", ("Convert the text to speech.\nHi.",))]
+    assert "".join(task_turns("asr", audio=AUDIO_PLACEHOLDER)[0][1]) == "Convert the speech to text.\n<|audio|>"
+
+
+def test_unknown_role() -> None:
+    with pytest.raises(ValueError, match="role 'human' is not one of system, user, assistant"):
+        Turn("human", [])

@@ -19,7 +19,7 @@ from training.data.answers import is_right, words_of
 from training.data.families import questions
 from training.data.generate import run
 from training.data.lexicon import number_words, plural, with_article
-from training.data.manifest import AUDIO_PLACEHOLDER, read_chat, read_speech
+from training.data.manifest import read_chat, read_speech
 from training.data.plan import plan
 from training.data.questions import FAMILIES, split_questions
 from training.data.sentences import sentences
@@ -28,6 +28,7 @@ from training.data.teacher import Clip, make, say
 from training.errors import TrainingError
 from vita_audio.contract.fields import TASKS
 from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ
+from vita_audio.text.chat_template import AUDIO_PLACEHOLDER
 
 needs_flite = pytest.mark.skipif(shutil.which("flite") is None, reason="flite is not installed")
 CLIPS_FEW = replace(

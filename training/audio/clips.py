@@ -18,6 +18,7 @@ from rich.progress import track
 from training.ahead import in_threads
 from training.errors import TrainingError
 from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ
+from vita_audio.text.chat_template import AUDIO_PLACEHOLDER
 
 MAX_CLIP_SECONDS = 30.0  # the tokenizer hears pieces of this length
 _FAULTS_SHOWN = 5
@@ -142,7 +143,7 @@ def _assistant_audios(chat: Path) -> set[str] | None:
             sample = json.loads(line)
             audios = iter(sample.get("audios", ()))
             for message in sample["messages"]:
-                paths = [next(audios) for _ in range(message["content"].count("<|audio|>"))]
+                paths = [next(audios) for _ in range(message["content"].count(AUDIO_PLACEHOLDER))]
                 spoken.update(paths if message["role"] == "assistant" else ())
         except (ValueError, KeyError, TypeError, StopIteration) as error:
             raise TrainingError(

@@ -18,7 +18,6 @@ from typing import Any
 from training.errors import TrainingError
 
 SPEECH, CHAT = "speech.jsonl", "chat.jsonl"
-AUDIO_PLACEHOLDER = "<|audio|>"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from itertools import islice
 
 from training.data.families import Question
-from training.data.manifest import AUDIO_PLACEHOLDER, ChatSample
+from training.data.manifest import ChatSample
 from training.data.questions import draw_questions, split_questions
 from training.data.sentences import free_sentence, sentences
 from training.data.settings import DataConfig
 from training.data.teacher import Clip
-from vita_audio.text.chat_template import ASR_INSTRUCTION, SPOKEN_ANSWER_SYSTEM, TTS_INSTRUCTION
+from vita_audio.text.chat_template import AUDIO_PLACEHOLDER, task_turns
 
 _TAKES_OF_A_ROUND = 1_000_000  # more than a round has: takes and numbers of different rounds never meet
 
@@ -110,29 +110,26 @@ class _Plan:
         return Clip(self.config.output_voice, text, 0)
 
     def _tts(self, text: str, family: str) -> PlannedSample:
-        messages = (_user(f"{TTS_INSTRUCTION}\n{text}"), _assistant(text + AUDIO_PLACEHOLDER))
+        messages = _messages("tts", text, None, text + AUDIO_PLACEHOLDER)
         return self._planned("tts", family, messages, (self._said(text),), answer=text, held_out="sentence")
 
     def _asr(self, heard: Clip, family: str) -> PlannedSample:
-        messages = (_user(f"{ASR_INSTRUCTION}\n{AUDIO_PLACEHOLDER}"), _assistant(heard.text))
+        messages = _messages("asr", None, heard, heard.text)
         return self._planned("asr", family, messages, (heard,), answer=heard.text, held_out="sentence")
 
     def _copy(self, text: str) -> PlannedSample:
-        messages = (_user(f"Repeat.\n{text}"), _assistant(text))
+        messages = _messages("text", f"Repeat.\n{text}", None, text)
         return self._planned("copy", "free", messages, (), answer=text, held_out="sentence")
 
     def _chat(self, question: Question, heard: Clip | None, held_out: str) -> PlannedSample:
-        fact = question.fact
-        messages = (
-            {"role": "system", "content": SPOKEN_ANSWER_SYSTEM},
-            _user(AUDIO_PLACEHOLDER if heard else question.text),
-            _assistant(fact.answer + AUDIO_PLACEHOLDER),
-        )
-        clips = (*([heard] if heard else []), self._said(fact.answer))
+        answer = question.fact.answer
+        messages = _messages("chat", None if heard else question.text, heard, answer + AUDIO_PLACEHOLDER)
+        clips = (*([heard] if heard else []), self._said(answer))
         return self._asked("chat", question, messages, clips, held_out)
 
     def _text(self, question: Question, held_out: str) -> PlannedSample:
-        return self._asked("text", question, (_user(question.text), _assistant(question.fact.answer)), (), held_out)
+        messages = _messages("text", question.text, None, question.fact.answer)
+        return self._asked("text", question, messages, (), held_out)
 
     def _asked(
         self,
@@ -173,9 +170,8 @@ class _Plan:
         return PlannedSample(sample, clips)
 
 
-def _user(content: str) -> dict[str, str]:
-    return {"role": "user", "content": content}
-
-
-def _assistant(content: str) -> dict[str, str]:
-    return {"role": "assistant", "content": content}
+def _messages(task: str, text: str | None, heard: Clip | None, answer: str) -> tuple[dict[str, str], ...]:
+    """The messages of a sample, the user's worded as at inference."""
+    turns = task_turns(task, text, AUDIO_PLACEHOLDER if heard else None)
+    asked = ({"role": role, "content": "".join(parts)} for role, parts in turns)
+    return (*asked, {"role": "assistant", "content": answer})

@@ -18,9 +18,8 @@ import soundfile
 
 from training.errors import TrainingError
 from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ
+from vita_audio.text.chat_template import AUDIO_PLACEHOLDER, ROLES
 
-AUDIO_PLACEHOLDER = "<|audio|>"
-ROLES = ("system", "user", "assistant")
 #: Optional keys beside messages and audios; all but id, task and split are notes that training does not read.
 _OPTIONAL_TEXT = ("id", "task", "family", "split", "question", "answer", "fact", "held_out", "voice")
 _KNOWN_KEYS = {"messages", "audios", "accepted", *_OPTIONAL_TEXT}

@@ -13,13 +13,13 @@ from rich.console import Console
 from training.device import pick_device
 from training.errors import TrainingError
 from training.language_model.batch import Sample
-from training.language_model.conversations import AUDIO_PLACEHOLDER, Conversation, raise_faults, read_conversations
+from training.language_model.conversations import Conversation, raise_faults, read_conversations
 from training.language_model.samples import SampleBuilder
 from training.language_model.settings import LanguageModelTraining
 from training.language_model.speech_codes import SpeechCodes
 from training.language_model.token_set import TokenSet
 from vita_audio.checkpoint.random_weights.tokenizer import write_tokenizer
-from vita_audio.text.chat_template import ASR_INSTRUCTION, SPOKEN_ANSWER_SYSTEM, TTS_INSTRUCTION
+from vita_audio.text.chat_template import AUDIO_PLACEHOLDER, FIXED_TEXTS, ROLE_LINES
 from vita_audio.text.tokenizer import TextTokenizer
 
 CHAT = "chat.jsonl"
@@ -112,8 +112,8 @@ def describe(tokens: TokenSet) -> dict[str, int]:
 
 def _texts(conversations: Sequence[Conversation]) -> Iterator[str]:
     """Everything the text tokenizer must write well, cut as it is when samples are built."""
-    yield from (SPOKEN_ANSWER_SYSTEM, f"{TTS_INSTRUCTION}\n", f"{ASR_INSTRUCTION}\n")
-    yield from ("system\n", "user\n", "assistant\n") * 10
+    yield from FIXED_TEXTS
+    yield from ROLE_LINES * 10
     for conversation in conversations:
         for message in conversation.messages:
             yield from (part for part in message.content.split(AUDIO_PLACEHOLDER) if part)

@@ -1,4 +1,4 @@
-"""A conversation as token ids: the prompt exactly as it is built at inference, the answer interleaved (facts 6.1)."""
+"""A conversation as token ids: the prompt exactly as it is built at inference, the answer interleaved."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from training.language_model.batch import Sample
-from training.language_model.conversations import AUDIO_PLACEHOLDER, Conversation, Message
-from vita_audio.text.chat_template import SPOKEN_ANSWER_SYSTEM, TTS_INSTRUCTION, discrete_audio
-from vita_audio.text.interleave import interleave
+from training.language_model.conversations import Conversation, Message
+from vita_audio.text.chat_template import (
+    AUDIO_PLACEHOLDER,
+    SPOKEN_ANSWER_SYSTEM,
+    TTS_INSTRUCTION,
+    ChatTemplate,
+    Turn,
+)
 from vita_audio.text.tokenizer import TextTokenizer
 
 
@@ -22,7 +27,7 @@ class SampleBuilder:
     """
 
     def __init__(self, tokenizer: TextTokenizer, ratio: Sequence[int]) -> None:
-        self._encode, self._vocabulary, self._ratio = tokenizer.encode, tokenizer.vocabulary, tuple(ratio)
+        self._template, self._ratio = ChatTemplate(tokenizer), tuple(ratio)
 
     def build(self, conversation: Conversation, codes: Sequence[Sequence[int]]) -> Sample:
         """Ids of a conversation; answers, <|im_end|> and the line break after it are trained, nothing else.
@@ -36,31 +41,19 @@ class SampleBuilder:
         Raises:
             ValueError: codes outside the vocabulary, or not one list for each placeholder.
         """
-        vocabulary, remaining = self._vocabulary, list(codes)
-        ids: list[int] = []
-        trained: list[bool] = []
-        messages = _completed(conversation.messages)
-        for message in messages:
-            wanted = message.content.count(AUDIO_PLACEHOLDER)
-            content = self._content(message.content, remaining[:wanted])
-            remaining = remaining[wanted:]
-            opening = [vocabulary.im_start, *self._encode(f"{message.role}\n")]
-            closing = [vocabulary.im_end, *self._encode("\n")]
-            answer = message.role == "assistant"
-            if answer:
-                content = interleave(content, self._ratio, vocabulary.begin_of_audio, vocabulary.end_of_audio)
-            ids += [*opening, *content, *closing]
-            trained += [False] * len(opening) + [answer] * (len(content) + len(closing))
+        remaining, turns = list(codes), []
+        for message in _completed(conversation.messages):
+            first, *texts = message.content.split(AUDIO_PLACEHOLDER)
+            parts: list[str | Sequence[int]] = [first]
+            for audio, text in zip(remaining[: len(texts)], texts, strict=True):
+                parts += [audio, text]
+            del remaining[: len(texts)]
+            ratio = self._ratio if message.role == "assistant" else ()
+            turns.append(Turn(message.role, self._template.content(parts, ratio)))
         if remaining:
             raise ValueError(f"{len(remaining)} audios are left over")
-        return Sample(np.array(ids, np.int32), np.array(trained, np.bool_))
-
-    def _content(self, content: str, codes: Sequence[Sequence[int]]) -> list[int]:
-        first, *texts = content.split(AUDIO_PLACEHOLDER)
-        ids = self._encode(first)
-        for audio, text in zip(codes, texts, strict=True):
-            ids += [*discrete_audio(self._vocabulary, audio), *self._encode(text)]
-        return ids
+        ids, targets = self._template.conversation(turns)
+        return Sample(np.array(ids, np.int32), np.array(targets, np.bool_))
 
 
 def _completed(messages: Sequence[Message]) -> list[Message]:

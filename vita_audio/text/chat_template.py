@@ -1,68 +1,125 @@
-"""ChatML prompts of the four tasks as token ids, worded as the released models were trained (docs/audio.md 7)."""
+"""ChatML as token ids, worded as the released models were trained: for serving and training alike (docs/audio.md 7)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
+from vita_audio.text.interleave import interleave
 from vita_audio.text.tokenizer import TextTokenizer
-from vita_audio.text.vocabulary import Vocabulary
 
 #: Asks for an answer of interleaved text and audio.
 SPOKEN_ANSWER_SYSTEM = "Your Name: Luke\nYour Gender: male\n\nRespond in a text-audio interleaved manner."
 TTS_INSTRUCTION = "Convert the text to speech."
 ASR_INSTRUCTION = "Convert the speech to text."
+#: Stands for one audio in a message that is written as text, as in the authors' data.
+AUDIO_PLACEHOLDER = "<|audio|>"
+ROLES = ("system", "user", "assistant")
+#: Every fixed text as it is tokenised, for a tokenizer that is learned: wording, and the lines that name a role.
+FIXED_TEXTS = (SPOKEN_ANSWER_SYSTEM, f"{TTS_INSTRUCTION}\n", f"{ASR_INSTRUCTION}\n")
+ROLE_LINES = tuple(f"{role}\n" for role in ROLES)
+
+A = TypeVar("A")  # how audio is given: codes, or a placeholder
 
 
-class PromptBuilder:
-    """Writes prompts for one checkpoint.
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One turn: its role (system, user or assistant), and the ids of its content (`ChatTemplate.content`)."""
+
+    role: str
+    content: Sequence[int]
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for an unknown role."""
+        if self.role not in ROLES:
+            raise ValueError(f"role {self.role!r} is not one of {', '.join(ROLES)}")
+
+
+def task_turns(task: str, text: str | None = None, audio: A | None = None) -> list[tuple[str, tuple[str | A, ...]]]:
+    """The turns before an answer: (role, parts of the content), text and audio in the wording of the task.
+
+    Args:
+        task: chat, tts, asr or text.
+        text: what the user typed; tts and text need it, chat takes text, audio or both.
+        audio: what the user said; asr needs it.
+
+    Raises:
+        ValueError: the task is unknown, or text and audio are not what it takes.
+    """
+    match task:
+        case "chat" if text is not None and audio is not None:
+            user: tuple[str | A, ...] = (f"{text}\n", audio)
+        case "chat" | "text" if text is not None and audio is None:
+            user = (text,)
+        case "chat" if audio is not None:
+            user = (audio,)
+        case "tts" if text is not None and audio is None:
+            user = (f"{TTS_INSTRUCTION}\n{text}",)
+        case "asr" if audio is not None and text is None:
+            user = (f"{ASR_INSTRUCTION}\n", audio)
+        case _:
+            have = " and ".join(name for name, part in (("text", text), ("audio", audio)) if part is not None)
+            raise ValueError(f"task {task!r} cannot be asked with {have or 'neither text nor audio'}")
+    system: list[tuple[str, tuple[str | A, ...]]] = [("system", (SPOKEN_ANSWER_SYSTEM,))] if task == "chat" else []
+    return [*system, ("user", user)]
+
+
+class ChatTemplate:
+    """Writes conversations for one checkpoint.
 
     Role line and content are tokenised apart, as in training: joined, "user\\n" and a content that begins with a line
     break would merge into other ids (docs/audio.md 7, trap 1).
     """
 
     def __init__(self, tokenizer: TextTokenizer) -> None:
-        self._encode = tokenizer.encode
-        self._vocabulary = tokenizer.vocabulary
+        self._encode, self._vocabulary = tokenizer.encode, tokenizer.vocabulary
 
-    def build(self, task: str, text: str | None = None, audio_codes: Sequence[int] | None = None) -> list[int]:
-        """Prompt ids of a request.
+    def content(self, parts: Iterable[str | Sequence[int]], ratio: Sequence[int] = ()) -> list[int]:
+        """Ids of a turn's content.
 
         Args:
-            task: chat, tts, asr or text.
-            text: what the user typed; tts and text need it, chat takes text, audio or both.
-            audio_codes: what the user said, as codes of the speech tokenizer; asr needs it.
+            parts: in order, each text or audio as codes of the speech tokenizer (begin tag, ids, end tag).
+            ratio: interleaves text and audio, as the answers of a mode are (`interleave`); empty leaves their order.
 
         Raises:
-            ValueError: the task is unknown, or text and audio are not what it takes.
+            ValueError: a code outside the vocabulary, text with lone surrogates, or parts that cannot be interleaved.
         """
-        audio = None if audio_codes is None else discrete_audio(self._vocabulary, audio_codes)
-        match task, text, audio:
-            case "chat", str(), None:
-                return self._turn(self._encode(text), system=SPOKEN_ANSWER_SYSTEM)
-            case "chat", None, list():
-                return self._turn(audio, system=SPOKEN_ANSWER_SYSTEM)
-            case "chat", str(), list():
-                return self._turn([*self._encode(f"{text}\n"), *audio], system=SPOKEN_ANSWER_SYSTEM)
-            case "tts", str(), None:
-                return self._turn(self._encode(f"{TTS_INSTRUCTION}\n{text}"))
-            case "asr", None, list():
-                return self._turn([*self._encode(f"{ASR_INSTRUCTION}\n"), *audio])
-            case "text", str(), None:
-                return self._turn(self._encode(text))
-        have = " and ".join(name for name, part in (("text", text), ("audio", audio)) if part is not None)
-        raise ValueError(f"task {task!r} cannot be asked with {have or 'neither text nor audio'}")
+        begin, end, ids = self._vocabulary.begin_of_audio, self._vocabulary.end_of_audio, list[int]()
+        for part in parts:
+            ids += self._encode(part) if isinstance(part, str) else [begin, *self._vocabulary.audio_ids(part), end]
+        return interleave(ids, ratio, begin, end) if ratio else ids
 
-    def _turn(self, content: list[int], system: str | None = None) -> list[int]:
-        """One user turn, up to the place where the answer begins."""
-        ids = [] if system is None else self._block("system", self._encode(system))
-        ids += self._block("user", content)
-        return [*ids, self._vocabulary.im_start, *self._encode("assistant\n")]
+    def conversation(self, turns: Iterable[Turn]) -> tuple[list[int], list[bool]]:
+        """Ids of complete turns, and which of them a model must predict.
 
-    def _block(self, role: str, content: list[int]) -> list[int]:
-        vocabulary = self._vocabulary
-        return [vocabulary.im_start, *self._encode(f"{role}\n"), *content, vocabulary.im_end, *self._encode("\n")]
+        These targets are the assistant's content, its <|im_end|> and the line break after it.
+        """
+        ids: list[int] = []
+        targets: list[bool] = []
+        for turn in turns:
+            opening = self.opening(turn.role)
+            written = [*turn.content, self._vocabulary.im_end, *self._encode("\n")]
+            ids += [*opening, *written]
+            targets += [False] * len(opening) + [turn.role == "assistant"] * len(written)
+        return ids, targets
+
+    def opening(self, role: str) -> list[int]:
+        """Ids in front of a turn's content; a prompt ends with those of the assistant."""
+        return [self._vocabulary.im_start, *self._encode(f"{role}\n")]
 
 
-def discrete_audio(vocabulary: Vocabulary, codes: Iterable[int]) -> list[int]:
-    """Audio as tokens (base layout): begin tag, one id for each code, end tag. Raises ValueError for a wrong code."""
-    return [vocabulary.begin_of_audio, *vocabulary.audio_ids(codes), vocabulary.end_of_audio]
+class PromptBuilder:
+    """Writes the prompts of single requests for one checkpoint."""
+
+    def __init__(self, tokenizer: TextTokenizer) -> None:
+        self._template = ChatTemplate(tokenizer)
+
+    def build(self, task: str, text: str | None = None, audio_codes: Sequence[int] | None = None) -> list[int]:
+        """Prompt ids of a request, up to the place where the answer begins.
+
+        Args and errors: `task_turns`, with `audio_codes` of the speech tokenizer; ValueError too for a code outside
+        the vocabulary.
+        """
+        turns = [Turn(role, self._template.content(parts)) for role, parts in task_turns(task, text, audio_codes)]
+        return [*self._template.conversation(turns)[0], *self._template.opening("assistant")]
