@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# What an installation depends on.
+DECLARED := pyproject.toml client/requirements.txt
 CHECKPOINT ?= checkpoints/small
 ENGINES ?= engines/cpu
 # Engines that come with a checkpoint, as their difference from it: restored without PyTorch.
@@ -13,19 +15,19 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -qq --upgrade pip
 
-$(VENV)/.serve: $(BIN)/python pyproject.toml
+$(VENV)/.serve: $(BIN)/python $(DECLARED)
 	$(BIN)/python -m pip install -qq --editable '.[serve]'
 	@touch $@
 
-$(VENV)/.build: $(BIN)/python pyproject.toml
+$(VENV)/.build: $(BIN)/python $(DECLARED)
 	$(BIN)/python -m pip install -qq --editable '.[serve,build]'
 	@touch $@ $(VENV)/.serve
 
-$(VENV)/.test: $(BIN)/python pyproject.toml
+$(VENV)/.test: $(BIN)/python $(DECLARED)
 	$(BIN)/python -m pip install -qq --editable '.[serve,build,train,loadtest,test,gpu-check]'
 	@touch $@ $(VENV)/.serve $(VENV)/.build
 
-$(VENV)/.loadtest: $(BIN)/python pyproject.toml
+$(VENV)/.loadtest: $(BIN)/python $(DECLARED)
 	$(BIN)/python -m pip install -qq --editable '.[loadtest]'
 	@touch $@
 
