@@ -168,8 +168,8 @@ async def _caller(client: AsyncClient, load: Load, number: int, request: Request
     turn = 0
     while now_s() < load.until_s:
         seed = load.first_seed + 1_000 * number + turn
-        text = SENTENCES[seed % len(SENTENCES)] if request.text is not None else None
-        result = await _one_stream(client, load, replace(request, seed=seed, text=text), part)
+        changed = {"SEED": seed} | ({"TEXT": SENTENCES[seed % len(SENTENCES)]} if "TEXT" in request.values else {})
+        result = await _one_stream(client, load, Request({**request.values, **changed}), part)
         part.streams.append(result)
         turn += 1
         if result.outcome == "failed":

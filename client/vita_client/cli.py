@@ -20,13 +20,19 @@ import typer
 
 from vita_audio.contract.errors import InvalidRequest, VitaError
 from vita_client.client import Client
-from vita_client.errors import AccessDenied, RequestRejected, ServerUnavailable
+from vita_client.errors import NOT_READY, REFUSALS, AccessDenied, ServerUnavailable, StreamBroken
 from vita_client.options import ServerOptions, StreamOptions, with_options
 from vita_client.request import Request, build_request
 from vita_client.session import run_stream
 from vita_client.terminal import choose_view
 
 OK, BAD_INPUT, NO_SERVER, FAILED, INTERRUPTED = 0, 2, 3, 4, 130
+#: By the code of an error; every other code is `FAILED`.
+_EXIT_CODES = {
+    InvalidRequest.default_code: BAD_INPUT,
+    **dict.fromkeys((*REFUSALS, NOT_READY), NO_SERVER),
+    **{kind.default_code: NO_SERVER for kind in (ServerUnavailable, StreamBroken, AccessDenied)},
+}
 
 app = typer.Typer(
     name="vita",
@@ -48,14 +54,14 @@ def say(text: _Text, options: StreamOptions) -> None:
     """Speak a text aloud (text to speech)."""
     if options.output is None and not options.play:
         _fail(InvalidRequest("output", None, "the sound needs a place to go", "give -o FILE or --play"))
-    _run(options, lambda: build_request(_read_text(text), **options.fields("tts")))
+    _run(options, lambda: build_request(_read_text(text), task="tts", **options.fields))
 
 
 @app.command()
 @with_options
 def ask(speech: _Speech, options: StreamOptions) -> None:
     """Ask a spoken question; the answer is text and speech."""
-    _run(options, lambda: build_request(**options.fields("chat", _read_speech(speech))))
+    _run(options, lambda: build_request(audio=_read_speech(speech), **options.fields))
 
 
 @app.command()
@@ -67,14 +73,14 @@ def chat(
 ) -> None:
     """Ask a typed question; the answer is text and speech."""
     task = "text" if text_only else "chat"
-    _run(options, lambda: build_request(_read_text(text), **options.fields(task)))
+    _run(options, lambda: build_request(_read_text(text), task=task, **options.fields))
 
 
 @app.command()
 @with_options
 def transcribe(speech: _Speech, options: StreamOptions) -> None:
     """Write down what was said (speech recognition)."""
-    _run(options, lambda: build_request(**options.fields("asr", _read_speech(speech))))
+    _run(options, lambda: build_request(audio=_read_speech(speech), task="asr", **options.fields))
 
 
 @app.command()
@@ -163,13 +169,7 @@ def _complain(message: str) -> None:
 def _fail(error: VitaError) -> None:
     """One line on standard error and the exit code of this kind of error."""
     _complain(str(error))
-    if isinstance(error, (InvalidRequest, RequestRejected)):
-        code = BAD_INPUT
-    elif isinstance(error, (ServerUnavailable, AccessDenied)):
-        code = NO_SERVER
-    else:
-        code = FAILED
-    raise typer.Exit(code) from None
+    raise typer.Exit(_EXIT_CODES.get(error.code, FAILED)) from None
 
 
 if __name__ == "__main__":

@@ -6,32 +6,26 @@ Any number of streams may run at once on one client, from any threads. It also r
 
 from __future__ import annotations
 
-import threading
 import time
-import uuid
-from collections import deque
 from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 import grpc
-from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from vita_audio.contract.messages import Status
-from vita_client.channel import DEFAULT_TIMEOUT_S, DEFAULT_URL, Connection, Tls
-from vita_client.collect import Collector
-from vita_client.errors import ClientClosed, ClientError, ServerUnavailable
-from vita_client.events import Event, Metrics, Reply
+from vita_audio.contract.fields import RequestFields
+from vita_client.base import ClientBase, StreamBase
+from vita_client.channel import DEFAULT_TIMEOUT_S
+from vita_client.errors import NOT_READY, ClientError, ServerUnavailable
+from vita_client.events import Collector, Event, Reply
 from vita_client.health import Health
-from vita_client.progress import Progress
-from vita_client.request import Request, RequestFields, build_request, check_timeout
-from vita_client.wire import infer_request
+from vita_client.request import Request, build_request, check_timeout
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
 
-class Client:
+class Client(ClientBase):
     """A connection to one server.
 
     Example::
@@ -51,24 +45,7 @@ class Client:
         InvalidRequest: an address, a header or a TLS file is wrong. Nothing is connected to before the first call.
     """
 
-    def __init__(
-        self,
-        url: str = DEFAULT_URL,
-        *,
-        tls: Tls | None = None,
-        headers: Mapping[str, str] | None = None,
-        connection: Connection | None = None,
-    ) -> None:
-        self.connection = connection or Connection(url, tls=tls, headers=dict(headers or {}))
-        self.connection.metadata()
-        options = self.connection.options()
-        if self.connection.tls is None:
-            self._channel = grpc.insecure_channel(self.connection.url, options=options)
-        else:
-            credentials = self.connection.tls.credentials()
-            self._channel = grpc.secure_channel(self.connection.url, credentials, options=options)
-        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
-        self._closed = False
+    _library = grpc
 
     def stream(
         self,
@@ -94,13 +71,7 @@ class Client:
         self, request: Request, *, timeout_s: float = DEFAULT_TIMEOUT_S, headers: Mapping[str, str] | None = None
     ) -> Stream:
         """`stream()` for a request that is checked already (and may be sent many times)."""
-        message = infer_request(request, uuid.uuid4().hex, self.connection.model)
-        metadata = self.connection.metadata(headers)
-        deadline_s = check_timeout(timeout_s)
-        if self._closed:
-            raise ClientClosed("this client is closed; open another one")
-        progress = Progress(self.connection.url, deadline_s)
-        return Stream(self._stub.ModelStreamInfer(iter((message,)), timeout=deadline_s, metadata=metadata), progress)
+        return Stream(self._start(request, timeout_s, headers))
 
     def collect(
         self,
@@ -120,17 +91,11 @@ class Client:
 
     def health(self) -> Health:
         """Whether the server and the model are ready; never raises for a server that is not there."""
-        if self._closed:
-            raise ClientClosed("this client is closed; open another one")
-        metadata, timeout_s = self.connection.metadata(), self.connection.connect_timeout_s
+        ask_server, ask_model = self._readiness()
         try:
-            server = self._stub.ServerReady(service_pb2.ServerReadyRequest(), timeout=timeout_s, metadata=metadata)
-            model = self._stub.ModelReady(
-                service_pb2.ModelReadyRequest(name=self.connection.model), timeout=timeout_s, metadata=metadata
-            )
+            return Health.from_answers(self.connection, ask_server().ready, ask_model().ready)
         except grpc.RpcError as error:
             return Health.from_error(self.connection, error)
-        return Health.from_answers(self.connection, server.ready, model.ready)
 
     def wait_ready(self, timeout_s: float = 60.0) -> Health:
         """Ask every 0.1 s until server and model are ready.
@@ -141,14 +106,15 @@ class Client:
         end_s = time.monotonic() + check_timeout(timeout_s)
         while not (health := self.health()).ready:
             if time.monotonic() >= end_s:
-                raise ServerUnavailable(f"not ready within {timeout_s:g} s: {health.reason}")
+                raise ServerUnavailable(f"not ready within {timeout_s:g} s: {health.reason}", code=NOT_READY)
             time.sleep(0.1)
         return health
 
     def close(self) -> None:
         """Close the connection; streams still running end with `StreamCancelled`."""
         self._closed = True
-        self._channel.close()
+        if self._channel is not None:
+            self._channel.close()
 
     def __enter__(self) -> Self:
         return self
@@ -159,7 +125,7 @@ class Client:
         self.close()
 
 
-class Stream(Iterator[Event]):
+class Stream(StreamBase, Iterator[Event]):
     """One running request: an iterator of events and a context manager that cancels what is left at its end.
 
     Iterating raises, after the events that came before it:
@@ -168,32 +134,6 @@ class Stream(Iterator[Event]):
         DeadlineExceeded, StreamCancelled, GenerationFailed, AccessDenied, BadResponse: what they say.
     After its own `cancel()` a stream just ends.
     """
-
-    def __init__(self, call: grpc.Call, progress: Progress) -> None:
-        self._call, self._progress = call, progress
-        self._pending: deque[Event] = deque()
-        self._over = False
-        self._cancelled = threading.Event()
-
-    @property
-    def status(self) -> Status | None:
-        """The last status the server sent."""
-        return self._progress.status
-
-    @property
-    def metrics(self) -> Metrics:
-        """The numbers so far."""
-        return self._progress.metrics()
-
-    @property
-    def cancelled(self) -> bool:
-        """True after `cancel()`."""
-        return self._cancelled.is_set()
-
-    def cancel(self) -> None:
-        """Stop: the server is told and the iteration ends. May be called from any thread, more than once."""
-        self._cancelled.set()
-        self._call.cancel()
 
     def collect(self) -> Reply:
         """Everything from here to the end of the stream."""
@@ -204,31 +144,23 @@ class Stream(Iterator[Event]):
 
     def __next__(self) -> Event:
         while not self._over:
-            if self._pending and not self._cancelled.is_set():
+            if self._pending and not self._cancelled:
                 return self._pending.popleft()
             self._receive()
         raise StopIteration
 
     def _receive(self) -> None:
         """Wait for the next response: events into `_pending`, or the end of the stream."""
-        progress = self._progress
-        if self._cancelled.is_set() or (progress.failure is not None and not progress.refused):
-            return self._end(progress.failure)
+        if self._must_end():
+            return self._end(self._failure)
         try:
-            self._pending.extend(progress.read(next(self._call)))
-        except StopIteration:
-            self._end(progress.at_end())
-        except grpc.RpcError as error:
-            self._end(progress.at_error(error))
-        except ClientError as error:
+            message = next(self._call, None)
+            if message is None:
+                self._end(None)
+            else:
+                self._read(message)
+        except (ClientError, grpc.RpcError) as error:
             self._end(error)
-
-    def _end(self, error: ClientError | None) -> None:
-        self._over = True
-        self._progress.stop_clock()
-        self._call.cancel()  # no effect on a call that is over
-        if error is not None and not self._cancelled.is_set():
-            raise error
 
     def __enter__(self) -> Self:
         return self

@@ -1,9 +1,10 @@
-"""What can go wrong between client and server, as typed one-line errors.
+"""What can go wrong between client and server, as typed one-line errors with stable codes.
 
-A field the client itself finds wrong raises `InvalidRequest` before anything is sent. Triton reports an error of a
-stream as a message without a code inside a response, so the kind of error is read from its words; the words are those
-of `vita_audio.contract.errors`. Triton can send a gRPC status with a code instead (header `triton_grpc_error`), but
-that must not be used: with several errors at once tritonserver 2.51 dies of it, by SIGSEGV or "API misuse".
+A field the client itself finds wrong raises `InvalidRequest` before anything is sent. An error of a model comes as text
+that starts with its code (`vita_audio.contract.errors.from_wire`); the code chooses the class and stays in `code`.
+Triton puts such a text into a response, without a gRPC status. It can send a status instead (header
+`triton_grpc_error`), but that must not be used: with several errors at once tritonserver 2.51 dies of it, by SIGSEGV or
+"API misuse".
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ import re
 
 import grpc
 
-from vita_audio.contract.errors import VitaError
+from vita_audio.contract.errors import VitaError, from_wire, without_prefix
 
 _MAX_MESSAGE_CHARS = 500
-#: What Triton puts before a model's own words.
-_TRITON_PREFIX = re.compile(r"^(\[request id: [^\]]*\] |in ensemble '[^']*', )+")
-#: Triton's own checks of a request (names, types and shapes of its tensors).
+#: Errors of Triton's own core have no code of ours. They are told apart by its fixed phrases (tritonserver 2.51),
+#: here and nowhere else: no such model, or a request whose tensors do not fit the model.
+_CORE_NOT_READY = re.compile(r"unknown model|is not ready")
 _CORE_REFUSAL = re.compile(r"\[request id: |unexpected inference input|expected \d+ inputs")
 #: What gRPC puts before the reason why it could not connect.
 _CONNECT_PREFIX = re.compile(r"^failed to connect to all addresses; last error: (UNKNOWN|UNAVAILABLE|INTERNAL): ")
@@ -28,45 +29,82 @@ class ClientError(VitaError):
 
 
 class RequestRejected(ClientError):
-    """The server found the request wrong (INVALID_ARGUMENT); the text is the server's."""
+    """The server found the request wrong (INVALID_ARGUMENT); `field` and the text are the server's."""
+
+    default_code = "invalid_request"
 
 
 class ServerUnavailable(ClientError):
-    """No server, a server without the model, or a full one. Worth trying again later."""
+    """No server (`unavailable`), one without the model (`not_ready`), `server_full` or `shutting_down`: try later."""
+
+    default_code = "unavailable"
 
 
 class StreamBroken(ServerUnavailable):
     """The stream ended without a final status: the server or the network went away. What came before is incomplete."""
 
+    default_code = "stream_broken"
+
 
 class AccessDenied(ClientError):
     """The server, or something in front of it, refused this client (UNAUTHENTICATED, PERMISSION_DENIED)."""
+
+    default_code = "access_denied"
 
 
 class DeadlineExceeded(ClientError):
     """The stream was not finished within its deadline."""
 
+    default_code = "deadline_exceeded"
+
 
 class StreamCancelled(ClientError):
     """The stream was cancelled, and not through its own `cancel()`."""
 
+    default_code = "cancelled"
+
 
 class GenerationFailed(ClientError):
-    """The server accepted the request and failed while it worked on it."""
+    """The server accepted the request and failed while it worked on it; `code` is the server's, where it has one."""
+
+    default_code = "generation_failed"
 
 
 class BadResponse(ClientError):
     """A response that does not follow the public contract: client and server do not fit together."""
 
+    default_code = "bad_response"
+
 
 class ClientClosed(ClientError):
     """The client was closed before this call."""
 
+    default_code = "client_closed"
+
+
+NOT_READY = "not_ready"
+#: Codes of a server that takes no more now; every other `unavailable` one could not be reached at all.
+REFUSALS = frozenset({"server_full", "shutting_down"})
+#: The class of each code that a server may send; any other is `GenerationFailed`.
+_CLASSES: dict[str, type[ClientError]] = {
+    RequestRejected.default_code: RequestRejected,
+    StreamCancelled.default_code: StreamCancelled,
+    **dict.fromkeys((*REFUSALS, NOT_READY), ServerUnavailable),
+}
+
 
 def one_line(text: str) -> str:
     """Text of a server as one line of bounded length, without what Triton puts before it."""
-    line = _TRITON_PREFIX.sub("", " ".join(text.split()))
+    line = without_prefix(" ".join(text.split()))
     return line if len(line) <= _MAX_MESSAGE_CHARS else line[: _MAX_MESSAGE_CHARS - 3] + "..."
+
+
+def _from_wire(text: str) -> ClientError | None:
+    """The error of a text with a code, None for any other text."""
+    wire = from_wire(text)
+    if wire is None:
+        return None
+    return _CLASSES.get(wire.code, GenerationFailed)(one_line(wire.message), code=wire.code, field=wire.field)
 
 
 def from_rpc(code: grpc.StatusCode, details: str | None, *, url: str, timeout_s: float, responses: int) -> ClientError:
@@ -75,6 +113,8 @@ def from_rpc(code: grpc.StatusCode, details: str | None, *, url: str, timeout_s:
     Args:
         responses: how many responses had arrived: a connection lost later than that is a broken stream.
     """
+    if details and (error := _from_wire(details)):
+        return error
     text = one_line(details or code.name)
     if code is grpc.StatusCode.INVALID_ARGUMENT:
         return RequestRejected(text)
@@ -82,8 +122,6 @@ def from_rpc(code: grpc.StatusCode, details: str | None, *, url: str, timeout_s:
     if responses and code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNKNOWN):
         return StreamBroken(f"the server at {url} went away after {responses} responses ({text})")
     if code is grpc.StatusCode.UNAVAILABLE:
-        if "server is full" in text:
-            return ServerUnavailable(text)
         return ServerUnavailable(f"no answer from {url}: {_CONNECT_PREFIX.sub('', text)}")
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineExceeded(
@@ -92,19 +130,17 @@ def from_rpc(code: grpc.StatusCode, details: str | None, *, url: str, timeout_s:
     if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
         return AccessDenied(f"{url} refused this client: {text}")
     if code in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNIMPLEMENTED):
-        return ServerUnavailable(f"{url} does not serve this model: {text}")
+        return ServerUnavailable(f"{url} does not serve this model: {text}", code=NOT_READY)
     if code is grpc.StatusCode.CANCELLED:
         return StreamCancelled(f"the stream was cancelled: {text}")
     return GenerationFailed(f"{text} ({code.name})")
 
 
 def from_message(message: str, url: str) -> ClientError:
-    """The error for a message inside a response, which carries no code."""
+    """The error for a message inside a response."""
+    if error := _from_wire(message):
+        return error
     text = one_line(message)
-    if "unknown model" in text or "is not ready" in text:
-        return ServerUnavailable(f"{url} does not serve this model: {text}")
-    if "server is full" in text or "server is shutting down" in text:
-        return ServerUnavailable(text)
-    if "is not valid:" in text or _CORE_REFUSAL.match(message):
-        return RequestRejected(text)
-    return GenerationFailed(text)
+    if _CORE_NOT_READY.search(text):
+        return ServerUnavailable(f"{url} does not serve this model: {text}", code=NOT_READY)
+    return RequestRejected(text) if _CORE_REFUSAL.match(message) else GenerationFailed(text)

@@ -91,3 +91,24 @@ class Reply:
     sample_rate_hz: int
     status: Status | None
     metrics: Metrics
+
+
+class Collector:
+    """Joins the events of a stream into one `Reply`: add them in order, then ask for it."""
+
+    def __init__(self) -> None:
+        self._text: list[str] = []
+        self._tokens: list[int] = []
+        self._pcm: list[NDArray[np.int16]] = []
+
+    def add(self, event: Event) -> None:
+        if isinstance(event, TextDelta):
+            self._text.append(event.text)
+        elif isinstance(event, TokensDelta):
+            self._tokens.extend(event.ids)
+        elif isinstance(event, Pcm):
+            self._pcm.append(event.samples)
+
+    def reply(self, status: Status | None, metrics: Metrics) -> Reply:
+        pcm = np.concatenate(self._pcm) if self._pcm else np.zeros(0, np.int16)
+        return Reply("".join(self._text), tuple(self._tokens), pcm, OUTPUT_SAMPLE_RATE_HZ, status, metrics)

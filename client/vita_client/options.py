@@ -13,11 +13,11 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from vita_audio.contract.errors import InvalidRequest
-from vita_client.audio import AudioSource
+from vita_audio.contract.fields import INPUTS
 from vita_client.channel import DEFAULT_TIMEOUT_S, DEFAULT_URL, Connection, Tls
-from vita_client.request import RequestFields
 
-_SERVER, _SAMPLING, _OUTPUT = "Server", "Generation", "Output"
+_SERVER, _GENERATION, _OUTPUT = "Server", "Generation", "Output"
+_SHORT = {"MODE": ("-m",)}
 
 
 @dataclass(frozen=True)
@@ -61,25 +61,7 @@ class ServerOptions:
 class StreamOptions(ServerOptions):
     """How to generate, and where the sound goes."""
 
-    mode: Annotated[
-        str | None,
-        typer.Option("--mode", "-m", help='vanilla, balance, boost, turbo or "1,10,4,10"', rich_help_panel=_SAMPLING),
-    ] = None
-    max_tokens: Annotated[
-        int | None, typer.Option("--max-tokens", help="stop after this many tokens", rich_help_panel=_SAMPLING)
-    ] = None
-    temperature: Annotated[
-        float | None, typer.Option("--temperature", help="0 is greedy", rich_help_panel=_SAMPLING)
-    ] = None
-    top_k: Annotated[int | None, typer.Option("--top-k", help="0 is off", rich_help_panel=_SAMPLING)] = None
-    top_p: Annotated[float | None, typer.Option("--top-p", help="1 is off", rich_help_panel=_SAMPLING)] = None
-    repetition_penalty: Annotated[
-        float | None, typer.Option("--repetition-penalty", help="1 is off", rich_help_panel=_SAMPLING)
-    ] = None
-    seed: Annotated[
-        int | None, typer.Option("--seed", help="the same seed gives the same answer", rich_help_panel=_SAMPLING)
-    ] = None
-    timeout: Annotated[float, typer.Option("--timeout", help="deadline in seconds", rich_help_panel=_SAMPLING)] = (
+    timeout: Annotated[float, typer.Option("--timeout", help="deadline in seconds", rich_help_panel=_GENERATION)] = (
         DEFAULT_TIMEOUT_S
     )
     output: Annotated[
@@ -90,23 +72,27 @@ class StreamOptions(ServerOptions):
         bool, typer.Option("--json", help="one JSON object on standard output", rich_help_panel=_OUTPUT)
     ] = False
 
-    def fields(self, task: str, audio: AudioSource | None = None) -> RequestFields:
-        """These options, with what the command adds, as request fields."""
-        return RequestFields(
-            task=task,
-            audio=audio,
-            mode=self.mode,
-            max_tokens=self.max_tokens,
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            repetition_penalty=self.repetition_penalty,
-            seed=self.seed,
+    #: What was given of the options that come from the table of fields, by keyword.
+    fields: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def _field_parameters() -> list[inspect.Parameter]:
+    """One option for each field of the public contract, but for those that a command sets itself."""
+    parameters = []
+    for field in INPUTS:
+        if field.name in ("TEXT", "AUDIO", "SAMPLE_RATE", "TASK"):
+            continue
+        names = (f"--{field.keyword.replace('_', '-')}", *_SHORT.get(field.name, ()))
+        option = typer.Option(*names, help=field.described(), rich_help_panel=_GENERATION, show_default=False)
+        kind: Any = Annotated[field.python_type | None, option]
+        parameters.append(
+            inspect.Parameter(field.keyword, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
         )
+    return parameters
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Replace the parameter `options: ServerOptions` (or a subclass) of a command by one option per field.
+    """Replace the parameter `options: ServerOptions` (or `StreamOptions`) of a command by one option per field.
 
     typer reads a command's options from its signature; this writes that signature.
     """
@@ -116,19 +102,23 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
         p.replace(annotation=hints[p.name]) for p in inspect.signature(command).parameters.values() if p.name in hints
     ]
     field_hints = get_type_hints(kind, include_extras=True)
+    plain = [field for field in dataclasses.fields(kind) if field.name != "fields"]
     shared = [
         inspect.Parameter(
             field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field_hints[field.name]
         )
-        for field in dataclasses.fields(kind)
+        for field in plain
     ]
+    table = _field_parameters() if issubclass(kind, StreamOptions) else []
 
     @functools.wraps(command)
     def run(**values: Any) -> None:
-        options = kind(**{field.name: values.pop(field.name) for field in dataclasses.fields(kind)})
+        options = kind(**{field.name: values.pop(field.name) for field in plain})
+        for parameter in table:
+            options.fields[parameter.name] = values.pop(parameter.name)
         command(**values, options=options)
 
-    parameters = [*own, *shared]
+    parameters = [*own, *table, *shared]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run

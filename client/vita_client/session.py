@@ -9,8 +9,7 @@ from pathlib import Path
 
 from vita_audio.contract.errors import InvalidRequest, VitaError
 from vita_client.client import Client, Stream
-from vita_client.collect import Collector
-from vita_client.events import Pcm, TextDelta
+from vita_client.events import Collector, Pcm, TextDelta
 from vita_client.options import StreamOptions
 from vita_client.playback import Player
 from vita_client.request import Request, check_timeout
@@ -41,7 +40,8 @@ def run_stream(options: StreamOptions, make_request: Callable[[], Request], view
 
 
 def _consume(stream: Stream, output: Path | None, player: Player | None, view: View) -> None:
-    collector, wav, outcome, problem = Collector(), None, "failed", ""
+    collector, wav, outcome = Collector(), None, "failed"
+    problem: VitaError | None = None
     try:
         for event in stream:
             if output is not None and wav is None:
@@ -61,7 +61,7 @@ def _consume(stream: Stream, output: Path | None, player: Player | None, view: V
         stream.cancel()
         raise
     except VitaError as error:
-        problem = str(error)
+        problem = error
         raise
     finally:
         if wav is not None:

@@ -10,6 +10,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from vita_audio.contract.errors import VitaError
 from vita_client.events import Metrics, Reply
 
 _REFRESH_PER_SECOND = 10
@@ -24,7 +25,7 @@ class View(Protocol):
 
     def stop(self) -> None: ...
 
-    def summary(self, reply: Reply, wav: str | None, wav_s: float, outcome: str, problem: str) -> None: ...
+    def summary(self, reply: Reply, wav: str | None, wav_s: float, outcome: str, problem: VitaError | None) -> None: ...
 
 
 def numbers(metrics: Metrics) -> str:
@@ -69,7 +70,7 @@ class PlainView:
             sys.stdout.flush()
             self._mid_line = False
 
-    def summary(self, reply: Reply, wav: str | None, wav_s: float, outcome: str, problem: str) -> None:
+    def summary(self, reply: Reply, wav: str | None, wav_s: float, outcome: str, problem: VitaError | None) -> None:
         if reply.metrics.responses or not problem:  # else the error line says it all
             print(summary_line(reply, wav, wav_s, outcome), file=sys.stderr, flush=True)
 
@@ -110,7 +111,7 @@ class LiveView:
         if self._text:
             self._console.print(Text(self._text))
 
-    def summary(self, reply: Reply, wav: str | None, wav_s: float, outcome: str, problem: str) -> None:
+    def summary(self, reply: Reply, wav: str | None, wav_s: float, outcome: str, problem: VitaError | None) -> None:
         if reply.metrics.responses or not problem:
             self._console.print(Text(summary_line(reply, wav, wav_s, outcome), style="dim"))
 
@@ -127,11 +128,12 @@ class JsonView:
     def stop(self) -> None:
         pass
 
-    def summary(self, reply: Reply, wav: str | None, wav_s: float, outcome: str, problem: str) -> None:
+    def summary(self, reply: Reply, wav: str | None, wav_s: float, outcome: str, problem: VitaError | None) -> None:
         status, metrics = reply.status, reply.metrics
         result = {
             "outcome": outcome,
-            "error": problem or None,
+            "error": str(problem) if problem else None,
+            "code": problem.code if problem else None,
             "text": reply.text,
             "tokens": metrics.tokens,
             "audio_s": round(metrics.audio_s, 4),

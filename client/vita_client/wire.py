@@ -15,16 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2
 
-from vita_audio.contract.fields import ENSEMBLE, INPUTS, OUTPUTS
+from vita_audio.contract.fields import ENSEMBLE, INPUTS, OUTPUTS, Output
 from vita_audio.contract.messages import Status
-from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ
 from vita_client.errors import BadResponse
 from vita_client.events import Event, Pcm, StatusUpdate, TextDelta, TokensDelta
 from vita_client.request import Request
 
-_TEXT, _TOKENS, _PCM, _STATUS = (spec.name for spec in OUTPUTS)
-_DATATYPES = {spec.name: spec.datatype for spec in INPUTS}
-_NUMPY_TYPES = {"FP32": "<f4", "INT32": "<i4", "UINT64": "<u8", "INT16": "<i2"}
+_TEXT, _TOKENS, _PCM, _STATUS = OUTPUTS
+_OUTPUTS = {output.name: output for output in OUTPUTS}
 _STATUS_FIELDS = frozenset(field.name for field in dataclasses.fields(Status))
 
 
@@ -38,40 +36,28 @@ class Response:
 
 
 def infer_request(request: Request, request_id: str, model: str = ENSEMBLE) -> service_pb2.ModelInferRequest:
-    """The message for a checked request; fields that are None are not sent, so the server's defaults hold."""
+    """The message for a checked request; for fields that are not sent the server's defaults hold."""
     message = service_pb2.ModelInferRequest(model_name=model, id=request_id)
     # A decoupled model ends with an empty response that carries nothing but the flag; without this it is not sent.
     message.parameters["triton_enable_empty_final_response"].bool_param = True
-    speech = request.speech
-    values: dict[str, str | float | NDArray[np.float32] | None] = {
-        "TEXT": request.text,
-        "AUDIO": speech,
-        "SAMPLE_RATE": None if speech is None else INPUT_SAMPLE_RATE_HZ,
-        "TASK": request.task,
-        "MODE": request.mode,
-        "MAX_TOKENS": request.max_tokens,
-        "TEMPERATURE": request.temperature,
-        "TOP_K": request.top_k,
-        "TOP_P": request.top_p,
-        "REPETITION_PENALTY": request.repetition_penalty,
-        "SEED": request.seed,
-    }
-    for name, value in values.items():
-        if value is not None:
-            _add_input(message, name, value)
+    for field in INPUTS:
+        if field.name not in request.values:
+            continue
+        value = request.values[field.name]
+        if isinstance(value, str):
+            encoded, shape = value.encode("utf-8"), [1]
+            content = struct.pack("<I", len(encoded)) + encoded
+        else:
+            tensor = np.atleast_1d(np.asarray(value, dtype=field.dtype))
+            shape, content = list(tensor.shape), tensor.tobytes()
+        message.inputs.add(name=field.name, datatype=_wire_type(field.datatype), shape=shape)
+        message.raw_input_contents.append(content)
     return message
 
 
-def _add_input(message: service_pb2.ModelInferRequest, name: str, value: str | float | NDArray[np.float32]) -> None:
-    datatype = _DATATYPES[name]
-    if isinstance(value, str):
-        encoded = value.encode("utf-8")
-        message.inputs.add(name=name, datatype="BYTES", shape=[1])
-        message.raw_input_contents.append(struct.pack("<I", len(encoded)) + encoded)
-        return
-    tensor = np.atleast_1d(np.asarray(value, dtype=_NUMPY_TYPES[datatype]))
-    message.inputs.add(name=name, datatype=datatype, shape=tensor.shape)
-    message.raw_input_contents.append(tensor.tobytes())
+def _wire_type(datatype: str) -> str:
+    """gRPC's name of a type of config.pbtxt."""
+    return "BYTES" if datatype == "STRING" else datatype
 
 
 def read_response(message: service_pb2.ModelStreamInferResponse) -> Response:
@@ -86,12 +72,12 @@ def read_response(message: service_pb2.ModelStreamInferResponse) -> Response:
         return Response((), final, message.error_message)
     tensors = _tensors(response)
     events: list[Event] = []
-    if (text := _string(tensors, _TEXT)) is not None and text:
+    if text := _string(tensors, _TEXT):
         events.append(TextDelta(text))
-    if (tokens := tensors.get(_TOKENS)) is not None and len(tokens):
-        events.append(TokensDelta(tuple(_numbers(_TOKENS, tokens, "INT32").tolist())))
-    if (pcm := tensors.get(_PCM)) is not None and len(pcm):
-        events.append(Pcm(_numbers(_PCM, pcm, "INT16").astype(np.int16, copy=False)))
+    if len(tokens := _numbers(tensors, _TOKENS)):
+        events.append(TokensDelta(tuple(tokens.tolist())))
+    if len(pcm := _numbers(tensors, _PCM)):
+        events.append(Pcm(pcm.astype(np.int16, copy=False)))
     if (status := _string(tensors, _STATUS)) is not None:
         events.append(StatusUpdate(_status(status)))
     return Response(tuple(events), final)
@@ -104,44 +90,43 @@ def _tensors(response: service_pb2.ModelInferResponse) -> dict[str, bytes | Sequ
         raise BadResponse(f"the server sent {len(response.outputs)} outputs with {len(raw)} contents")
     tensors: dict[str, bytes | Sequence[int]] = {}
     for index, output in enumerate(response.outputs):
-        spec = next((spec for spec in OUTPUTS if spec.name == output.name), None)
-        if spec is None:
+        if output.name not in _OUTPUTS:
             continue
-        expected = "BYTES" if spec.datatype == "STRING" else spec.datatype
+        expected = _wire_type(_OUTPUTS[output.name].datatype)
         if output.datatype != expected:
             raise BadResponse(f"output {output.name} has type {output.datatype}, the contract says {expected}")
+        contents = output.contents
         if raw:
             tensors[output.name] = raw[index]
         elif expected == "BYTES":
-            tensors[output.name] = b"".join(
-                struct.pack("<I", len(item)) + item for item in output.contents.bytes_contents
-            )
+            tensors[output.name] = b"".join(struct.pack("<I", len(item)) + item for item in contents.bytes_contents)
         else:
-            tensors[output.name] = output.contents.int_contents
+            tensors[output.name] = contents.int_contents
     return tensors
 
 
-def _numbers(name: str, content: bytes | Sequence[int], datatype: str) -> NDArray[np.signedinteger]:
-    dtype = np.dtype(_NUMPY_TYPES[datatype])
+def _numbers(tensors: dict[str, bytes | Sequence[int]], output: Output) -> NDArray[np.signedinteger]:
+    """The numbers of an output, none when it was not sent."""
+    content = tensors.get(output.name, b"")
     if not isinstance(content, bytes):
-        return np.asarray(content, dtype=dtype)
-    if len(content) % dtype.itemsize:
-        raise BadResponse(f"output {name} has {len(content)} bytes, not a multiple of {dtype.itemsize}")
-    return np.frombuffer(content, dtype=dtype)
+        return np.asarray(content, dtype=output.dtype)
+    if len(content) % output.dtype.itemsize:
+        raise BadResponse(f"output {output.name}: {len(content)} bytes are no multiple of {output.dtype.itemsize}")
+    return np.frombuffer(content, dtype=output.dtype)
 
 
-def _string(tensors: dict[str, bytes | Sequence[int]], name: str) -> str | None:
+def _string(tensors: dict[str, bytes | Sequence[int]], output: Output) -> str | None:
     """The one string of a BYTES tensor, None when the output was not sent."""
-    content = tensors.get(name)
+    content = tensors.get(output.name)
     if content is None:
         return None
     assert isinstance(content, bytes)
     if len(content) < 4 or struct.unpack_from("<I", content)[0] != len(content) - 4:
-        raise BadResponse(f"output {name} is not one length-prefixed string ({len(content)} bytes)")
+        raise BadResponse(f"output {output.name} is not one length-prefixed string ({len(content)} bytes)")
     try:
         return content[4:].decode("utf-8")
     except UnicodeDecodeError as error:
-        raise BadResponse(f"output {name} is not valid UTF-8 at byte {error.start}") from error
+        raise BadResponse(f"output {output.name} is not valid UTF-8 at byte {error.start}") from error
 
 
 def _status(text: str) -> Status:

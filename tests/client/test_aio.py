@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from client_protocol_double import ProtocolDouble, chunk_pcm, chunk_text
+from vita_audio.contract.errors import ServerFull, to_wire
 from vita_client import (
     AsyncClient,
     BadResponse,
@@ -125,7 +126,7 @@ def test_a_timeout_of_the_caller_cancels_the_stream(double: ProtocolDouble) -> N
         ("server-cancels", StreamCancelled, "shutting down"),
         ("bad-tensor utf8", BadResponse, "UTF-8"),
         ("abort INVALID_ARGUMENT TEXT: too long", RequestRejected, "TEXT: too long"),
-        ("abort UNAVAILABLE server is full (1 running, 1 waiting)", ServerUnavailable, "server is full"),
+        (f"abort UNAVAILABLE {to_wire(ServerFull(1, 1))}", ServerUnavailable, "^server is full"),
         ("message-only [request id: 7] inference input 'TOP_K' wrong", RequestRejected, "TOP_K"),
     ],
 )

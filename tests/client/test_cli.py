@@ -21,6 +21,7 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from client_protocol_double import CHUNK_SAMPLES, ProtocolDouble, chunk_pcm, chunk_text
+from vita_audio.contract.errors import InvalidRequest, ServerFull, to_wire
 from vita_client import cli
 from vita_client.events import Metrics
 from vita_client.terminal import LiveView, numbers
@@ -103,7 +104,7 @@ def test_json(double: ProtocolDouble, tmp_path: Path) -> None:
     result = vita("say", "chunks 3", "--json", "-o", str(path), "-u", double.url, "--seed", "1")
     answer = json.loads(result.stdout)
     assert result.stderr == ""
-    assert (answer["outcome"], answer["error"]) == ("done (end_token)", None)
+    assert (answer["outcome"], answer["error"], answer["code"]) == ("done (end_token)", None, None)
     assert answer["text"] == "".join(chunk_text(1, i) for i in range(3))
     assert (answer["tokens"], answer["audio_s"], answer["wav"], answer["wav_s"]) == (6, 0.3, str(path), 0.3)
     assert 0 < answer["ttfa_ms"] <= answer["elapsed_ms"]
@@ -112,6 +113,7 @@ def test_json(double: ProtocolDouble, tmp_path: Path) -> None:
     answer = json.loads(result.stdout)
     assert (result.exit_code, answer["outcome"], answer["text"]) == (4, "failed", "one two ")
     assert "flow engine" in answer["error"]
+    assert answer["code"] == "engine_error"
 
 
 @pytest.mark.parametrize(
@@ -129,12 +131,12 @@ def test_json(double: ProtocolDouble, tmp_path: Path) -> None:
         (["ask", "/nowhere.wav"], 2, "no such file"),
         (["say", "hi", "-o", "/nowhere/out.wav"], 2, "no folder /nowhere"),
         (["say", "hi", "-o", "/"], 2, "it is a folder"),
-        (["chat", "message-only MODE: '1,99' is not valid: n > K"], 2, "vita: error: MODE: '1,99' is not valid"),
         (
-            ["chat", "message-only server is full (4 running, 8 waiting)"],
-            3,
-            "server is full (4 running, 8 waiting)",
+            ["chat", f"message-only {to_wire(InvalidRequest('MODE', '1,99', 'n > K'))}"],
+            2,
+            "vita: error: MODE: '1,99' is not valid",
         ),
+        (["chat", f"message-only {to_wire(ServerFull(4, 8))}"], 3, "error: server is full (4 running, 8 waiting)"),
         (["chat", "abort UNAUTHENTICATED who"], 3, "refused this client"),
         (["chat", "hi", "-u", "localhost:1"], 3, "refused"),
         (["chat", "short"], 3, "without a final status"),

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from client_protocol_double import CHUNK_SAMPLES, ProtocolDouble, chunk_pcm, chunk_text
-from vita_audio.contract.errors import ServerFull
+from vita_audio.contract.errors import EngineError, ServerFull, ServerStopping, VitaError, to_wire
+from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ
 from vita_client import (
     AccessDenied,
     BadResponse,
@@ -122,7 +123,7 @@ def test_only_given_fields_are_sent(double: ProtocolDouble, client: Client) -> N
 def test_speech_is_sent_at_16_khz(double: ProtocolDouble, client: Client) -> None:
     client.collect(audio=np.zeros((8000, 2), np.int16), sample_rate=8000, task="asr")
     sent = double.inputs[0]
-    assert (sent["SAMPLE_RATE"], sent["TASK"]) == (16_000, "asr")
+    assert (sent.get("SAMPLE_RATE", INPUT_SAMPLE_RATE_HZ), sent["TASK"]) == (16_000, "asr")
     assert np.shape(sent["AUDIO"]) == (16_000,)
 
 
@@ -218,8 +219,9 @@ def test_there_is_always_a_deadline(client: Client, timeout_s: float) -> None:
 def test_in_band_failure_raises_after_what_came_before(client: Client) -> None:
     stream = client.stream("fail")
     events = []
-    with pytest.raises(GenerationFailed, match="the flow engine broke"):
+    with pytest.raises(GenerationFailed, match="the flow engine broke") as failed:
         events.extend(stream)
+    assert failed.value.code == "engine_error"
     assert [event.text for event in events if isinstance(event, TextDelta)] == ["one ", "two "]
     assert isinstance(events[-1], StatusUpdate)
     assert stream.status is not None
@@ -261,29 +263,45 @@ def test_status_codes_become_typed_errors(client: Client, code: str, error: type
     assert type(caught.value) is error
 
 
-def test_the_servers_message_arrives_alone(client: Client) -> None:
-    with pytest.raises(RequestRejected) as rejected:
-        client.collect("message-only in ensemble 'vita_audio', TOP_P: 7.0 is not valid: it is at most 1")
-    assert str(rejected.value) == "TOP_P: 7.0 is not valid: it is at most 1"
-    with pytest.raises(ServerUnavailable) as full:
-        client.collect("message-only in ensemble 'vita_audio', server is full (4 running, 8 waiting)")
-    assert str(full.value) == "server is full (4 running, 8 waiting)"
+TOP_P = InvalidRequest("TOP_P", 7.0, "it is at most 1")
+
+
+@pytest.mark.parametrize("status", ["message-only", "abort INVALID_ARGUMENT", "abort UNAVAILABLE", "abort INTERNAL"])
+@pytest.mark.parametrize(
+    ("sent", "error"),
+    [
+        (TOP_P, RequestRejected),
+        (ServerFull(4, 8), ServerUnavailable),
+        (ServerStopping(), ServerUnavailable),
+        (EngineError("the speech tokenizer broke"), GenerationFailed),
+        (VitaError("x", code="of_a_newer_server", field="SPEED"), GenerationFailed),
+    ],
+)
+def test_the_code_of_an_error_chooses_its_class(
+    client: Client, status: str, sent: VitaError, error: type[VitaError]
+) -> None:
+    prefix = "in ensemble 'vita_audio', " if status == "message-only" else ""
+    with pytest.raises(error) as caught:
+        client.collect(f"{status} {prefix}{to_wire(sent)}")
+    assert type(caught.value) is error
+    assert (caught.value.code, caught.value.field, str(caught.value)) == (sent.code, sent.field, str(sent))
 
 
 @pytest.mark.parametrize(
-    ("words", "error"),
+    ("words", "error", "code"),
     [
-        ("[request id: 7] inference input 'TEXT' data-type is 'INT32'", RequestRejected),
-        (f"in ensemble 'vita_audio', {InvalidRequest('TOP_P', 7.0, 'it is at most 1')}", RequestRejected),
-        ("Request for unknown model: 'vita_audio' is not found", ServerUnavailable),
-        (f"in ensemble 'vita_audio', {ServerFull(1, 2)}", ServerUnavailable),
-        ("in ensemble 'vita_audio', the speech tokenizer broke", GenerationFailed),
+        ("[request id: 7] inference input 'TEXT' data-type is 'INT32'", RequestRejected, "invalid_request"),
+        ("Request for unknown model: 'vita_audio' is not found", ServerUnavailable, "not_ready"),
+        ("in ensemble 'vita_audio', server is full", GenerationFailed, "generation_failed"),
+        ("in ensemble 'vita_audio', TOP_P: 7.0 is not valid: no code", GenerationFailed, "generation_failed"),
     ],
 )
-def test_messages_without_a_code_become_typed_errors(client: Client, words: str, error: type[Exception]) -> None:
+def test_messages_without_a_code_come_from_triton(
+    client: Client, words: str, error: type[VitaError], code: str
+) -> None:
     with pytest.raises(error) as caught:
         client.collect(f"message-only {words}")
-    assert type(caught.value) is error
+    assert (type(caught.value), caught.value.code, caught.value.field) == (error, code, "")
     assert str(caught.value).endswith(words.split("] ")[-1].split("', ", 1)[-1])
     assert "request id" not in str(caught.value)
     assert "in ensemble" not in str(caught.value)

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vita_audio.contract import fields as contract
 from vita_audio.contract.errors import InvalidRequest
+from vita_audio.contract.fields import INPUTS
 from vita_audio.contract.limits import Limits
 from vita_audio.contract.messages import GenerationSettings
 from vita_audio.contract.request import SpeechRequest, check_prompt, parse_request
@@ -72,7 +72,7 @@ def test_everything_as_triton_delivers_it() -> None:
 
 
 def test_none_is_not_sent() -> None:
-    assert parse(**{spec.name: None for spec in contract.INPUTS if spec.name != "TEXT"}, TEXT="a").text == "a"
+    assert parse(**{field.name: None for field in INPUTS if field.name != "TEXT"}, TEXT="a").text == "a"
 
 
 def test_drawn_seeds_differ_and_are_reported() -> None:
@@ -179,7 +179,7 @@ _ANYTHING = st.one_of(
 )
 
 
-@given(inputs=st.dictionaries(st.sampled_from([spec.name for spec in contract.INPUTS]), _ANYTHING))
+@given(inputs=st.dictionaries(st.sampled_from([field.name for field in INPUTS]), _ANYTHING))
 def test_nothing_but_invalid_request_ever_comes_out(inputs: dict[str, Any]) -> None:
     try:
         request = parse_request(inputs, LIMITS)

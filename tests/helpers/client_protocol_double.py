@@ -134,8 +134,9 @@ class ProtocolDouble(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.server.stop(None).wait(5)
 
 
-def _status(inputs: Inputs, index: int, state: str = "running", reason: str = "") -> Status:
-    return Status("stream-1", index, state, reason, str(inputs.get("TASK", "")), "boost", int(inputs.get("SEED", 0)))  # type: ignore[arg-type]
+def _status(inputs: Inputs, index: int, state: str = "running", reason: str = "", code: str = "") -> Status:
+    task, seed = str(inputs.get("TASK", "")), int(inputs.get("SEED", 0))  # type: ignore[call-overload]
+    return Status("stream-1", index, state, reason, task, "boost", seed, code=code)  # type: ignore[arg-type]
 
 
 def chunks(inputs: Inputs, context: grpc.ServicerContext, count: str, delay_s: str = "0") -> Iterator[Message]:
@@ -171,7 +172,7 @@ def _one_then(rest: Callable[[Inputs, grpc.ServicerContext], Iterator[Message]])
 
 
 def _fail(inputs: Inputs, context: grpc.ServicerContext) -> Iterator[Message]:
-    yield message("two ", [2], chunk_pcm(0, 1), _status(inputs, 1, "failed", "the flow engine\nbroke"))
+    yield message("two ", [2], chunk_pcm(0, 1), _status(inputs, 1, "failed", "the flow engine\nbroke", "engine_error"))
     yield message(final=True)
 
 

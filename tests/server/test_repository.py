@@ -8,7 +8,7 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from vita_audio.contract.fields import ENSEMBLE, INPUTS, OUTPUTS, TensorSpec
+from vita_audio.contract.fields import ENSEMBLE, INPUTS, OUTPUTS
 
 REPOSITORY = Path(__file__).resolve().parents[2] / "model_repository"
 MODELS = sorted(path.parent.name for path in REPOSITORY.glob("*/config.pbtxt"))
@@ -18,9 +18,17 @@ def config(model: str, file: str = "config.pbtxt") -> model_config_pb2.ModelConf
     return text_format.Parse((REPOSITORY / model / file).read_text(), model_config_pb2.ModelConfig())
 
 
-def specs(tensors: list) -> tuple[TensorSpec, ...]:
+#: Name, datatype and shape of a tensor.
+Spec = tuple[str, str, tuple[int, ...]]
+
+
+def specs(tensors: list) -> list[Spec]:
     names = model_config_pb2.DataType.Name
-    return tuple(TensorSpec(t.name, names(t.data_type).removeprefix("TYPE_"), tuple(t.dims)) for t in tensors)
+    return [(t.name, names(t.data_type).removeprefix("TYPE_"), tuple(t.dims)) for t in tensors]
+
+
+PUBLIC_INPUTS: list[Spec] = [(field.name, field.datatype, field.shape) for field in INPUTS]
+PUBLIC_OUTPUTS: list[Spec] = [output[:3] for output in OUTPUTS]
 
 
 def test_models_of_the_repository() -> None:
@@ -32,26 +40,26 @@ def test_models_of_the_repository() -> None:
 
 def test_the_ensemble_is_the_public_contract() -> None:
     public = config(ENSEMBLE)
-    assert specs(public.input) == INPUTS
-    assert specs(public.output) == OUTPUTS
+    assert specs(public.input) == PUBLIC_INPUTS
+    assert specs(public.output) == PUBLIC_OUTPUTS
     assert all(tensor.optional for tensor in public.input)
     # One space of names: an output called like an input would feed the first step again.
-    assert not {spec.name for spec in INPUTS} & {spec.name for spec in OUTPUTS}
+    assert not {name for name, *_ in PUBLIC_INPUTS} & {name for name, *_ in PUBLIC_OUTPUTS}
 
 
 def test_prompt_takes_the_public_inputs_and_audio_decoder_gives_the_public_outputs() -> None:
     prompt = config("prompt")
-    assert specs(prompt.input) == INPUTS
+    assert specs(prompt.input) == PUBLIC_INPUTS
     assert all(tensor.optional for tensor in prompt.input)
-    assert specs(config("audio_decoder").output) == OUTPUTS
+    assert specs(config("audio_decoder").output) == PUBLIC_OUTPUTS
 
 
 def test_every_tensor_between_steps_has_one_type_and_shape() -> None:
-    known = {spec.name: spec[1:] for spec in INPUTS}
+    known = {name: rest for name, *rest in PUBLIC_INPUTS}
     for step in config(ENSEMBLE).ensemble_scheduling.step:
         inner = config(step.model_name)
-        inputs = {spec.name: spec[1:] for spec in specs(inner.input)}
-        outputs = {spec.name: spec[1:] for spec in specs(inner.output)}
+        inputs = {name: rest for name, *rest in specs(inner.input)}
+        outputs = {name: rest for name, *rest in specs(inner.output)}
         optional = {tensor.name for tensor in inner.input if tensor.optional}
         assert set(inputs) - set(step.input_map) <= optional
         for name, outer in step.input_map.items():

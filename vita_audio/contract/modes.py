@@ -25,7 +25,9 @@ MAX_PATTERN_NUMBER = 65_536
 
 _FIELD = "MODE"
 _NUMBERS = re.compile(r"\s*[0-9]{1,9}\s*(,\s*[0-9]{1,9}\s*)*")
-_REMEDY = 'use vanilla, balance, boost, turbo or an even list of numbers such as "1,10,4,10"'
+#: What MODE may be, in words.
+MODE_WORDS = f'{", ".join(NAMED_MODES)} or pairs such as "1,10,4,10"'
+_REMEDY = f"use {MODE_WORDS}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,10 @@
-"""From the raw inputs of the public contract to a checked request; every bad input gets one clear InvalidRequest."""
+"""Checks requests against the table of fields, and fills in the defaults; every bad input gets one InvalidRequest."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
-import secrets
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,30 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vita_audio.contract import fields as contract
 from vita_audio.contract.errors import InvalidRequest
-from vita_audio.contract.limits import (
-    MAX_AUDIO_PEAK,
-    MAX_REPETITION_PENALTY,
-    MAX_SAMPLE_RATE_HZ,
-    MIN_AUDIO_SECONDS,
-    MIN_SAMPLE_RATE_HZ,
-    Limits,
-)
+from vita_audio.contract.fields import DEFAULT_TASK, INPUTS, Field
+from vita_audio.contract.limits import MAX_AUDIO_PEAK, MAX_AUDIO_SECONDS, MIN_AUDIO_SECONDS, Limits
 from vita_audio.contract.messages import GenerationSettings
 from vita_audio.contract.modes import parse_mode
 from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ
 
-TTS_TEMPERATURE, TTS_TOP_K = 1.0, 50
-
-_DTYPES: dict[str, type[np.generic]] = {
-    "FP32": np.float32,
-    "INT32": np.int32,
-    "INT16": np.int16,
-    "UINT64": np.uint64,
-    "STRING": np.object_,
-}
-_SPECS = {spec.name: spec for spec in contract.INPUTS}
+_BY_NAME = {field.name: field for field in INPUTS}
+#: Fields of the table that travel on under their keyword; MODE does so with its pattern.
+_SETTINGS = {setting.name for setting in dataclasses.fields(GenerationSettings)} - {"mode"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,60 +38,66 @@ class SpeechRequest:
         return self.settings.task
 
 
-def parse_request(inputs: Mapping[str, Any], limits: Limits) -> SpeechRequest:
-    """Check the inputs of one request and fill in the defaults of its task.
+def check(inputs: Mapping[str, Any], limits: Limits | None = None) -> dict[str, Any]:
+    """Check the fields of one request; needs no server.
 
     Args:
         inputs: public input name -> numpy array as Triton delivers it, or a Python value, or None when it was not sent.
-        limits: what the engines can serve.
+        limits: what the engines can serve; without, only the bounds that hold for every server are checked.
+
+    Returns:
+        What was sent, by name, as plain values (AUDIO float32 [samples], MODE in its canonical form), and TASK always.
 
     Raises:
         InvalidRequest: naming the first field that is wrong.
     """
-    unknown = sorted(set(inputs) - set(_SPECS))
-    if unknown:
-        raise InvalidRequest(unknown[0], inputs[unknown[0]], f"inputs are {', '.join(_SPECS)}", "leave it out")
+    for name in sorted(set(inputs) - set(_BY_NAME)):
+        raise InvalidRequest(name, inputs[name], f"inputs are {', '.join(_BY_NAME)}", "leave it out")
+    values: dict[str, Any] = {"TASK": DEFAULT_TASK}
+    for name in _BY_NAME:
+        if name != "AUDIO" and (value := check_field(name, inputs.get(name), limits)) is not None:
+            values[name] = value
+    if inputs.get("AUDIO") is not None:
+        values["AUDIO"] = _array(inputs["AUDIO"])
+        longest_s = MAX_AUDIO_SECONDS if limits is None else limits.max_audio_seconds
+        check_audio(values["AUDIO"], values.get("SAMPLE_RATE", INPUT_SAMPLE_RATE_HZ), longest_s)
+    _check_task(values)
+    return values
 
-    task = _choice(inputs, "TASK", contract.TASKS, contract.DEFAULT_TASK)
-    text = _text(inputs, limits)
-    sample_rate_hz = _integer(
-        inputs,
-        "SAMPLE_RATE",
-        INPUT_SAMPLE_RATE_HZ,
-        MIN_SAMPLE_RATE_HZ,
-        MAX_SAMPLE_RATE_HZ,
-        "send the rate of AUDIO in Hz",
-    )
-    audio = _audio(inputs, sample_rate_hz, limits)
-    _check_task_inputs(task, text, audio)
 
-    mode_text = _string(inputs, "MODE")
-    mode = limits.default_mode(task) if mode_text is None else parse_mode(mode_text, limits.mctp_modules)
-    sampled = task == "tts" and limits.tts_samples
-    seed = _integer(inputs, "SEED", None, 0, 2**64 - 1)
-    settings = GenerationSettings(
-        task=task,
-        mode=mode.name,
-        pattern=mode.pattern,
-        max_tokens=_integer(inputs, "MAX_TOKENS", limits.default_max_tokens, 1, limits.max_tokens),
-        temperature=_number(
-            inputs, "TEMPERATURE", TTS_TEMPERATURE if sampled else 0.0, 0.0, contract.MAX_TEMPERATURE, "0 is greedy"
-        ),
-        top_k=_integer(inputs, "TOP_K", TTS_TOP_K if sampled else 0, 0, contract.MAX_TOP_K, "0 switches it off"),
-        top_p=_number(inputs, "TOP_P", 1.0, 0.0, 1.0, "1 switches it off", low_excluded=True),
-        repetition_penalty=_number(
-            inputs,
-            "REPETITION_PENALTY",
-            limits.repetition_penalty,
-            0.0,
-            MAX_REPETITION_PENALTY,
-            "1 switches it off",
-            low_excluded=True,
-        ),
-        # A drawn seed is reported in every STATUS; 32 bits are short enough to type again.
-        seed=secrets.randbits(32) if seed is None else seed,
+def check_field(name: str, value: Any, limits: Limits | None = None) -> Any:
+    """One field of one value, checked alone: str, int or float; None when it was not sent.
+
+    Raises:
+        InvalidRequest: its type, range or form is wrong.
+    """
+    field = _BY_NAME[name]
+    value = _single(field, value)
+    if value is None:
+        return None
+    if name == "TEXT":
+        _check_text(value, limits)
+    elif name == "MODE":
+        return parse_mode(value, None if limits is None else limits.mctp_modules).name
+    return value if field.python_type is str else _number(field, value, limits)
+
+
+def parse_request(inputs: Mapping[str, Any], limits: Limits) -> SpeechRequest:
+    """`check`, and the defaults of the request's task for what was not sent.
+
+    Raises:
+        InvalidRequest: naming the first field that is wrong.
+    """
+    sent = check(inputs, limits)
+    values = {f.name: sent[f.name] if f.name in sent else f.default_for(sent["TASK"], limits) for f in INPUTS}
+    mode = parse_mode(values["MODE"], limits.mctp_modules)
+    settings = {field.keyword: values[field.name] for field in INPUTS if field.keyword in _SETTINGS}
+    return SpeechRequest(
+        settings=GenerationSettings(mode=mode.name, pattern=mode.pattern, **settings),
+        text=values["TEXT"],
+        audio=values["AUDIO"],
+        sample_rate_hz=values["SAMPLE_RATE"],
     )
-    return SpeechRequest(settings=settings, text=text, audio=audio, sample_rate_hz=sample_rate_hz)
 
 
 def check_prompt(prompt_ids: Sequence[int], limits: Limits, field: str = "TEXT") -> None:
@@ -123,29 +116,59 @@ def check_prompt(prompt_ids: Sequence[int], limits: Limits, field: str = "TEXT")
         )
 
 
-def _check_task_inputs(task: str, text: str | None, audio: NDArray[np.float32] | None) -> None:
-    """Which of TEXT and AUDIO each task takes."""
-    if text is None and audio is None and task == "chat":
-        raise InvalidRequest("TEXT", None, "neither TEXT nor AUDIO was sent", "send one of them, or both")
-    if text is None and task in ("tts", "text"):
-        raise InvalidRequest("TEXT", None, f"task {task} needs TEXT", "send the text, or choose another TASK")
-    if audio is None and task == "asr":
-        raise InvalidRequest("AUDIO", None, "task asr needs AUDIO", "send the speech, or choose another TASK")
-    if text is not None and task == "asr":
-        raise InvalidRequest("TEXT", text, "task asr takes AUDIO only", "leave TEXT out, or choose TASK chat")
-    if audio is not None and task in ("tts", "text"):
+def check_duration(samples: int, rate_hz: int, longest_s: float = MAX_AUDIO_SECONDS) -> None:
+    """Check how long AUDIO is, before its samples are read.
+
+    Raises:
+        InvalidRequest: field AUDIO; empty, shorter than 0.02 s or longer than `longest_s`.
+    """
+    if samples == 0:
+        raise InvalidRequest("AUDIO", "0 samples", "it is empty", "send speech, or leave AUDIO out")
+    seconds = samples / rate_hz
+    shown = f"{samples} samples at {rate_hz} Hz ({seconds:.2f} s)"
+    if seconds > longest_s:
+        raise InvalidRequest("AUDIO", shown, f"at most {longest_s:g} s are taken", "cut it")
+    if seconds < MIN_AUDIO_SECONDS:
+        raise InvalidRequest("AUDIO", shown, f"at least {MIN_AUDIO_SECONDS:g} s are needed", "send more speech")
+
+
+def check_audio(samples: NDArray[np.float32], rate_hz: int, longest_s: float = MAX_AUDIO_SECONDS) -> None:
+    """Check speech [samples] at `rate_hz`.
+
+    Raises:
+        InvalidRequest: field AUDIO; its length (`check_duration`), a sample that is not finite, or the wrong scale.
+    """
+    check_duration(samples.size, rate_hz, longest_s)
+    peak = float(np.abs(samples).max())
+    if not math.isfinite(peak):
+        bad = int(np.argmin(np.isfinite(samples)))
         raise InvalidRequest(
-            "AUDIO", f"{audio.size} samples", f"task {task} takes TEXT only", "leave AUDIO out, or choose TASK chat"
+            "AUDIO", f"{samples[bad]} at sample {bad}", "NaN and infinity are no sound", "send numbers"
         )
+    if peak > MAX_AUDIO_PEAK:
+        raise InvalidRequest("AUDIO", f"a peak of {peak:g}", "samples lie in [-1, 1]", "divide 16-bit PCM by 32768")
 
 
-def _text(inputs: Mapping[str, Any], limits: Limits) -> str | None:
-    text = _string(inputs, "TEXT")
-    if text is None:
-        return None
+def _check_task(values: Mapping[str, Any]) -> None:
+    """Which of TEXT and AUDIO the task takes and needs."""
+    task = values["TASK"]
+    if "TEXT" not in values and "AUDIO" not in values and task == DEFAULT_TASK:
+        raise InvalidRequest("TEXT", None, "neither TEXT nor AUDIO was sent", "send one of them, or both")
+    for field in INPUTS:
+        if task in field.needed_by and field.name not in values:
+            raise InvalidRequest(field.name, None, f"task {task} needs {field.name}", "send it, or choose another TASK")
+    for field in INPUTS:
+        if task not in field.tasks and field.name in values:
+            value = values[field.name]
+            shown = f"{value.size} samples" if isinstance(value, np.ndarray) else value
+            taken = ", ".join(other.name for other in INPUTS if task in other.needed_by)
+            raise InvalidRequest(field.name, shown, f"task {task} takes {taken} only", f"leave {field.name} out")
+
+
+def _check_text(text: str, limits: Limits | None) -> None:
     if not text.strip():
         raise InvalidRequest("TEXT", text, "it is empty or only white space", "send words, or leave TEXT out")
-    if len(text) > limits.max_text_characters:
+    if limits is not None and len(text) > limits.max_text_characters:
         raise InvalidRequest(
             "TEXT",
             text,
@@ -153,13 +176,10 @@ def _text(inputs: Mapping[str, Any], limits: Limits) -> str | None:
             f"{limits.context_tokens} tokens holds",
             "send less text",
         )
-    return text
 
 
-def _audio(inputs: Mapping[str, Any], sample_rate_hz: int, limits: Limits) -> NDArray[np.float32] | None:
-    value = inputs.get("AUDIO")
-    if value is None:
-        return None
+def _array(value: Any) -> NDArray[np.float32]:
+    """AUDIO as float32 [samples]."""
     if not isinstance(value, np.ndarray):
         try:
             value = np.asarray(value, dtype=np.float32)
@@ -169,103 +189,57 @@ def _audio(inputs: Mapping[str, Any], sample_rate_hz: int, limits: Limits) -> ND
         raise InvalidRequest("AUDIO", f"dtype {value.dtype}", "it must be float32 (FP32)", "convert it, in [-1, 1]")
     if value.ndim != 1:
         raise InvalidRequest("AUDIO", f"shape {value.shape}", "it must be mono, of shape [samples]", "mix it to mono")
-    if value.size == 0:
-        raise InvalidRequest("AUDIO", "0 samples", "it is empty", "send speech, or leave AUDIO out")
-    seconds = value.size / sample_rate_hz
-    shown = f"{value.size} samples at {sample_rate_hz} Hz ({seconds:.2f} s)"
-    if seconds > limits.max_audio_seconds:
-        raise InvalidRequest("AUDIO", shown, f"at most {limits.max_audio_seconds:g} s are taken", "cut it")
-    if seconds < MIN_AUDIO_SECONDS:
-        raise InvalidRequest("AUDIO", shown, f"at least {MIN_AUDIO_SECONDS:g} s are needed", "send more speech")
-    peak = float(np.abs(value).max())
-    if not math.isfinite(peak):
-        bad = int(np.argmin(np.isfinite(value)))
-        raise InvalidRequest("AUDIO", f"{value[bad]} at sample {bad}", "NaN and infinity are no sound", "send numbers")
-    if peak > MAX_AUDIO_PEAK:
-        raise InvalidRequest("AUDIO", f"a peak of {peak:g}", "samples lie in [-1, 1]", "divide 16-bit PCM by 32768")
     return value
 
 
-def _choice(inputs: Mapping[str, Any], name: str, choices: tuple[str, ...], default: str) -> str:
-    value = _string(inputs, name)
+def _single(field: Field, value: Any) -> Any:
+    """One value of a field as str, int or float, or None when it was not sent; its range is not looked at."""
+    if isinstance(value, np.ndarray):
+        if value.dtype != field.dtype and not (field.python_type is str and value.dtype.kind in "SU"):
+            raise InvalidRequest(field.name, f"dtype {value.dtype}", f"it must be {field.datatype}", "convert it")
+        if value.size != 1 or value.ndim > 1:
+            raise InvalidRequest(field.name, f"shape {value.shape}", "it must have shape [1]", "send one value")
+        value = value.reshape(-1)[0]
     if value is None:
-        return default
-    if value not in choices:
-        raise InvalidRequest(name, value, f"it is one of {', '.join(choices)}", "choose one of them")
-    return value
+        return None
+    if field.python_type is str:
+        return _string(field, value)
+    kind = "a whole number" if field.python_type is int else "a number"
+    wrong = InvalidRequest(field.name, value, f"it must be {kind}, not {type(value).__name__}", field.note)
+    if isinstance(value, (bool, np.bool_)):
+        raise wrong
+    if isinstance(value, np.floating) and field.python_type is float:
+        # The shortest decimal form: a 1.05 that travelled as float32 is the same setting as a default of 1.05.
+        return float(str(value))
+    try:
+        return operator.index(value) if field.python_type is int else float(value + 0.0)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise wrong from error
 
 
-def _string(inputs: Mapping[str, Any], name: str) -> str | None:
-    value = _single(inputs, name)
+def _string(field: Field, value: Any) -> str:
     if isinstance(value, bytes):
         try:
-            return value.decode("utf-8")
+            value = value.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise InvalidRequest(name, value, f"byte {error.start} is not UTF-8", "send UTF-8") from error
-    if value is None or isinstance(value, str):
-        _check_unicode(name, value or "")
-        return value
-    raise InvalidRequest(name, value, f"it must be a string, not {type(value).__name__}", "send a string")
-
-
-def _check_unicode(name: str, value: str) -> None:
+            raise InvalidRequest(field.name, value, f"byte {error.start} is not UTF-8", "send UTF-8") from error
+    if not isinstance(value, str):
+        raise InvalidRequest(field.name, value, f"it must be a string, not {type(value).__name__}", "send a string")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise InvalidRequest(
-            name, value, f"character {error.start} is a lone surrogate", "send valid Unicode"
-        ) from error
+        limit = f"character {error.start} is a lone surrogate"
+        raise InvalidRequest(field.name, value, limit, "send valid Unicode") from error
+    if field.choices and value not in field.choices:
+        raise InvalidRequest(field.name, value, f"it is {field.allowed()}", "choose one of them")
+    return str(value)
 
 
-def _integer(
-    inputs: Mapping[str, Any], name: str, default: Any, low: int, high: int, remedy: str = "choose another"
-) -> Any:
-    """An integer in low .. high, or the default (of any type) when it was not sent."""
-    value = _single(inputs, name)
-    if value is None:
-        return default
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidRequest(name, value, f"it must be a whole number, not {type(value).__name__}", remedy)
-    if not low <= value <= high:
-        raise InvalidRequest(name, value, f"it must be from {low} to {high}", remedy)
-    return value
-
-
-def _number(
-    inputs: Mapping[str, Any],
-    name: str,
-    default: float,
-    low: float,
-    high: float,
-    remedy: str,
-    low_excluded: bool = False,
-) -> float:
-    value = _single(inputs, name)
-    if value is None:
-        return default
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise InvalidRequest(name, value, f"it must be a number, not {type(value).__name__}", remedy)
-    in_range = low < value <= high if low_excluded else low <= value <= high  # False for NaN
-    if not in_range:
-        words = f"more than {low:g} and at most {high:g}" if low_excluded else f"from {low:g} to {high:g}"
-        raise InvalidRequest(name, value, f"it must be {words}", remedy)
-    return float(value)
-
-
-def _single(inputs: Mapping[str, Any], name: str) -> Any:
-    """The one element of an input as a plain Python value, or None when it was not sent."""
-    value = inputs.get(name)
-    if isinstance(value, np.generic):
-        value = np.asarray(value)
-    if not isinstance(value, np.ndarray):
+def _number(field: Field, value: float, limits: Limits | None) -> float:
+    low, high = field.low, field.upper(limits)
+    if low is None or high is None:
         return value
-    spec = _SPECS[name]
-    expected = np.dtype(_DTYPES[spec.datatype])
-    is_text = spec.datatype == "STRING" and value.dtype.kind in "SU"
-    if value.dtype != expected and not is_text:
-        raise InvalidRequest(name, f"dtype {value.dtype}", f"it must be {spec.datatype}", "convert it")
-    if value.size != 1 or value.ndim > 1:
-        raise InvalidRequest(name, f"shape {value.shape}", "it must have shape [1]", "send one value")
-    single = value.reshape(())
-    # The shortest decimal form: a 1.05 that travelled as float32 is the same setting as a default of 1.05.
-    return float(str(single)) if spec.datatype == "FP32" else single.item()
+    if not (low < value <= high if field.low_excluded else low <= value <= high):  # NaN is not in any range
+        remedy = field.note or f"choose another {field.help}"
+        raise InvalidRequest(field.name, value, f"it must be {field.allowed(limits)}", remedy)
+    return value

@@ -1,0 +1,201 @@
+"""What the clients for threads and for asyncio share: the connection, and one running stream."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import grpc
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from vita_audio.contract.messages import Status
+from vita_client.channel import DEFAULT_URL, Connection, Tls
+from vita_client.errors import (
+    ClientClosed,
+    ClientError,
+    GenerationFailed,
+    StreamBroken,
+    StreamCancelled,
+    from_message,
+    from_rpc,
+    one_line,
+)
+from vita_client.events import Event, Metrics, Pcm, StatusUpdate, TextDelta, TokensDelta
+from vita_client.request import Request, check_timeout
+from vita_client.wire import infer_request, read_response
+
+
+class StartedCall(NamedTuple):
+    """A call that was sent at `start_s` (of `time.perf_counter`)."""
+
+    call: Any
+    url: str
+    timeout_s: float
+    start_s: float
+
+
+class ClientBase:
+    """One connection, opened by the first call. `_library` is `grpc` or `grpc.aio`."""
+
+    _library: ClassVar[Any]
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        tls: Tls | None = None,
+        headers: Mapping[str, str] | None = None,
+        connection: Connection | None = None,
+    ) -> None:
+        self.connection = connection or Connection(url, tls=tls, headers=dict(headers or {}))
+        self.connection.metadata()
+        self._credentials = None if self.connection.tls is None else self.connection.tls.credentials()
+        self._channel: Any = None
+        self._closed, self._opening = False, threading.Lock()
+
+    def _stub(self) -> service_pb2_grpc.GRPCInferenceServiceStub:
+        if self._closed:
+            raise ClientClosed("this client is closed; open another one")
+        with self._opening:
+            if self._channel is None:
+                url, options = self.connection.url, self.connection.options()
+                if self._credentials is None:
+                    self._channel = self._library.insecure_channel(url, options=options)
+                else:
+                    self._channel = self._library.secure_channel(url, self._credentials, options=options)
+            return service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+
+    def _start(self, request: Request, timeout_s: float, headers: Mapping[str, str] | None) -> StartedCall:
+        """Send a request."""
+        message = infer_request(request, uuid.uuid4().hex, self.connection.model)
+        metadata, deadline_s = self.connection.metadata(headers), check_timeout(timeout_s)
+        stub, start_s = self._stub(), time.perf_counter()
+        call = stub.ModelStreamInfer(iter((message,)), timeout=deadline_s, metadata=metadata)
+        return StartedCall(call, self.connection.url, deadline_s, start_s)
+
+    def _readiness(self) -> tuple[Callable[[], Any], Callable[[], Any]]:
+        """Calls that ask whether server and model are ready."""
+        stub, model = self._stub(), service_pb2.ModelReadyRequest(name=self.connection.model)
+        options = {"timeout": self.connection.connect_timeout_s, "metadata": self.connection.metadata()}
+        return (
+            lambda: stub.ServerReady(service_pb2.ServerReadyRequest(), **options),
+            lambda: stub.ModelReady(model, **options),
+        )
+
+
+class StreamBase:
+    """Reads responses into events, keeps the numbers, and turns every way a stream can end into one error or none.
+
+    All times count from the moment the request was sent. Not thread safe but for `cancel`; one reader.
+    """
+
+    def __init__(self, started: StartedCall) -> None:
+        self._call, self._url, self._timeout_s, self._start_s = started
+        self._pending: deque[Event] = deque()
+        self._over = self._cancelled = False
+        self._status: Status | None = None
+        self._failure: ClientError | None = None
+        # The failure is an error message: the call must then be read to its end, which follows at once. tritonserver
+        # 2.51 never frees a request whose call is cancelled after such a message.
+        self._refused = False
+        self._end_s: float | None = None
+        self._first_response_s: float | None = None
+        self._first_text_s: float | None = None
+        self._first_audio_s: float | None = None
+        self._last_audio_s: float | None = None
+        self._responses = self._tokens = 0
+        self._audio_s = 0.0
+
+    @property
+    def status(self) -> Status | None:
+        """The last status the server sent."""
+        return self._status
+
+    @property
+    def cancelled(self) -> bool:
+        """True after `cancel()`."""
+        return self._cancelled
+
+    def cancel(self) -> None:
+        """Stop: the call is cancelled on the server and the iteration ends. May be called more than once, from any
+        thread (of an `AsyncStream`: from its loop's only).
+        """
+        self._cancelled = True
+        self._call.cancel()
+
+    @property
+    def metrics(self) -> Metrics:
+        """The numbers so far."""
+
+        def since_start_ms(moment_s: float | None) -> float | None:
+            return None if moment_s is None else (moment_s - self._start_s) * 1e3
+
+        return Metrics(
+            elapsed_ms=((self._end_s or time.perf_counter()) - self._start_s) * 1e3,
+            first_response_ms=since_start_ms(self._first_response_s),
+            first_text_ms=since_start_ms(self._first_text_s),
+            first_audio_ms=since_start_ms(self._first_audio_s),
+            last_audio_ms=since_start_ms(self._last_audio_s),
+            responses=self._responses,
+            tokens=self._tokens,
+            audio_s=self._audio_s,
+        )
+
+    def _must_end(self) -> bool:
+        """Nothing more is to be read: cancelled, or the last status was a failure."""
+        return self._cancelled or (self._failure is not None and not self._refused)
+
+    def _read(self, message: service_pb2.ModelStreamInferResponse) -> None:
+        """Events of one message into `_pending`; `_failure` is set when the stream is over because of it."""
+        now_s = time.perf_counter()
+        response = read_response(message)
+        if response.error:
+            self._failure, self._refused = from_message(response.error, self._url), True
+        elif response.events:
+            self._responses += 1
+            self._first_response_s = self._first_response_s or now_s
+            for event in response.events:
+                self._note(event, now_s)
+            self._pending.extend(response.events)
+
+    def _note(self, event: Event, now_s: float) -> None:
+        if isinstance(event, TextDelta):
+            self._first_text_s = self._first_text_s or now_s
+        elif isinstance(event, TokensDelta):
+            self._tokens += len(event.ids)
+        elif isinstance(event, Pcm):
+            self._first_audio_s = self._first_audio_s or now_s
+            self._last_audio_s = now_s
+            self._audio_s += event.seconds
+        elif isinstance(event, StatusUpdate):
+            self._status = event.status
+            reason = one_line(event.status.reason) or "no reason given"
+            if event.status.state == "failed":
+                self._failure = GenerationFailed(f"the server failed: {reason}", code=event.status.code)
+            elif event.status.state == "cancelled":
+                self._failure = StreamCancelled(f"the server cancelled the stream: {reason}")
+
+    def _end(self, error: ClientError | grpc.RpcError | None) -> None:
+        """The call is over, with `error` or with OK. Raises what the caller is to see, unless the stream was cancelled.
+
+        After a final status or an error message the way the call ended means nothing.
+        """
+        self._over = True
+        self._end_s = self._end_s or time.perf_counter()
+        self._call.cancel()  # no effect on a call that is over
+        if self._refused or (self._status is not None and self._status.final):
+            error = error if isinstance(error, ClientError) else self._failure
+        elif error is None:
+            error = StreamBroken(
+                f"the stream from {self._url} ended without a final status after {self._responses} responses"
+            )
+        elif isinstance(error, grpc.RpcError):
+            error = from_rpc(
+                error.code(), error.details(), url=self._url, timeout_s=self._timeout_s, responses=self._responses
+            )
+        if error is not None and not self._cancelled:
+            raise error
