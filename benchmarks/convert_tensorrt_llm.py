@@ -34,7 +34,7 @@ from build_engines.tensorrt_llm.layout import Part
 from build_engines.tensorrt_llm.plan import Plan
 from build_engines.tensorrt_llm.scales import save_scales
 from vita_audio.checkpoint.configs import LanguageModelConfig
-from vita_audio.checkpoint.files import language_model_shapes
+from vita_audio.checkpoint.language_model import language_model_shapes
 from vita_audio.checkpoint.tensor_file import RankFile
 from vita_audio.machine import describe_machine
 

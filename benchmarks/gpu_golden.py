@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from vita_audio.checkpoint.files import load_language_model
+from vita_audio.checkpoint.language_model import load_language_model
 from vita_audio.contract.messages import GenerationSettings
 from vita_audio.engines.torch_cuda.engine import Settings, TorchCudaLanguageModel
 from vita_audio.engines.torch_cuda.weights import load_weights

@@ -31,13 +31,13 @@ from rich.table import Table
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
+from vita_audio.engines.torch_cuda.sampler import NARROW
 
 from benchmarks.roofline import SIZES
 from vita_audio.checkpoint.configs import LanguageModelConfig
-from vita_audio.checkpoint.files import language_model_shapes
+from vita_audio.checkpoint.language_model import language_model_shapes
 from vita_audio.engines.torch_cuda.engine import Settings, TorchCudaLanguageModel
 from vita_audio.engines.torch_cuda.program import Program
-from vita_audio.engines.torch_cuda.sampler import NARROW
 from vita_audio.engines.torch_cuda.shapes import Limits, prepared_shapes
 from vita_audio.engines.torch_cuda.weights import load_weights
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from vita_audio.checkpoint.configs import PAPER_0_5B, RELEASED_7B, LanguageModelConfig
+from vita_audio.checkpoint.configs import LanguageModelConfig
+from vita_audio.checkpoint.sizes import HALF_B, RELEASED
 from vita_audio.contract.modes import NAMED_MODES
 from vita_audio.text.vocabulary import BASE
 
@@ -30,8 +31,8 @@ class ModelSize:
 
 #: The sizes of the paper, and one for tests.
 SIZES: dict[str, ModelSize] = {
-    "7b": ModelSize(RELEASED_7B, BASE.text_tokens),
-    "0.5b": ModelSize(PAPER_0_5B, BASE.text_tokens),
+    "7b": ModelSize(RELEASED.language_model, BASE.text_tokens),
+    "0.5b": ModelSize(HALF_B.language_model, BASE.text_tokens),
     "tiny": ModelSize(LanguageModelConfig(600, 64, 96, 3 + 10, 4, 2, 10, 1024), 400),
 }
 

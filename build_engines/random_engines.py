@@ -28,15 +28,13 @@ from build_engines.gpu.stages import make_record
 from build_engines.pipeline import Build, Facts
 from build_engines.stages import checked_facts, make_limits
 from vita_audio.checkpoint.check import CheckpointSizes
-from vita_audio.checkpoint.file_records import FileRecord, combined_sha256, file_records
-from vita_audio.checkpoint.hashed_file import write_tensors
+from vita_audio.checkpoint.file_records import FileRecord, combined_sha256, file_records, whole_folder
 from vita_audio.checkpoint.random_weights.audio import flow_weights, speech_tokenizer_weights, vocoder_weights
 from vita_audio.checkpoint.random_weights.device import drawing_device
 from vita_audio.checkpoint.random_weights.language_model import RandomLanguageModel
-from vita_audio.checkpoint.random_weights.sizes import SIZES, SeedSize, SizeName
 from vita_audio.checkpoint.random_weights.tokenizer import build_tokenizer
-from vita_audio.checkpoint.tensor_file import Outline
-from vita_audio.checkpoint.whole_folder import whole_folder
+from vita_audio.checkpoint.sizes import SIZES, ModelSize, SizeName
+from vita_audio.checkpoint.tensor_file import Outline, write_tensors
 from vita_audio.contract.errors import EngineError, VitaError
 from vita_audio.contract.limits import DEFAULT_REPETITION_PENALTY
 from vita_audio.contract.modes import NAMED_MODES
@@ -52,7 +50,7 @@ _TOKENIZER_FILE = "tokenizer.json"
 
 def write_random_engines(
     build: Build,
-    size: SeedSize,
+    size: ModelSize,
     seed: int = 0,
     device: torch.device | None = None,
     machine: GpuMachine | None = None,
@@ -83,7 +81,7 @@ def write_random_engines(
 def _write(
     build: Build,
     folder: Path,
-    size: SeedSize,
+    size: ModelSize,
     seed: int,
     device: torch.device,
     machine: GpuMachine,
@@ -119,7 +117,7 @@ def _write(
 
 
 def _networks(
-    size: SeedSize, vocabulary: Vocabulary, seed: int, device: torch.device
+    size: ModelSize, vocabulary: Vocabulary, seed: int, device: torch.device
 ) -> Iterator[tuple[str, Outline, Iterable[tuple[str, Tensor]]]]:
     """File, outline and tensors of each network; an audio network is drawn whole."""
     language_model = RandomLanguageModel(size.language_model, device, seed, torch.bfloat16, vocabulary, ends=False)
@@ -133,7 +131,7 @@ def _networks(
         yield name, {key: (tuple(tensor.shape), tensor.dtype) for key, tensor in tensors.items()}, tensors.items()
 
 
-def _found(size: SeedSize, vocabulary: Vocabulary) -> CheckpointSizes:
+def _found(size: ModelSize, vocabulary: Vocabulary) -> CheckpointSizes:
     """What a check of the seed checkpoint would find."""
     return CheckpointSizes(
         language_model=size.language_model,
@@ -194,7 +192,7 @@ def main(
 
     start_s = time.monotonic()
     try:
-        write_random_engines(build, SIZES[size], seed, drawing_device(device), on_file=on_file)
+        write_random_engines(build, SIZES[size.value], seed, drawing_device(device), on_file=on_file)
     except (VitaError, RuntimeError) as error:  # RuntimeError: of PyTorch, memory of the GPU above all
         Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error

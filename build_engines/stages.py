@@ -23,6 +23,7 @@ from build_engines.pipeline import (
     run_stage,
     select,
 )
+from vita_audio.checkpoint.audio_decoder import load_flow, load_vocoder
 from vita_audio.checkpoint.check import (
     AUDIO_DECODER,
     GENERATION_CONFIG_FILE,
@@ -33,7 +34,8 @@ from vita_audio.checkpoint.check import (
     check_checkpoint,
 )
 from vita_audio.checkpoint.file_records import FileRecord, combined_sha256
-from vita_audio.checkpoint.files import load_flow, load_language_model, load_speech_tokenizer, load_vocoder
+from vita_audio.checkpoint.language_model import load_language_model
+from vita_audio.checkpoint.speech_tokenizer import load_speech_tokenizer
 from vita_audio.contract.errors import EngineError
 from vita_audio.contract.limits import Limits
 from vita_audio.engines.gpu_record import GpuRecord

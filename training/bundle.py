@@ -13,7 +13,7 @@ from training.errors import TrainingError
 from training.language_model import stages
 from training.reuse import KEPT
 from vita_audio.checkpoint.check import check_checkpoint
-from vita_audio.checkpoint.files import load_language_model
+from vita_audio.checkpoint.language_model import load_language_model
 from vita_audio.text.vocabulary import Vocabulary
 
 

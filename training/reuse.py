@@ -15,8 +15,10 @@ from training.config import TrainingConfig
 from training.errors import TrainingError
 from training.language_model import stages
 from training.snapshots import write_torch_file
+from vita_audio.checkpoint.audio_decoder import load_flow, load_vocoder
 from vita_audio.checkpoint.configs import LanguageModelConfig
-from vita_audio.checkpoint.files import load_flow, load_language_model, load_speech_tokenizer, load_vocoder
+from vita_audio.checkpoint.language_model import load_language_model
+from vita_audio.checkpoint.speech_tokenizer import load_speech_tokenizer
 
 PARTS = ("speech_tokenizer", "vocoder", "flow")
 #: What every part of a training recorded, in the checkpoint it made.

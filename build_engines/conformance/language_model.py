@@ -12,7 +12,7 @@ import torch
 
 from build_engines.conformance.result import Result, compare_tokens
 from build_engines.onnxruntime.language_model import export_language_model
-from vita_audio.checkpoint.files import load_language_model
+from vita_audio.checkpoint.language_model import load_language_model
 from vita_audio.contract.messages import GenerationSettings
 from vita_audio.engines.interface import LanguageModelEngine
 from vita_audio.engines.onnxruntime.language_model import OnnxLanguageModel

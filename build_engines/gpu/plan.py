@@ -20,7 +20,7 @@ from build_engines.tensorrt_audio.profiles import Geometries, NotingEngines, dec
 from build_engines.tensorrt_llm.formats import FORMATS as LINEAR_FORMATS
 from build_engines.tensorrt_llm.layout import Part
 from build_engines.tensorrt_llm.plan import Outline, Plan
-from vita_audio.checkpoint.files import language_model_shapes
+from vita_audio.checkpoint.language_model import language_model_shapes
 from vita_audio.contract.errors import EngineError
 from vita_audio.decoding.decoder import StreamingDecoder
 from vita_audio.decoding.schedule import DecoderConfig

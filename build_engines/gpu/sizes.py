@@ -14,13 +14,8 @@ from vita_audio.checkpoint.check import (
     TOKENIZER_FILE,
     default_pattern,
 )
-from vita_audio.checkpoint.configs import (
-    RELEASED_7B,
-    FlowConfig,
-    LanguageModelConfig,
-    SpeechTokenizerConfig,
-    VocoderConfig,
-)
+from vita_audio.checkpoint.configs import FlowConfig, LanguageModelConfig, SpeechTokenizerConfig, VocoderConfig
+from vita_audio.checkpoint.sizes import RELEASED
 from vita_audio.checkpoint.weight_files import read_text
 from vita_audio.contract.errors import CheckpointError
 from vita_audio.contract.modes import NAMED_MODES
@@ -43,7 +38,7 @@ class Sizes:
 def released_sizes() -> Sizes:
     """The released 7B with its speech tokenizer and decoder."""
     audio = (SpeechTokenizerConfig(), FlowConfig(), VocoderConfig())
-    return Sizes("the released 7B", RELEASED_7B, *audio, BASE.text_tokens, NAMED_MODES["boost"])
+    return Sizes("the released 7B", RELEASED.language_model, *audio, BASE.text_tokens, NAMED_MODES["boost"])
 
 
 def read_sizes(checkpoint: Path) -> Sizes:

@@ -34,7 +34,7 @@ from build_engines.tensorrt_llm.layout import Part
 from build_engines.tensorrt_llm.networks.build import build_engine
 from build_engines.tensorrt_llm.networks.options import NetworkOptions
 from build_engines.tensorrt_llm.scales import load_scales
-from build_engines.tensorrt_llm.source import open_released
+from vita_audio.checkpoint.audio_decoder import load_flow, load_vocoder
 from vita_audio.checkpoint.check import (
     AUDIO_DECODER,
     GENERATION_CONFIG_FILE,
@@ -43,7 +43,8 @@ from vita_audio.checkpoint.check import (
     TOKENIZER_FILE,
     check_checkpoint,
 )
-from vita_audio.checkpoint.files import language_model_shapes, load_flow, load_speech_tokenizer, load_vocoder
+from vita_audio.checkpoint.language_model import language_model_shapes, open_released
+from vita_audio.checkpoint.speech_tokenizer import load_speech_tokenizer
 from vita_audio.checkpoint.tensor_file import RankFile
 from vita_audio.decoding.schedule import DecoderConfig
 from vita_audio.engines.gpu_machine import NONE

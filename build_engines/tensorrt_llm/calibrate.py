@@ -30,7 +30,7 @@ def main(
     from build_engines.tensorrt_llm.formats import format_named
     from build_engines.tensorrt_llm.layout import Part
     from build_engines.tensorrt_llm.scales import save_scales
-    from build_engines.tensorrt_llm.source import open_released
+    from vita_audio.checkpoint.language_model import open_released
 
     try:
         formats = {

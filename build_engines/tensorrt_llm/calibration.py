@@ -26,7 +26,7 @@ from build_engines.tensorrt_llm.formats import (
 )
 from build_engines.tensorrt_llm.layout import EMBEDDING, Part
 from build_engines.tensorrt_llm.plan import KV_CACHE
-from build_engines.tensorrt_llm.source import ReleasedCheckpoint
+from vita_audio.checkpoint.language_model import ReleasedCheckpoint
 from vita_audio.contract.errors import EngineError
 from vita_audio.models.language_model import DecoderLayer, RMSNorm, rotary_table
 

@@ -22,8 +22,8 @@ from build_engines.tensorrt_llm.formats import FORMATS, Format
 from build_engines.tensorrt_llm.layout import Part
 from build_engines.tensorrt_llm.plan import Plan
 from build_engines.tensorrt_llm.scales import load_scales
-from build_engines.tensorrt_llm.source import ReleasedCheckpoint, open_released
 from vita_audio.checkpoint.file_records import file_sha256, write_atomically
+from vita_audio.checkpoint.language_model import ReleasedCheckpoint, open_released
 from vita_audio.checkpoint.tensor_file import RankFile
 from vita_audio.contract.errors import EngineError, VitaError
 

@@ -14,7 +14,7 @@ from build_engines.tensorrt_llm.formats import FORMATS, Format, Fp8
 from build_engines.tensorrt_llm.layout import Module, Part, Split, modules
 from build_engines.tensorrt_llm.split import TensorParallel
 from vita_audio.checkpoint.configs import LanguageModelConfig
-from vita_audio.checkpoint.files import language_model_shapes
+from vita_audio.checkpoint.language_model import language_model_shapes
 from vita_audio.checkpoint.weight_files import Shapes
 from vita_audio.contract.errors import CheckpointError, EngineError
 

@@ -21,7 +21,7 @@ from vita_audio.contract.errors import EngineError, VitaError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from build_engines.tensorrt_llm.source import ReleasedCheckpoint
+    from vita_audio.checkpoint.language_model import ReleasedCheckpoint
 
 #: Largest relative error (root mean square) of a quantised weight; 4 bits are at about 0.11, a wrong layout above 1.
 ERROR_LIMIT = 0.5
@@ -100,7 +100,7 @@ def main(
 ) -> None:
     """Compare converted parts with the released checkpoint, tensor by tensor."""
     from build_engines.tensorrt_llm.layout import Part
-    from build_engines.tensorrt_llm.source import open_released
+    from vita_audio.checkpoint.language_model import open_released
 
     try:
         source = open_released(checkpoint)

@@ -26,7 +26,7 @@ from build_engines.random_engines import write_random_engines
 from gpu_machines import CONTAINER
 from loadtest.clock import now_s
 from server.processes import descendants
-from vita_audio.checkpoint.random_weights.sizes import TINY
+from vita_audio.checkpoint.sizes import TINY
 from vita_audio.contract.errors import VitaError
 from vita_audio.engines.manifest import MANIFEST
 

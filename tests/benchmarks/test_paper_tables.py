@@ -15,7 +15,7 @@ from benchmarks.eager_baseline import EagerLanguageModel
 from benchmarks.paper_audio import FLOW_STEPS
 from benchmarks.paper_report import NOT_MEASURED, render
 from benchmarks.roofline import SIZES, bytes_per_cycle, tokens_per_s, traffic
-from vita_audio.checkpoint.files import load_language_model
+from vita_audio.checkpoint.language_model import load_language_model
 from vita_audio.checkpoint.random_weights.language_model import RandomLanguageModel
 from vita_audio.contract.modes import NAMED_MODES, Mode
 from vita_audio.engines.torch_cuda.weights import load_weights

@@ -21,8 +21,9 @@ from build_engines.pipeline import Build, is_done, load_record
 from build_engines.stages import CPU_STAGES, run_build
 from vita_audio.checkpoint.check import check_checkpoint, default_pattern, default_repetition_penalty
 from vita_audio.checkpoint.file_records import checkpoint_sha256
-from vita_audio.checkpoint.random_weights.__main__ import TINY, write_seed_checkpoint
+from vita_audio.checkpoint.random_weights.__main__ import write_random_checkpoint
 from vita_audio.checkpoint.random_weights.audio import vocoder_weights
+from vita_audio.checkpoint.sizes import TINY
 from vita_audio.contract.errors import CheckpointError, EngineError
 from vita_audio.engines.manifest import check_manifest, load_manifest
 from vita_audio.engines.onnxruntime.audio import OnnxFlow, OnnxSpeechTokenizer, OnnxVocoder
@@ -35,7 +36,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoints") / "seed"
-    write_seed_checkpoint(folder, TINY, seed=0)
+    write_random_checkpoint(folder, TINY, seed=0)
     return folder
 
 
@@ -105,7 +106,7 @@ def test_only_what_depends_on_a_change_runs(engines: Path, checkpoint: Path, tmp
 
 def test_another_checkpoint_is_refused_until_built(engines: Path, tmp_path: Path) -> None:
     other, out = tmp_path / "other", tmp_path / "cpu"
-    write_seed_checkpoint(other, TINY, seed=1)
+    write_random_checkpoint(other, TINY, seed=1)
     with pytest.raises(EngineError, match="checkpoint_sha256"):
         check_manifest(engines, other)
     shutil.copytree(engines, out)

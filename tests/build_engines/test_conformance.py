@@ -16,7 +16,7 @@ from build_engines.conformance.__main__ import main, run_checks
 from build_engines.conformance.result import compare_tokens, compare_values
 
 ENGINES = {"torch", "onnxruntime"}
-LANGUAGE_MODELS = ENGINES | {"torch_cuda", "tensorrt_llm mirror"}
+LANGUAGE_MODELS = ENGINES | {"torch_cuda", "tensorrt_llm"}
 
 
 @pytest.fixture

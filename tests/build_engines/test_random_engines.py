@@ -23,11 +23,11 @@ from gpu_machines import CONTAINER
 from vita_audio.checkpoint import hashed_file
 from vita_audio.checkpoint.check import check_checkpoint
 from vita_audio.checkpoint.file_records import file_sha256
-from vita_audio.checkpoint.hashed_file import write_tensors
-from vita_audio.checkpoint.random_weights.__main__ import write_seed_checkpoint
+from vita_audio.checkpoint.random_weights.__main__ import write_random_checkpoint
 from vita_audio.checkpoint.random_weights.language_model import RandomLanguageModel
-from vita_audio.checkpoint.random_weights.sizes import HALF_B, RELEASED, TINY
 from vita_audio.checkpoint.random_weights.tokenizer import build_tokenizer
+from vita_audio.checkpoint.sizes import HALF_B, RELEASED, TINY
+from vita_audio.checkpoint.tensor_file import write_tensors
 from vita_audio.contract.errors import EngineError
 from vita_audio.contract.request import parse_request
 from vita_audio.engines.gpu_machine import GpuMachine
@@ -73,7 +73,7 @@ def test_as_a_build_of_the_checkpoint_of_the_same_weights(
 ) -> None:
     """Same files, weights, sizes and record: a folder drawn directly is a built one."""
     monkeypatch.setattr("build_engines.pipeline.find_machine", lambda: CONTAINER)
-    write_seed_checkpoint(tmp_path / "checkpoint", MODEL, seed=3)
+    write_random_checkpoint(tmp_path / "checkpoint", MODEL, seed=3)
     build = Build(tmp_path / "checkpoint", tmp_path / "built", "gpu", context_tokens=256, gpu=GPU)
     run_build(build)
     random, built = (check_manifest(out, target="gpu", machine=CONTAINER) for out in (engines, build.out))
@@ -197,7 +197,7 @@ def test_tied_head_is_as_calm_as_an_untied_one() -> None:
 
 
 def test_checkpoint_of_a_large_size_in_kind(tmp_path: Path) -> None:
-    write_seed_checkpoint(tmp_path / "seed", MODEL, seed=1)
+    write_random_checkpoint(tmp_path / "seed", MODEL, seed=1)
     found = check_checkpoint(tmp_path / "seed")
     assert found.vocabulary.text_tokens == 900
     with safe_open(tmp_path / "seed" / "language_model" / "model.safetensors", framework="pt") as file:

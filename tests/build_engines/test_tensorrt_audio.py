@@ -16,8 +16,10 @@ from build_engines.onnxruntime import export_flow, export_speech_tokenizer, expo
 from build_engines.tensorrt_audio.build import AUDIO_ENGINES, HALF_PRODUCTS, build_engine, compile_on_cpu, plan_engines
 from build_engines.tensorrt_audio.graphs import standard_graph
 from build_engines.tensorrt_audio.profiles import NotingEngines, decoder_geometries, profiles
-from vita_audio.checkpoint.files import load_flow, load_speech_tokenizer, load_vocoder
-from vita_audio.checkpoint.random_weights.__main__ import TINY, write_seed_checkpoint
+from vita_audio.checkpoint.audio_decoder import load_flow, load_vocoder
+from vita_audio.checkpoint.random_weights.__main__ import write_random_checkpoint
+from vita_audio.checkpoint.sizes import TINY
+from vita_audio.checkpoint.speech_tokenizer import load_speech_tokenizer
 from vita_audio.contract.errors import EngineError
 from vita_audio.decoding.decoder import StreamingDecoder
 from vita_audio.decoding.schedule import DecoderConfig
@@ -53,7 +55,7 @@ MAX_BATCH = 8
 def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The audio graphs of the tiny seed checkpoint, as the CPU build exports them."""
     folder = tmp_path_factory.mktemp("audio")
-    write_seed_checkpoint(folder / "checkpoint", TINY, seed=0)
+    write_random_checkpoint(folder / "checkpoint", TINY, seed=0)
     decoder, out = folder / "checkpoint" / "audio_decoder", folder / "graphs"
     for config_class, load, export, at in (
         (Flow, load_flow, export_flow, decoder),

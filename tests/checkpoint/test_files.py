@@ -12,17 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from vita_audio.checkpoint.audio_decoder import fold_weight_norm, load_flow, load_vocoder, split_weight_norm
 from vita_audio.checkpoint.audio_decoder_config import write_audio_decoder_yaml
 from vita_audio.checkpoint.configs import FlowConfig, LanguageModelConfig, SpeechTokenizerConfig, VocoderConfig
-from vita_audio.checkpoint.files import (
-    fold_weight_norm,
-    language_model_shapes,
-    load_flow,
-    load_language_model,
-    load_speech_tokenizer,
-    load_vocoder,
-    split_weight_norm,
-)
+from vita_audio.checkpoint.language_model import language_model_shapes, load_language_model
+from vita_audio.checkpoint.speech_tokenizer import load_speech_tokenizer
 from vita_audio.contract.errors import CheckpointError
 from vita_audio.models.flow import Flow
 from vita_audio.models.speech_tokenizer import SpeechTokenizer

@@ -13,10 +13,12 @@ from typer.testing import CliRunner
 
 from vita_audio.checkpoint.check import check_checkpoint
 from vita_audio.checkpoint.file_records import checkpoint_sha256
-from vita_audio.checkpoint.files import load_language_model, load_speech_tokenizer
-from vita_audio.checkpoint.random_weights.__main__ import SMALL, TINY, SeedSize, main, write_seed_checkpoint
+from vita_audio.checkpoint.language_model import load_language_model
+from vita_audio.checkpoint.random_weights.__main__ import main, write_random_checkpoint
 from vita_audio.checkpoint.random_weights.audio import language_model_weights
 from vita_audio.checkpoint.random_weights.tokenizer import write_tokenizer
+from vita_audio.checkpoint.sizes import SMALL, TINY, ModelSize
+from vita_audio.checkpoint.speech_tokenizer import load_speech_tokenizer
 from vita_audio.contract.errors import CheckpointError
 from vita_audio.contract.limits import Limits
 from vita_audio.contract.request import parse_request
@@ -33,7 +35,7 @@ from vita_audio.text.vocabulary import Vocabulary
 @pytest.fixture(scope="module")
 def seed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoints") / "seed"
-    write_seed_checkpoint(folder, TINY, seed=0)
+    write_random_checkpoint(folder, TINY, seed=0)
     return folder
 
 
@@ -66,8 +68,8 @@ def test_its_parts_fit_each_other(seed: Path) -> None:
 
 
 def test_same_seed_same_bytes(seed: Path, tmp_path: Path) -> None:
-    write_seed_checkpoint(tmp_path / "same", TINY, seed=0)
-    write_seed_checkpoint(tmp_path / "other", TINY, seed=1)
+    write_random_checkpoint(tmp_path / "same", TINY, seed=0)
+    write_random_checkpoint(tmp_path / "other", TINY, seed=1)
     assert checkpoint_sha256(tmp_path / "same") == checkpoint_sha256(seed)
     assert checkpoint_sha256(tmp_path / "other") != checkpoint_sha256(seed)
 
@@ -75,13 +77,13 @@ def test_same_seed_same_bytes(seed: Path, tmp_path: Path) -> None:
 def test_the_random_state_of_the_process_is_left_alone(tmp_path: Path) -> None:
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
-    write_seed_checkpoint(tmp_path / "seed", TINY, seed=0)
+    write_random_checkpoint(tmp_path / "seed", TINY, seed=0)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_nothing_is_overwritten(seed: Path) -> None:
     with pytest.raises(CheckpointError, match="not empty"):
-        write_seed_checkpoint(seed, TINY)
+        write_random_checkpoint(seed, TINY)
 
 
 def test_the_served_size_is_deep_and_narrow() -> None:
@@ -125,7 +127,7 @@ def test_streams_mix_text_and_audio_and_do_not_repeat_one_token(seed: Path) -> N
 
 
 @pytest.mark.parametrize("size", [TINY, SMALL])
-def test_end_tokens_can_be_reached(size: SeedSize, tmp_path: Path) -> None:
+def test_end_tokens_can_be_reached(size: ModelSize, tmp_path: Path) -> None:
     """Of hidden states in random directions, about 1 in 200 picks an end token: streams end, but not at once."""
     tokens = write_tokenizer(tmp_path, size.merges, size.audio_codes, seed=0)
     vocabulary = Vocabulary.from_tokenizer(tmp_path / "tokenizer.json")

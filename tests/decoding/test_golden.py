@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 from build_engines.onnxruntime import export_flow, export_vocoder
 from decoding_doubles import EVERY_20
-from vita_audio.checkpoint.files import load_flow, load_vocoder
+from vita_audio.checkpoint.audio_decoder import load_flow, load_vocoder
 from vita_audio.contract.rates import mel_frames, output_samples
 from vita_audio.decoding.decoder import Pcm, StreamingDecoder
 from vita_audio.decoding.flow_stream import FlowWindow, run_windows

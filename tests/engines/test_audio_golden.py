@@ -10,7 +10,8 @@ import torch
 from safetensors.numpy import load_file
 
 from build_engines.onnxruntime import export_flow, export_speech_tokenizer, export_vocoder
-from vita_audio.checkpoint.files import load_flow, load_speech_tokenizer, load_vocoder
+from vita_audio.checkpoint.audio_decoder import load_flow, load_vocoder
+from vita_audio.checkpoint.speech_tokenizer import load_speech_tokenizer
 from vita_audio.contract.rates import mel_frames
 from vita_audio.engines.interface import FlowEngine, SpeechTokenizerEngine, VocoderEngine
 from vita_audio.engines.onnxruntime.audio import OnnxFlow, OnnxSpeechTokenizer, OnnxVocoder

@@ -22,8 +22,11 @@ from language_models import request
 from server.checks import check_engines
 from server.errors import CannotStart
 from server.options import ROOT, ServerOptions
-from vita_audio.checkpoint.files import load_flow, load_language_model, load_speech_tokenizer, load_vocoder
-from vita_audio.checkpoint.random_weights.__main__ import TINY, write_seed_checkpoint
+from vita_audio.checkpoint.audio_decoder import load_flow, load_vocoder
+from vita_audio.checkpoint.language_model import load_language_model
+from vita_audio.checkpoint.random_weights.__main__ import write_random_checkpoint
+from vita_audio.checkpoint.sizes import TINY
+from vita_audio.checkpoint.speech_tokenizer import load_speech_tokenizer
 from vita_audio.contract.errors import EngineError
 from vita_audio.decoding.decoder import StreamingDecoder
 from vita_audio.engines.interface import FlowEngine, LanguageModelEngine, SolvingFlowEngine
@@ -52,7 +55,7 @@ from vita_audio.generation.scheduler import Scheduler
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoints") / "seed"
-    write_seed_checkpoint(folder, TINY, seed=0)
+    write_random_checkpoint(folder, TINY, seed=0)
     return folder
 
 

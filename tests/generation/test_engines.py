@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from build_engines.onnxruntime.language_model import export_language_model
 from language_models import ENGINES, make_engine, random_weights, request
 from vita_audio.checkpoint.configs import LanguageModelConfig
-from vita_audio.checkpoint.files import load_language_model
+from vita_audio.checkpoint.language_model import load_language_model
 from vita_audio.contract.errors import EngineError
 from vita_audio.engines.interface import LanguageModelEngine
 from vita_audio.engines.onnxruntime.language_model import OnnxLanguageModel

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vita_audio.checkpoint.configs import LanguageModelConfig
-from vita_audio.checkpoint.files import language_model_shapes
+from vita_audio.checkpoint.language_model import language_model_shapes
 
 #: 4 query heads over 2 KV heads; 61 rows divide by neither 2 nor 4.
 SMALL = LanguageModelConfig(

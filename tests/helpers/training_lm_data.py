@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from vita_audio.checkpoint.random_weights.__main__ import TINY, write_seed_checkpoint
+from vita_audio.checkpoint.random_weights.__main__ import write_random_checkpoint
+from vita_audio.checkpoint.sizes import TINY
 from vita_audio.text.chat_template import ASR_INSTRUCTION, SPOKEN_ANSWER_SYSTEM, TTS_INSTRUCTION
 
 AUDIO = "<|audio|>"
@@ -18,7 +19,7 @@ WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine",
 
 def write_checkpoint(folder: Path) -> Path:
     """The tiny seed checkpoint (K = 10, 256 codes)."""
-    write_seed_checkpoint(folder, TINY)
+    write_random_checkpoint(folder, TINY)
     return folder
 
 

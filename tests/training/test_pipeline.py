@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from vita_audio.checkpoint.audio_decoder import load_flow
 from vita_audio.checkpoint.check import check_checkpoint
-from vita_audio.checkpoint.files import load_flow, load_language_model
+from vita_audio.checkpoint.language_model import load_language_model
 
 ROOT = Path(__file__).resolve().parents[2]
 

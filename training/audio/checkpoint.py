@@ -11,8 +11,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from training.errors import TrainingError
+from vita_audio.checkpoint.audio_decoder import write_audio_decoder
 from vita_audio.checkpoint.configs import FlowConfig, VocoderConfig
-from vita_audio.checkpoint.released_layout import write_audio_decoder
 
 
 def write_audio_checkpoint(

@@ -35,9 +35,8 @@ from training.device import autocast, pick_device
 from training.errors import TrainingError
 from training.run import Run, RunSettings, adamw, clip, set_seeds, step_generator
 from vita_audio.checkpoint.configs import SpeechTokenizerConfig
-from vita_audio.checkpoint.files import load_speech_tokenizer
 from vita_audio.checkpoint.random_weights.audio import sinusoids
-from vita_audio.checkpoint.released_layout import write_speech_tokenizer
+from vita_audio.checkpoint.speech_tokenizer import load_speech_tokenizer, write_speech_tokenizer
 from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ
 from vita_audio.models.speech_tokenizer import SpeechTokenizer
 from vita_audio.speech_features import HOP, TOKEN_SAMPLES

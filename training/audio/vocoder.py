@@ -27,8 +27,8 @@ from training.audio.spectral import SpectralLoss
 from training.device import autocast, pick_device
 from training.run import Run, RunSettings, Shuffle, adamw, clip, set_seeds, step_generator
 from training.snapshots import write_torch_file
+from vita_audio.checkpoint.audio_decoder import split_weight_norm
 from vita_audio.checkpoint.configs import VocoderConfig
-from vita_audio.checkpoint.files import split_weight_norm
 from vita_audio.contract.rates import MEL_HOP_SAMPLES
 from vita_audio.decoding.schedule import F0_CONTEXT_FRAMES
 from vita_audio.models.vocoder import Vocoder

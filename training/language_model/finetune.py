@@ -26,7 +26,7 @@ from training.language_model.token_set import PackStream, TokenSet
 from training.run import Run, RunSettings, set_seeds
 from vita_audio.checkpoint.check import default_pattern
 from vita_audio.checkpoint.configs import LanguageModelConfig
-from vita_audio.checkpoint.files import language_model_shapes, load_language_model
+from vita_audio.checkpoint.language_model import language_model_shapes, load_language_model
 from vita_audio.checkpoint.weight_files import open_folder
 from vita_audio.contract.errors import CheckpointError, InvalidRequest
 from vita_audio.contract.modes import NAMED_MODES, parse_mode

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from training.errors import TrainingError
 from vita_audio.checkpoint.configs import LanguageModelConfig
-from vita_audio.checkpoint.files import language_model_shapes
+from vita_audio.checkpoint.language_model import language_model_shapes
 
 _SPREAD = 0.02  # of every random matrix, as in the Qwen2 reference
 _LOCAL_BIAS = 5.0  # a local head starts with about 90 % of its attention on one token

@@ -17,7 +17,7 @@ from training.language_model.conversations import read_conversations
 from training.language_model.prepare import CHAT
 from training.language_model.speech_codes import SpeechCodes
 from training.language_model.stages import EXPORT, write_released
-from vita_audio.checkpoint.files import load_language_model
+from vita_audio.checkpoint.language_model import load_language_model
 from vita_audio.contract.modes import NAMED_MODES
 from vita_audio.text.tokenizer import TextTokenizer
 

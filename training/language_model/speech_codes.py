@@ -17,7 +17,7 @@ from rich.console import Console
 
 from training.errors import TrainingError
 from training.logs import duration
-from vita_audio.checkpoint.files import load_speech_tokenizer
+from vita_audio.checkpoint.speech_tokenizer import load_speech_tokenizer
 from vita_audio.models.speech_tokenizer import SpeechTokenizer
 from vita_audio.speech_features import SpeechPiece, speech_pieces, to_16_khz
 

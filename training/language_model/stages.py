@@ -26,8 +26,7 @@ from training.language_model.token_set import TokenSet
 from training.run import Run, set_seeds
 from training.workers import worker_count
 from vita_audio.checkpoint.configs import LanguageModelConfig
-from vita_audio.checkpoint.files import load_language_model
-from vita_audio.checkpoint.released_layout import write_language_model
+from vita_audio.checkpoint.language_model import load_language_model, write_language_model
 from vita_audio.contract.limits import DEFAULT_REPETITION_PENALTY
 from vita_audio.contract.modes import NAMED_MODES
 from vita_audio.text.tokenizer import TextTokenizer

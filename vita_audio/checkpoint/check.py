@@ -8,8 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vita_audio.checkpoint.audio_decoder import load_flow, load_vocoder
 from vita_audio.checkpoint.configs import FlowConfig, LanguageModelConfig, SpeechTokenizerConfig, VocoderConfig
-from vita_audio.checkpoint.files import load_flow, load_language_model, load_speech_tokenizer, load_vocoder
+from vita_audio.checkpoint.language_model import load_language_model
+from vita_audio.checkpoint.speech_tokenizer import load_speech_tokenizer
 from vita_audio.contract.errors import CheckpointError, InvalidRequest
 from vita_audio.contract.limits import DEFAULT_REPETITION_PENALTY, MAX_REPETITION_PENALTY
 from vita_audio.contract.modes import NAMED_MODES, mode_of

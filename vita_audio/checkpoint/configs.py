@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Collection, Mapping
+from dataclasses import MISSING, dataclass, field
+from dataclasses import fields as fields_of
+from typing import Any, TypeVar
 
 from vita_audio.contract.errors import CheckpointError
 
-MISSING = object()
+Config = TypeVar("Config")
+_OR_ZERO = {"zero": True}  # metadata of a number that may be 0
 
 
 class ConfigFields:
@@ -91,6 +93,26 @@ class ConfigFields:
             return ((1,),)
         return tuple(tuple(row) for row in value)
 
+    def read(self, config: type[Config], required: Collection[str] = (), **defaults: object) -> Config:
+        """A config dataclass, every field read by its type and within the limits of its metadata.
+
+        Args:
+            required: fields that must be there, though the dataclass has a default.
+            defaults: of fields for which the dataclass has none.
+        """
+        readers = {
+            "int": self.integer,
+            "float": self.number,
+            "bool": self.flag,
+            "tuple[int, ...]": self.integers,
+            "tuple[tuple[int, ...], ...]": self.integer_lists,
+        }
+        values: dict[str, Any] = {}
+        for each in fields_of(config):  # type: ignore[arg-type]
+            default = MISSING if each.name in required else defaults.get(each.name, each.default)
+            values[each.name] = readers[str(each.type)](each.name, default, **each.metadata)  # type: ignore[operator]
+        return config(**values)
+
     def only(self, name: str, supported: object) -> None:
         """A field that may be absent, but when present must have the one value this project implements."""
         value = self.values.get(name, supported)
@@ -112,13 +134,13 @@ class ConfigFields:
 class LanguageModelConfig:
     """Backbone + MCTP (`config.json`, model_type qwen2_mtp). `num_hidden_layers` counts both, as released."""
 
-    vocab_size: int
+    vocab_size: int = field(metadata={"minimum": 2})
     hidden_size: int
     intermediate_size: int
     num_hidden_layers: int
     num_attention_heads: int
     num_key_value_heads: int
-    num_nextn_predict_layers: int
+    num_nextn_predict_layers: int = field(metadata={"minimum": 0})
     max_position_embeddings: int
     rms_norm_eps: float = 1e-6
     rope_theta: float = 1e6
@@ -140,19 +162,7 @@ class LanguageModelConfig:
     def from_json(cls, text: str, source: str = "config.json") -> LanguageModelConfig:
         """Parse a released `config.json`. Raises CheckpointError naming every faulty field."""
         fields = ConfigFields.from_json(text, source)
-        config = cls(
-            vocab_size=fields.integer("vocab_size", minimum=2),
-            hidden_size=fields.integer("hidden_size"),
-            intermediate_size=fields.integer("intermediate_size"),
-            num_hidden_layers=fields.integer("num_hidden_layers"),
-            num_attention_heads=fields.integer("num_attention_heads"),
-            num_key_value_heads=fields.integer("num_key_value_heads"),
-            num_nextn_predict_layers=fields.integer("num_nextn_predict_layers", default=0, minimum=0),
-            max_position_embeddings=fields.integer("max_position_embeddings"),
-            rms_norm_eps=fields.number("rms_norm_eps", default=1e-6),
-            rope_theta=fields.number("rope_theta", default=1e6),
-            tie_word_embeddings=fields.flag("tie_word_embeddings", default=False),
-        )
+        config = fields.read(cls, num_nextn_predict_layers=0)
         fields.only("hidden_act", "silu")
         fields.only("rope_scaling", None)
         fields.only("use_sliding_window", False)
@@ -172,6 +182,15 @@ class LanguageModelConfig:
         )
         fields.finish()
         return config
+
+
+_SPEECH_TOKENIZER_REQUIRED = (
+    "d_model",
+    "encoder_attention_heads",
+    "encoder_ffn_dim",
+    "num_mel_bins",
+    "quantize_vocab_size",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,17 +221,7 @@ class SpeechTokenizerConfig:
     def from_json(cls, text: str, source: str = "config.json") -> SpeechTokenizerConfig:
         """Parse a released `config.json`. Raises CheckpointError naming every faulty field."""
         fields = ConfigFields.from_json(text, source)
-        config = cls(
-            d_model=fields.integer("d_model"),
-            encoder_attention_heads=fields.integer("encoder_attention_heads"),
-            encoder_ffn_dim=fields.integer("encoder_ffn_dim"),
-            num_mel_bins=fields.integer("num_mel_bins"),
-            max_source_positions=fields.integer("max_source_positions", default=1500),
-            pooling_kernel_size=fields.integer("pooling_kernel_size", default=4),
-            quantize_position=fields.integer("quantize_position", default=16),
-            quantize_vocab_size=fields.integer("quantize_vocab_size"),
-            quantize_causal_block_size=fields.integer("quantize_causal_block_size", default=200),
-        )
+        config = fields.read(cls, required=_SPEECH_TOKENIZER_REQUIRED)
         fields.only("activation_function", "gelu")
         fields.only("pooling_type", "avg")
         fields.only("pooling_position", config.quantize_position)
@@ -253,37 +262,20 @@ class FlowConfig:
     n_blocks: int = 4
     num_mid_blocks: int = 12
     num_heads: int = 8
-    inference_cfg_rate: float = 0.7
-    training_cfg_rate: float = 0.2
-    sigma_min: float = 1e-6
+    inference_cfg_rate: float = field(default=0.7, metadata=_OR_ZERO)
+    training_cfg_rate: float = field(default=0.2, metadata=_OR_ZERO)
+    sigma_min: float = field(default=1e-6, metadata=_OR_ZERO)
 
     @classmethod
     def from_fields(cls, fields: ConfigFields) -> FlowConfig:
         """Read flat fields (`flow.json`); absent ones take the defaults. Raises CheckpointError naming every fault."""
-        default = cls()
-        if isinstance(fields.values.get("channels"), int):  # one width for every level
-            fields.values = {**fields.values, "channels": [fields.values["channels"]] * 2}
-        input_size = fields.integer("input_size", default.input_size)
-        config = cls(
-            vocab_size=fields.integer("vocab_size", default.vocab_size),
-            input_size=input_size,
-            output_size=fields.integer("output_size", default.output_size),
-            spk_embed_dim=fields.integer("spk_embed_dim", default.spk_embed_dim),
-            encoder_output_size=fields.integer("encoder_output_size", input_size),
-            encoder_heads=fields.integer("encoder_heads", default.encoder_heads),
-            encoder_linear_units=fields.integer("encoder_linear_units", default.encoder_linear_units),
-            encoder_blocks=fields.integer("encoder_blocks", default.encoder_blocks),
-            block_size=fields.integer("block_size", default.block_size),
-            regulator_convs=fields.integer("regulator_convs", default.regulator_convs),
-            channels=fields.integers("channels", default.channels),
-            attention_head_dim=fields.integer("attention_head_dim", default.attention_head_dim),
-            n_blocks=fields.integer("n_blocks", default.n_blocks),
-            num_mid_blocks=fields.integer("num_mid_blocks", default.num_mid_blocks),
-            num_heads=fields.integer("num_heads", default.num_heads),
-            inference_cfg_rate=fields.number("inference_cfg_rate", default.inference_cfg_rate, zero=True),
-            training_cfg_rate=fields.number("training_cfg_rate", default.training_cfg_rate, zero=True),
-            sigma_min=fields.number("sigma_min", default.sigma_min, zero=True),
-        )
+        values = fields.values
+        if isinstance(values.get("channels"), int):  # one width for every level
+            values = {**values, "channels": [values["channels"]] * 2}
+        if values.get("encoder_output_size") is None:
+            values = {**values, "encoder_output_size": values.get("input_size")}
+        fields.values = values
+        config = fields.read(cls)
         fields.check(
             config.encoder_output_size % (2 * config.encoder_heads) == 0,
             f"the token encoder's width {config.encoder_output_size} must be a multiple of 2 x encoder_heads "
@@ -301,20 +293,20 @@ class VocoderConfig:
 
     in_channels: int = 80
     base_channels: int = 512
-    nb_harmonics: int = 8
+    nb_harmonics: int = field(default=8, metadata={"minimum": 0})
     sampling_rate: int = 22050
     nsf_alpha: float = 0.1
-    nsf_sigma: float = 0.003
-    nsf_voiced_threshold: float = 10.0
+    nsf_sigma: float = field(default=0.003, metadata=_OR_ZERO)
+    nsf_voiced_threshold: float = field(default=10.0, metadata=_OR_ZERO)
     upsample_rates: tuple[int, ...] = (8, 8)
     upsample_kernel_sizes: tuple[int, ...] = (16, 16)
-    istft_n_fft: int = 16
+    istft_n_fft: int = field(default=16, metadata={"minimum": 2})
     istft_hop: int = 4
     resblock_kernel_sizes: tuple[int, ...] = (3, 7, 11)
     resblock_dilation_sizes: tuple[tuple[int, ...], ...] = ((1, 3, 5), (1, 3, 5), (1, 3, 5))
     source_resblock_kernel_sizes: tuple[int, ...] = (7, 11)
     source_resblock_dilation_sizes: tuple[tuple[int, ...], ...] = ((1, 3, 5), (1, 3, 5))
-    lrelu_slope: float = 0.1
+    lrelu_slope: float = field(default=0.1, metadata=_OR_ZERO)
     audio_limit: float = 0.99
     f0_channels: int = 512
 
@@ -326,31 +318,7 @@ class VocoderConfig:
     @classmethod
     def from_fields(cls, fields: ConfigFields) -> VocoderConfig:
         """Read flat fields (`hift.json`); absent ones take the defaults. Raises CheckpointError naming every fault."""
-        default = cls()
-        config = cls(
-            in_channels=fields.integer("in_channels", default.in_channels),
-            base_channels=fields.integer("base_channels", default.base_channels),
-            nb_harmonics=fields.integer("nb_harmonics", default.nb_harmonics, minimum=0),
-            sampling_rate=fields.integer("sampling_rate", default.sampling_rate),
-            nsf_alpha=fields.number("nsf_alpha", default.nsf_alpha),
-            nsf_sigma=fields.number("nsf_sigma", default.nsf_sigma, zero=True),
-            nsf_voiced_threshold=fields.number("nsf_voiced_threshold", default.nsf_voiced_threshold, zero=True),
-            upsample_rates=fields.integers("upsample_rates", default.upsample_rates),
-            upsample_kernel_sizes=fields.integers("upsample_kernel_sizes", default.upsample_kernel_sizes),
-            istft_n_fft=fields.integer("istft_n_fft", default.istft_n_fft, minimum=2),
-            istft_hop=fields.integer("istft_hop", default.istft_hop),
-            resblock_kernel_sizes=fields.integers("resblock_kernel_sizes", default.resblock_kernel_sizes),
-            resblock_dilation_sizes=fields.integer_lists("resblock_dilation_sizes", default.resblock_dilation_sizes),
-            source_resblock_kernel_sizes=fields.integers(
-                "source_resblock_kernel_sizes", default.source_resblock_kernel_sizes
-            ),
-            source_resblock_dilation_sizes=fields.integer_lists(
-                "source_resblock_dilation_sizes", default.source_resblock_dilation_sizes
-            ),
-            lrelu_slope=fields.number("lrelu_slope", default.lrelu_slope, zero=True),
-            audio_limit=fields.number("audio_limit", default.audio_limit),
-            f0_channels=fields.integer("f0_channels", default.f0_channels),
-        )
+        config = fields.read(cls)
         levels = len(config.upsample_rates)
         fields.check(
             len(config.upsample_kernel_sizes) == levels
@@ -372,27 +340,3 @@ class VocoderConfig:
         )
         fields.finish()
         return config
-
-
-#: The released 7B (docs/model.md).
-RELEASED_7B = LanguageModelConfig(
-    vocab_size=168_072,
-    hidden_size=3584,
-    intermediate_size=18_944,
-    num_hidden_layers=28 + 10,
-    num_attention_heads=28,
-    num_key_value_heads=4,
-    num_nextn_predict_layers=10,
-    max_position_embeddings=32_768,
-)
-
-#: The paper's 0.5B, taken to be Qwen2.5-0.5B (tied head) with the audio vocabulary.
-PAPER_0_5B = replace(
-    RELEASED_7B,
-    hidden_size=896,
-    intermediate_size=4864,
-    num_hidden_layers=24 + 10,
-    num_attention_heads=14,
-    num_key_value_heads=2,
-    tie_word_embeddings=True,
-)

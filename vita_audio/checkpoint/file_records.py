@@ -1,17 +1,27 @@
-"""Hashes and sizes of files, and a text file that is either old or new: what builds are recognised by."""
+"""Files of checkpoints and engines: their hashes and sizes; text files and folders that are complete or not there."""
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from vita_audio.contract.errors import EngineError
+from vita_audio.contract.errors import EngineError, VitaError
 
 _CHUNK_BYTES = 1 << 20
+#: A disk with less free, when writing fails, is the reason.
+_FULL_BYTES = 1 << 20
+#: The end of a name that `tempfile` makes.
+_RANDOM = re.compile("[a-z0-9_]{8}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,3 +74,71 @@ def write_atomically(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
+
+
+@contextmanager
+def whole_folder(out: Path, error: type[VitaError]) -> Iterator[Path]:
+    """The folder to write into; it becomes `out` when the block ends, and is removed when the block raises.
+
+    Runs with the same `out` do not touch each other: the first to end has it. Commands should call
+    `vita_audio.stopping.stop_on_signals`, so that a signal raises too; what a SIGKILL left, the next run removes.
+
+    Args:
+        out: not there, or an empty folder.
+        error: type of what is raised.
+
+    Raises:
+        VitaError: as `error`: `out` cannot be such a folder, or could not be written.
+    """
+    out = out.resolve()
+    try:
+        if out == Path.cwd():
+            raise error(f"--out: {out} is the current folder; name one that is not there")
+        if out.exists() and not out.is_dir():
+            raise error(f"--out: {out} is a file; name a folder that is not there or empty")
+        if out.exists() and any(out.iterdir()):
+            raise error(f"--out: {out} is not empty; delete it or choose another folder")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with _temporary_folder(out) as temporary:
+            folder = temporary / out.name  # unlike the temporary folder, readable as the user's other folders
+            folder.mkdir()
+            try:
+                yield folder
+            except Exception as fault:  # safetensors, tokenizers and PyTorch each raise another for a full disk
+                if shutil.disk_usage(folder).free < _FULL_BYTES:
+                    raise error(f"--out: the disk is full at {out}; free space or name another disk") from fault
+                raise
+            folder.replace(out)
+    except OSError as fault:
+        reason = fault.strerror or str(fault)
+        raise error(f"--out: {out} cannot be written ({reason}); name another folder") from fault
+
+
+@contextmanager
+def _temporary_folder(out: Path) -> Iterator[Path]:
+    """A hidden folder beside `out`, locked while it is in use, so that the next run can tell what a SIGKILL left."""
+    with ExitStack() as stack:
+        with _locked(out.parent):  # no other run shall find the new folder before it is locked
+            for left in out.parent.glob(f".{glob.escape(out.name)}-*"):
+                if left.is_dir() and _RANDOM.fullmatch(left.name.removeprefix(f".{out.name}-")):
+                    with _locked(left, wait=False) as abandoned:
+                        if abandoned:
+                            shutil.rmtree(left)
+            made = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-")))
+            stack.enter_context(_locked(made))
+        yield made
+
+
+@contextmanager
+def _locked(folder: Path, wait: bool = True) -> Iterator[bool]:
+    """Lock a folder; gives whether that worked: another may have it, and some file systems have no locks."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(handle)

@@ -1,4 +1,4 @@
-"""Reading weight files (safetensors, sharded or single, and torch files) and naming everything wrong with them."""
+"""Weight files (safetensors, sharded or single, and torch files): read, naming every fault, and written."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from vita_audio.contract.errors import CheckpointError
 
@@ -142,6 +144,26 @@ def open_torch_file(path: Path) -> Weights:
         if isinstance(value, Tensor):
             weights.add(str(key), value.shape, value.detach)
     return weights
+
+
+def module_shapes(module: type[nn.Module], config: object) -> Shapes:
+    """Key -> shape of the state dict of a module of this size, without allocating it."""
+    with torch.device("meta"):
+        return {key: tuple(value.shape) for key, value in module(config).state_dict().items()}
+
+
+def dtype_name(tensors: Mapping[str, Tensor]) -> str:
+    """Name of the dtype the weights are stored in."""
+    return str(next(iter(tensors.values())).dtype).removeprefix("torch.")
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    save_file({key: value.contiguous() for key, value in tensors.items()}, path, metadata={"format": "pt"})
+    path.chmod(0o644)  # safetensors makes it private to this user; a server may be another
+
+
+def write_json(path: Path, fields: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
 
 def _indexed_files(index: Path) -> dict[Path, set[str] | None]:

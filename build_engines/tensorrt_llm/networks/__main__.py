@@ -16,6 +16,7 @@ from rich.console import Console
 
 from build_engines.tensorrt_llm.networks.build import BACKBONE, MCTP, build_engine, load_network, network
 from build_engines.tensorrt_llm.networks.options import NetworkOptions
+from vita_audio.checkpoint.sizes import SIZES
 from vita_audio.contract.errors import VitaError
 from vita_audio.text.vocabulary import Vocabulary
 
@@ -75,12 +76,14 @@ def dry_run(
 
     try:
         cpu_sources.install()
-        from build_engines.tensorrt_llm.networks.dry_run import SIZES, define, network_fields
+        from build_engines.tensorrt_llm.networks.dry_run import TINY, define, network_fields
 
         options = NetworkOptions(max_batch_size, max_seq_len, max_num_tokens, prompt_table_rows, head_first_id)
         for part in (BACKBONE, MCTP):
             if checkpoint is None:
-                model = network(part, network_fields(part, SIZES[size.value]), options)
+                model = network(
+                    part, network_fields(part, TINY if size is Size.tiny else SIZES[size.value].language_model), options
+                )
             else:
                 model = load_network(part, checkpoint / part, options)
             _report(define(part, model, options, compile_engines))

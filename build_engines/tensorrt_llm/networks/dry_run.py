@@ -6,25 +6,19 @@ import math
 import resource
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
 
 from build_engines.tensorrt_llm.networks.build import MCTP, build_config
 from build_engines.tensorrt_llm.networks.options import NetworkOptions
-from vita_audio.checkpoint.configs import RELEASED_7B, LanguageModelConfig
+from vita_audio.checkpoint.configs import LanguageModelConfig
+from vita_audio.checkpoint.sizes import SIZES
 
-TINY = LanguageModelConfig(
-    vocab_size=1024,
-    hidden_size=256,
-    intermediate_size=512,
-    num_hidden_layers=2 + 10,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    num_nextn_predict_layers=10,
-    max_position_embeddings=1024,
+#: Small, with heads of 64: TensorRT-LLM has kernels for no smaller ones.
+TINY = replace(
+    SIZES["tiny"].language_model, vocab_size=1024, hidden_size=256, intermediate_size=512, num_hidden_layers=2 + 10
 )
-SIZES = {"7b": RELEASED_7B, "tiny": TINY}
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,8 @@ from build_engines.gpu import plan_command
 from build_engines.gpu.options import GpuOptions
 from build_engines.gpu.plan import GIB, RESERVE_BYTES, GpuPlan, captured_bytes, decoder_state_bytes, plan_build
 from build_engines.gpu.sizes import read_sizes, released_sizes
-from vita_audio.checkpoint.configs import RELEASED_7B
-from vita_audio.checkpoint.random_weights.__main__ import TINY, write_seed_checkpoint
+from vita_audio.checkpoint.random_weights.__main__ import write_random_checkpoint
+from vita_audio.checkpoint.sizes import RELEASED, TINY
 from vita_audio.contract.errors import CheckpointError, EngineError
 from vita_audio.decoding.decoder import StreamingDecoder
 from vita_audio.text.vocabulary import BASE
@@ -119,7 +119,7 @@ PLAN = plan()
 
 
 def test_audio_weights_are_those_of_the_files(tmp_path: Path) -> None:
-    write_seed_checkpoint(tmp_path, TINY, seed=0)
+    write_random_checkpoint(tmp_path, TINY, seed=0)
     sizes = read_sizes(tmp_path)
     assert (sizes.flow, sizes.vocoder, sizes.speech_tokenizer) == (TINY.flow, TINY.vocoder, TINY.speech_tokenizer)
     made = plan_build(sizes, GpuOptions(engine="torch_cuda"), 64)
@@ -178,10 +178,10 @@ def test_decoder_state_is_what_a_stream_carries() -> None:
 
 def test_config_json_alone_is_enough(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
-    path.write_text(json.dumps({"model_type": "qwen2_mtp", **asdict(RELEASED_7B)}))
+    path.write_text(json.dumps({"model_type": "qwen2_mtp", **asdict(RELEASED.language_model)}))
     for named in (path, tmp_path):
         sizes = read_sizes(named)
-        assert sizes.language_model == RELEASED_7B
+        assert sizes.language_model == RELEASED.language_model
         assert sizes.text_tokens == BASE.text_tokens
         assert plan_build(sizes, GpuOptions(), 4096) == PLAN
     with pytest.raises(CheckpointError, match=r"config\.json: file is missing"):

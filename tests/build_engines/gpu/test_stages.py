@@ -29,9 +29,11 @@ from build_engines.tensorrt_audio.build import plan_engines
 from build_engines.tensorrt_llm.config_file import check_part
 from build_engines.tensorrt_llm.networks.options import NetworkOptions
 from gpu_machines import CONTAINER, H100, with_nvidia_smi, without_onnx
+from vita_audio.checkpoint.audio_decoder import load_flow
 from vita_audio.checkpoint.file_records import file_sha256
-from vita_audio.checkpoint.files import load_flow, load_language_model
-from vita_audio.checkpoint.random_weights.__main__ import TINY, write_seed_checkpoint
+from vita_audio.checkpoint.language_model import load_language_model
+from vita_audio.checkpoint.random_weights.__main__ import write_random_checkpoint
+from vita_audio.checkpoint.sizes import TINY
 from vita_audio.contract.errors import EngineError, VitaError
 from vita_audio.decoding.schedule import DecoderConfig
 from vita_audio.engines.gpu_machine import Gpu, GpuMachine, find_machine
@@ -47,7 +49,7 @@ LLM = GpuOptions(streams=4, step_tokens=64)
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoints") / "seed"
-    write_seed_checkpoint(folder, TINY, seed=0)
+    write_random_checkpoint(folder, TINY, seed=0)
     return folder
 
 

@@ -15,10 +15,10 @@ from torch.nn import functional as F
 from build_engines.tensorrt_llm.config_file import check_part
 from build_engines.tensorrt_llm.conversion import Options, convert
 from build_engines.tensorrt_llm.layout import Part
-from build_engines.tensorrt_llm.source import open_released
 from build_engines.tensorrt_llm.verify import restore, verify_part
 from tensorrt_llm_checkpoints import SMALL, sequences, write_released
 from vita_audio.checkpoint.configs import LanguageModelConfig
+from vita_audio.checkpoint.language_model import open_released
 from vita_audio.models.language_model import LanguageModel, rotary_table, rotate
 
 

@@ -269,13 +269,14 @@ def test_rank_file_holds_exactly_its_outline(tmp_path: Path) -> None:
     outline = {"a": ((2, 3), torch.bfloat16), "b": ((5,), torch.float8_e4m3fn), "c": ((1,), torch.float32)}
     values = {name: torch.rand(shape).to(dtype) for name, (shape, dtype) in outline.items()}
     with RankFile(tmp_path / "x", outline) as file:
-        for name in ("c", "a", "b"):
-            file.write(name, values[name])
-        for wrong in ("a", "d"):
-            with pytest.raises(ValueError, match=f"{wrong}: "):
-                file.write(wrong, values["a"])
+        assert [file.write(name, value) for name, value in values.items()] == [12, 5, 4]
+        with pytest.raises(ValueError, match="d: "):
+            file.write("d", values["a"])
     found = load_file(tmp_path / "x")
     assert all(found[name].dtype == value.dtype for name, value in values.items())
     assert all(torch.equal(found[name].float(), value.float()) for name, value in values.items())
     with pytest.raises(ValueError, match="b, c never written"), RankFile(tmp_path / "y", outline) as file:
         file.write("a", values["a"])
+    for wrong in (values["b"], values["a"].float()):
+        with pytest.raises(ValueError, match="is not the next tensor"), RankFile(tmp_path / "z", outline) as file:
+            file.write("a", wrong)

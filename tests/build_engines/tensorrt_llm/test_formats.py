@@ -23,9 +23,9 @@ from build_engines.tensorrt_llm.formats import FORMATS, Awq, Fp8, pack_int4, qua
 from build_engines.tensorrt_llm.layout import Part
 from build_engines.tensorrt_llm.plan import Plan
 from build_engines.tensorrt_llm.scales import load_scales, save_scales
-from build_engines.tensorrt_llm.source import open_released
 from build_engines.tensorrt_llm.verify import restore, verify_part
 from tensorrt_llm_checkpoints import SMALL, WIDE, sequences, write_released
+from vita_audio.checkpoint.language_model import open_released
 from vita_audio.contract.errors import EngineError
 from vita_audio.models.language_model import LanguageModel
 

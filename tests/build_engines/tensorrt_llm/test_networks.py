@@ -125,7 +125,7 @@ def test_the_cascade_draws_the_tokens_of_the_reference(
     for slot, sampling in enumerate((*streams, Sampling())):
         prompt = rng.integers(0, VOCABULARY, 5 + 3 * slot).tolist()
         for engine in (backbone, reference):
-            engine.open(slot, sampling)
+            engine.begin(slot, sampling)
         prefill = slot == len(streams)
         first = backbone.extend([ExtendRow(slot, 0, prompt, 0)])[0]
         assert first is not None

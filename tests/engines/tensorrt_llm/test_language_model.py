@@ -15,7 +15,7 @@ from torch import Tensor
 
 from language_models import random_weights, request
 from vita_audio.checkpoint.configs import LanguageModelConfig
-from vita_audio.checkpoint.files import load_language_model
+from vita_audio.checkpoint.language_model import load_language_model
 from vita_audio.contract.errors import EngineError
 from vita_audio.engines.interface import BurstRow, ExtendRow, LanguageModelEngine, Sampling
 from vita_audio.engines.tensorrt_llm.executor import Tensors

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from vita_audio.checkpoint.random_weights.sizes import TINY
+from vita_audio.checkpoint.sizes import TINY
 from vita_audio.decoding.decoder import StreamingDecoder
 from vita_audio.engines.torch.audio import TorchFlow, TorchVocoder
 from vita_audio.engines.torch_cuda import shape_graphs

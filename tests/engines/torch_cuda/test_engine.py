@@ -15,10 +15,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from vita_audio.engines.torch_cuda.sampler import SamplingTable, draw
 
 from language_models import random_weights, request
 from vita_audio.checkpoint.configs import LanguageModelConfig
-from vita_audio.checkpoint.files import load_language_model
+from vita_audio.checkpoint.language_model import load_language_model
 from vita_audio.contract.errors import EngineError
 from vita_audio.contract.modes import NAMED_MODES
 from vita_audio.engines.interface import BurstRow, ExtendRow, LanguageModelEngine, Sampling
@@ -30,7 +31,6 @@ from vita_audio.engines.torch_cuda.engine import (
     TorchCudaLanguageModel,
 )
 from vita_audio.engines.torch_cuda.memory import check_memory, slot_bytes
-from vita_audio.engines.torch_cuda.sampler import SamplingTable, draw
 from vita_audio.engines.torch_cuda.shapes import Limits, power_of_two, prepared_shapes, round_rows, round_stream_rows
 from vita_audio.engines.torch_cuda.weights import load_weights
 from vita_audio.generation.request import GenerationRequest

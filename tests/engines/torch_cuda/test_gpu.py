@@ -13,7 +13,7 @@ import torch
 import torch_cuda_split_attention as split
 from vita_audio.checkpoint.configs import LanguageModelConfig
 from vita_audio.checkpoint.random_weights.audio import flow_weights, vocoder_weights
-from vita_audio.checkpoint.random_weights.sizes import TINY
+from vita_audio.checkpoint.sizes import TINY
 from vita_audio.contract.messages import GenerationSettings
 from vita_audio.contract.modes import NAMED_MODES
 from vita_audio.decoding.decoder import StreamingDecoder

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from training.audio.checkpoint import write_audio_checkpoint, write_whole_folder
 
 from build_engines.onnxruntime import export_flow
 from training.audio import flow as module
-from training.audio.checkpoint import write_audio_checkpoint, write_whole_folder
 from training.audio.decoder_clips import DecoderClips
 from training.audio.flow import (
     FlowDraw,
@@ -28,10 +28,10 @@ from training.errors import TrainingError
 from training.logs import Table
 from training.workers import workers
 from training_audio_clips import Killed, kill_at, quick_run, write_clips
-from vita_audio.checkpoint.files import load_flow, load_speech_tokenizer, load_vocoder
-from vita_audio.checkpoint.random_weights.__main__ import TINY
+from vita_audio.checkpoint.audio_decoder import load_flow, load_vocoder
 from vita_audio.checkpoint.random_weights.audio import speech_tokenizer_weights, vocoder_weights
-from vita_audio.checkpoint.released_layout import write_speech_tokenizer
+from vita_audio.checkpoint.sizes import TINY
+from vita_audio.checkpoint.speech_tokenizer import load_speech_tokenizer, write_speech_tokenizer
 from vita_audio.decoding.flow_stream import FlowState, make_window, window_span
 from vita_audio.decoding.noise import StreamNoise
 from vita_audio.engines.onnxruntime.audio import OnnxFlow

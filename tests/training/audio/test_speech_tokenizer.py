@@ -23,8 +23,8 @@ from training.audio.tokenizer_heads import LETTERS, ctc_loss, edit_distance, let
 from training.errors import TrainingError
 from training.logs import Table
 from training_audio_clips import Killed, kill_at, quick_run, write_clips
-from vita_audio.checkpoint.files import load_speech_tokenizer
-from vita_audio.checkpoint.random_weights.__main__ import TINY
+from vita_audio.checkpoint.sizes import TINY
+from vita_audio.checkpoint.speech_tokenizer import load_speech_tokenizer
 from vita_audio.engines.onnxruntime.audio import OnnxSpeechTokenizer
 from vita_audio.engines.torch.audio import TorchSpeechTokenizer
 from vita_audio.models.speech_tokenizer import SpeechTokenizer

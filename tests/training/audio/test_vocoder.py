@@ -20,11 +20,10 @@ from training.audio.vocoder import SegmentBatches, VocoderTraining, folded, trai
 from training.errors import TrainingError
 from training.logs import Table
 from training_audio_clips import Killed, kill_at, quick_run, write_clips
+from vita_audio.checkpoint.audio_decoder import load_vocoder, write_audio_decoder
 from vita_audio.checkpoint.configs import VocoderConfig
-from vita_audio.checkpoint.files import load_vocoder
-from vita_audio.checkpoint.random_weights.__main__ import TINY
 from vita_audio.checkpoint.random_weights.audio import flow_weights
-from vita_audio.checkpoint.released_layout import write_audio_decoder
+from vita_audio.checkpoint.sizes import TINY
 from vita_audio.engines.onnxruntime.audio import OnnxVocoder
 from vita_audio.engines.torch.audio import TorchVocoder
 from vita_audio.models.vocoder import Vocoder

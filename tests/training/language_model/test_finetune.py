@@ -21,7 +21,7 @@ from training.language_model.result import save_shards
 from training.run import Run
 from training_lm_data import conversation_lines, write_checkpoint, write_conversations, write_lines
 from vita_audio.checkpoint.check import check_checkpoint
-from vita_audio.checkpoint.files import load_language_model
+from vita_audio.checkpoint.language_model import load_language_model
 
 ROOT = Path(__file__).resolve().parents[3]
 OPTIONS = ("--steps", "6", "--length", "128", "--accumulation", "2", "--learning-rate", "1e-3", "--log-every", "2")

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from training.language_model.recode import mixed_rows, recode, together
 
 from training.errors import TrainingError
-from training.language_model.recode import mixed_rows, recode, together
 from training_lm_data import write_checkpoint, write_conversations
-from vita_audio.checkpoint.files import load_language_model
+from vita_audio.checkpoint.language_model import load_language_model
 from vita_audio.text.tokenizer import TextTokenizer
 
 

@@ -21,7 +21,7 @@ from training.language_model.samples import SampleBuilder
 from training.language_model.speech_codes import SpeechCodes
 from training.language_model.token_set import PackStream, TokenSet
 from training_lm_data import AUDIO, conversation_lines, write_checkpoint, write_conversations, write_lines, write_sound
-from vita_audio.checkpoint.files import load_speech_tokenizer
+from vita_audio.checkpoint.speech_tokenizer import load_speech_tokenizer
 from vita_audio.contract.modes import NAMED_MODES
 from vita_audio.engines.torch.audio import TorchSpeechTokenizer
 from vita_audio.speech_features import speech_tokens

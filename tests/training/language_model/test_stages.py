@@ -19,7 +19,7 @@ from training.language_model.settings import LanguageModelTraining, StageSetting
 from training.language_model.stages import stored_as, train_stage
 from training.run import Run
 from training_lm_data import write_checkpoint, write_conversations
-from vita_audio.checkpoint.files import load_language_model
+from vita_audio.checkpoint.language_model import load_language_model
 from vita_audio.contract.modes import NAMED_MODES
 from vita_audio.engines.torch.language_model import TorchLanguageModel
 from vita_audio.generation.scheduler import Scheduler

@@ -1,6 +1,6 @@
 """Write a checkpoint in the released layout, with seeded random weights.
 
-    python -m vita_audio.checkpoint.random_weights --out checkpoints/seed --seed 0
+    python -m vita_audio.checkpoint.random_weights --out checkpoints/random --seed 0
 
 It has the real architecture, keys and files, so everything that takes a released checkpoint takes it; it sounds like
 noise. A trained checkpoint of the same layout replaces it without a change of code. The sizes small and tiny are for
@@ -16,26 +16,22 @@ import torch
 import typer
 from rich.console import Console
 
-from vita_audio.checkpoint.hashed_file import write_tensors
+from vita_audio.checkpoint.audio_decoder import write_audio_decoder
+from vita_audio.checkpoint.file_records import whole_folder
+from vita_audio.checkpoint.language_model import write_language_model_config
 from vita_audio.checkpoint.random_weights.audio import CPU, flow_weights, speech_tokenizer_weights, vocoder_weights
 from vita_audio.checkpoint.random_weights.device import drawing_device
 from vita_audio.checkpoint.random_weights.language_model import RandomLanguageModel
-from vita_audio.checkpoint.random_weights.sizes import SIZES, SMALL, TINY, SeedSize, SizeName
 from vita_audio.checkpoint.random_weights.tokenizer import write_tokenizer
-from vita_audio.checkpoint.released_layout import (
-    write_audio_decoder,
-    write_language_model_config,
-    write_speech_tokenizer,
-)
-from vita_audio.checkpoint.whole_folder import whole_folder
+from vita_audio.checkpoint.sizes import SIZES, SMALL, ModelSize, SizeName
+from vita_audio.checkpoint.speech_tokenizer import write_speech_tokenizer
+from vita_audio.checkpoint.tensor_file import write_tensors
 from vita_audio.contract.errors import CheckpointError, VitaError
 from vita_audio.stopping import stop_on_signals
 from vita_audio.text.vocabulary import Vocabulary
 
-__all__ = ["SMALL", "TINY", "SeedSize", "write_seed_checkpoint"]
 
-
-def write_seed_checkpoint(folder: Path, size: SeedSize = SMALL, seed: int = 0, device: torch.device = CPU) -> None:
+def write_random_checkpoint(folder: Path, size: ModelSize = SMALL, seed: int = 0, device: torch.device = CPU) -> None:
     """Write the whole bundle; the same size, seed and kind of device give the same bytes.
 
     The bundle is complete or not there. Tensors are drawn on `device`; of the language model, one at a time is in
@@ -48,7 +44,7 @@ def write_seed_checkpoint(folder: Path, size: SeedSize = SMALL, seed: int = 0, d
         _write(temporary, size, seed, device)
 
 
-def _write(folder: Path, size: SeedSize, seed: int, device: torch.device) -> None:
+def _write(folder: Path, size: ModelSize, seed: int, device: torch.device) -> None:
     _write_language_model(folder / "language_model", size, seed, device)
     tokenizer = speech_tokenizer_weights(size.speech_tokenizer, seed, device)
     write_speech_tokenizer(folder / "speech_tokenizer", size.speech_tokenizer, tokenizer)
@@ -60,7 +56,7 @@ def _write(folder: Path, size: SeedSize, seed: int, device: torch.device) -> Non
     write_audio_decoder(folder / "audio_decoder", size.flow, flow, size.vocoder, vocoder)
 
 
-def _write_language_model(folder: Path, size: SeedSize, seed: int, device: torch.device) -> None:
+def _write_language_model(folder: Path, size: ModelSize, seed: int, device: torch.device) -> None:
     folder.mkdir(parents=True)
     tokens = write_tokenizer(folder, size.merges, size.audio_codes, seed, text_tokens=size.text_tokens)
     config = size.for_tokens(tokens).language_model
@@ -80,7 +76,7 @@ def main(
 ) -> None:
     """Write a checkpoint with seeded random weights in the released layout."""
     try:
-        write_seed_checkpoint(out, SIZES[size], seed, drawing_device(device))
+        write_random_checkpoint(out, SIZES[size.value], seed, drawing_device(device))
     except (VitaError, RuntimeError) as error:  # RuntimeError: of PyTorch, memory of the GPU above all
         Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error

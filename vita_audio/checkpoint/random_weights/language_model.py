@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vita_audio.checkpoint.configs import LanguageModelConfig
-from vita_audio.checkpoint.files import language_model_shapes
+from vita_audio.checkpoint.language_model import language_model_shapes
 from vita_audio.text.vocabulary import Vocabulary
 
 #: Attention scores of random rows spread by this squared: sharp enough that all of the context counts.

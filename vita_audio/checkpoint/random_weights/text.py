@@ -1,4 +1,4 @@
-"""A small English text, generated from word lists, on which the seed checkpoint's tokenizer is trained."""
+"""A small English text, generated from word lists, on which the random-weight checkpoint's tokenizer is trained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The seed checkpoint's tokenizer: a small byte-level BPE in the Qwen2.5 layout, with control and audio tokens."""
+"""The random-weight checkpoint's tokenizer: byte-level BPE in the Qwen2.5 layout, with control and audio tokens."""
 
 from __future__ import annotations
 

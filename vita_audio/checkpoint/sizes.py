@@ -1,37 +1,32 @@
-"""Sizes of seed checkpoints: small ones, whose streams end by themselves, and the released ones for measurements."""
+"""Sizes of whole checkpoints by name: small ones, whose streams end by themselves, and the released ones."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from vita_audio.checkpoint.configs import (
-    PAPER_0_5B,
-    RELEASED_7B,
-    FlowConfig,
-    LanguageModelConfig,
-    SpeechTokenizerConfig,
-    VocoderConfig,
-)
+from vita_audio.checkpoint.configs import FlowConfig, LanguageModelConfig, SpeechTokenizerConfig, VocoderConfig
 from vita_audio.text.vocabulary import BASE
 
 
 @dataclass(frozen=True, slots=True)
-class SeedSize:
-    """All sizes of a seed checkpoint. The language model's vocabulary follows from the tokenizer.
+class ModelSize:
+    """Sizes of all networks. A `vocab_size` of 0 follows from the tokenizer (`for_tokens`).
+
+    The rest is of a random-weight checkpoint of this size.
 
     Attributes:
-        merges: of the tokenizer.
-        text_tokens: entries of the tokenizer before the control tokens; 0 is what the merges make.
-        ends: whether streams end by themselves; else they go on up to MAX_TOKENS, as a measurement of load wants it.
-        dtype: name of the type in which the language model is stored.
+        merges: of its tokenizer.
+        text_tokens: entries of its tokenizer before the control tokens; 0 is what the merges make.
+        ends: whether its streams end by themselves; else they go on up to MAX_TOKENS, as measurements want it.
+        dtype: name of the type in which its language model is stored.
     """
 
-    merges: int
     language_model: LanguageModelConfig
     speech_tokenizer: SpeechTokenizerConfig
     flow: FlowConfig
     vocoder: VocoderConfig
+    merges: int = 2000
     text_tokens: int = 0
     ends: bool = True
     dtype: str = "float32"
@@ -40,17 +35,15 @@ class SeedSize:
     def audio_codes(self) -> int:
         return self.flow.vocab_size
 
-    def for_tokens(self, tokens: int) -> SeedSize:
+    def for_tokens(self, tokens: int) -> ModelSize:
         """The same for a tokenizer of so many tokens; rows are padded as the released ones."""
         return replace(self, language_model=replace(self.language_model, vocab_size=-(-tokens // 8) * 8))
 
 
 #: Deep and narrow, so that MCTP pays as it does at 7B: a burst costs K layers and K heads against L layers per token.
-SMALL = SeedSize(
-    merges=2000,
+SMALL = ModelSize(
     language_model=LanguageModelConfig(
         vocab_size=0,
-        # Deep and narrow: MCTP pays by what the backbone costs over ten modules and heads (28 layers at 7B).
         hidden_size=160,
         intermediate_size=480,
         num_hidden_layers=24 + 10,
@@ -85,8 +78,7 @@ SMALL = SeedSize(
 )
 
 #: For tests: everything a few layers deep, 256 audio codes.
-TINY = SeedSize(
-    merges=300,
+TINY = ModelSize(
     language_model=replace(
         SMALL.language_model,
         hidden_size=64,
@@ -116,12 +108,21 @@ TINY = SeedSize(
         num_mid_blocks=1,
     ),
     vocoder=VocoderConfig(base_channels=32, f0_channels=32),
+    merges=300,
 )
 
-#: The released 7B: 20.6 GB in bfloat16, and 1.8 GB of audio networks in float32.
-RELEASED = SeedSize(
-    merges=2000,
-    language_model=RELEASED_7B,
+#: The released 7B (docs/model.md): 20.6 GB in bfloat16, and 1.8 GB of audio networks in float32.
+RELEASED = ModelSize(
+    language_model=LanguageModelConfig(
+        vocab_size=168_072,
+        hidden_size=3584,
+        intermediate_size=18_944,
+        num_hidden_layers=28 + 10,
+        num_attention_heads=28,
+        num_key_value_heads=4,
+        num_nextn_predict_layers=10,
+        max_position_embeddings=32_768,
+    ),
     speech_tokenizer=SpeechTokenizerConfig(),
     flow=FlowConfig(),
     vocoder=VocoderConfig(),
@@ -130,7 +131,19 @@ RELEASED = SeedSize(
     dtype="bfloat16",
 )
 
-HALF_B = replace(RELEASED, language_model=PAPER_0_5B)
+#: The paper's 0.5B, taken to be Qwen2.5-0.5B (tied head) with the audio vocabulary.
+HALF_B = replace(
+    RELEASED,
+    language_model=replace(
+        RELEASED.language_model,
+        hidden_size=896,
+        intermediate_size=4864,
+        num_hidden_layers=24 + 10,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+    ),
+)
 
 
 class SizeName(str, Enum):
@@ -140,4 +153,4 @@ class SizeName(str, Enum):
     seven_b = "7b"
 
 
-SIZES = {SizeName.small: SMALL, SizeName.tiny: TINY, SizeName.half_b: HALF_B, SizeName.seven_b: RELEASED}
+SIZES = {"small": SMALL, "tiny": TINY, "0.5b": HALF_B, "7b": RELEASED}
