@@ -16,7 +16,9 @@ from vita_audio.contract.errors import InvalidRequest
 from vita_audio.contract.fields import INPUTS
 from vita_client.channel import DEFAULT_TIMEOUT_S, DEFAULT_URL, Connection, Tls
 
-_SERVER, _GENERATION, _OUTPUT = "Server", "Generation", "Output"
+_server = functools.partial(typer.Option, rich_help_panel="Server")
+_generation = functools.partial(typer.Option, rich_help_panel="Generation")
+_output = functools.partial(typer.Option, rich_help_panel="Output")
 _SHORT = {"MODE": ("-m",)}
 
 
@@ -24,21 +26,14 @@ _SHORT = {"MODE": ("-m",)}
 class ServerOptions:
     """How to reach the server."""
 
-    url: Annotated[
-        str, typer.Option("--url", "-u", envvar="VITA_URL", help="host:port of the server", rich_help_panel=_SERVER)
-    ] = DEFAULT_URL
-    tls: Annotated[
-        bool, typer.Option("--tls", help="encrypt, trusting the roots of this machine", rich_help_panel=_SERVER)
-    ] = False
-    ca: Annotated[
-        Path | None, typer.Option("--ca", help="root certificate of the server, PEM", rich_help_panel=_SERVER)
-    ] = None
-    cert: Annotated[Path | None, typer.Option("--cert", help="client certificate, PEM", rich_help_panel=_SERVER)] = None
-    key: Annotated[Path | None, typer.Option("--key", help="its key, PEM", rich_help_panel=_SERVER)] = None
-    header: Annotated[
-        list[str] | None,
-        typer.Option("--header", "-H", help="'name: value' sent along; may be repeated", rich_help_panel=_SERVER),
-    ] = None
+    url: Annotated[str, _server("--url", "-u", envvar="VITA_URL", help="host:port of the server")] = DEFAULT_URL
+    tls: Annotated[bool, _server("--tls", help="encrypt, trusting the roots of this machine")] = False
+    ca: Annotated[Path | None, _server("--ca", help="root certificate of the server, PEM")] = None
+    cert: Annotated[Path | None, _server("--cert", help="client certificate, PEM")] = None
+    key: Annotated[Path | None, _server("--key", help="its key, PEM")] = None
+    header: Annotated[list[str] | None, _server("--header", "-H", help="'name: value' sent along; may be repeated")] = (
+        None
+    )
 
     def connection(self) -> Connection:
         """The connection these options describe.
@@ -61,17 +56,10 @@ class ServerOptions:
 class StreamOptions(ServerOptions):
     """How to generate, and where the sound goes."""
 
-    timeout: Annotated[float, typer.Option("--timeout", help="deadline in seconds", rich_help_panel=_GENERATION)] = (
-        DEFAULT_TIMEOUT_S
-    )
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="WAV file, written as it streams", rich_help_panel=_OUTPUT)
-    ] = None
-    play: Annotated[bool, typer.Option("--play", help="play the sound as it streams", rich_help_panel=_OUTPUT)] = False
-    json: Annotated[
-        bool, typer.Option("--json", help="one JSON object on standard output", rich_help_panel=_OUTPUT)
-    ] = False
-
+    timeout: Annotated[float, _generation("--timeout", help="deadline in seconds")] = DEFAULT_TIMEOUT_S
+    output: Annotated[Path | None, _output("--output", "-o", help="WAV file, written as it streams")] = None
+    play: Annotated[bool, _output("--play", help="play the sound as it streams")] = False
+    json: Annotated[bool, _output("--json", help="one JSON object on standard output")] = False
     #: What was given of the options that come from the table of fields, by keyword.
     fields: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -83,7 +71,7 @@ def _field_parameters() -> list[inspect.Parameter]:
         if field.name in ("TEXT", "AUDIO", "SAMPLE_RATE", "TASK"):
             continue
         names = (f"--{field.keyword.replace('_', '-')}", *_SHORT.get(field.name, ()))
-        option = typer.Option(*names, help=field.described(), rich_help_panel=_GENERATION, show_default=False)
+        option = _generation(*names, help=field.described(), show_default=False)
         kind: Any = Annotated[field.python_type | None, option]
         parameters.append(
             inspect.Parameter(field.keyword, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vita_audio.contract.errors import InvalidRequest, VitaError
 from vita_client.client import Client, Stream
-from vita_client.events import Collector, Pcm, TextDelta
+from vita_client.events import Collector, Pcm
 from vita_client.options import StreamOptions
 from vita_client.playback import Player
 from vita_client.request import Request, check_timeout
@@ -47,14 +47,12 @@ def _consume(stream: Stream, output: Path | None, player: Player | None, view: V
             if output is not None and wav is None:
                 wav = WavWriter(output)
             collector.add(event)
-            if isinstance(event, TextDelta):
-                view.text(event.text, stream.metrics)
-            elif isinstance(event, Pcm):
+            if isinstance(event, Pcm):
                 if wav is not None:
                     wav.write(event.samples)
                 if player is not None:
                     player.write(event.samples)
-            view.progress(stream.metrics)
+            view.event(event, stream.metrics)
         outcome = f"done ({stream.status.reason})" if stream.status and stream.status.reason else "done"
     except KeyboardInterrupt:
         outcome = "interrupted"
@@ -68,7 +66,7 @@ def _consume(stream: Stream, output: Path | None, player: Player | None, view: V
             wav.close()
         view.stop()
         reply = collector.reply(stream.status, stream.metrics)
-        view.summary(reply, str(output) if wav else None, wav.seconds if wav else 0.0, outcome, problem)
+        view.summary(reply, wav, outcome, problem)
 
 
 def _check_writable(path: Path) -> None:

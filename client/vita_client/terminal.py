@@ -4,28 +4,29 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Protocol
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
 from vita_audio.contract.errors import VitaError
-from vita_client.events import Metrics, Reply
+from vita_client.events import Event, Metrics, Reply, TextDelta
+from vita_client.wav import WavWriter
 
 _REFRESH_PER_SECOND = 10
 
 
-class View(Protocol):
-    """Shows one stream. `stop` ends whatever is live on the screen and may be called twice."""
+class View:
+    """Shows one stream; this one shows nothing."""
 
-    def text(self, delta: str, metrics: Metrics) -> None: ...
+    def event(self, event: Event, metrics: Metrics) -> None:
+        """The next event, and the numbers so far."""
 
-    def progress(self, metrics: Metrics) -> None: ...
+    def stop(self) -> None:
+        """End whatever is live on the screen; may be called twice."""
 
-    def stop(self) -> None: ...
-
-    def summary(self, reply: Reply, wav: str | None, wav_s: float, outcome: str, problem: VitaError | None) -> None: ...
+    def summary(self, reply: Reply, wav: WavWriter | None, outcome: str, problem: VitaError | None) -> None:
+        """The stream is over."""
 
 
 def numbers(metrics: Metrics) -> str:
@@ -44,25 +45,23 @@ def numbers(metrics: Metrics) -> str:
     return " | ".join(parts) or f"waiting {metrics.elapsed_ms / 1e3:.1f} s"
 
 
-def summary_line(reply: Reply, wav: str | None, wav_s: float, outcome: str) -> str:
+def summary_line(reply: Reply, wav: WavWriter | None, outcome: str) -> str:
     """The last line for a person: how it ended, the numbers, and where the sound went."""
-    sound = f" -> {wav} ({wav_s:.1f} s)" if wav else ""
+    sound = f" -> {wav.path} ({wav.seconds:.1f} s)" if wav else ""
     return f"{outcome} | {numbers(reply.metrics)}{sound}"
 
 
-class PlainView:
+class PlainView(View):
     """No terminal: the text as it comes on standard output, the numbers as one line on standard error at the end."""
 
     def __init__(self) -> None:
         self._mid_line = False
 
-    def text(self, delta: str, metrics: Metrics) -> None:
-        sys.stdout.write(delta)
-        sys.stdout.flush()
-        self._mid_line = not delta.endswith("\n")
-
-    def progress(self, metrics: Metrics) -> None:
-        pass
+    def event(self, event: Event, metrics: Metrics) -> None:
+        if isinstance(event, TextDelta):
+            sys.stdout.write(event.text)
+            sys.stdout.flush()
+            self._mid_line = not event.text.endswith("\n")
 
     def stop(self) -> None:
         if self._mid_line:
@@ -70,12 +69,12 @@ class PlainView:
             sys.stdout.flush()
             self._mid_line = False
 
-    def summary(self, reply: Reply, wav: str | None, wav_s: float, outcome: str, problem: VitaError | None) -> None:
+    def summary(self, reply: Reply, wav: WavWriter | None, outcome: str, problem: VitaError | None) -> None:
         if reply.metrics.responses or not problem:  # else the error line says it all
-            print(summary_line(reply, wav, wav_s, outcome), file=sys.stderr, flush=True)
+            print(summary_line(reply, wav, outcome), file=sys.stderr, flush=True)
 
 
-class LiveView:
+class LiveView(View):
     """A terminal: the end of the text that fits, and the numbers under it, redrawn; the whole text stays at the end."""
 
     def __init__(self, console: Console) -> None:
@@ -96,12 +95,10 @@ class LiveView:
         shown = list(lines)[-max(1, self._console.height - 2) :]
         return Group(*shown, Text(numbers(self._metrics) if self._metrics else "connecting", style="dim"))
 
-    def text(self, delta: str, metrics: Metrics) -> None:
-        self._text += delta
+    def event(self, event: Event, metrics: Metrics) -> None:
         self._metrics = metrics
-
-    def progress(self, metrics: Metrics) -> None:
-        self._metrics = metrics
+        if isinstance(event, TextDelta):
+            self._text += event.text
 
     def stop(self) -> None:
         if self._stopped:
@@ -111,24 +108,15 @@ class LiveView:
         if self._text:
             self._console.print(Text(self._text))
 
-    def summary(self, reply: Reply, wav: str | None, wav_s: float, outcome: str, problem: VitaError | None) -> None:
+    def summary(self, reply: Reply, wav: WavWriter | None, outcome: str, problem: VitaError | None) -> None:
         if reply.metrics.responses or not problem:
-            self._console.print(Text(summary_line(reply, wav, wav_s, outcome), style="dim"))
+            self._console.print(Text(summary_line(reply, wav, outcome), style="dim"))
 
 
-class JsonView:
+class JsonView(View):
     """Nothing while it runs; one JSON object on standard output at the end."""
 
-    def text(self, delta: str, metrics: Metrics) -> None:
-        pass
-
-    def progress(self, metrics: Metrics) -> None:
-        pass
-
-    def stop(self) -> None:
-        pass
-
-    def summary(self, reply: Reply, wav: str | None, wav_s: float, outcome: str, problem: VitaError | None) -> None:
+    def summary(self, reply: Reply, wav: WavWriter | None, outcome: str, problem: VitaError | None) -> None:
         status, metrics = reply.status, reply.metrics
         result = {
             "outcome": outcome,
@@ -137,8 +125,8 @@ class JsonView:
             "text": reply.text,
             "tokens": metrics.tokens,
             "audio_s": round(metrics.audio_s, 4),
-            "wav": wav,
-            "wav_s": round(wav_s, 4),
+            "wav": str(wav.path) if wav else None,
+            "wav_s": round(wav.seconds, 4) if wav else 0.0,
             "ttfa_ms": _rounded(metrics.ttfa_ms),
             "first_text_ms": _rounded(metrics.first_text_ms),
             "elapsed_ms": _rounded(metrics.elapsed_ms),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import wave
 from pathlib import Path
 
 import numpy as np
@@ -153,13 +154,16 @@ def test_a_wav_file_is_valid_between_samples_and_header(tmp_path: Path, monkeypa
     path = tmp_path / "out.wav"
     writer = WavWriter(path)
     writer.write(np.arange(10, dtype=np.int16))
-    write_at, seen = writer._write_at, []
+    patch_header, seen = wave.Wave_write._patchheader, []  # type: ignore[attr-defined]
 
-    def spy(offset: int, data: bytes) -> None:
-        write_at(offset, data)
+    def spy(file: wave.Wave_write) -> None:
+        writer._file.flush()
+        seen.append(read_wav(path)[1].size)
+        patch_header(file)
+        writer._file.flush()
         seen.append(read_wav(path)[1].size)
 
-    monkeypatch.setattr(writer, "_write_at", spy)
+    monkeypatch.setattr(wave.Wave_write, "_patchheader", spy)
     writer.write(np.arange(5, dtype=np.int16))
     writer.close()
     assert seen == [10, 15]

@@ -23,7 +23,7 @@ from typer.testing import CliRunner, Result
 from client_protocol_double import CHUNK_SAMPLES, ProtocolDouble, chunk_pcm, chunk_text
 from vita_audio.contract.errors import InvalidRequest, ServerFull, to_wire
 from vita_client import cli
-from vita_client.events import Metrics
+from vita_client.events import Metrics, TextDelta
 from vita_client.terminal import LiveView, numbers
 from wav_files import read_wav
 
@@ -261,7 +261,7 @@ def test_the_live_view_shows_the_end_of_a_long_text() -> None:
     console = Console(file=screen, force_terminal=True, width=20, height=6)
     metrics = Metrics(100, 10, 10, 50, 90, 3, 12, 0.3)
     view = LiveView(console)
-    view.text("word " * 100 + "[bold]end", metrics)
+    view.event(TextDelta("word " * 100 + "[bold]end"), metrics)
     group = list(view._render().renderables)
     assert len(group) == 5
     assert "[bold]end" in str(group[-2])
