@@ -2,6 +2,7 @@
 
 from vita_audio.contract.errors import InvalidRequest, VitaError
 from vita_client.aio import AsyncClient, AsyncStream
+from vita_client.base import Health
 from vita_client.channel import Connection, Tls
 from vita_client.client import Client, Stream
 from vita_client.errors import (
@@ -17,7 +18,6 @@ from vita_client.errors import (
     StreamCancelled,
 )
 from vita_client.events import Event, Metrics, Pcm, Reply, StatusUpdate, TextDelta, TokensDelta
-from vita_client.health import Health
 from vita_client.request import Request, build_request
 from vita_client.wav import WavWriter
 

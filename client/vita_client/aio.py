@@ -4,103 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING
 
 import grpc
 
 from vita_audio.contract.fields import RequestFields
-from vita_client.base import ClientBase, StartedCall, StreamBase
+from vita_client.base import ClientBase, Health, StreamBase
 from vita_client.channel import DEFAULT_TIMEOUT_S
 from vita_client.errors import NOT_READY, ClientError, ServerUnavailable, StreamCancelled
 from vita_client.events import Collector, Event, Reply
-from vita_client.health import Health
-from vita_client.request import Request, build_request, check_timeout
+from vita_client.request import check_timeout
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
 
-class AsyncClient(ClientBase):
-    """A connection to one server, for asyncio; arguments and errors as `Client`. Made anywhere, used in one loop.
-
-    Example::
-
-        async with AsyncClient("localhost:8001") as client:
-            async for event in client.stream("Hello there.", task="tts"):
-                ...
-    """
-
-    _library = grpc.aio
-
-    def stream(
-        self,
-        text: str | None = None,
-        *,
-        timeout_s: float = DEFAULT_TIMEOUT_S,
-        headers: Mapping[str, str] | None = None,
-        **fields: Unpack[RequestFields],
-    ) -> AsyncStream:
-        """As `Client.stream`; call it in a running loop.
-
-        A file is read and resampled here: to keep the loop free, do that in a thread with `build_request` and `send`.
-        """
-        return self.send(build_request(text, **fields), timeout_s=timeout_s, headers=headers)
-
-    def send(
-        self, request: Request, *, timeout_s: float = DEFAULT_TIMEOUT_S, headers: Mapping[str, str] | None = None
-    ) -> AsyncStream:
-        """As `Client.send`."""
-        return AsyncStream(self._start(request, timeout_s, headers), lambda: self._closed)
-
-    async def collect(
-        self,
-        text: str | None = None,
-        *,
-        timeout_s: float = DEFAULT_TIMEOUT_S,
-        headers: Mapping[str, str] | None = None,
-        **fields: Unpack[RequestFields],
-    ) -> Reply:
-        """As `Client.collect`."""
-        async with self.stream(text, timeout_s=timeout_s, headers=headers, **fields) as stream:
-            return await stream.collect()
-
-    async def health(self) -> Health:
-        """As `Client.health`."""
-        ask_server, ask_model = self._readiness()
-        try:
-            return Health.from_answers(self.connection, (await ask_server()).ready, (await ask_model()).ready)
-        except grpc.RpcError as error:
-            return Health.from_error(self.connection, error)
-
-    async def wait_ready(self, timeout_s: float = 60.0) -> Health:
-        """As `Client.wait_ready`."""
-        end_s = time.monotonic() + check_timeout(timeout_s)
-        while not (health := await self.health()).ready:
-            if time.monotonic() >= end_s:
-                raise ServerUnavailable(f"not ready within {timeout_s:g} s: {health.reason}", code=NOT_READY)
-            await asyncio.sleep(0.1)
-        return health
-
-    async def close(self) -> None:
-        """As `Client.close`."""
-        self._closed = True
-        if self._channel is not None:
-            await self._channel.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *error: object) -> None:
-        await self.close()
-
-
 class AsyncStream(StreamBase, AsyncIterator[Event]):
     """One running request; as `Stream`. Cancelling the task that reads it cancels the stream on the server too."""
-
-    def __init__(self, started: StartedCall, client_closed: Callable[[], bool]) -> None:
-        super().__init__(started)
-        self._client_closed = client_closed
 
     async def collect(self) -> Reply:
         """Everything from here to the end of the stream."""
@@ -130,7 +51,7 @@ class AsyncStream(StreamBase, AsyncIterator[Event]):
             self._end(error)
         except asyncio.CancelledError:
             # grpc.aio raises this for a cancelled call and for a cancelled task alike.
-            if _task_is_cancelled() or not (self._cancelled or self._client_closed()):
+            if _task_is_cancelled() or not (self._cancelled or self._client._closed):
                 self.cancel()
                 raise
             self._end(StreamCancelled("the client was closed"))
@@ -141,6 +62,60 @@ class AsyncStream(StreamBase, AsyncIterator[Event]):
     async def __aexit__(self, *error: object) -> None:
         if not self._over:
             self.cancel()
+
+
+class AsyncClient(ClientBase[AsyncStream]):
+    """A connection to one server, for asyncio; arguments and errors as `Client`. Made anywhere, used in one loop.
+
+    Example::
+
+        async with AsyncClient("localhost:8001") as client:
+            async for event in client.stream("Hello there.", task="tts"):
+                ...
+    """
+
+    _library, _stream_type = grpc.aio, AsyncStream
+
+    async def collect(
+        self,
+        text: str | None = None,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        headers: Mapping[str, str] | None = None,
+        **fields: Unpack[RequestFields],
+    ) -> Reply:
+        """As `Client.collect`."""
+        async with self.stream(text, timeout_s=timeout_s, headers=headers, **fields) as stream:
+            return await stream.collect()
+
+    async def health(self) -> Health:
+        """As `Client.health`."""
+        ask_server, ask_model = self._readiness()
+        try:
+            return self._health((await ask_server()).ready, (await ask_model()).ready)
+        except grpc.RpcError as error:
+            return self._no_health(error)
+
+    async def wait_ready(self, timeout_s: float = 60.0) -> Health:
+        """As `Client.wait_ready`."""
+        end_s = time.monotonic() + check_timeout(timeout_s)
+        while not (health := await self.health()).ready:
+            if time.monotonic() >= end_s:
+                raise ServerUnavailable(f"not ready within {timeout_s:g} s: {health.reason}", code=NOT_READY)
+            await asyncio.sleep(0.1)
+        return health
+
+    async def close(self) -> None:
+        """As `Client.close`."""
+        self._closed = True
+        if self._channel is not None:
+            await self._channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.close()
 
 
 def _task_is_cancelled() -> bool:

@@ -7,13 +7,15 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from vita_audio.contract.fields import RequestFields
 from vita_audio.contract.messages import Status
-from vita_client.channel import DEFAULT_URL, Connection, Tls
+from vita_client.channel import DEFAULT_TIMEOUT_S, DEFAULT_URL, Connection, Tls
 from vita_client.errors import (
     ClientClosed,
     ClientError,
@@ -25,23 +27,34 @@ from vita_client.errors import (
     one_line,
 )
 from vita_client.events import Event, Metrics, Pcm, StatusUpdate, TextDelta, TokensDelta
-from vita_client.request import Request, check_timeout
+from vita_client.request import Request, build_request, check_timeout
 from vita_client.wire import infer_request, read_response
 
-
-class StartedCall(NamedTuple):
-    """A call that was sent at `start_s` (of `time.perf_counter`)."""
-
-    call: Any
-    url: str
-    timeout_s: float
-    start_s: float
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
-class ClientBase:
+StreamT = TypeVar("StreamT", bound="StreamBase")
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """`server`: it answers and is ready. `model`: the ensemble is loaded and ready. `reason` is empty when both are."""
+
+    server: bool
+    model: bool
+    reason: str = ""
+
+    @property
+    def ready(self) -> bool:
+        return self.server and self.model
+
+
+class ClientBase(Generic[StreamT]):
     """One connection, opened by the first call. `_library` is `grpc` or `grpc.aio`."""
 
     _library: ClassVar[Any]
+    _stream_type: type[StreamT]
 
     def __init__(
         self,
@@ -69,13 +82,38 @@ class ClientBase:
                     self._channel = self._library.secure_channel(url, self._credentials, options=options)
             return service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
-    def _start(self, request: Request, timeout_s: float, headers: Mapping[str, str] | None) -> StartedCall:
-        """Send a request."""
+    def stream(
+        self,
+        text: str | None = None,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        headers: Mapping[str, str] | None = None,
+        **fields: Unpack[RequestFields],
+    ) -> StreamT:
+        """Check a request, send it, and return its stream at once; fields as in `build_request`.
+
+        With asyncio, call it in a running loop; a file is read and resampled here: to keep the loop free, do that in a
+        thread with `build_request`, and `send`.
+
+        Args:
+            timeout_s: deadline of the whole stream, in seconds. The server stops working on it then, too.
+            headers: for this call only, such as `traceparent`.
+
+        Raises:
+            InvalidRequest: a field is wrong; nothing was sent.
+            ClientClosed: after `close()`.
+        """
+        return self.send(build_request(text, **fields), timeout_s=timeout_s, headers=headers)
+
+    def send(
+        self, request: Request, *, timeout_s: float = DEFAULT_TIMEOUT_S, headers: Mapping[str, str] | None = None
+    ) -> StreamT:
+        """`stream()` for a request that is checked already (and may be sent many times)."""
         message = infer_request(request, uuid.uuid4().hex, self.connection.model)
         metadata, deadline_s = self.connection.metadata(headers), check_timeout(timeout_s)
         stub, start_s = self._stub(), time.perf_counter()
         call = stub.ModelStreamInfer(iter((message,)), timeout=deadline_s, metadata=metadata)
-        return StartedCall(call, self.connection.url, deadline_s, start_s)
+        return self._stream_type(self, call, deadline_s, start_s)
 
     def _readiness(self) -> tuple[Callable[[], Any], Callable[[], Any]]:
         """Calls that ask whether server and model are ready."""
@@ -86,6 +124,21 @@ class ClientBase:
             lambda: stub.ModelReady(model, **options),
         )
 
+    def _health(self, server: bool, model: bool) -> Health:
+        """What the answers mean."""
+        reason, url = "", self.connection.url
+        if not server:
+            reason = f"the server at {url} is not ready"
+        elif not model:
+            reason = f"the server at {url} has no model {self.connection.model} ready"
+        return Health(server, model, reason)
+
+    def _no_health(self, error: grpc.RpcError) -> Health:
+        """What it means that there was no answer."""
+        url, timeout_s = self.connection.url, self.connection.connect_timeout_s
+        reason = from_rpc(error.code(), error.details(), url=url, timeout_s=timeout_s, responses=0)
+        return Health(False, False, str(reason))
+
 
 class StreamBase:
     """Reads responses into events, keeps the numbers, and turns every way a stream can end into one error or none.
@@ -93,8 +146,9 @@ class StreamBase:
     All times count from the moment the request was sent. Not thread safe but for `cancel`; one reader.
     """
 
-    def __init__(self, started: StartedCall) -> None:
-        self._call, self._url, self._timeout_s, self._start_s = started
+    def __init__(self, client: ClientBase[Any], call: Any, timeout_s: float, start_s: float) -> None:
+        self._client, self._call, self._timeout_s, self._start_s = client, call, timeout_s, start_s
+        self._url = client.connection.url
         self._pending: deque[Event] = deque()
         self._over = self._cancelled = False
         self._status: Status | None = None

@@ -13,113 +13,14 @@ from typing import TYPE_CHECKING
 import grpc
 
 from vita_audio.contract.fields import RequestFields
-from vita_client.base import ClientBase, StreamBase
+from vita_client.base import ClientBase, Health, StreamBase
 from vita_client.channel import DEFAULT_TIMEOUT_S
 from vita_client.errors import NOT_READY, ClientError, ServerUnavailable
 from vita_client.events import Collector, Event, Reply
-from vita_client.health import Health
-from vita_client.request import Request, build_request, check_timeout
+from vita_client.request import check_timeout
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
-
-
-class Client(ClientBase):
-    """A connection to one server.
-
-    Example::
-
-        with Client("localhost:8001") as client:
-            for event in client.stream("Hello there.", task="tts"):
-                if isinstance(event, Pcm):
-                    play(event.samples)
-
-    Args:
-        url: host:port of the server's gRPC endpoint.
-        tls: encrypt, and prove who we are; None is plain text.
-        headers: sent with every call (`authorization`, for example).
-        connection: everything else (timeouts, keepalive, limits); replaces the three above.
-
-    Raises:
-        InvalidRequest: an address, a header or a TLS file is wrong. Nothing is connected to before the first call.
-    """
-
-    _library = grpc
-
-    def stream(
-        self,
-        text: str | None = None,
-        *,
-        timeout_s: float = DEFAULT_TIMEOUT_S,
-        headers: Mapping[str, str] | None = None,
-        **fields: Unpack[RequestFields],
-    ) -> Stream:
-        """Check a request, send it, and return its stream at once; fields as in `build_request`.
-
-        Args:
-            timeout_s: deadline of the whole stream, in seconds. The server stops working on it then, too.
-            headers: for this call only, such as `traceparent`.
-
-        Raises:
-            InvalidRequest: a field is wrong; nothing was sent.
-            ClientClosed: after `close()`.
-        """
-        return self.send(build_request(text, **fields), timeout_s=timeout_s, headers=headers)
-
-    def send(
-        self, request: Request, *, timeout_s: float = DEFAULT_TIMEOUT_S, headers: Mapping[str, str] | None = None
-    ) -> Stream:
-        """`stream()` for a request that is checked already (and may be sent many times)."""
-        return Stream(self._start(request, timeout_s, headers))
-
-    def collect(
-        self,
-        text: str | None = None,
-        *,
-        timeout_s: float = DEFAULT_TIMEOUT_S,
-        headers: Mapping[str, str] | None = None,
-        **fields: Unpack[RequestFields],
-    ) -> Reply:
-        """`stream()` to its end: the whole text, the whole sound, the final status and the measured times.
-
-        Raises:
-            VitaError: any way a stream can fail; see `Stream`.
-        """
-        with self.stream(text, timeout_s=timeout_s, headers=headers, **fields) as stream:
-            return stream.collect()
-
-    def health(self) -> Health:
-        """Whether the server and the model are ready; never raises for a server that is not there."""
-        ask_server, ask_model = self._readiness()
-        try:
-            return Health.from_answers(self.connection, ask_server().ready, ask_model().ready)
-        except grpc.RpcError as error:
-            return Health.from_error(self.connection, error)
-
-    def wait_ready(self, timeout_s: float = 60.0) -> Health:
-        """Ask every 0.1 s until server and model are ready.
-
-        Raises:
-            ServerUnavailable: not ready within `timeout_s`; the text says what it was waiting for.
-        """
-        end_s = time.monotonic() + check_timeout(timeout_s)
-        while not (health := self.health()).ready:
-            if time.monotonic() >= end_s:
-                raise ServerUnavailable(f"not ready within {timeout_s:g} s: {health.reason}", code=NOT_READY)
-            time.sleep(0.1)
-        return health
-
-    def close(self) -> None:
-        """Close the connection; streams still running end with `StreamCancelled`."""
-        self._closed = True
-        if self._channel is not None:
-            self._channel.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
 
 class Stream(StreamBase, Iterator[Event]):
@@ -165,3 +66,75 @@ class Stream(StreamBase, Iterator[Event]):
     def __exit__(self, *error: object) -> None:
         if not self._over:
             self.cancel()
+
+
+class Client(ClientBase[Stream]):
+    """A connection to one server.
+
+    Example::
+
+        with Client("localhost:8001") as client:
+            for event in client.stream("Hello there.", task="tts"):
+                if isinstance(event, Pcm):
+                    play(event.samples)
+
+    Args:
+        url: host:port of the server's gRPC endpoint.
+        tls: encrypt, and prove who we are; None is plain text.
+        headers: sent with every call (`authorization`, for example).
+        connection: everything else (timeouts, keepalive, limits); replaces the three above.
+
+    Raises:
+        InvalidRequest: an address, a header or a TLS file is wrong. Nothing is connected to before the first call.
+    """
+
+    _library, _stream_type = grpc, Stream
+
+    def collect(
+        self,
+        text: str | None = None,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        headers: Mapping[str, str] | None = None,
+        **fields: Unpack[RequestFields],
+    ) -> Reply:
+        """`stream()` to its end: the whole text, the whole sound, the final status and the measured times.
+
+        Raises:
+            VitaError: any way a stream can fail; see `Stream`.
+        """
+        with self.stream(text, timeout_s=timeout_s, headers=headers, **fields) as stream:
+            return stream.collect()
+
+    def health(self) -> Health:
+        """Whether the server and the model are ready; never raises for a server that is not there."""
+        ask_server, ask_model = self._readiness()
+        try:
+            return self._health(ask_server().ready, ask_model().ready)
+        except grpc.RpcError as error:
+            return self._no_health(error)
+
+    def wait_ready(self, timeout_s: float = 60.0) -> Health:
+        """Ask every 0.1 s until server and model are ready.
+
+        Raises:
+            ServerUnavailable: not ready within `timeout_s`; the text says what it was waiting for.
+        """
+        end_s = time.monotonic() + check_timeout(timeout_s)
+        while not (health := self.health()).ready:
+            if time.monotonic() >= end_s:
+                raise ServerUnavailable(f"not ready within {timeout_s:g} s: {health.reason}", code=NOT_READY)
+            time.sleep(0.1)
+        return health
+
+    def close(self) -> None:
+        """Close the connection; streams still running end with `StreamCancelled`."""
+        self._closed = True
+        if self._channel is not None:
+            self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
