@@ -20,7 +20,6 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
-from datetime import date
 from math import prod
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from benchmarks.record import Results, head
 from build_engines.tensorrt_llm.formats import FORMATS
 from build_engines.tensorrt_llm.layout import Part
 from build_engines.tensorrt_llm.plan import Plan
@@ -120,14 +120,12 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="also write the results to this JSON file")
     options = parser.parse_args()
     config = released_width(options.layers, options.modules)
-    command = shlex.join(["python", "-m", "benchmarks.convert_tensorrt_llm", *sys.argv[1:]])
-    facts: dict[str, object] = {
-        "command": command,
-        "machine": f"{describe_machine()}, {os.environ.get('OMP_NUM_THREADS', 'all')} thread(s)",
-        "date": date.today().isoformat(),
+    machine = f"{describe_machine()}, {os.environ.get('OMP_NUM_THREADS', 'all')} thread(s)"
+    facts = head("benchmarks.convert_tensorrt_llm", machine=machine) | {
         "niceness": os.nice(0),
         "config": asdict(config),
     }
+    results = Results(options.out, facts)
     table = Table("linear layers", "GPUs", "s", "CPU s", "peak GiB", "written GB")
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
@@ -138,17 +136,15 @@ def main() -> int:
         )
         maker.start()
         maker.join()
-        facts["checkpoint_gb"] = (folder / "released" / "model.safetensors").stat().st_size / 1e9
+        results.save(checkpoint_gb=(folder / "released" / "model.safetensors").stat().st_size / 1e9)
         for form, tp in RUNS:
             row = measure(folder / "released", form, tp, folder, config)
             numbers = (row.seconds, row.cpu_seconds, row.peak_gib, row.written_gb)
             table.add_row(row.linear_layers, str(row.tp), *(f"{number:.2f}" for number in numbers))
             rows.append(row)
-            if options.out:  # after each: a run may be cut short
-                facts |= {"load_average": os.getloadavg()[0], "rows": [asdict(row) for row in rows]}
-                options.out.write_text(json.dumps(facts, indent=1) + "\n")
+            results.save(load_average=os.getloadavg()[0], rows=[asdict(row) for row in rows])
     console = Console(width=max(120, Console().width))
-    console.print(command, f"{facts['machine']}, {date.today()}", table, sep="\n")
+    console.print(facts["command"], f"{machine}, {facts['date']}", table, sep="\n")
     return 0
 
 

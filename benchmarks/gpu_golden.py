@@ -18,7 +18,8 @@ import torch
 
 from vita_audio.checkpoint.language_model import load_language_model
 from vita_audio.contract.messages import GenerationSettings
-from vita_audio.engines.torch_cuda.engine import Settings, TorchCudaLanguageModel
+from vita_audio.engines.torch_cuda.engine import TorchCudaLanguageModel
+from vita_audio.engines.torch_cuda.settings import Settings
 from vita_audio.engines.torch_cuda.weights import load_weights
 from vita_audio.generation.request import GenerationRequest
 from vita_audio.generation.scheduler import Scheduler

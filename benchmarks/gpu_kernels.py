@@ -31,13 +31,14 @@ from rich.table import Table
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
-from vita_audio.engines.torch_cuda.sampler import NARROW
 
 from benchmarks.roofline import SIZES
 from vita_audio.checkpoint.configs import LanguageModelConfig
 from vita_audio.checkpoint.language_model import language_model_shapes
-from vita_audio.engines.torch_cuda.engine import Settings, TorchCudaLanguageModel
+from vita_audio.engines.torch.sampler import NARROW
+from vita_audio.engines.torch_cuda.engine import TorchCudaLanguageModel
 from vita_audio.engines.torch_cuda.program import Program
+from vita_audio.engines.torch_cuda.settings import Settings
 from vita_audio.engines.torch_cuda.shapes import Limits, prepared_shapes
 from vita_audio.engines.torch_cuda.weights import load_weights
 
@@ -101,8 +102,7 @@ def compiled_kernels(
             (kind, replace(one, rows=min(one.rows, 16))): one for kind, one in prepared_shapes(limits, prefill_chunk)
         }
         for (kind, _), shape in shapes.items():
-            fields, function = engine._extend_function(shape) if kind == "extend" else engine._burst_function(shape)
-            Program(fields, function, META, None).run()
+            Program(*engine.forward.function(kind, shape), META, None).run()
     return sorted((_kernel(one) for one in made), key=lambda one: (one.name, str(one.constants), one.unaligned))
 
 
@@ -113,7 +113,7 @@ def engine_without_memory(
     tensors = {key: torch.empty(shape, device=META) for key, shape in language_model_shapes(config).items()}
     weights = load_weights(config, tensors, META, torch.bfloat16)
     engine = TorchCudaLanguageModel(config, weights, Settings(slots, context, first_mctp_id, attention="split"), [1, 2])
-    engine._processors, engine._capability = gpu.processors, gpu.capability
+    engine.forward.processors, engine.forward.capability = gpu.processors, gpu.capability
     return engine
 
 

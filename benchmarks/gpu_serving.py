@@ -12,25 +12,18 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import os
-import shlex
-import subprocess
 import sys
 import time
-from collections.abc import Callable
 from concurrent.futures import BrokenExecutor
-from dataclasses import dataclass
-from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from benchmarks.cancel_check import cancel_check
+from benchmarks.client_processes import ClientProcesses, Load
+from benchmarks.closed_loop import request_for
+from benchmarks.gpu_rows import line, summarise
 from benchmarks.gpu_serving_options import CANCEL_KEPT_S, SETTLE_S, STOP_S, read_options
 from benchmarks.mps import mps
-from benchmarks.serving import STAGES
-from benchmarks.stream_clients import ClientProcesses, Load, Part, request_for
+from benchmarks.record import Results, head
 from loadtest.clock import now_s
 from server.errors import CannotStart
 from server.launch import TritonServer
@@ -39,206 +32,25 @@ from vita_audio.contract.errors import VitaError
 from vita_audio.contract.limits import Limits
 from vita_audio.contract.modes import parse_mode
 from vita_audio.engines.manifest import load_manifest
-from vita_audio.machine import describe_machine
+from vita_audio.machine import gpu_fields
 from vita_audio.stopping import stop_on_signals
-from vita_client import AsyncClient, AsyncStream, Client, Pcm, StatusUpdate, TokensDelta
+from vita_client import Client
 
 #: Share of a row's seconds, and the most of them, in which streams begin and nothing counts.
 _RAMP_SHARE, _RAMP_MOST_S = 0.2, 4.0
-#: The most that the cancel check takes, and the end of it, in which its own streams leave.
-_CANCEL_MOST_S, _CANCEL_END_S = 25.0, 2.0
+#: The most that the cancel check takes.
+_CANCEL_MOST_S = 25.0
 #: The most that the next row waits for cut streams.
 _SETTLE_MOST_S = 8.0
 _LOG_LINES = 40
-_GPU_QUERY = (
-    "nvidia-smi",
-    "--query-gpu=name,memory.used,memory.total,utilization.gpu",
-    "--format=csv,noheader,nounits",
-)
+_GPU_STATE = {"gpu": "name", "memory_mib": "memory.used", "memory_total_mib": "memory.total",
+              "utilization_percent": "utilization.gpu"}  # fmt: skip
 
 
-def gpu_state() -> dict[str, Any]:
+def gpu_state() -> dict[str, str]:
     """Name, memory in MiB and utilisation of the first GPU now; empty where nvidia-smi lists none."""
-    try:
-        made = subprocess.run(_GPU_QUERY, capture_output=True, text=True, timeout=10, check=True)
-        name, used, total, busy = (field.strip() for field in made.stdout.splitlines()[0].split(","))
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
-        return {}
-    return {"gpu": name, "memory_mib": used, "memory_total_mib": total, "utilization_percent": busy}
-
-
-def summarise(part: Part, seconds: float, prebuffer_s: float) -> dict[str, Any]:
-    """One row's numbers; times are of streams that began when the load was steady."""
-    steady = [s for s in part.streams if not s.warm_up] or part.streams
-    done = [s for s in steady if s.outcome == "done" and s.audio_s] or [s for s in steady if s.audio_s]
-    broken = [s for s in steady if s.underruns]
-    staged = [s for s in steady if s.stages_ms and s.first_sample_ms is not None]
-    row: dict[str, Any] = {
-        "streams_counted": len(steady),
-        "done": sum(s.outcome == "done" for s in steady),
-        "cut": sum(s.outcome == "cut" for s in steady),
-        "failed": sum(s.outcome == "failed" for s in steady),
-        "no_sound": sum(not s.audio_s for s in steady),
-        "errors": dict(part.errors),
-        **_spread("ttfa_audible_ms", [s.audible_ms for s in steady]),
-        **_spread("ttfa_sample_ms", [s.first_sample_ms for s in steady]),
-        **_spread("rtf", [s.real_time_factor for s in done]),
-        "underruns": sum(s.underruns for s in steady),
-        "underrun_streams": len(broken) / len(steady) if steady else None,
-        "underrun_s": sum(s.underrun_s for s in steady),
-        "prebuffer_ms": prebuffer_s * 1e3,
-        "tokens_per_s": part.tokens / seconds,
-        "audio_s_per_s": part.audio_s / seconds,
-        "tokens_per_stream": float(np.mean([s.tokens for s in done])) if done else None,
-        **_spread("client_lag_ms", list(part.lags_ms)),
-    }
-    for stage in STAGES:
-        row[f"first_{stage}_ms"] = _percentile([s.stages_ms.get(stage, 0.0) for s in staged], 50)
-    hops = [(s.first_sample_ms or 0.0) - sum(s.stages_ms.get(stage, 0.0) for stage in STAGES) for s in staged]
-    row["first_hops_ms"] = _percentile(hops, 50)
-    return row
-
-
-def _spread(name: str, values: list[float | None] | list[float]) -> dict[str, float | None]:
-    known = [value for value in values if value is not None]
-    return {f"{name}_p{q}": _percentile(known, q) for q in (50, 95)}
-
-
-def _percentile(values: list[float], q: float) -> float | None:
-    return float(np.percentile(values, q)) if values else None
-
-
-@dataclass(slots=True)
-class _Watched:
-    """One stream of the cancel check as it goes on."""
-
-    stream: AsyncStream
-    tokens: int = 0
-    sounds: bool = False
-    queued_ms: float = 0.0
-    first_ms: float | None = None
-    last_s: float = 0.0
-    longest_gap_s: float = 0.0
-    error: str = ""
-    over: bool = False
-
-    async def read(self) -> None:
-        sent_s = self.last_s = now_s()
-        try:
-            async for event in self.stream:
-                if isinstance(event, TokensDelta):
-                    self.tokens += len(event.ids)
-                elif isinstance(event, Pcm) and not self.sounds:
-                    self.sounds, self.first_ms = True, (now_s() - sent_s) * 1e3
-                elif isinstance(event, StatusUpdate):
-                    self.queued_ms = event.status.timings_ms.get("lm_queue", 0.0)
-                    self.longest_gap_s = max(self.longest_gap_s, now_s() - self.last_s)
-                    self.last_s = now_s()
-        except VitaError as error:
-            self.error = f"{type(error).__name__}: {error}"
-        self.over = True
-
-
-async def cancel_check(
-    server: TritonServer, mode: str, max_tokens: int, end_s: float, save: Callable[[dict[str, Any]], None]
-) -> None:
-    """Fill every slot, cancel half of the streams at once and send as many new ones in the same moment.
-
-    Args:
-        end_s: of every wait in here.
-        save: called with how long the new ones waited for a place (the server's own lm_queue) and for their first
-            sound and whether the others went on; then again, with what is left when all have been cancelled as well
-            (metrics are 0.2 s old at most).
-    """
-    slots, deadline_s = server.options.slots, end_s - _CANCEL_END_S
-    half = max(1, slots // 2)
-    async with AsyncClient(server.grpc_url) as client:
-
-        def send(seed: int, tokens: int) -> tuple[_Watched, asyncio.Task[None]]:
-            watched = _Watched(client.send(request_for("tts", mode, seed, tokens), timeout_s=600))
-            return watched, asyncio.create_task(watched.read())
-
-        async def wait_for(streams: list[_Watched]) -> int:
-            """Until all sound or have ended; how many sound."""
-            while now_s() < deadline_s and not all(s.sounds or s.over for s in streams):
-                await asyncio.sleep(0.01)
-            return sum(s.sounds for s in streams)
-
-        old = [send(n, max_tokens) for n in range(2 * half)]
-        streams, tasks = [watched for watched, _ in old], [task for _, task in old]
-        sounding = await wait_for(streams)
-        gone, kept = streams[:half], streams[half:]
-        before, cancel_s = [s.tokens for s in kept], now_s()
-        for watched in kept:
-            watched.longest_gap_s = 0.0
-        for watched in gone:
-            watched.stream.cancel()
-        fresh = [send(1000 + n, 60) for n in range(half)]
-        new = [watched for watched, _ in fresh]
-        fresh_sounding = await wait_for(new)
-        await asyncio.sleep(max(0.0, min(2.0, deadline_s - now_s())))
-        went_on = [s.tokens > was and not s.error for s, was in zip(kept, before, strict=True)]
-        result = {
-            "mode": mode,
-            "streams": len(streams),
-            "sounding_before": sounding,
-            "cancelled": half,
-            **_spread("place_free_ms", waits := [s.queued_ms for s in new if not s.error]),
-            "place_free_ms_max": max(waits, default=None),
-            "new_sounding": fresh_sounding,
-            **_spread("new_first_sample_ms", [s.first_ms for s in new]),
-            "others_went_on": sum(went_on),
-            "others": len(kept),
-            "others_longest_gap_ms": 1e3 * max(s.longest_gap_s for s in kept),
-            "errors": sorted({s.error for s in (*kept, *new) if s.error})[:5],
-            "seconds": now_s() - cancel_s,
-        }
-        save(result)
-        cut_s = now_s()
-        for watched in (*kept, *new):
-            watched.stream.cancel()
-        await asyncio.wait([*tasks, *(task for _, task in fresh)], timeout=max(0.0, end_s - now_s()))
-        while (left := await asyncio.to_thread(server.live_streams)) and now_s() < end_s:
-            await asyncio.sleep(0.05)
-        save({**result, "left_behind": left, "all_gone_ms": (now_s() - cut_s) * 1e3})
-
-
-class Results:
-    """The record; written anew at each change, so that a killed run keeps what it had."""
-
-    def __init__(self, path: Path, head: dict[str, Any]) -> None:
-        self._path, self.fields = path, head
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.save()
-
-    def save(self, **fields: Any) -> None:
-        self.fields |= fields
-        temporary = self._path.with_name(f".{self._path.name}.tmp")
-        temporary.write_text(json.dumps(self.fields, indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, self._path)
-
-
-def _line(row: dict[str, Any]) -> str:
-    """A row in one line."""
-    name = f"{row['task']:>4} {row['mode']:>7} {row['streams']:>3} streams"
-    if "skipped" in row:
-        return f"{name}: {row['skipped']}"
-
-    def number(key: str, digits: int = 0) -> str:
-        value = row[key]
-        return "-" if value is None else f"{value:.{digits}f}"
-
-    def pair(key: str, digits: int = 0) -> str:
-        return f"{number(f'{key}_p50', digits)}/{number(f'{key}_p95', digits)}"
-
-    stages = " ".join(f"{stage} {number(f'first_{stage}_ms', 1)}" for stage in (*STAGES, "hops"))
-    return (
-        f"{name}: TTFA audible {pair('ttfa_audible_ms')} ms, sample {pair('ttfa_sample_ms')}, RTF {pair('rtf', 3)}, "
-        f"{number('tokens_per_s')} tok/s, {number('audio_s_per_s', 1)} audio s/s, underruns {row['underruns']} in "
-        f"{100 * (row['underrun_streams'] or 0):.0f} % of streams ({row['underrun_s']:.2f} s), {row['done']} done "
-        f"{row['cut']} cut {row['failed']} failed | {stages} | client lag {number('client_lag_ms_p95', 1)} ms | "
-        f"{row['left_behind']} left {row['all_gone_ms']:.0f} ms after the cut"
-    )
+    values = gpu_fields(",".join(_GPU_STATE.values())).splitlines()[0].split(",")
+    return dict(zip(_GPU_STATE, map(str.strip, values), strict=True)) if len(values) == len(_GPU_STATE) else {}
 
 
 class _Session:
@@ -279,7 +91,7 @@ class _Session:
                         row |= self._row(task, mode, streams, len(rows))
                     rows.append(row)
                     self._results.save(rows=rows)
-                    print(_line(row), flush=True)
+                    print(line(row), flush=True)
 
     def check_rows(self) -> None:
         """Raises VitaError when all streams of a row failed."""
@@ -289,28 +101,23 @@ class _Session:
                 raise VitaError(f"{name}: every stream failed: {'; '.join(row['errors'])}")
 
     def _row(self, task: str, mode: str, streams: int, number: int) -> dict[str, Any]:
-        seconds, prebuffer_s = self._options.seconds, self._options.prebuffer_ms / 1e3
-        begin_s = now_s() + 0.2
-        from_s = begin_s + min(_RAMP_SHARE * seconds, _RAMP_MOST_S)
-        until_s = begin_s + seconds
-        running = self._clients.start(
-            Load(
-                self._server.grpc_url,
-                task,
-                mode,
-                streams,
-                1 + 1_000_000 * number,
-                self._options.max_tokens,
-                prebuffer_s,
-                begin_s,
-                from_s,
-                until_s,
-            )
+        seconds, begin_s = self._options.seconds, now_s() + 0.2
+        load = Load(
+            url=self._server.grpc_url,
+            task=task,
+            mode=mode,
+            streams=streams,
+            first_seed=1 + 1_000_000 * number,
+            max_tokens=self._options.max_tokens,
+            begin_s=begin_s,
+            from_s=begin_s + min(_RAMP_SHARE * seconds, _RAMP_MOST_S),
+            until_s=begin_s + seconds,
         )
+        running = self._clients.start(load)
         time.sleep(0.2 + 0.6 * seconds)
         state = gpu_state()
-        row = summarise(running.result(), until_s - from_s, prebuffer_s)
-        return row | {"seconds": until_s - from_s, **self._settle(), **state}
+        row = summarise(running.result(), load, self._options.prebuffer_ms / 1e3)
+        return row | {"seconds": load.until_s - load.from_s, **self._settle(), **state}
 
     def _settle(self) -> dict[str, float]:
         """Wait until the cut streams are gone from the server: how long it took, and how many are left all the same."""
@@ -351,14 +158,8 @@ def _limits(options: argparse.Namespace) -> Limits:
 def main(arguments: list[str] | None = None) -> int:
     options = read_options(__doc__, arguments)
     end_s = now_s() + options.budget - STOP_S
-    head = {
-        "command": shlex.join(["python", "-m", "benchmarks.gpu_serving", *(arguments or sys.argv[1:])]),
-        "machine": describe_machine(),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        **gpu_state(),
-    }
     try:
-        results = Results(options.out, head)
+        results = Results(options.out, {**head("benchmarks.gpu_serving", arguments), **gpu_state()})
     except OSError as error:
         print(f"error: --out: {options.out} cannot be written ({error.strerror}): name another file", file=sys.stderr)
         return 1

@@ -3,29 +3,27 @@
     python -m benchmarks.language_model --engines engines/cpu
 
 No Triton, no decoder: the scheduler over ONNX Runtime, greedy, a fixed output length; prefill is not counted.
-Rounds go over all modes in turn, each cell is the median round, so that a noisy machine touches all modes alike.
+Repeats go over all modes in turn and a cell is their median, so that a noisy machine touches all modes alike.
 """
 
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 import time
-from datetime import date
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.record import Results, head
 from vita_audio.contract.messages import GenerationSettings
 from vita_audio.contract.modes import NAMED_MODES
 from vita_audio.engines.manifest import load_manifest
 from vita_audio.engines.onnxruntime.language_model import OnnxLanguageModel
 from vita_audio.generation.request import GenerationRequest
 from vita_audio.generation.scheduler import Scheduler
-from vita_audio.machine import describe_machine
 
 PROMPT_TOKENS = 32  # the paper's
 
@@ -59,24 +57,27 @@ def main() -> int:
     parser.add_argument("--engines", type=Path, default=Path("engines/cpu"))
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 4, 8])
     parser.add_argument("--tokens", type=int, default=512)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=5, help="of every cell, modes in turn")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="also write the rows as JSON here")
     options = parser.parse_args()
+    results = Results(options.out, {**head("benchmarks.language_model"), "threads": options.threads, "rows": []})
     context = load_manifest(options.engines).limits.context_tokens
     folder = options.engines / "language_model"
     engine = OnnxLanguageModel(folder, max(options.streams), context, options.threads)
     table = Table("streams", *NAMED_MODES, *(f"{mode} / vanilla" for mode in NAMED_MODES if mode != "vanilla"))
     for streams in options.streams:
-        rounds = [
+        made = [
             {mode: tokens_per_s(engine, mode, streams, options.tokens) for mode in NAMED_MODES}
-            for _ in range(options.rounds)
+            for _ in range(options.repeats)
         ]
-        speed = {mode: float(np.median([r[mode] for r in rounds])) for mode in NAMED_MODES}
-        ratios = [np.median([r[mode] / r["vanilla"] for r in rounds]) for mode in NAMED_MODES if mode != "vanilla"]
+        speed = {mode: float(np.median([r[mode] for r in made])) for mode in NAMED_MODES}
+        ratios = [np.median([r[mode] / r["vanilla"] for r in made]) for mode in NAMED_MODES if mode != "vanilla"]
+        results.save(rows=[*results.fields["rows"], {"streams": streams, "tokens_per_s": speed}])
         table.add_row(str(streams), *(f"{speed[m]:.0f} tok/s" for m in NAMED_MODES), *(f"{r:.2f}x" for r in ratios))
     console = Console(width=max(120, Console().width))
-    console.print(shlex.join(["python", "-m", "benchmarks.language_model", *sys.argv[1:]]))
-    console.print(f"{describe_machine()}, {options.threads} thread(s), {date.today()}", table)
+    record = results.fields
+    console.print(f"{record['command']}\n{record['machine']}, {options.threads} thread(s), {record['date']}", table)
     return 0
 
 

@@ -19,13 +19,13 @@ import soundfile
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.record import Results, head
 from vita_audio.contract.errors import VitaError
 from vita_audio.contract.rates import TOKENS_PER_SECOND
 from vita_audio.decoding.decoder import StreamingDecoder
 from vita_audio.decoding.schedule import DecoderConfig
 from vita_audio.decoding.seams import compare, stream_all
 from vita_audio.engines.onnxruntime.audio import OnnxFlow, OnnxSpeechTokenizer, OnnxVocoder
-from vita_audio.machine import describe_machine
 from vita_audio.speech_features import speech_tokens, to_16_khz
 
 SETTINGS = {
@@ -55,7 +55,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--speech", type=Path, help="decode the codes of this sound file instead of random ones")
     parser.add_argument("--tokens", type=int, default=150, help="number of random codes (default 150)")
     parser.add_argument("--seeds", type=int, default=2, help="streams per setting (default 2)")
+    parser.add_argument("--out", type=Path, help="also write the rows as JSON here")
     options = parser.parse_args(arguments)
+    results = Results(options.out, {**head("benchmarks.seams", arguments), "rows": []})
     console = Console()
     try:
         flow, vocoder = OnnxFlow(options.engines), OnnxVocoder(options.engines)
@@ -65,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (VitaError, soundfile.LibsndfileError) as error:
         console.print(f"[red]{error}")
         return 1
-    table = Table(title=f"Seams: {len(codes)} tokens, {options.seeds} streams each", caption=describe_machine())
+    table = Table(title=f"Seams: {len(codes)} tokens, {options.seeds} streams each", caption=results.fields["machine"])
     table.add_column("setting")
     table.add_column("where")
     for column in ("points", "jump", "jump p95", "flux dB", "flux p95", "distance dB", "RTF"):
@@ -78,19 +80,21 @@ def main(arguments: list[str] | None = None) -> int:
         for kind, measured in compare(decoder, codes, range(options.seeds)).items():
             if not len(measured.jump):
                 continue
-            numbers = (
-                measured.jump.mean(),
-                np.quantile(measured.jump, 0.95),
-                measured.flux_db.mean(),
-                np.quantile(measured.flux_db, 0.95),
-                measured.distance_db.mean(),
-            )
+            numbers = {
+                "jump": float(measured.jump.mean()),
+                "jump_p95": float(np.quantile(measured.jump, 0.95)),
+                "flux_db": float(measured.flux_db.mean()),
+                "flux_db_p95": float(np.quantile(measured.flux_db, 0.95)),
+                "distance_db": float(measured.distance_db.mean()),
+            }
             first = kind == "flow seams"
+            row = {"setting": name, "where": kind, "points": len(measured.jump), **numbers, "rtf": factor}
+            results.save(rows=[*results.fields["rows"], row])
             table.add_row(
                 name if first else "",
                 kind,
                 str(len(measured.jump)),
-                *(f"{number:.2f}" for number in numbers),
+                *(f"{number:.2f}" for number in numbers.values()),
                 f"{factor:.3f}" if first else "",
                 end_section=kind == "interior",
             )

@@ -1,163 +1,118 @@
-"""Served speed on this machine: time to first audio, real-time factor, tokens/s, and where each millisecond goes.
+"""Served speed on this machine: TTFA, real-time factor, tokens/s, and where each millisecond goes.
 
     python -m benchmarks.serving --engines engines/cpu
 
 A real Triton server on loopback, real gRPC, closed loop: N clients, each sending its next request when the last has
-ended. Modes are measured side by side in one run: rounds go over all modes, so a noisy machine touches each alike.
+ended. Modes are measured side by side in one run: slices go over all modes, so a noisy machine touches each alike.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
 import sys
-import threading
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
+from statistics import mean
+from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.closed_loop import Callers, request_for
+from benchmarks.record import Results, head, number, percentile, spread
+from loadtest.driver import Record
 from server.launch import TritonServer
 from server.options import ServerOptions
+from vita_audio.contract.errors import VitaError
 from vita_audio.contract.modes import NAMED_MODES
-from vita_audio.machine import describe_machine
-from vita_client import Client, Pcm, StatusUpdate
 
-QUESTION = Path(__file__).parent.parent / "examples" / "question.wav"
 STAGES = ("prompt", "speech_tokenizer", "lm_queue", "lm", "decode_queue", "decode")
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One request. Times in ms; `stages_ms` is what the server says happened before the first sound left it."""
-
-    ttfa_ms: float
-    elapsed_ms: float
-    audio_s: float
-    tokens: int
-    real_time_factor: float
-    lm_ms: float  # admitted to last token, as the language model stage saw it
-    stages_ms: dict[str, float]
-    hop_ms: float  # the mean over responses of what no stage accounts for
-
-    @property
-    def first_hops_ms(self) -> float:
-        return self.ttfa_ms - sum(self.stages_ms.values())
-
-
-def run_request(client: Client, mode: str, seed: int, max_tokens: int) -> Sample:
-    """A spoken question, answered; sampled, so that answers differ in content but not from run to run."""
-    first: dict[str, float] = {}
-    hops: list[float] = []
-    previous: dict[str, float] = {}
-    status = None
-    got_sound = False
-    stream = client.stream(
-        audio=QUESTION, mode=mode, max_tokens=max_tokens, temperature=1.0, top_k=50, seed=seed, timeout_s=120
-    )
-    with stream:
-        for event in stream:
-            if isinstance(event, Pcm):
-                got_sound = True
-            elif isinstance(event, StatusUpdate):
-                status = event.status
-                timings = {stage: status.timings_ms.get(stage, 0.0) for stage in STAGES}
-                if got_sound and not first:
-                    first = timings
-                own = sum(timings[s] - previous.get(s, 0.0) for s in ("decode_queue", "decode"))
-                before = sum(timings[s] for s in ("prompt", "speech_tokenizer", "lm_queue", "lm"))
-                hops.append(stream.metrics.elapsed_ms - before - own)
-                previous = timings
-    metrics = stream.metrics
-    if status is None or metrics.ttfa_ms is None:
-        raise RuntimeError(f"a stream of mode {mode}, seed {seed} brought no sound: nothing to measure")
-    return Sample(
-        ttfa_ms=metrics.ttfa_ms,
-        elapsed_ms=metrics.elapsed_ms,
-        audio_s=metrics.audio_s,
-        tokens=metrics.tokens,
-        real_time_factor=metrics.real_time_factor or 0.0,
-        lm_ms=previous["lm"],
-        stages_ms=first,
-        hop_ms=float(np.mean(hops)),
-    )
+#: Those that are over before a response of the language model leaves it.
+_BEFORE_DECODER = STAGES[:4]
 
 
 def run_clients(
     url: str, mode: str, streams: int, requests: int, first_seed: int, max_tokens: int
-) -> tuple[list[Sample], float]:
-    """`streams` closed-loop clients, `requests` each; the samples and the wall time in seconds."""
-    samples: list[Sample] = []
-    faults: list[BaseException] = []
+) -> tuple[list[Record], float]:
+    """`streams` closed-loop clients with `requests` spoken questions each: the records, and the wall time in seconds.
 
-    def caller(number: int) -> None:
-        try:
-            with Client(url) as client:
-                for i in range(requests):
-                    samples.append(run_request(client, mode, first_seed + number * requests + i, max_tokens))
-        except BaseException as error:  # noqa: BLE001 - raised again below, in the main thread
-            faults.append(error)
-
-    threads = [threading.Thread(target=caller, args=(n,)) for n in range(streams)]
+    Raises:
+        VitaError: a stream failed or brought no sound: nothing to measure.
+    """
     start = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if faults:
-        raise faults[0]
-    return samples, time.perf_counter() - start
+    with Callers(
+        url,
+        streams,
+        lambda caller, i: request_for("chat", mode, first_seed + caller * requests + i, max_tokens),
+        requests,
+    ) as callers:
+        pass
+    for record in callers.records:
+        if record.error or record.ttfa_ms is None:
+            raise VitaError(f"a stream of mode {mode} brought no sound: {record.error or 'it was all silence'}")
+    return callers.records, time.perf_counter() - start
 
 
-def percentile(values: Iterable[float], q: float) -> float:
-    return float(np.percentile(list(values), q))
+def hop_ms(record: Record) -> float:
+    """Mean over the responses of the time that no stage accounts for."""
+    hops, before = [], dict.fromkeys(STAGES, 0.0)
+    for response in record.responses:
+        stages = {stage: response.stages_ms.get(stage, 0.0) for stage in STAGES}
+        own = sum(stages[stage] - before[stage] for stage in ("decode_queue", "decode"))
+        elapsed_ms = (response.at_s - record.sent_s) * 1e3
+        hops.append(elapsed_ms - own - sum(stages[stage] for stage in _BEFORE_DECODER))
+        before = stages
+    return mean(hops)
 
 
-def summarise(mode: str, streams: int, samples: list[Sample], wall_s: float) -> dict[str, float | str]:
-    """One row of the table. Stage times are medians on the way to the first sound."""
-    row: dict[str, float | str] = {
+def first_stages(records: list[Record]) -> dict[str, float | None]:
+    """Medians on the way to the first audible sound: each stage, and what none accounts for ("hops")."""
+    spoken = [record for record in records if record.ttfa_ms is not None]
+    medians = {
+        f"first_{stage}_ms": percentile([record.first_stages_ms.get(stage, 0.0) for record in spoken], 50)
+        for stage in STAGES
+    }
+    hops = [(record.ttfa_ms or 0.0) - sum(record.first_stages_ms.get(s, 0.0) for s in STAGES) for record in spoken]
+    return {**medians, "first_hops_ms": percentile(hops, 50)}
+
+
+def summarise(mode: str, streams: int, records: list[Record], wall_s: float) -> dict[str, Any]:
+    """One row of the table."""
+    return {
         "mode": mode,
         "streams": streams,
-        "requests": len(samples),
-        "ttfa_p50_ms": percentile((s.ttfa_ms for s in samples), 50),
-        "ttfa_p95_ms": percentile((s.ttfa_ms for s in samples), 95),
-        "rtf_p50": percentile((s.real_time_factor for s in samples), 50),
-        "rtf_p95": percentile((s.real_time_factor for s in samples), 95),
-        "tokens_per_s_stream": percentile((s.tokens / s.elapsed_ms * 1e3 for s in samples), 50),
-        "tokens_per_s_all": sum(s.tokens for s in samples) / wall_s,
-        "lm_tokens_per_s_stream": percentile((s.tokens / s.lm_ms * 1e3 for s in samples), 50),
-        "audio_s_per_s": sum(s.audio_s for s in samples) / wall_s,
-        "hop_ms_per_response": percentile((s.hop_ms for s in samples), 50),
-        "first_hops_ms": percentile((s.first_hops_ms for s in samples), 50),
+        "requests": len(records),
+        **spread("ttfa_ms", [record.ttfa_ms for record in records]),
+        **spread("rtf", [record.real_time_factor for record in records]),
+        "tokens_per_s_stream": percentile([r.tokens / r.total_ms * 1e3 for r in records], 50),
+        "tokens_per_s_all": sum(record.tokens for record in records) / wall_s,
+        "lm_tokens_per_s_stream": percentile([r.tokens / r.stages_ms["lm"] * 1e3 for r in records], 50),
+        "audio_s_per_s": sum(record.audio_s for record in records) / wall_s,
+        "hop_ms_per_response": percentile(map(hop_ms, records), 50),
+        **first_stages(records),
     }
-    for stage in STAGES:
-        row[f"first_{stage}_ms"] = percentile((s.stages_ms[stage] for s in samples), 50)
-    return row
 
 
 SPEED = "streams|mode|TTFA P50 ms|P95|RTF P50|P95|tok/s per stream|LM alone|tok/s all|audio s/s"
 WHERE = "streams|mode|TTFA ms|prompt|speech tok.|LM queue|LM|dec. queue|decoder|hops + sched.|share|per response"
 
 
-def tables(rows: list[dict[str, float | str]]) -> list[Table]:
-    speed = Table(*SPEED.split("|"), title="Speed")
-    where = Table(*WHERE.split("|"), title="Where the time to first audio goes (medians, ms)")
-    for r in rows:
-        key = (str(r["streams"]), str(r["mode"]))
-        times = [f"{r['ttfa_p50_ms']:.0f}", f"{r['ttfa_p95_ms']:.0f}", f"{r['rtf_p50']:.3f}", f"{r['rtf_p95']:.3f}"]
-        rates = ("tokens_per_s_stream", "lm_tokens_per_s_stream", "tokens_per_s_all")
-        speed.add_row(*key, *times, *(f"{r[rate]:.0f}" for rate in rates), f"{r['audio_s_per_s']:.1f}")
-        stages = [f"{r[f'first_{stage}_ms']:.1f}" for stage in STAGES]
-        share = float(r["first_hops_ms"]) / float(r["ttfa_p50_ms"])
-        hops = [f"{r['first_hops_ms']:.1f}", f"{share:.0%}", f"{r['hop_ms_per_response']:.1f}"]
-        where.add_row(*key, times[0], *stages, *hops)
-    return [speed, where]
+def speed_cells(row: dict[str, Any]) -> list[str]:
+    """The cells of `SPEED`."""
+    times = [number(row[f"{name}_p{q}"], digits) for name, digits in (("ttfa_ms", 0), ("rtf", 3)) for q in (50, 95)]
+    rates = [
+        number(row[f"{name}_per_s_{of}"])
+        for name, of in (("tokens", "stream"), ("lm_tokens", "stream"), ("tokens", "all"))
+    ]
+    return [str(row["streams"]), row["mode"], *times, *rates, number(row["audio_s_per_s"], 1)]
+
+
+def where_cells(row: dict[str, Any]) -> list[str]:
+    """The cells of `WHERE`."""
+    stages = [number(row[f"first_{stage}_ms"], 1) for stage in (*STAGES, "hops")]
+    share = number(100 * row["first_hops_ms"] / row["ttfa_ms_p50"], 0, " %")
+    hop = number(row["hop_ms_per_response"], 1)
+    return [str(row["streams"]), row["mode"], number(row["ttfa_ms_p50"]), *stages, share, hop]
 
 
 def main() -> int:
@@ -167,47 +122,41 @@ def main() -> int:
     parser.add_argument("--modes", nargs="+", default=list(NAMED_MODES))
     parser.add_argument("--requests", type=int, default=16, help="per row, at least one for each stream")
     parser.add_argument("--max-tokens", type=int, default=200)
-    parser.add_argument("--rounds", type=int, default=4, help="each row is measured in this many slices, modes in turn")
+    parser.add_argument("--slices", type=int, default=4, help="each row is measured in this many, modes in turn")
     parser.add_argument("--out", type=Path, default=None, help="also write the rows as JSON here")
     options = parser.parse_args()
     console = Console(width=max(140, Console().width))
-    machine = describe_machine()
-    command = shlex.join(["python", "-m", "benchmarks.serving", *sys.argv[1:]])
-    rows: list[dict[str, float | str]] = []
-    slots = max(options.streams)
-    with TritonServer(
-        ServerOptions(engines=options.engines, grpc_port=0, metrics_port=0, slots=max(slots, 8))
-    ) as server:
-        idle_mb = server.resident_bytes() / 2**20
+    results = Results(options.out, head("benchmarks.serving"))
+    rows: list[dict[str, Any]] = []
+    slots = max(8, *options.streams)
+    with TritonServer(ServerOptions(engines=options.engines, grpc_port=0, metrics_port=0, slots=slots)) as server:
+        idle_mib = server.resident_bytes() / 2**20
         run_clients(server.grpc_url, "boost", 2, 2, 10_000, options.max_tokens)  # warm-up, not counted
         for streams in options.streams:
-            kept: dict[str, tuple[list[Sample], float]] = {mode: ([], 0.0) for mode in options.modes}
-            each = max(1, options.requests // (streams * options.rounds))
-            for turn in range(options.rounds):
+            kept: dict[str, tuple[list[Record], float]] = {mode: ([], 0.0) for mode in options.modes}
+            each = max(1, options.requests // (streams * options.slices))
+            for turn in range(options.slices):
                 for mode in options.modes:
                     made, wall_s = run_clients(server.grpc_url, mode, streams, each, 1000 * turn, options.max_tokens)
-                    samples, total_s = kept[mode]
-                    kept[mode] = (samples + made, total_s + wall_s)
+                    records, total_s = kept[mode]
+                    kept[mode] = (records + made, total_s + wall_s)
             rows += [summarise(mode, streams, *kept[mode]) for mode in options.modes]
-        loaded_mb = server.resident_bytes() / 2**20
-        start_s = server.start_seconds
-    console.print(f"{command}\n{machine}, {date.today()}")
-    for table in tables(rows):
-        console.print(table)
-    alone = {r["mode"]: float(r["lm_tokens_per_s_stream"]) for r in rows if r["streams"] == options.streams[0]}
-    if {"turbo", "vanilla"} <= alone.keys():
-        ratio = alone["turbo"] / alone["vanilla"]
-        console.print(f"turbo / vanilla, language model tokens/s at {options.streams[0]} stream: {ratio:.2f}x")
+        results.save(
+            start_s=server.start_seconds, resident_mib_idle=idle_mib,
+            resident_mib_loaded=server.resident_bytes() / 2**20, rows=rows,
+        )  # fmt: skip
+    record = results.fields
+    console.print(f"{record['command']}\n{record['machine']}, {record['date']}, revision {record['revision']}")
+    speed = Table(*SPEED.split("|"), title="Speed")
+    where = Table(*WHERE.split("|"), title="Where the time to first audio goes (medians, ms)")
+    for row in rows:
+        speed.add_row(*speed_cells(row))
+        where.add_row(*where_cells(row))
+    console.print(speed, where)
     console.print(
-        f"server ready after {start_s:.1f} s; resident memory {idle_mb:.0f} MiB idle, {loaded_mb:.0f} MiB after the run"
+        f"server ready after {record['start_s']:.1f} s; resident memory {idle_mib:.0f} MiB idle, "
+        f"{record['resident_mib_loaded']:.0f} MiB after the run"
     )
-    if options.out:
-        record = {
-            "command": command, "machine": machine, "date": str(date.today()), "start_s": start_s,
-            "resident_mib_idle": idle_mb, "resident_mib_loaded": loaded_mb, "rows": rows,
-        }  # fmt: skip
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(record, indent=1) + "\n")
     return 0
 
 

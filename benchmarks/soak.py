@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import subprocess
 import sys
 import time
@@ -20,7 +19,6 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +27,13 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from loadtest.report.chart import Series, picture
+from benchmarks.record import Results, head
+from loadtest.picture import Picture, Series, write
 from loadtest.report.files import FIGURES
-from loadtest.turns import Habits
+from loadtest.workload import UserProfile
 from server.launch import TritonServer
 from server.options import ServerOptions
 from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ
-from vita_audio.machine import describe_machine
 from vita_client import Client, ServerUnavailable
 
 INTERVAL_S = 5.0
@@ -60,7 +58,7 @@ class Look:
 
 def ask_longest(server: TritonServer) -> None:
     """`LONGEST_ROUNDS` times as many of the load's longest questions (noise) as the server takes at once."""
-    speech_s = Habits().speech_s.most
+    speech_s = UserProfile().speech_s.most
     noise = np.random.default_rng(0).normal(0, 0.05, round(speech_s * INPUT_SAMPLE_RATE_HZ)).astype(np.float32)
 
     def ask(_: int) -> None:
@@ -125,11 +123,11 @@ def draw(looks: list[Look], stem: Path) -> None:
     memory += [Series(n, [(e.at_s / 60, e.resident_mib[n]) for e in looks if n in e.resident_mib]) for n in largest]
     streams = [Series("running", [(e.at_s / 60, e.running) for e in looks])]
     streams.append(Series("waiting", [(e.at_s / 60, e.waiting) for e in looks]))
-    for name, title, unit, series in (
-        ("memory", "Memory of the server's processes", "MiB", memory),
-        ("streams", "Streams", "streams", streams),
+    for picture in (
+        Picture("Memory of the server's processes", "minutes", "MiB", memory),
+        Picture("Streams", "minutes", "streams", streams),
     ):
-        stem.with_name(f"{stem.name}_{name}.svg").write_text(picture(title, "minutes", unit, series))
+        write(stem.with_name(f"{stem.name}_{picture.title.split()[0].lower()}.svg"), picture)
 
 
 def main() -> int:
@@ -170,15 +168,13 @@ def main() -> int:
         underruns = sum(value for _, value in metric(server, "vita_underruns_total"))
     figures = json.loads((folder / FIGURES).read_text(encoding="utf-8"))
     result = {
-        "command": shlex.join(["python", "-m", "benchmarks.soak", *sys.argv[1:]]),
-        "machine": describe_machine(),
-        "date": date.today().isoformat(),
+        **head("benchmarks.soak"),
         "exit_code_of_the_load": load.returncode,
         **summarise(looks, {name: figures[name] for name in ("streams", "slo", "errors")}, underruns),
         "percentiles": figures["scenarios"]["all"],
         "looks": [asdict(each) for each in looks[:: max(1, len(looks) // 120)]],
     }
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    Results(options.out, result)
     draw(looks, options.out.with_suffix(""))
     table = Table("process", "first quarter MiB", "last quarter MiB", "growth")
     for name, row in result["memory"].items():

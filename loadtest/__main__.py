@@ -2,7 +2,8 @@
 
 Checks everything first, then runs locust headless on `locustfile.py`. Options of the locustfile and of locust itself
 (`--mix`, `--processes 2`, `--csv`, ...) are passed on; for the web UI and several machines call locust itself.
-Exit codes: 0 the SLO was kept, 1 it was not or the run ended early, 2 a wrong option, 3 no server.
+Exit codes: 0 the run is complete, 1 it ended early (with --fail-on-slo also: an SLO was missed), 2 a wrong option, 3 no
+server.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""When calls begin that wait for nobody: a Poisson source, and how it stays true when the generator is late."""
+"""When requests of the open loop begin: a Poisson source that stays true when the generator is late."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 
 class PoissonSource:
-    """Calls at `rate_hz` on average, each at its own time whatever became of the ones before.
+    """Requests at `rate_hz` on average, each at its own time whether or not earlier ones have ended.
 
     Sources add up: N of them at rate r are one Poisson process of rate N*r, so a load can be spread over users and
-    processes. Times are the *intended* starts; a late generator sends late and the delay counts as latency.
+    processes. Times are the *intended* starts: by how much a late generator missed them is measured and reported.
     """
 
     def __init__(self, rate_hz: float, start_s: float, random_: random.Random) -> None:

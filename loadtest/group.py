@@ -8,7 +8,7 @@ from typing import Any
 from loadtest.histogram import Histogram
 from loadtest.record import StreamRecord
 
-#: What is kept of every stream, in ms; `rtf` in thousandths (ms for each second of sound), `underrun` only where > 0.
+#: What is kept of every stream, in ms; `rtf` as ms spent for each second of sound, `underrun` only where > 0.
 METRICS = ("ttfa", "first_pcm", "first_text", "total", "gap", "rtf", "underrun", "start_delay", "rejection")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
 from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -17,7 +16,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from loadtest.options import ROOT, Settings
 from vita_audio.contract.fields import ENSEMBLE
-from vita_audio.machine import describe_machine
+from vita_audio.machine import describe_machine, revision
 
 _PACKAGES = ("locust", "gevent", "grpcio", "tritonclient", "hdrhistogram", "numpy")
 _ASK_S = 5.0
@@ -30,7 +29,7 @@ def manifest(settings: Settings, command: str) -> dict[str, Any]:
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "note": settings.note,
         "generator_machine": f"{describe_machine()}, load average {os.getloadavg()[0]:.1f} at the start",
-        "versions": {"python": platform.python_version(), "commit": _commit()} | {p: version(p) for p in _PACKAGES},
+        "versions": {"python": platform.python_version(), "revision": revision()} | {p: version(p) for p in _PACKAGES},
         "server": _server(settings.url),
         "settings": plain(asdict(settings)),
     }
@@ -50,16 +49,6 @@ def plain(value: Any) -> Any:
 def short(text: str) -> str:
     """Paths below the repository without the way to it: reports are shown around."""
     return text.replace(f"{ROOT}{os.sep}", "")
-
-
-def _commit() -> str:
-    try:
-        asked = subprocess.run(
-            ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, timeout=_ASK_S
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    return asked.stdout.strip() or "unknown"
 
 
 def _server(url: str) -> dict[str, Any]:

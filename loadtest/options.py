@@ -12,7 +12,7 @@ from typing import Any
 from loadtest.errors import wrong
 from loadtest.shapes import SHAPES, LoadPlan, load_plan
 from loadtest.slo import Slo
-from loadtest.turns import DEFAULT_MIX, Habits, parse_mix
+from loadtest.workload import DEFAULT_MIX, UserProfile, parse_mix
 from vita_audio.contract.modes import parse_mode
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,8 +30,8 @@ class Settings:
     """One run, checked.
 
     Args:
-        loop: "open": each user is a Poisson source of `source_rate_hz` calls that wait for nobody. "closed": each user
-            talks turn after turn and thinks about `think_s` (median) in between.
+        loop: "open": each user is a Poisson source of `source_rate_hz` requests, sent whether or not earlier ones have
+            ended. "closed": each user sends its next request about `think_s` (median) after the last one has ended.
         max_streams: streams one generator process may hold at once; a call beyond it is counted as failed.
         timeout_s: deadline of a stream. `prebuffer_s`: how long the player waits before it plays.
     """
@@ -45,7 +45,7 @@ class Settings:
     run_time_s: float = 60.0
     warm_up_s: float = 0.0
     seed: int = 1
-    habits: Habits = field(default_factory=Habits)
+    profile: UserProfile = field(default_factory=UserProfile)
     speech: Path = QUESTION
     timeout_s: float = 60.0
     prebuffer_s: float = 0.0
@@ -54,6 +54,7 @@ class Settings:
     out: Path = Path("out/loadtest/run")
     note: str = ""
     allow_remote: bool = False
+    fail_on_slo: bool = False
 
     def __post_init__(self) -> None:
         if self.loop not in LOOPS:
@@ -67,8 +68,8 @@ class Settings:
         _check("--stream-timeout", self.timeout_s, 0.1, 3600, "seconds")
         _check("--prebuffer-ms", self.prebuffer_s * 1e3, 0, 10_000, "ms")
         _check("--max-streams", self.max_streams, 1, 10_000, "streams")
-        _check("--barge-in", self.habits.barge_in, 0, 1, "(a share)")
-        _check("--slow-readers", self.habits.slow, 0, 1, "(a share)")
+        _check("--barge-in", self.profile.barge_in, 0, 1, "(a share)")
+        _check("--slow-readers", self.profile.slow, 0, 1, "(a share)")
         check_target(self.url, self.allow_remote)
         self.plan  # noqa: B018 - raises for a shape or a warm-up that does not fit
 
@@ -84,14 +85,14 @@ class Settings:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that locust does not have itself."""
-    group = parser.add_argument_group("vita_audio", "what callers do, and what they are promised")
+    group = parser.add_argument_group("vita_audio", "what users do, and what they are promised")
     add = group.add_argument
-    add("--loop", choices=LOOPS, default="open", help="open: users are Poisson sources; closed: users take turns")
+    add("--loop", choices=LOOPS, default="open", help="open: users are Poisson sources; closed: they wait for answers")
     add("--source-rate", type=float, default=0.1, help="open loop: streams per second of each user")
-    add("--think", type=float, default=2.0, help="closed loop: median seconds between two turns of a user")
+    add("--think", type=float, default=2.0, help="closed loop: median seconds between two requests of a user")
     add("--shape", choices=SHAPES, default="constant", help="how the load goes over the run time")
     add("--warm-up", type=float, default=0.0, help="seconds at the start that count for nothing")
-    add("--seed", type=int, default=1, help="same seed, same turns and arrivals")
+    add("--seed", type=int, default=1, help="same seed, same requests and arrivals")
     add("--mix", default=",".join(f"{k}={v:g}" for k, v in DEFAULT_MIX.items()), help="weights of the scenarios")
     add("--mode", default="", help="decoding mode (default: the server's)")
     add("--barge-in", type=float, default=0.1, help="share of spoken answers the caller cuts short")
@@ -104,6 +105,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--slo-ttfa-p95-ms", type=float, default=_SLO.ttfa_p95_ms)
     add("--slo-underrun-rate", type=float, default=_SLO.underrun_rate)
     add("--slo-loss-rate", type=float, default=_SLO.loss_rate)
+    add("--fail-on-slo", action="store_true", default=False, help="exit status 1 when the SLO was missed")
     add("--out", default="out/loadtest/run", help="folder of the report")
     add("--note", default="", help="free text for the report")
     add("--allow-remote", action="store_true", default=False, help="allow a target that is not this machine")
@@ -119,14 +121,14 @@ def settings_from(options: Any, url: str | None, users: int | None) -> Settings:
     """
     if not url:
         raise wrong("--host", url, "it is the address of the server", "for example localhost:8001")
-    habits = Habits(
+    profile = UserProfile(
         mix=parse_mix(options.mix),
         mode=parse_mode(options.mode).name if options.mode else None,
         barge_in=options.barge_in,
         slow=options.slow_readers,
     )
     _check("--answer-tokens", options.answer_tokens, 1, 100_000, "tokens")
-    tokens = replace(habits.answer_tokens, median=options.answer_tokens, most=max(400.0, 2 * options.answer_tokens))
+    tokens = replace(profile.answer_tokens, median=options.answer_tokens, most=max(400.0, 2 * options.answer_tokens))
     return Settings(
         url=url.removeprefix("http://").removeprefix("grpc://").rstrip("/"),
         loop=options.loop,
@@ -137,7 +139,7 @@ def settings_from(options: Any, url: str | None, users: int | None) -> Settings:
         run_time_s=options.plan_seconds or ENDLESS_S,
         warm_up_s=options.warm_up,
         seed=options.seed,
-        habits=replace(habits, answer_tokens=tokens),
+        profile=replace(profile, answer_tokens=tokens),
         speech=Path(options.speech),
         timeout_s=options.stream_timeout,
         prebuffer_s=options.prebuffer_ms / 1e3,
@@ -146,6 +148,7 @@ def settings_from(options: Any, url: str | None, users: int | None) -> Settings:
         out=Path(options.out),
         note=options.note,
         allow_remote=options.allow_remote,
+        fail_on_slo=options.fail_on_slo,
     )
 
 

@@ -11,11 +11,6 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
-#: Samples above this (-60 dB of full scale) are sound, those below are silence.
-AUDIBLE_AMPLITUDE = 33
 #: Time is summed in floating point; less than this (a fiftieth of a sample) is no gap.
 _ROUNDING_S = 1e-6
 
@@ -95,9 +90,3 @@ def play(chunks: Sequence[Chunk], sample_rate_hz: int, prebuffer_s: float = 0.0)
         end_s = at_s + (count - first) / sample_rate_hz
         lead.append((chunk.arrived_s, end_s - chunk.arrived_s))
     return Playout(sample_rate_hz, count, tuple(runs), tuple(underruns), tuple(lead))
-
-
-def first_audible(samples: NDArray[np.int16]) -> int | None:
-    """Number of the first sample that is not silence; None if there is none. Samples: int16 [samples]."""
-    loud = np.flatnonzero(np.abs(samples.astype(np.int32)) > AUDIBLE_AMPLITUDE)
-    return int(loud[0]) if len(loud) else None

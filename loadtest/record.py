@@ -1,29 +1,33 @@
-"""What one stream was to its listener: a flat record, one row of `streams.csv`."""
+"""One stream of a load test: a flat record, one row of `streams.csv`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, get_args
 
-#: done: to its end. interrupted: the caller barged in. rejected: a full server said so. failed: any other error.
-#: unfinished: still running when the run ended.
+from loadtest.driver import CANCELLED, Record
+from loadtest.errors import LoadTestError
+from vita_audio.contract.errors import ServerFull, ServerStopping
+
+#: done: to its end. interrupted: the user barged in. rejected: a full or stopping server refused it. failed: any other
+#: error. unfinished: still running when the run ended.
 Outcome = Literal["done", "interrupted", "rejected", "failed", "unfinished"]
-OUTCOMES: tuple[Outcome, ...] = ("done", "interrupted", "rejected", "failed", "unfinished")
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+REFUSALS = (ServerFull.default_code, ServerStopping.default_code)
 
 
 @dataclass(frozen=True, slots=True)
 class StreamRecord:
-    """Times in ms count from the intended start unless they say otherwise; None where it never came.
+    """Times in ms count from sending unless they say otherwise; None where it never came.
 
     Args:
         start_s: the intended start, in seconds since the run began.
         start_delay_ms: how much later than intended the request was sent: the generator's own lateness.
-        running: streams of this generator process that ran when this one was sent, itself included.
-        mean_running: the same, averaged over the stream's life.
-        first_pcm_ms: the first samples were there. `ttfa_ms`: the first audible sample was played.
+        first_pcm_ms: the first samples arrived. `ttfa_ms`: the first audible sound arrived (`loadtest.driver`).
         gaps_ms: between arrivals of sound. `least_lead_s`: the least sound in hand when the next came.
         real_time_factor: seconds from sending to the last sound, for each second of sound.
-        first_stages_ms, stages_ms: the server's own times per stage, up to the first sound and at the end.
+        first_stages_ms, stages_ms: the server's own times per stage, up to the first audible sound and at the end.
         lead: (seconds since sending, seconds of sound in hand) as the sound came.
     """
 
@@ -35,8 +39,6 @@ class StreamRecord:
     outcome: Outcome
     error: str = ""
     start_delay_ms: float = 0.0
-    running: int = 1
-    mean_running: float = 1.0
     first_text_ms: float | None = None
     first_pcm_ms: float | None = None
     ttfa_ms: float | None = None
@@ -49,9 +51,34 @@ class StreamRecord:
     underrun_s: float = 0.0
     least_lead_s: float | None = None
     gaps_ms: tuple[float, ...] = ()
-    first_stages_ms: dict[str, float] = field(default_factory=dict)
-    stages_ms: dict[str, float] = field(default_factory=dict)
+    first_stages_ms: Mapping[str, float] = field(default_factory=dict)
+    stages_ms: Mapping[str, float] = field(default_factory=dict)
     lead: tuple[tuple[float, float], ...] = ()
+
+    def measured(self, record: Record, intended_s: float, prebuffer_s: float, unfinished: bool) -> StreamRecord:
+        """This stream with what was measured of it. `unfinished`: it was cancelled because the run ended."""
+        played = record.playout(prebuffer_s)
+        return replace(
+            self,
+            outcome="unfinished" if unfinished else _outcome(record.code, bool(record.error)),
+            error=record.error,
+            start_delay_ms=(record.sent_s - intended_s) * 1e3,
+            first_text_ms=record.first_text_ms,
+            first_pcm_ms=record.first_sample_ms,
+            ttfa_ms=record.ttfa_ms,
+            total_ms=record.total_ms,
+            audio_s=record.audio_s,
+            tokens=record.tokens,
+            responses=len(record.responses),
+            real_time_factor=record.real_time_factor,
+            underruns=len(played.underruns),
+            underrun_s=played.underrun_s,
+            least_lead_s=played.least_lead_s,
+            gaps_ms=record.gaps_ms,
+            first_stages_ms=record.first_stages_ms,
+            stages_ms=record.stages_ms,
+            lead=tuple((at_s - record.sent_s, lead_s) for at_s, lead_s in played.lead),
+        )
 
     def to_row(self) -> dict[str, Any]:
         """The columns of `streams.csv`: everything but the curves."""
@@ -62,40 +89,42 @@ class StreamRecord:
         return {name: round(value, 4) if isinstance(value, float) else value for name, value in row.items()}
 
     @classmethod
-    def from_row(cls, row: dict[str, str]) -> StreamRecord:
-        """A row read back, without its curves. Raises KeyError or ValueError for a row that is none."""
+    def from_row(cls, row: Mapping[str, str]) -> StreamRecord:
+        """A row read back, without its curves.
 
-        def number(name: str) -> float | None:
-            return float(row[name]) if row[name] else None
+        Raises:
+            LoadTestError: a column is missing or its value is not of its type.
+        """
+        try:
+            return cls(**{f.name: _READ[f.type](row[f.name]) for f in fields(cls) if f.name not in ("gaps_ms", "lead")})
+        except (KeyError, ValueError) as error:
+            raise LoadTestError(f"not a stream of a load test: {error}") from error
 
-        def stages(name: str) -> dict[str, float]:
-            return {stage: float(ms) for stage, ms in (pair.split("=") for pair in row[name].split())}
 
-        outcome = row["outcome"]
-        if outcome not in OUTCOMES:
-            raise ValueError(f"outcome {outcome!r}")
-        return cls(
-            scenario=row["scenario"],
-            seed=int(row["seed"]),
-            start_s=float(row["start_s"]),
-            warm_up=row["warm_up"] == "True",
-            phase=row["phase"],
-            outcome=outcome,
-            error=row["error"],
-            start_delay_ms=float(row["start_delay_ms"]),
-            running=int(row["running"]),
-            mean_running=float(row["mean_running"]),
-            first_text_ms=number("first_text_ms"),
-            first_pcm_ms=number("first_pcm_ms"),
-            ttfa_ms=number("ttfa_ms"),
-            total_ms=float(row["total_ms"]),
-            audio_s=float(row["audio_s"]),
-            tokens=int(row["tokens"]),
-            responses=int(row["responses"]),
-            real_time_factor=number("real_time_factor"),
-            underruns=int(row["underruns"]),
-            underrun_s=float(row["underrun_s"]),
-            least_lead_s=number("least_lead_s"),
-            first_stages_ms=stages("first_stages_ms"),
-            stages_ms=stages("stages_ms"),
-        )
+def _outcome(code: str, failed: bool) -> Outcome:
+    if failed:
+        return "rejected" if code in REFUSALS else "failed"
+    return "interrupted" if code == CANCELLED else "done"
+
+
+def _read_outcome(text: str) -> Outcome:
+    for outcome in OUTCOMES:
+        if text == outcome:
+            return outcome
+    raise ValueError(f"outcome {text!r}")
+
+
+def _read_stages(text: str) -> dict[str, float]:
+    return {stage: float(ms) for stage, ms in (pair.split("=") for pair in text.split())}
+
+
+#: How a column is read, by the type of its field.
+_READ: dict[Any, Any] = {
+    "str": str,
+    "int": int,
+    "float": float,
+    "bool": lambda text: text == "True",
+    "float | None": lambda text: float(text) if text else None,
+    "Outcome": _read_outcome,
+    "Mapping[str, float]": _read_stages,
+}

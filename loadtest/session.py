@@ -18,6 +18,7 @@ from locust.runners import MasterRunner, WorkerRunner
 from numpy.typing import NDArray
 
 from loadtest.clock import now_s
+from loadtest.dispatcher import Dispatcher
 from loadtest.generator import GeneratorLoad, GeneratorWatch
 from loadtest.manifest import manifest
 from loadtest.options import ENDLESS_S, Settings, add_arguments, settings_from
@@ -27,10 +28,9 @@ from loadtest.report.page import page
 from loadtest.report.summary import Run, summary
 from loadtest.shapes import LoadPlan
 from loadtest.slo import verdict
-from loadtest.switchboard import Switchboard
 from loadtest.tally import Tally
-from loadtest.turns import Turn, load_voices
-from loadtest.users import Caller
+from loadtest.users import LoadUser
+from loadtest.workload import UserRequest, load_voices
 from vita_audio.contract.errors import VitaError
 from vita_client import Client
 
@@ -74,7 +74,7 @@ class Session:
     def __init__(self, environment: Environment) -> None:
         self._environment = environment
         self.voices: list[NDArray[np.float32]] = []
-        self._board: Switchboard | None = None
+        self._dispatcher: Dispatcher | None = None
         self._total = Tally()
         self._generators: dict[str, GeneratorLoad] = {}
         self._about: gevent.Greenlet | None = None
@@ -99,11 +99,11 @@ class Session:
     @property
     def running(self) -> bool:
         """Whether this process has a run to make streams for."""
-        return self._board is not None
+        return self._dispatcher is not None
 
-    def launch(self, turn: Turn, intended_s: float) -> gevent.Greenlet | None:
-        """Start a call; None when there is no run, or it is over."""
-        return None if self._board is None else self._board.launch(turn, intended_s)
+    def launch(self, planned: UserRequest, intended_s: float) -> gevent.Greenlet | None:
+        """Start a stream; None when there is no run, or it is over."""
+        return None if self._dispatcher is None else self._dispatcher.launch(planned, intended_s)
 
     # --- locust's events, in the order in which they come
 
@@ -137,18 +137,20 @@ class Session:
             self.settings = self._read_settings()
         except VitaError as error:  # written into the web UI's form: nothing is sent, and the UI stays
             logger.error(str(error))
-            self._board = None
+            self._dispatcher = None
             gevent.spawn(self._environment.runner.stop)  # type: ignore[union-attr]
             return
         self._total, self._generators, self._users, self._drained = Tally(), {}, 0, 0
         self._stopped_because, self._start_s = "", now_s()
         if self._makes_streams:
             self.voices = load_voices(self.settings.speech)
-            self._board = Switchboard(Client(self.settings.url), self.settings, self._start_s, self._tell_locust)
+            self._dispatcher = Dispatcher(
+                Client(self.settings.url), self.settings, self._start_s, self._report_to_locust
+            )
             self._watch = GeneratorWatch()
         if self._reports:
-            if self._board is not None:
-                self._total = self._board.tally
+            if self._dispatcher is not None:
+                self._total = self._dispatcher.tally
             self._about = gevent.spawn(self._describe)  # asks git and the server, which may take seconds
             gevent.spawn(self._give_up_without_server, self._start_s)
 
@@ -177,8 +179,8 @@ class Session:
                 self._stopped_because = (
                     f"{waiting - self._drained} of {waiting} workers did not report their last streams"
                 )
-        elif self._board is not None:
-            self._board.drain(0.0 if isinstance(runner, WorkerRunner) else limit_s)
+        elif self._dispatcher is not None:
+            self._dispatcher.drain(0.0 if isinstance(runner, WorkerRunner) else limit_s)
 
     def test_stop(self) -> None:
         """After the last stream: the report, and the exit code."""
@@ -188,17 +190,20 @@ class Session:
             return
         run = self._run()
         folder = write_report(self.settings.out, run)
-        kept = all(check.kept for check in verdict(run.tally.total(), self.settings.slo))
-        logger.info(f"report: {folder / 'report.html'}; SLO {'kept' if kept else 'NOT kept'}")
+        checks = verdict(run.tally.total(), self.settings.slo)
+        for check in checks:
+            logger.log(logging.INFO if check.kept else logging.WARNING, str(check))
+        logger.info(f"report: {folder / 'report.html'}")
         if run.aborted:
             logger.error(f"the run is not complete: {run.aborted}")
-        self._environment.process_exit_code = 0 if kept and not run.aborted else 1
+        missed = self.settings.fail_on_slo and not all(check.kept for check in checks)
+        self._environment.process_exit_code = 1 if missed or run.aborted else 0
 
     # --- between processes
 
     def _on_drain(self, environment: Environment, msg: Any) -> None:
-        if self._board is not None:
-            self._board.drain(msg.data["limit_s"])
+        if self._dispatcher is not None:
+            self._dispatcher.drain(msg.data["limit_s"])
         environment.runner.send_message(_DRAINED, self._message())  # type: ignore[union-attr]
 
     def _on_drained(self, environment: Environment, msg: Any) -> None:
@@ -207,9 +212,9 @@ class Session:
 
     def _message(self) -> dict[str, Any]:
         """What this worker has measured since its last message; empty before its first run."""
-        if self._board is None or self._watch is None:
+        if self._dispatcher is None or self._watch is None:
             return {}
-        return {"tally": self._board.take_tally().to_dict(), "generator": self._watch.load.to_dict()}
+        return {"tally": self._dispatcher.take_tally().to_dict(), "generator": self._watch.load.to_dict()}
 
     def _take(self, client_id: str, message: dict[str, Any]) -> None:
         if not message:
@@ -234,7 +239,7 @@ class Session:
             self._stopped_because,
         )
 
-    def _tell_locust(self, record: StreamRecord, error: VitaError | None) -> None:
+    def _report_to_locust(self, record: StreamRecord, error: VitaError | None) -> None:
         """One request of locust's tables: its time is the TTFA, or where nothing is spoken the first text."""
         known = (record.ttfa_ms, record.first_text_ms, record.total_ms)
         self._environment.events.request.fire(
@@ -291,7 +296,7 @@ def listen() -> None:
     @events.init.add_listener
     def _init(environment: Environment, **_: Any) -> None:
         session = Session(environment)
-        Caller.session = session
+        LoadUser.session = session
         environment.events.test_start.add_listener(lambda **_: session.test_start())
         environment.events.test_stopping.add_listener(lambda **_: session.test_stopping())
         environment.events.test_stop.add_listener(lambda **_: session.test_stop())

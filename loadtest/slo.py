@@ -12,7 +12,7 @@ class Slo:
     """Limits over all streams after the warm-up.
 
     Args:
-        ttfa_p95_ms: 95 % of the streams with sound are heard within this time of their intended start.
+        ttfa_p95_ms: 95 % of the streams with sound have a TTFA (`loadtest.driver`) of at most this.
         underrun_rate: share of the streams with sound that break off at least once.
         loss_rate: share of all streams that were rejected, failed or did not finish.
     """
@@ -34,6 +34,14 @@ class Check:
     @property
     def kept(self) -> bool:
         return self.value is not None and self.value <= self.limit
+
+    def __str__(self) -> str:
+        word, measured = "kept" if self.kept else "MISSED", "-" if self.value is None else self.shown(self.value)
+        return f"SLO {word}: {self.name} {measured}, promised at most {self.shown(self.limit)}"
+
+    def shown(self, value: float) -> str:
+        """In the unit of a reader: ms as whole numbers, shares in percent."""
+        return f"{value:.0f} ms" if self.unit == "ms" else f"{100 * value:.2g} %"
 
 
 def verdict(group: Group, slo: Slo) -> tuple[Check, ...]:

@@ -1,4 +1,4 @@
-"""The locust user: a source of calls that wait for nobody (open loop), or a caller who takes turns (closed loop)."""
+"""The locust user: a Poisson source of requests (open loop), or one that waits for each answer (closed loop)."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from locust.exception import StopUser
 
 from loadtest.arrivals import PoissonSource
 from loadtest.clock import now_s
-from loadtest.turns import Lengths, TurnSource
+from loadtest.workload import Lengths, Workload
 
 if TYPE_CHECKING:
     from loadtest.session import Session
 
-#: Callers think for a lognormal time; nobody thinks longer than this many medians.
+#: Users think for a lognormal time of at most this many medians.
 _THINK_SPREAD, _LONGEST_THINK = 0.5, 5.0
 
 
-class Caller(User):
+class LoadUser(User):
     """Locust waits between tasks, so the open loop's gaps are waits: stopping a user never waits for its next call."""
 
     session: ClassVar[Session]
@@ -30,19 +30,19 @@ class Caller(User):
         session, settings = self.session, self.session.settings
         random_ = random.Random(session.next_user_seed())
         self._settings, self._random = settings, random_
-        self._turns = TurnSource(settings.habits, session.voices, random_)
+        self._workload = Workload(settings.profile, session.voices, random_)
         self._arrivals = PoissonSource(settings.source_rate_hz, now_s(), random_)
         self._think = Lengths(settings.think_s, _THINK_SPREAD, 0.0, _LONGEST_THINK * settings.think_s)
 
     @task
-    def call(self) -> None:
+    def send(self) -> None:
         if not self.session.running:
             raise StopUser
         if self._settings.loop == "open":
             for intended_s in self._arrivals.due(now_s()):
-                self.session.launch(self._turns.draw(), intended_s)
+                self.session.launch(self._workload.draw(), intended_s)
             return
-        stream = self.session.launch(self._turns.draw(), now_s())
+        stream = self.session.launch(self._workload.draw(), now_s())
         if stream is None:
             raise StopUser
         stream.join()

@@ -1,1 +1,1 @@
-"""How much one server carries: search for the highest rate, a small model of what was seen, predictions from it."""
+"""How many callers one server carries at a promised TTFA: the highest rate that keeps the promise, by search."""

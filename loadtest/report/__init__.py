@@ -1,1 +1,1 @@
-"""The report of a run: figures (`summary`), drawings (`chart`), a page, and the files."""
+"""The report of a run: figures (`summary`), a page with pictures, and the files."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtest.errors import LoadTestError
+from loadtest.picture import write
 from loadtest.record import StreamRecord
 from loadtest.report.page import page, pictures
 from loadtest.report.summary import Run, summary
@@ -28,8 +29,10 @@ def write_report(folder: Path, run: Run) -> Path:
         (folder / FIGURES).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
         (folder / PAGE).write_text(page([figures]), encoding="utf-8")
         write_streams(folder / STREAMS, run.tally.streams)
-        for name, svg in pictures(figures).items():
-            (folder / name).write_text(svg, encoding="utf-8")
+        for name, picture in pictures(figures).items():
+            (folder / f"{name}.svg").unlink(missing_ok=True)
+            if not picture.empty:
+                write(folder / f"{name}.svg", picture)
     except OSError as error:
         raise LoadTestError(f"{folder}: the report could not be written ({error.strerror})") from error
     return folder
@@ -76,5 +79,5 @@ def read_streams(folder: Path) -> list[StreamRecord]:
             return [StreamRecord.from_row(row) for row in csv.DictReader(file)]
     except OSError as error:
         raise LoadTestError(f"{path}: it cannot be read ({error.strerror})") from error
-    except (KeyError, ValueError) as error:
+    except LoadTestError as error:
         raise LoadTestError(f"{path}: not the streams of a load test ({error})") from error

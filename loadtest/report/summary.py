@@ -83,19 +83,17 @@ def summary(run: Run) -> dict[str, Any]:
 
 
 def figures(group: Group) -> dict[str, Any]:
-    """Counts and percentiles of one group of streams."""
+    """Counts and percentiles of one group of streams: ms, and the real-time factor as it is (below 1: in time)."""
     spoken = group.counts.get("spoken", 0)
     metrics = {}
     for metric in METRICS:
         histogram = group.histogram(metric)
         if histogram.count:
-            names = [f"p{percent:g}" for percent in PERCENTILES]
-            metrics[metric] = {
-                "count": histogram.count,
-                "mean": histogram.mean_ms,
-                **dict(zip(names, histogram.percentiles(), strict=True)),
-                "max": histogram.max_ms,
-            }
+            names = ["mean", *(f"p{percent:g}" for percent in PERCENTILES), "max"]
+            values = [histogram.mean_ms, *histogram.percentiles(), histogram.max_ms]
+            unit = 1e3 if metric == "rtf" else 1.0  # ms for each second of sound: 1000 is real time
+            known = {name: value / unit for name, value in zip(names, values, strict=True) if value is not None}
+            metrics[metric] = {"count": histogram.count, **known}
     return {
         "streams": group.streams,
         "counts": dict(group.counts),

@@ -1,4 +1,4 @@
-"""The evaluation: distance, bars, report, and the whole command against a real server."""
+"""The evaluation: distance, thresholds, report, and the whole command against a real server."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ import pytest
 from evaluation.__main__ import main
 from evaluation.cases import KINDS, load_cases
 from evaluation.cepstra import cepstra, distance_db
+from evaluation.errors import EvaluationError
 from evaluation.picture import Panel, Point, draw
 from evaluation.report import write_report
 from evaluation.scores import Scores, TeacherScores
-from evaluation.thresholds import bars
+from evaluation.thresholds import thresholds
 from training.data.generate import run
 from training.data.settings import TINY
-from training.errors import TrainingError
 
 FEW = replace(
     TINY, tts=2, asr=2, spoken_chat=3, typed_chat=1, text=1, asr_questions=1, tts_answers=1,
@@ -89,25 +89,25 @@ def test_distance_equals_the_plain_recursion() -> None:
     assert distance_db(first, second) == pytest.approx(best[6, 4][0] / best[6, 4][1])
 
 
-def test_good_scores_pass_every_bar_and_each_fault_fails_its_own() -> None:
+def test_good_scores_pass_every_threshold_and_each_fault_fails_its_own() -> None:
     rows = {mode: good_scores(mode) for mode in ("vanilla", "boost", "turbo")}
-    found = bars(rows, TEACHER)
+    found = thresholds(rows, TEACHER)
     assert len(found) == 19
-    assert all(bar.passed for bar in found)
+    assert all(threshold.passed for threshold in found)
     for field, value, failed in (
         ("asr_wer", 0.2, {"boost: ASR word error rate", "boost worse than vanilla: ASR"}),
         ("spoken_to_text", 0.89, {"boost: spoken question to text", "boost worse than vanilla: spoken to text"}),
         ("one_shot_wer", 0.0, {"boost: streamed TTS above one-shot decode"}),
     ):
         worse = {**rows, "boost": replace(rows["boost"], **{field: value})}
-        assert {bar.name for bar in bars(worse, TEACHER) if not bar.passed} == failed
+        assert {found.name for found in thresholds(worse, TEACHER) if not found.passed} == failed
 
 
-def test_what_was_not_measured_has_no_bar() -> None:
-    assert bars({"vanilla": Scores("model", "vanilla")}, TeacherScores()) == []
+def test_what_was_not_measured_has_no_threshold() -> None:
+    assert thresholds({"vanilla": Scores("model", "vanilla")}, TeacherScores()) == []
 
 
-def test_the_report_is_valid_and_says_which_bars_are_missed(tmp_path: Path) -> None:
+def test_the_report_is_valid_and_says_which_thresholds_are_missed(tmp_path: Path) -> None:
     rows = [good_scores("vanilla"), replace(good_scores("boost"), asr_wer=0.5, lm_tokens_per_s=250.0)]
     write_report(tmp_path, rows, TEACHER, {"machine": "a <test> machine"})
     text = (tmp_path / "evaluation.md").read_text()
@@ -119,8 +119,8 @@ def test_the_report_is_valid_and_says_which_bars_are_missed(tmp_path: Path) -> N
     assert [row["mode"] for row in figures["scores"]] == ["vanilla", "boost"]
     assert figures["scores"][0]["tts_distance_db"] is None  # not measured
     picture = ElementTree.fromstring((tmp_path / "quality_speed.svg").read_text())
-    circles = [element for element in picture.iter() if element.tag.endswith("circle")]
-    assert len(circles) == 4
+    points = [element for element in picture.iter() if element.get("id") == "series"]
+    assert len(points) == 4
     for table in text.split("## ")[1:]:
         lines = [line for line in table.splitlines() if line.startswith("|")]
         assert len({line.count("|") for line in lines}) == 1, table
@@ -141,7 +141,7 @@ def test_cases_are_the_test_split_and_the_same_each_time(data: Path) -> None:
 
 def test_a_missing_sound_is_named(data: Path, tmp_path: Path) -> None:
     shutil.copy(data / "chat.jsonl", tmp_path)
-    with pytest.raises(TrainingError, match=r"flac.* missing"):
+    with pytest.raises(EvaluationError, match=r"flac.* missing"):
         load_cases(tmp_path, 2)
 
 

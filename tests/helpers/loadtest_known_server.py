@@ -21,6 +21,7 @@ import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from client_protocol_double import Message, message, read_inputs
+from vita_audio.contract.errors import ServerFull, to_wire
 from vita_audio.contract.messages import Status
 
 RATE_HZ = 22_050
@@ -55,7 +56,9 @@ def mixed(seed: int) -> Script:
         return Script(((first_s, 0.5),), end="failed")
     if kind in (2, 3):
         return Script(((first_s, 0.3), (0.7, 0.3)))
-    return Script(((first_s, 0.6), (0.05, 0.6), (0.05, 0.6)), silence_s=0.25 if kind in (4, 5) else 0.0)
+    if kind in (4, 5):  # the first response is silent throughout
+        return Script(((first_s, 0.2), (0.1, 0.6), (0.05, 0.6)), silence_s=0.25)
+    return Script(((first_s, 0.6), (0.05, 0.6), (0.05, 0.6)))
 
 
 def even(seed: int) -> Script:
@@ -105,7 +108,7 @@ class KnownServer(service_pb2_grpc.GRPCInferenceServiceServicer):
         sent_s: list[float] = []
         context.add_callback(lambda: self._note(seed, inputs, received_s, sent_s))
         if script.end == "full":
-            yield Message(error_message="server is full (8 running, 32 waiting)")
+            yield Message(error_message=to_wire(ServerFull(8, 32)))
             return
         due_s, left_silent = received_s, round(script.silence_s * RATE_HZ)
         for index, (gap_s, sound_s) in enumerate(script.chunks):

@@ -1,4 +1,4 @@
-"""What a run is made of: arrivals, shapes, turns, options, and their errors. Nothing is sent."""
+"""What a run is made of: arrivals, shapes, workload, options, and their errors. Nothing is sent."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from loadtest.errors import LoadTestError
 from loadtest.options import MAX_USERS, Settings, add_arguments, check_target, settings_from
 from loadtest.shapes import SHAPES, WARM_UP, load_plan
 from loadtest.tally import SLOW_READER
-from loadtest.turns import DEFAULT_MIX, SCENARIOS, Habits, TurnSource, load_voices, parse_mix
+from loadtest.workload import DEFAULT_MIX, SCENARIOS, UserProfile, Workload, load_voices, parse_mix
 from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ
 
 VOICE = [np.full(8_000, 0.1, np.float32)]
@@ -60,32 +60,33 @@ def test_phases_fill_the_run_without_holes(shape: str, run_time_s: float, warm_u
     assert plan.at(plan.end_s + 1) is None
 
 
-def test_turns_are_those_that_were_asked_for() -> None:
-    habits = Habits(mix={"chat_voice": 3, "tts": 1}, barge_in=0.25, slow=0.2)
-    turns = [TurnSource(habits, VOICE, random.Random(number)).draw() for number in range(1500)]
-    kinds = [turn.scenario for turn in turns]
+def test_requests_are_those_of_the_profile() -> None:
+    profile = UserProfile(mix={"chat_voice": 3, "tts": 1}, barge_in=0.25, slow=0.2)
+    requests = [Workload(profile, VOICE, random.Random(number)).draw() for number in range(1500)]
+    kinds = [one.scenario for one in requests]
     assert set(kinds) == {"chat_voice", "tts", SLOW_READER}
     assert kinds.count(SLOW_READER) == pytest.approx(300, rel=0.2)
     assert kinds.count("chat_voice") == pytest.approx(900, rel=0.1)
-    quick = [turn for turn in turns if turn.scenario != SLOW_READER]
-    cut = [turn.barge_in_s for turn in quick if turn.barge_in_s is not None]
+    quick = [one for one in requests if one.scenario != SLOW_READER]
+    cut = [one.barge_in_s for one in quick if one.barge_in_s is not None]
     assert len(cut) == pytest.approx(0.25 * len(quick), rel=0.2)
     assert 0.3 <= min(cut) < max(cut) <= 3.0
-    spoken = [len(t.request.speech) / INPUT_SAMPLE_RATE_HZ for t in turns if t.request.speech is not None]
+    values = [one.request.values for one in requests]
+    spoken = [len(each["AUDIO"]) / INPUT_SAMPLE_RATE_HZ for each in values if "AUDIO" in each]
     assert statistics.median(spoken) == pytest.approx(2.5, rel=0.15)
     assert (min(spoken), max(spoken)) == (pytest.approx(0.5, abs=0.3), pytest.approx(15, abs=5))
-    answers = [turn.request.max_tokens or 0 for turn in turns]
+    answers = [each["MAX_TOKENS"] for each in values]
     assert statistics.median(answers) == pytest.approx(150, rel=0.15)
     assert 20 <= min(answers) <= max(answers) <= 400
-    assert len({turn.request.seed for turn in turns}) == len(turns)
+    assert len({one.seed for one in requests}) == len({each["SEED"] for each in values}) == len(requests)
 
 
-def test_the_same_seed_gives_the_same_turns() -> None:
+def test_the_same_seed_gives_the_same_requests() -> None:
     def drawn(seed: int) -> list[Any]:
-        source = TurnSource(Habits(), VOICE, random.Random(seed))
+        source = Workload(UserProfile(), VOICE, random.Random(seed))
         return [
-            (t.scenario, t.request.text, t.request.max_tokens, t.request.seed)
-            for t in (source.draw() for _ in range(30))
+            (one.scenario, one.request.values.get("TEXT"), one.request.values["MAX_TOKENS"], one.seed)
+            for one in (source.draw() for _ in range(30))
         ]
 
     assert drawn(5) == drawn(5) != drawn(6)
@@ -128,11 +129,12 @@ def test_locusts_options_become_settings() -> None:
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     options = parser.parse_args(
-        ["--mode", "boost", "--prebuffer-ms", "200", "--slo-ttfa-p95-ms", "300", "--mix", "tts"]
+        ["--mode", "boost", "--prebuffer-ms", "200", "--slo-ttfa-p95-ms", "300", "--mix", "tts", "--fail-on-slo"]
     )
     made = settings_from(options, "http://localhost:8001/", 7)
-    assert (made.url, made.users, made.habits.mode, made.prebuffer_s) == ("localhost:8001", 7, "boost", 0.2)
-    assert (made.slo.ttfa_p95_ms, made.habits.mix) == (300, {"tts": 1.0})
+    assert (made.url, made.users, made.profile.mode, made.prebuffer_s) == ("localhost:8001", 7, "boost", 0.2)
+    assert (made.slo.ttfa_p95_ms, made.profile.mix) == (300, {"tts": 1.0})
+    assert made.fail_on_slo
     assert parse_mix(parser.get_default("mix")) == DEFAULT_MIX
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loadtest.playout import AUDIBLE_AMPLITUDE, Chunk, first_audible, play
+from loadtest.playout import Chunk, play
 
 RATE_HZ = 100
 gaps = st.floats(0, 2, allow_nan=False)
@@ -83,10 +83,3 @@ def test_a_stream_without_sound_has_no_playout() -> None:
     for chunks in ([], [Chunk(1.0, 0)]):
         played = play(chunks, RATE_HZ)
         assert (played.samples, played.underrun_s, played.least_lead_s, played.lead) == (0, 0, None, ())
-
-
-def test_leading_silence_is_not_sound() -> None:
-    quiet = np.full(300, AUDIBLE_AMPLITUDE, np.int16)
-    assert first_audible(quiet) is None
-    quiet[200] = -32_768
-    assert first_audible(quiet) == 200

@@ -9,26 +9,26 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 
 from loadtest.compare import main as compare
+from loadtest.driver import Record, Response
 from loadtest.errors import LoadTestError
 from loadtest.generator import GeneratorLoad
 from loadtest.histogram import Histogram
 from loadtest.options import Settings
-from loadtest.playout import Chunk
+from loadtest.picture import Picture, Series, draw, figure_html
+from loadtest.picture import _fill as fill
 from loadtest.record import OUTCOMES, StreamRecord
-from loadtest.report.chart import Series, chart, picture, ticks
 from loadtest.report.files import read_figures, read_streams, write_report
+from loadtest.report.page import page
 from loadtest.report.summary import Run, by_running, over_time, summary
 from loadtest.slo import Slo, verdict
-from loadtest.stream import Heard, measure
 from loadtest.tally import MAX_ERRORS, SLOW_READER, Tally
 from loadtest.window import Window
-from vita_client import Pcm
 
 
 def stream(number: int, **fields: Any) -> StreamRecord:
@@ -104,21 +104,52 @@ def test_what_counts_and_what_does_not() -> None:
     assert not any(check.kept for check in verdict(Tally().total(), Slo()))  # nothing measured is no promise kept
 
 
-def test_a_stream_is_measured_from_its_intended_start() -> None:
-    heard = Heard(first_text_s=10.2)
-    heard.pcm(Pcm(np.zeros(2205, np.int16)))
-    heard.pcm(Pcm(np.full(22_050, 5000, np.int16)))
-    heard.chunks = [Chunk(10.5, 2205), Chunk(10.8, 22_050)]  # 0.1 s of silence; then sound, 0.2 s late
+def test_a_stream_is_measured_from_its_sending_and_its_lateness_apart() -> None:
+    # 0.1 s of silence; then sound, 0.2 s late.
+    responses = (
+        Response(10.2, text=True, tokens=1), Response(10.5, samples=2205, tokens=2),
+        Response(10.8, samples=22_050, audible=True, tokens=3, stages_ms={"lm": 5.0}),
+    )  # fmt: skip
     blank = StreamRecord("tts", 1, 0.0, False, "constant", "failed")
-    record = measure(heard, intended_s=10.0, sent_s=10.1, end_s=11.0, prebuffer_s=0.0, blank=blank)
+    record = blank.measured(Record(10.1, 11.0, responses), intended_s=10.0, prebuffer_s=0.0, unfinished=False)
     assert record.start_delay_ms == pytest.approx(100)
-    assert (record.first_text_ms, record.first_pcm_ms, record.ttfa_ms) == pytest.approx((200, 500, 800))
+    assert (record.first_text_ms, record.first_pcm_ms, record.ttfa_ms) == pytest.approx((100, 400, 700))
     assert (record.underruns, record.underrun_s, record.least_lead_s) == (1, pytest.approx(0.2), pytest.approx(-0.2))
-    assert (record.audio_s, record.total_ms) == pytest.approx((1.1, 1000))
-    assert record.real_time_factor == pytest.approx((10.8 - 10.1) / 1.1)
+    assert (record.audio_s, record.total_ms, record.tokens, record.responses) == pytest.approx((1.1, 900, 6, 3))
+    assert record.real_time_factor == pytest.approx(0.7 / 1.1)
     assert record.gaps_ms == pytest.approx((300,))
-    calm = measure(heard, 10.0, 10.1, 11.0, prebuffer_s=0.25, blank=blank)
-    assert (calm.underruns, calm.ttfa_ms) == (0, pytest.approx(850))
+    calm = blank.measured(Record(10.1, 11.0, responses), 10.0, prebuffer_s=0.25, unfinished=False)
+    assert (calm.underruns, calm.ttfa_ms) == (0, pytest.approx(700))  # a player's buffer is not in the TTFA
+
+
+@pytest.mark.parametrize(
+    ("code", "error", "unfinished", "outcome"),
+    [
+        ("done", "", False, "done"),
+        ("cancelled", "", False, "interrupted"),
+        ("cancelled", "", True, "unfinished"),
+        ("server_full", "full", False, "rejected"),
+        ("shutting_down", "stopping", False, "rejected"),
+        ("internal_error", "broken", False, "failed"),
+    ],
+)
+def test_how_a_stream_ended(code: str, error: str, unfinished: bool, outcome: str) -> None:
+    blank = StreamRecord("tts", 1, 0.0, False, "constant", "failed")
+    assert blank.measured(Record(0.0, 1.0, (), code, error), 0.0, 0.0, unfinished).outcome == outcome
+
+
+def test_the_real_time_factor_is_shown_as_it_is() -> None:
+    measured = summary(run_of([stream(1, outcome="done", warm_up=False, scenario="tts", real_time_factor=0.5)]))
+    assert measured["scenarios"]["all"]["metrics"]["rtf"]["p50"] == pytest.approx(0.5, rel=0.01)
+    assert "thousandths" not in page([measured])
+
+
+def test_a_missed_promise_is_said_in_a_line() -> None:
+    total = tally_of([stream(1, outcome="done", warm_up=False, scenario="tts", ttfa_ms=400.0)]).total()
+    lines = [str(check) for check in verdict(total, Slo(300, 0.001, 0.01))]
+    assert lines[0].startswith("SLO MISSED: TTFA P95 40")
+    assert lines[0].endswith("ms, promised at most 300 ms")
+    assert lines[2] == "SLO kept: loss rate 0 %, promised at most 1 %"
 
 
 def test_running_streams_and_load_classes() -> None:
@@ -145,35 +176,35 @@ class _Tags(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
         self.open: list[str] = []
-        self.links: list[str] = []
+        self.links: list[str | None] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.links += [name for name, _ in attrs if name in ("src", "href")]
-        if tag not in ("meta", "br"):
+        self.links += [value for name, value in attrs if name in ("src", "href") and not str(value).startswith("data:")]
+        if tag not in ("meta", "br", "img"):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.links += [name for name, _ in attrs if name in ("src", "href")]
+        self.links += [value for name, value in attrs if name in ("src", "href") and not str(value).startswith("data:")]
 
 
 def test_a_report_is_whole_and_reads_back(tmp_path: Path) -> None:
     streams = [stream(number) for number in range(60)]
     write_report(tmp_path / "a", run_of(streams))
     write_report(tmp_path / "b", run_of(streams[:20], aborted="stopped after 3 s"))
-    page = (tmp_path / "a" / "report.html").read_text()
+    made = (tmp_path / "a" / "report.html").read_text()
     tags = _Tags()
-    tags.feed(page)
+    tags.feed(made)
     assert (tags.open, tags.links) == ([], [])
-    assert page.count("<svg") == 6
+    assert made.count("data:image/svg+xml") == 6
     files = sorted(path.name for path in (tmp_path / "a").glob("*.svg"))
     assert files == ["lead.svg", "streams.svg", "ttfa.svg", "ttfa_load.svg", "ttfa_time.svg", "underruns.svg"]
     for name in files:
         ElementTree.fromstring((tmp_path / "a" / name).read_text())
-    assert "locust &lt;script&gt;" in page
-    assert "<script" not in page
+    assert "locust &lt;script&gt;" in made
+    assert "<script" not in made
     assert "stopped after 3 s" in (tmp_path / "b" / "report.html").read_text()
 
     figures = read_figures(tmp_path / "a")
@@ -194,7 +225,7 @@ def test_a_report_is_whole_and_reads_back(tmp_path: Path) -> None:
 
     out = tmp_path / "compared.html"
     assert compare([str(tmp_path / "a"), str(tmp_path / "b"), "-o", str(out)]) == 0
-    assert out.read_text().count("<svg") == 12
+    assert out.read_text().count("data:image/svg+xml") == 12
 
 
 def test_a_report_of_nothing(tmp_path: Path) -> None:
@@ -218,25 +249,47 @@ def test_files_that_are_no_report(tmp_path: Path, capsys: pytest.CaptureFixture[
         write_report(tmp_path / "file", run_of([]))
 
 
-@given(st.floats(-1e6, 1e6), st.floats(0, 1e6))
-@settings(max_examples=80, deadline=None)
-def test_ticks_are_round_and_cover(low: float, span: float) -> None:
-    found = ticks(low, low + span)
-    slack = 1e-6 * max(abs(low), span, 1e-9)
-    assert found[0] <= low + slack
-    assert found[-1] >= low + span - slack
-    assert 2 <= len(found) <= 9
+def svg(*pictures: Picture) -> ElementTree.Element:
+    return ElementTree.fromstring(draw(*pictures))
 
 
-def test_a_chart_says_what_it_shows() -> None:
-    drawn = chart("A <title>", "s", "ms", [Series("one", [(0, 1), (1, 2)], dots=True), Series("none", [])], limit=1.5)
-    assert "A &lt;title&gt;" in drawn
-    assert drawn.count("<circle") == 2
-    assert 'class="limit"' in drawn
-    assert ">none<" not in drawn
-    file = picture("A <title>", "s", "ms", [Series("one", [(0, 1), (1, 2)], dots=True)])
-    root = ElementTree.fromstring(file)
-    assert root.tag.endswith("svg")
-    assert len(root.findall("{*}circle")) == 2
-    with pytest.raises(ValueError, match="nothing was measured"):
-        picture("empty", "s", "ms", [Series("none", [])])
+def test_a_picture_is_svg_and_equal_data_give_equal_bytes() -> None:
+    picture = Picture("A <title>", "s", "ms", [Series("one", [(0, 1), (1, 2)], dots=True)], limit=(1.5, "promise"))
+    assert svg(picture).tag.endswith("svg")
+    assert draw(picture) == draw(picture)
+    assert draw(picture, form="png").startswith(b"\x89PNG")
+    wide, narrow = (svg(*made).get("width", "").removesuffix("pt") for made in ((picture, picture), (picture,)))
+    assert float(wide) == pytest.approx(2 * float(narrow))
+    assert "A &lt;title&gt;" in figure_html(picture)
+
+
+def axes_of(picture: Picture) -> Any:
+    axes = Figure().subplots()
+    fill(axes, picture)
+    return axes
+
+
+@given(st.lists(st.tuples(st.floats(0, 1e6), st.floats(0, 100)), min_size=1, max_size=20))
+@settings(max_examples=25, deadline=None)
+def test_axes_begin_at_0_percent_ends_at_100_and_ticks_are_plain(points: list[tuple[float, float]]) -> None:
+    axes = axes_of(Picture("", "ms", "% of streams", [Series("", points)]))
+    low, high = axes.get_ylim()
+    assert (low, axes.get_xlim()[0]) == (0, 0)
+    assert max(y for _, y in points) <= high <= 100
+    axes.figure.canvas.draw()
+    assert not any("e+" in label.get_text() for label in axes.get_xticklabels())
+
+
+def test_a_legend_has_each_name_once_with_its_colour() -> None:
+    lines = [Series("a", [(0, 1), (1, 1)]), Series("a", [(0, 2), (1, 2)]), Series("b", [(0, 3)]), Series("c", [])]
+    axes = axes_of(Picture("", "s", "ms", lines, limit=(2.0, "promise")))
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "b", "promise"]
+    first, second, third = axes.get_lines()[:3]
+    assert first.get_color() == second.get_color() != third.get_color()
+    assert axes_of(Picture("", "s", "ms", [Series("", [(0, 1)])])).get_legend() is None
+
+
+def test_a_picture_of_nothing() -> None:
+    nothing = Picture("empty", "s", "ms", [Series("none", [])])
+    assert axes_of(nothing).texts[0].get_text() == "nothing was measured"
+    assert "nothing was measured" in figure_html(nothing)

@@ -1,7 +1,7 @@
-"""What callers do: which kind of request, how long the question, how long the answer, whether they cut in.
+"""The workload: which kind of request, how long the question, how long the answer, whether the caller cuts in.
 
 Lengths are lognormal, as talk is: many short turns, a few long ones. Everything comes from one random generator, so
-the same seed gives the same turns in the same order.
+the same seed gives the same requests in the same order.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class Lengths:
 
 
 @dataclass(frozen=True, slots=True)
-class Habits:
-    """How callers behave.
+class UserProfile:
+    """How users behave.
 
     Args:
         mix: weights of the scenarios.
@@ -76,31 +76,37 @@ class Habits:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Turn:
-    """One request and what its caller does with the answer. None: does not cut in, reads as fast as it comes."""
+class UserRequest:
+    """One request and what its user does with the answer.
+
+    Args:
+        barge_in_s: seconds after the first sound at which the user cuts in; None: never.
+        read_delay_s: pause after each response.
+    """
 
     scenario: str
     request: Request
+    seed: int
     barge_in_s: float | None = None
     read_delay_s: float = 0.0
 
 
-class TurnSource:
-    """Draws turns for one caller."""
+class Workload:
+    """Draws the requests of one user."""
 
-    def __init__(self, habits: Habits, voices: Sequence[NDArray[np.float32]], random_: random.Random) -> None:
-        self._habits, self._voices, self._random = habits, voices, random_
-        self._scenarios = [name for name in SCENARIOS if habits.mix.get(name)]
-        self._weights = [habits.mix[name] for name in self._scenarios]
+    def __init__(self, profile: UserProfile, voices: Sequence[NDArray[np.float32]], random_: random.Random) -> None:
+        self._profile, self._voices, self._random = profile, voices, random_
+        self._scenarios = [name for name in SCENARIOS if profile.mix.get(name)]
+        self._weights = [profile.mix[name] for name in self._scenarios]
 
-    def draw(self) -> Turn:
-        habits, random_ = self._habits, self._random
+    def draw(self) -> UserRequest:
+        profile, random_ = self._profile, self._random
         scenario = random_.choices(self._scenarios, self._weights)[0]
-        seed, max_tokens = random_.getrandbits(32), round(habits.answer_tokens.draw(random_))
-        barge_in_s = random_.uniform(*habits.barge_in_s) if random_.random() < habits.barge_in else None
+        seed, max_tokens = random_.getrandbits(32), round(profile.answer_tokens.draw(random_))
+        barge_in_s = random_.uniform(*profile.barge_in_s) if random_.random() < profile.barge_in else None
         if scenario == "asr":
             request = build_request(
-                audio=self._speech(), task="asr", mode=habits.mode, max_tokens=max_tokens, temperature=0.0, seed=seed
+                audio=self._speech(), task="asr", mode=profile.mode, max_tokens=max_tokens, temperature=0.0, seed=seed
             )
         else:
             voice = scenario == "chat_voice"
@@ -108,19 +114,19 @@ class TurnSource:
                 None if voice else self._text(),
                 audio=self._speech() if voice else None,
                 task="tts" if scenario == "tts" else "chat",
-                mode=habits.mode,
+                mode=profile.mode,
                 max_tokens=max_tokens,
                 temperature=_TEMPERATURE,
                 top_k=_TOP_K,
                 seed=seed,
             )
-        if random_.random() < habits.slow:
-            return Turn(SLOW_READER, request, None, habits.slow_read_s)
-        return Turn(scenario, request, None if scenario == "asr" else barge_in_s)
+        if random_.random() < profile.slow:
+            return UserRequest(SLOW_READER, request, seed, None, profile.slow_read_s)
+        return UserRequest(scenario, request, seed, None if scenario == "asr" else barge_in_s)
 
     def _speech(self) -> NDArray[np.float32]:
         """Speech of a drawn length: recordings one after the other with pauses, cut. float32 [samples], 16 kHz."""
-        wanted = round(self._habits.speech_s.draw(self._random) * INPUT_SAMPLE_RATE_HZ)
+        wanted = round(self._profile.speech_s.draw(self._random) * INPUT_SAMPLE_RATE_HZ)
         pause = np.zeros(round(_PAUSE_S * INPUT_SAMPLE_RATE_HZ), np.float32)
         pieces: list[NDArray[np.float32]] = []
         while sum(map(len, pieces)) < wanted:
@@ -128,7 +134,7 @@ class TurnSource:
         return np.concatenate(pieces)[:wanted]
 
     def _text(self) -> str:
-        wanted = round(self._habits.words.draw(self._random))
+        wanted = round(self._profile.words.draw(self._random))
         words: list[str] = []
         while len(words) < wanted:
             words += self._random.choice(_SENTENCES).split()

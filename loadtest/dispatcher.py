@@ -1,0 +1,125 @@
+"""The streams of one generator process: starts requests, counts how many run, ends them when the run is over."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import gevent
+from gevent.pool import Group
+
+from loadtest.clock import now_s
+from loadtest.driver import Drive, Record
+from loadtest.errors import LoadTestError
+from loadtest.options import Settings
+from loadtest.record import StreamRecord
+from loadtest.shapes import WARM_UP
+from loadtest.tally import Tally
+from loadtest.workload import UserRequest
+from vita_audio.contract.errors import VitaError
+from vita_client import Client, Pcm, ServerUnavailable, StatusUpdate
+from vita_client.events import Event
+
+#: How long a cancelled stream may take to end.
+_CANCEL_S = 5.0
+Report = Callable[[StreamRecord, VitaError | None], None]
+
+
+class UserStream:
+    """A user's request on its way: it may be cut short a while after its first sound, and read slowly."""
+
+    def __init__(self, planned: UserRequest, timeout_s: float) -> None:
+        self._planned = planned
+        self._drive = Drive(planned.request, timeout_s, self._on_event)
+        self._barge_in: threading.Timer | None = None
+        self.unfinished = False
+
+    @property
+    def failure(self) -> VitaError | None:
+        return self._drive.failure
+
+    def run(self, client: Client) -> Record:
+        try:
+            return self._drive.run(client)
+        finally:
+            if self._barge_in is not None:
+                self._barge_in.cancel()
+
+    def end_with_the_run(self) -> None:
+        self.unfinished = True
+        self._drive.cancel()
+
+    def _on_event(self, event: Event) -> None:
+        if isinstance(event, Pcm) and self._barge_in is None and self._planned.barge_in_s is not None:
+            self._barge_in = threading.Timer(self._planned.barge_in_s, self._drive.cancel)
+            self._barge_in.start()
+        elif isinstance(event, StatusUpdate) and self._planned.read_delay_s and not event.status.final:
+            time.sleep(self._planned.read_delay_s)
+
+
+class Dispatcher:
+    """All streams of a process start here. Runs in one gevent thread: nothing is interrupted between two waits.
+
+    Args:
+        on_end: called with every stream when it is over.
+    """
+
+    def __init__(self, client: Client, settings: Settings, start_s: float, on_end: Report) -> None:
+        self._client, self._settings, self._start_s, self._on_end = client, settings, start_s, on_end
+        self._plan = settings.plan
+        self._running: set[UserStream] = set()
+        self._greenlets = Group()
+        self._open = True
+        self.tally = Tally()
+
+    def launch(self, planned: UserRequest, intended_s: float) -> gevent.Greenlet | None:
+        """Start a stream in the background; None once the run is over."""
+        return self._greenlets.spawn(self._run, planned, intended_s) if self._open else None
+
+    def take_tally(self) -> Tally:
+        """What was measured since the last time."""
+        taken, self.tally = self.tally, Tally()
+        return taken
+
+    def drain(self, limit_s: float) -> None:
+        """No new streams; wait for those that run, and end what is left after `limit_s` as unfinished."""
+        self._open = False
+        self._greenlets.join(timeout=limit_s)
+        for stream in list(self._running):
+            stream.end_with_the_run()
+        self._greenlets.join(timeout=_CANCEL_S)
+
+    def _run(self, planned: UserRequest, intended_s: float) -> None:
+        start_s = intended_s - self._start_s
+        phase = self._plan.at(start_s)
+        blank = StreamRecord(
+            scenario=planned.scenario,
+            seed=planned.seed,
+            start_s=start_s,
+            phase=phase.name if phase else self._plan.phases[-1].name,
+            warm_up=phase is not None and phase.name == WARM_UP,
+            outcome="failed",
+        )
+        self.tally.sent(now_s() - self._start_s)
+        if len(self._running) >= self._settings.max_streams:
+            full = LoadTestError(
+                f"this generator process holds {len(self._running)} streams, the limit; raise --max-streams, or add "
+                "workers", code="generator_full",
+            )  # fmt: skip
+            unsent = Record(now_s(), now_s(), code=full.code, error=f"{full.code}: {full}")
+            return self._end(blank.measured(unsent, intended_s, 0.0, False), full)
+        stream = UserStream(planned, self._settings.timeout_s)
+        self._running.add(stream)
+        try:
+            record = stream.run(self._client)
+        finally:
+            self._running.discard(stream)
+        measured = blank.measured(record, intended_s, self._settings.prebuffer_s, stream.unfinished)
+        self._end(measured, stream.failure)
+
+    def _end(self, record: StreamRecord, error: VitaError | None) -> None:
+        # No server, or one that went away in the middle (`StreamBroken` is a kind of `ServerUnavailable`).
+        unreachable = isinstance(error, ServerUnavailable) and record.outcome != "rejected"
+        self.tally.over(record, now_s() - self._start_s, unreachable)
+        self._on_end(record, error)
