@@ -8,12 +8,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import struct
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tritonclient.grpc import service_pb2
+from tritonclient.grpc import InferResult, service_pb2
 
 from vita_audio.contract.fields import ENSEMBLE, INPUTS, OUTPUTS, Output
 from vita_audio.contract.messages import Status
@@ -22,7 +22,6 @@ from vita_client.events import Event, Pcm, StatusUpdate, TextDelta, TokensDelta
 from vita_client.request import Request
 
 _TEXT, _TOKENS, _PCM, _STATUS = OUTPUTS
-_OUTPUTS = {output.name: output for output in OUTPUTS}
 _STATUS_FIELDS = frozenset(field.name for field in dataclasses.fields(Status))
 
 
@@ -70,63 +69,44 @@ def read_response(message: service_pb2.ModelStreamInferResponse) -> Response:
     final = response.parameters["triton_final_response"].bool_param
     if message.error_message:
         return Response((), final, message.error_message)
-    tensors = _tensors(response)
+    sent = InferResult(response)
     events: list[Event] = []
-    if text := _string(tensors, _TEXT):
+    if text := _string(sent, _TEXT):
         events.append(TextDelta(text))
-    if len(tokens := _numbers(tensors, _TOKENS)):
+    if (tokens := _array(sent, _TOKENS)) is not None and tokens.size:
         events.append(TokensDelta(tuple(tokens.tolist())))
-    if len(pcm := _numbers(tensors, _PCM)):
-        events.append(Pcm(pcm.astype(np.int16, copy=False)))
-    if (status := _string(tensors, _STATUS)) is not None:
+    if (pcm := _array(sent, _PCM)) is not None and pcm.size:
+        events.append(Pcm(pcm))
+    if (status := _string(sent, _STATUS)) is not None:
         events.append(StatusUpdate(_status(status)))
     return Response(tuple(events), final)
 
 
-def _tensors(response: service_pb2.ModelInferResponse) -> dict[str, bytes | Sequence[int]]:
-    """Outputs by name: raw bytes, or the typed contents that a server may use instead. Unknown outputs are ignored."""
-    raw = response.raw_output_contents
-    if raw and len(raw) != len(response.outputs):
-        raise BadResponse(f"the server sent {len(response.outputs)} outputs with {len(raw)} contents")
-    tensors: dict[str, bytes | Sequence[int]] = {}
-    for index, output in enumerate(response.outputs):
-        if output.name not in _OUTPUTS:
-            continue
-        expected = _wire_type(_OUTPUTS[output.name].datatype)
-        if output.datatype != expected:
-            raise BadResponse(f"output {output.name} has type {output.datatype}, the contract says {expected}")
-        contents = output.contents
-        if raw:
-            tensors[output.name] = raw[index]
-        elif expected == "BYTES":
-            tensors[output.name] = b"".join(struct.pack("<I", len(item)) + item for item in contents.bytes_contents)
-        else:
-            tensors[output.name] = contents.int_contents
-    return tensors
-
-
-def _numbers(tensors: dict[str, bytes | Sequence[int]], output: Output) -> NDArray[np.signedinteger]:
-    """The numbers of an output, none when it was not sent."""
-    content = tensors.get(output.name, b"")
-    if not isinstance(content, bytes):
-        return np.asarray(content, dtype=output.dtype)
-    if len(content) % output.dtype.itemsize:
-        raise BadResponse(f"output {output.name}: {len(content)} bytes are no multiple of {output.dtype.itemsize}")
-    return np.frombuffer(content, dtype=output.dtype)
-
-
-def _string(tensors: dict[str, bytes | Sequence[int]], output: Output) -> str | None:
-    """The one string of a BYTES tensor, None when the output was not sent."""
-    content = tensors.get(output.name)
-    if content is None:
+def _array(sent: InferResult, output: Output) -> NDArray[Any] | None:
+    """One output, None when it was not sent; outputs that the contract does not know are not looked at."""
+    tensor = sent.get_output(output.name)
+    if tensor is None:
         return None
-    assert isinstance(content, bytes)
-    if len(content) < 4 or struct.unpack_from("<I", content)[0] != len(content) - 4:
-        raise BadResponse(f"output {output.name} is not one length-prefixed string ({len(content)} bytes)")
+    if tensor.datatype != _wire_type(output.datatype) or len(tensor.shape) != 1:
+        shown = f"{tensor.datatype} {list(tensor.shape)}"
+        raise BadResponse(f"output {output.name} is {shown}, the contract says {output.datatype} {list(output.shape)}")
     try:
-        return content[4:].decode("utf-8")
+        return sent.as_numpy(output.name)
+    except (ValueError, struct.error) as error:
+        raise BadResponse(
+            f"output {output.name}: contents and shape {list(tensor.shape)} do not fit ({error})"
+        ) from error
+
+
+def _string(sent: InferResult, output: Output) -> str | None:
+    """The string of an output of one string."""
+    values = _array(sent, output)
+    try:
+        return None if values is None else values.item().decode("utf-8")
     except UnicodeDecodeError as error:
         raise BadResponse(f"output {output.name} is not valid UTF-8 at byte {error.start}") from error
+    except (ValueError, AttributeError) as error:
+        raise BadResponse(f"output {output.name} is not one string ({error})") from error
 
 
 def _status(text: str) -> Status:
