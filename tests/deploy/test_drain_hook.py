@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import http.server
+import os
 import re
+import shutil
+import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from helm_chart import CHART, case, flags, one, render, server_of
+from helm_chart import CHART, ROOT, case, flags, one, render, server_of
 
 
 class MetricsPort:
@@ -80,6 +84,17 @@ def test_the_hook_settles_first_and_ends_when_the_server_is_gone(hook: Any) -> N
     port = MetricsPort([1])
     port.close()
     assert 0.3 <= hook("--metrics-port", port.port, "--settle", 0.3, "--limit", 60) <= 10
+
+
+def test_the_hook_runs_as_the_pod_runs_it(tmp_path: Path) -> None:
+    """From a folder of its own, with the project installed; here there is no server, so it ends."""
+    shutil.copy(CHART / "files" / "drain.py", tmp_path)
+    port = MetricsPort([1])
+    port.close()
+    command = [sys.executable, "drain.py", f"--metrics-port={port.port}", "--settle=0", "--limit=60"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}  # as an editable install has it
+    made = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=50)
+    assert (made.returncode, made.stderr) == (0, "")
 
 
 def test_the_hook_of_the_chart_is_the_file_and_its_flags_are_known(hook: Any) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from helm_chart import CASES, CHART, HELM, ROOT, case, changed, flags, one, pod, render, server_of
@@ -269,7 +269,7 @@ def test_prometheus_rules_are_those_of_the_repository(chart: Any) -> None:
     assert groups == [group for file in files for group in file]
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=30, phases=[Phase.generate])  # a chart takes too long to shrink with
 @given(st.lists(st.integers(0, 128), min_size=1, max_size=8), st.integers(0, 127))
 def test_keda_wants_servers_so_that_each_keeps_places_free(chart: Any, taken: list[int], free: int) -> None:
     trigger = one(render(chart, changed(case("gpu-keda"), "autoscaling.freePlaces", free)), "ScaledObject")["spec"][
