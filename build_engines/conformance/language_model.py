@@ -3,30 +3,75 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from build_engines.conformance.result import Result, compare_tokens
 from build_engines.onnxruntime.language_model import export_language_model
+from vita_audio.checkpoint.configs import LanguageModelConfig
 from vita_audio.checkpoint.language_model import load_language_model
 from vita_audio.contract.messages import GenerationSettings
 from vita_audio.engines.interface import LanguageModelEngine
 from vita_audio.engines.onnxruntime.language_model import OnnxLanguageModel
 from vita_audio.engines.tensorrt_llm.language_model import TensorRtLlmLanguageModel
 from vita_audio.engines.tensorrt_llm.layout import layout_for
-from vita_audio.engines.tensorrt_llm.reference_executor import MirrorExecutor
+from vita_audio.engines.tensorrt_llm.reference_executor import ReferenceExecutor
 from vita_audio.engines.torch.language_model import TorchLanguageModel
-from vita_audio.engines.torch_cuda.engine import Settings, TorchCudaLanguageModel
+from vita_audio.engines.torch_cuda.engine import TorchCudaLanguageModel
+from vita_audio.engines.torch_cuda.settings import Settings
 from vita_audio.engines.torch_cuda.weights import load_weights
 from vita_audio.generation.request import GenerationRequest
 from vita_audio.generation.scheduler import Scheduler
 from vita_audio.text.interleave import interleave
 
 SLOTS = 8
+#: Of the TensorRT-LLM engine's pool: small, so that streams cross blocks often.
+TOKENS_PER_BLOCK = 8
+
+Make = Callable[[LanguageModelConfig, Mapping[str, Tensor], int, int, Path], LanguageModelEngine]
+
+
+def _torch(
+    config: LanguageModelConfig, tensors: Mapping[str, Tensor], slots: int, context: int, folder: Path
+) -> LanguageModelEngine:
+    return TorchLanguageModel(config, tensors, slots, context)
+
+
+def _onnxruntime(
+    config: LanguageModelConfig, tensors: Mapping[str, Tensor], slots: int, context: int, folder: Path
+) -> LanguageModelEngine:
+    if not (folder / "model.json").exists():
+        export_language_model(config, tensors, folder)
+    return OnnxLanguageModel(folder, slots, context)
+
+
+def _torch_cuda(
+    config: LanguageModelConfig, tensors: Mapping[str, Tensor], slots: int, context: int, folder: Path
+) -> LanguageModelEngine:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    weights = load_weights(config, tensors, device, torch.float32)
+    return TorchCudaLanguageModel(config, weights, Settings(slots, context))
+
+
+def _tensorrt_llm(
+    config: LanguageModelConfig, tensors: Mapping[str, Tensor], slots: int, context: int, folder: Path
+) -> LanguageModelEngine:
+    layout = layout_for(config, slots, context, max_num_tokens=256, tokens_per_block=TOKENS_PER_BLOCK)
+    return TensorRtLlmLanguageModel(ReferenceExecutor(layout, tensors))
+
+
+#: Every engine family with a language model, over (config, tensors, slots, context, folder for what is exported).
+ENGINES: dict[str, Make] = {
+    "torch": _torch,
+    "onnxruntime": _onnxruntime,
+    "torch_cuda": _torch_cuda,
+    "tensorrt_llm": _tensorrt_llm,  # its packing, paging and scheduling, with PyTorch in place of the two engines
+}
 
 
 def check_language_model(folder: Path) -> Iterator[Result]:
@@ -34,19 +79,9 @@ def check_language_model(folder: Path) -> Iterator[Result]:
     config, tensors = load_language_model(folder, torch.float32)
     cases = _cases(folder / "greedy_tokens.json", config.mctp_modules)
     context = max(len(c["prompt"]) + len(c["tokens"]) for c in cases) + 1
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    layout = layout_for(config, SLOTS, context, max_num_tokens=256)
     with TemporaryDirectory() as scratch:
-        export_language_model(config, tensors, Path(scratch))
-        engines: dict[str, LanguageModelEngine] = {
-            "torch": TorchLanguageModel(config, tensors, SLOTS, context),
-            "onnxruntime": OnnxLanguageModel(Path(scratch), SLOTS, context),
-            "torch_cuda": TorchCudaLanguageModel(
-                config, load_weights(config, tensors, device, torch.float32), Settings(SLOTS, context)
-            ),
-            "tensorrt_llm mirror": TensorRtLlmLanguageModel(MirrorExecutor(layout, tensors)),
-        }
-        for name, engine in engines.items():
+        for name, make in ENGINES.items():
+            engine = make(config, tensors, SLOTS, context, Path(scratch))
             for index, case in enumerate(cases):
                 yield compare_tokens(_label(folder, index, case), name, _run(engine, [case])[0], case["tokens"])
             together = zip(_run(engine, cases), cases, strict=True)

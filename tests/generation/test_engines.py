@@ -71,8 +71,8 @@ def test_engines_agree_when_sampling(engines: dict[str, LanguageModelEngine], pa
         request([1, 2], pattern, 50, repetition_penalty=0.8),
     ]
     expected = run(engines["torch"], requests)
-    assert run(engines["onnxruntime"], requests) == expected
-    assert run(engines["torch_cuda"], requests) == expected
+    for kind in ENGINES:
+        assert run(engines[kind], requests) == expected, kind
     assert len({tuple(tokens) for tokens in expected}) == len(requests)
 
 
@@ -122,7 +122,7 @@ def test_other_sizes(config: LanguageModelConfig, tmp_path: Path) -> None:
     pattern = (1, modules, 2, max(0, modules - 1))
     requests = [request([3, 1, 4, 1, 5], pattern, 30), request([9, 2], (8192, 0), 30, temperature=1.0, seed=5)]
     made = [run(make_engine(kind, config, tensors, tmp_path, 2, 64), requests, chunk=16) for kind in ENGINES]
-    assert made[0] == made[1] == made[2]
+    assert all(tokens == made[0] for tokens in made)
 
 
 def test_banned_ids_never_come_out(tmp_path: Path) -> None:
@@ -132,17 +132,6 @@ def test_banned_ids_never_come_out(tmp_path: Path) -> None:
     made = run(OnnxLanguageModel(tmp_path, 4, 128), requests)
     assert all(token % 3 == 0 for tokens in made for token in tokens)
     assert made == run(TorchLanguageModel(CONFIG, TENSORS, 4, 128, banned), requests)
-
-
-@pytest.mark.parametrize("kind", ENGINES)
-def test_burst_without_modules_is_an_error(kind: str, tmp_path: Path) -> None:
-    from vita_audio.engines.interface import BurstRow, Sampling
-
-    config = LanguageModelConfig(64, 32, 64, 2, 2, 1, 0, 64)
-    engine = make_engine(kind, config, random_weights(config), tmp_path, 1, 64)
-    engine.open(0, Sampling())
-    with pytest.raises(EngineError, match="K = 0"):
-        engine.burst([BurstRow(0, 0, 1, [1], 1, 0)])
 
 
 def test_missing_engine_files_are_named(tmp_path: Path) -> None:

@@ -6,18 +6,12 @@ from pathlib import Path
 
 import torch
 
-from build_engines.onnxruntime.language_model import export_language_model
+from build_engines.conformance.language_model import ENGINES
 from vita_audio.checkpoint.configs import LanguageModelConfig
 from vita_audio.contract.messages import GenerationSettings
 from vita_audio.engines.interface import LanguageModelEngine
-from vita_audio.engines.onnxruntime.language_model import OnnxLanguageModel
-from vita_audio.engines.torch.language_model import TorchLanguageModel
-from vita_audio.engines.torch_cuda.engine import Settings, TorchCudaLanguageModel
-from vita_audio.engines.torch_cuda.weights import load_weights
 from vita_audio.generation.request import GenerationRequest
 from vita_audio.models.language_model import LanguageModel
-
-ENGINES = ("torch", "onnxruntime", "torch_cuda")
 
 
 def random_weights(config: LanguageModelConfig, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -31,14 +25,7 @@ def random_weights(config: LanguageModelConfig, seed: int = 0) -> dict[str, torc
 def make_engine(
     kind: str, config: LanguageModelConfig, tensors: dict[str, torch.Tensor], folder: Path, slots: int, context: int
 ) -> LanguageModelEngine:
-    if kind == "torch":
-        return TorchLanguageModel(config, tensors, slots, context)
-    if kind == "torch_cuda":
-        weights = load_weights(config, tensors, torch.device("cpu"), torch.float32)
-        return TorchCudaLanguageModel(config, weights, Settings(slots, context))
-    if not (folder / "model.json").exists():
-        export_language_model(config, tensors, folder)
-    return OnnxLanguageModel(folder, slots, context)
+    return ENGINES[kind](config, tensors, slots, context, folder)
 
 
 def request(

@@ -44,7 +44,8 @@ def largest_difference(size: tuple[int, int, int, int], device: str, dtype: torc
 def engine_tokens(attention: str) -> list[list[int]]:
     """A prompt, then bursts with a rewind, of two slots of an engine on the CPU."""
     from vita_audio.engines.interface import BurstRow, ExtendRow, Sampling
-    from vita_audio.engines.torch_cuda.engine import Settings, TorchCudaLanguageModel
+    from vita_audio.engines.torch_cuda.engine import TorchCudaLanguageModel
+    from vita_audio.engines.torch_cuda.settings import Settings
 
     config, cpu = LanguageModelConfig(60, 32, 48, 1 + 2, 4, 2, 2, 64), torch.device("cpu")
     torch.manual_seed(1)
@@ -52,7 +53,7 @@ def engine_tokens(attention: str) -> list[list[int]]:
     engine = TorchCudaLanguageModel(config, weights, Settings(2, 64, attention=attention))  # type: ignore[arg-type]
     prompts = [[7, 3, 9, 1, 4], [5, 8]]
     for slot in range(2):
-        engine.open(slot, Sampling(temperature=1.0, top_k=20, seed=slot))
+        engine.begin(slot, Sampling(temperature=1.0, top_k=20, seed=slot))
     first = engine.extend([ExtendRow(slot, 0, prompt, 0) for slot, prompt in enumerate(prompts)])
     rows = [
         BurstRow(slot, 0, len(prompt), [*prompt[1:], token or 0], 1, 1)

@@ -60,15 +60,26 @@ class BurstRow:
 
 
 class LanguageModelEngine(Protocol):
-    """Backbone + MCTP over a fixed number of slots. Not thread safe: one worker drives it."""
+    """Backbone + MCTP over a fixed number of slots. Not thread safe: one worker drives it.
+
+    Every method raises EngineError for a slot without a stream, and for rows beyond what is cached
+    (`cached_tokens.py` keeps that account for all engines).
+    """
 
     slots: int
     context: int  # tokens a slot holds
     mctp_modules: int  # K
     vocab_size: int
 
-    def open(self, slot: int, sampling: Sampling) -> None:
-        """Start a stream in a free slot."""
+    def begin(self, slot: int, sampling: Sampling, keep: int = 0) -> int:
+        """Start a stream in a free slot, of whose cache the first `keep` tokens stay valid: those of a stream before.
+
+        Returns:
+            Cascade rows that stay valid, at most max(0, keep - K): the first burst starts there at the latest.
+
+        Raises:
+            EngineError: the slot is in use, or holds fewer than `keep` tokens.
+        """
         ...
 
     def extend(self, rows: Sequence[ExtendRow]) -> list[int | None]:
@@ -80,7 +91,7 @@ class LanguageModelEngine(Protocol):
         ...
 
     def release(self, slot: int) -> None:
-        """End the stream of a slot; its cache may be overwritten from now on."""
+        """End the stream of a slot; what it has cached stays until a stream begins there."""
         ...
 
 

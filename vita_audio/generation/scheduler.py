@@ -80,7 +80,7 @@ class Scheduler:
         return not self.running and not self.waiting
 
     def take_refused(self) -> list[Stream]:
-        """Streams that the engine could not open since the last call; they have ended as `failed`."""
+        """Streams that the engine could not begin since the last call; they have ended as `failed`."""
         refused, self._refused = self._refused, []
         return refused
 
@@ -88,9 +88,9 @@ class Scheduler:
         while self._free and self.waiting:
             stream, slot = self.waiting[0], self._free[-1]
             try:
-                self.engine.open(slot, stream.request.sampling)
+                self.engine.begin(slot, stream.request.sampling)
             except Exception as error:  # this stream's fault or bad luck: the others go on, the slot stays free
-                log.exception("stream %s: the engine cannot open slot %d", stream.id, slot)
+                log.exception("stream %s: the engine cannot begin in slot %d", stream.id, slot)
                 stream.end("failed", f"language model failed: {type(error).__name__}: {error}")
                 self._refused.append(self.waiting.popleft())
                 continue

@@ -1,4 +1,4 @@
-"""The TensorRT-LLM engine over the torch mirror: same tokens as the reference engine, however streams come and go."""
+"""The TensorRT-LLM engine over the reference executor: tokens of the reference engine, however streams come and go."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vita_audio.engines.interface import BurstRow, ExtendRow, LanguageModelEngin
 from vita_audio.engines.tensorrt_llm.executor import Tensors
 from vita_audio.engines.tensorrt_llm.language_model import TensorRtLlmLanguageModel
 from vita_audio.engines.tensorrt_llm.layout import layout_for
-from vita_audio.engines.tensorrt_llm.reference_executor import MirrorExecutor
+from vita_audio.engines.tensorrt_llm.reference_executor import ReferenceExecutor
 from vita_audio.engines.tensorrt_llm.session import SessionExecutor
 from vita_audio.engines.torch.language_model import TorchLanguageModel
 from vita_audio.generation.request import GenerationRequest
@@ -39,7 +39,7 @@ PATTERNS = {
 }
 
 
-def mirror(
+def engine_of(
     config: LanguageModelConfig = CONFIG,
     tensors: dict[str, Tensor] = TENSORS,
     slots: int = 4,
@@ -51,7 +51,7 @@ def mirror(
 ) -> TensorRtLlmLanguageModel:
     """Small blocks and few tokens per call: streams cross blocks often, and a full step takes several calls."""
     layout = layout_for(config, slots, context, max_num_tokens, tokens_per_block=tokens_per_block, **limits)
-    return TensorRtLlmLanguageModel(MirrorExecutor(layout, tensors, banned), banned)
+    return TensorRtLlmLanguageModel(ReferenceExecutor(layout, tensors, banned), banned)
 
 
 def run(engine: LanguageModelEngine, requests: list[GenerationRequest], chunk: int = 32, end: tuple = ()) -> list:
@@ -68,7 +68,7 @@ def test_golden_tokens(golden: Path) -> None:
     config, tensors = load_language_model(folder)
     cases = json.loads((folder / "greedy_tokens.json").read_text())
     context = max(len(c["prompt"]) + len(c["tokens"]) for c in cases) + 1
-    engine = mirror(config, tensors, slots=8, context=context, max_num_tokens=64, tokens_per_block=4)
+    engine = engine_of(config, tensors, slots=8, context=context, max_num_tokens=64, tokens_per_block=4)
     requests = [
         request(c["prompt"], tuple(c["pattern"]), len(c["tokens"]), repetition_penalty=c["repetition_penalty"])
         for c in cases
@@ -85,7 +85,7 @@ def test_same_samples_as_the_reference(pattern: tuple[int, ...]) -> None:
         request([1, 2], pattern, 40, repetition_penalty=0.8),
     ]
     expected = run(TorchLanguageModel(CONFIG, TENSORS, 4, 160), requests)
-    assert run(mirror(), requests) == expected
+    assert run(engine_of(), requests) == expected
     assert len({tuple(tokens) for tokens in expected}) == len(requests)
 
 
@@ -101,9 +101,9 @@ def test_greedy_streams_sort_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         return topk(tensor, *arguments)
 
     monkeypatch.setattr(Tensor, "topk", note)
-    assert run(mirror(), greedy) == expected[:2]
+    assert run(engine_of(), greedy) == expected[:2]
     assert sorted_rows == []
-    assert run(mirror(), [*greedy, sampled]) == expected
+    assert run(engine_of(), [*greedy, sampled]) == expected
     assert set(sorted_rows) == {1}  # the one stream that samples, never its company
 
 
@@ -133,7 +133,7 @@ def test_in_flight_batching_equals_the_reference_alone(
     """Streams of any mode that join at different steps, stop in the middle of a burst, or are cancelled, over slots
     and blocks that others have used before."""
     alone = [run(REFERENCE, [r], end=end)[0] for r in requests]
-    engine = mirror(slots=3)
+    engine = engine_of(slots=3)
     scheduler = Scheduler(engine, end, prefill_chunk=32)
     streams: list[Stream] = []
     step = 0
@@ -156,14 +156,14 @@ def test_in_flight_batching_equals_the_reference_alone(
         made = stream.tokens[stream.prompt_tokens :]
         assert made == expected[: len(made)]
         assert stream.state == "cancelled" or len(made) == len(expected)
-    assert engine._blocks.free == engine._blocks.unreserved == engine.layout.blocks
+    assert engine._blocks.free + sum(len(engine._blocks.owned(slot)) for slot in range(3)) == engine.layout.blocks
 
 
 def test_backing_up_runs_on_from_there() -> None:
     """Rows that start before the end of the cache replace what was there, and give back blocks behind them."""
-    engine = mirror(slots=2)
+    engine = engine_of(slots=2)
     for slot in (0, 1):
-        engine.open(slot, Sampling())
+        engine.begin(slot, Sampling())
     prompt, other = list(range(40, 70)), [7, 8, 9]
     engine.extend([ExtendRow(0, 0, prompt, 0), ExtendRow(1, 0, prompt[:10] + other, 0)])
     assert len(engine._blocks.owned(0)) == 4
@@ -183,7 +183,7 @@ def test_audio_only_head_and_banned_ids(first_id: int) -> None:
     banned = tuple(i for i in range(CONFIG.vocab_size) if i < 200 or i % 3)
     requests = [request([1, 2, 3], (1, 10), 30, temperature=2.0, top_p=0.9, seed=s) for s in range(2)]
     requests.append(request([4], (1, 4, 3, 8), 30, repetition_penalty=1.4))
-    made = run(mirror(banned=banned, head_first_id=first_id), requests)
+    made = run(engine_of(banned=banned, head_first_id=first_id), requests)
     assert made == run(TorchLanguageModel(CONFIG, TENSORS, 4, 160, banned), requests)
     assert all(token % 3 == 0 and token >= 200 for tokens in made for token in tokens)
 
@@ -193,7 +193,7 @@ def test_top_k_is_cut_to_the_candidates_of_the_engine() -> None:
         return [request([1, 2], (1, 10), 40, temperature=1.5, top_k=top_k, seed=3)]
 
     reference = TorchLanguageModel(CONFIG, TENSORS, 4, 160)
-    limited = mirror(candidates=12)
+    limited = engine_of(candidates=12)
     assert run(limited, ask(0)) == run(limited, ask(200)) == run(reference, ask(12)) != run(reference, ask(0))
     assert run(limited, ask(5)) == run(reference, ask(5))
 
@@ -212,14 +212,14 @@ def test_other_sizes(config: LanguageModelConfig) -> None:
     modules = config.mctp_modules
     pattern = (1, modules, 2, max(0, modules - 1))
     requests = [request([3, 1, 4, 1, 5], pattern, 30), request([9, 2], (8192, 0), 30, temperature=1.0, seed=5)]
-    engine = mirror(config, tensors, slots=2, context=64)
+    engine = engine_of(config, tensors, slots=2, context=64)
     assert run(engine, requests, 16) == run(TorchLanguageModel(config, tensors, 2, 64), requests, 16)
 
 
 class Corrupted:
     """An executor whose inputs have been tampered with on the way."""
 
-    def __init__(self, inner: MirrorExecutor, change: Callable[[str, dict[str, Tensor]], None]) -> None:
+    def __init__(self, inner: ReferenceExecutor, change: Callable[[str, dict[str, Tensor]], None]) -> None:
         self.inner, self.change, self.layout = inner, change, inner.layout
         self.device, self.hidden_dtype, self.kv_dtype = inner.device, inner.hidden_dtype, inner.kv_dtype
         self.stream = inner.stream
@@ -296,39 +296,22 @@ def generation_first(at: str, inputs: dict[str, Tensor]) -> None:
         (add("seen", True, "mctp"), ""),
     ],
 )
-def test_the_mirror_notices_wrong_metadata(change: Callable[[str, dict[str, Tensor]], None], refused: str) -> None:
+def test_the_reference_executor_notices_wrong_metadata(
+    change: Callable[[str, dict[str, Tensor]], None], refused: str
+) -> None:
     """Otherwise its equality with the reference would say nothing about the packer."""
     layout = layout_for(CONFIG, 2, 120, 64, tokens_per_block=8)
     requests = [
         request(list(range(10, 60)), (1, 4, 3, 8), 40, temperature=0.8, top_k=6, seed=1),
         request([3, 4], (1, 4, 3, 8), 40, repetition_penalty=1.3),
     ]
-    engine = TensorRtLlmLanguageModel(Corrupted(MirrorExecutor(layout, TENSORS), change))
+    engine = TensorRtLlmLanguageModel(Corrupted(ReferenceExecutor(layout, TENSORS), change))
     expected = run(TorchLanguageModel(CONFIG, TENSORS, 2, 120), requests, 16)
     if refused:
         with pytest.raises(EngineError, match=refused):
             run(engine, requests, 16)
     else:
         assert run(engine, requests, 16) != expected
-
-
-def test_wrong_calls_are_refused() -> None:
-    engine = mirror(slots=2)
-    engine.open(0, Sampling())
-    with pytest.raises(EngineError, match="slot 0 is open already"):
-        engine.open(0, Sampling())
-    with pytest.raises(EngineError, match="slot 1 is not open"):
-        engine.extend([ExtendRow(1, 0, [1, 2], None)])
-    engine.extend([ExtendRow(0, 0, [1, 2], None)])
-    with pytest.raises(EngineError, match="3 cached positions are asked for, there are 2; extend first"):
-        engine.extend([ExtendRow(0, 3, [4], None)])
-    with pytest.raises(EngineError, match="3 cached positions are asked for, there are 2; extend first"):
-        engine.burst([BurstRow(0, 0, 3, [2, 3, 4], 10, 1)])
-    config = LanguageModelConfig(64, 32, 64, 2, 2, 1, 0, 64)
-    engine = mirror(config, random_weights(config), slots=1, context=64)
-    engine.open(0, Sampling())
-    with pytest.raises(EngineError, match="K = 0"):
-        engine.burst([BurstRow(0, 0, 1, [1], 1, 0)])
 
 
 LAYOUT = layout_for(CONFIG, 8, 1024, 256, tokens_per_block=32)

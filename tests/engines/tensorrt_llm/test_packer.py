@@ -39,8 +39,6 @@ def sizes(layout: Layout, streams: int, tokens: int, layers: int, draws: int, sa
 def make(max_num_tokens: int = 200, candidates: int | None = None) -> tuple[Layout, BlockManager, Packer]:
     layout = layout_for(CONFIG, SLOTS, CONTEXT, max_num_tokens, candidates, tokens_per_block=SIZE)
     blocks = BlockManager(SLOTS, layout.blocks, SIZE, layout.blocks_per_slot)
-    for slot in range(SLOTS):
-        blocks.open(slot, CONTEXT)
     return layout, blocks, Packer(layout, blocks, POINTER)
 
 
@@ -48,7 +46,7 @@ def grow_unevenly(blocks: BlockManager, stops: dict[int, int]) -> None:
     """Block by block in turn, so that no table is a run of neighbours."""
     for tokens in range(SIZE, CONTEXT + SIZE, SIZE):
         for slot, stop in stops.items():
-            blocks.grow(slot, min(tokens, stop))
+            blocks.resize(slot, min(tokens, stop))
 
 
 token = st.integers(0, CONFIG.vocab_size - 1)
@@ -116,7 +114,7 @@ def test_backbone_step(rows: list[ExtendRow], prompt: int) -> None:
     layout, blocks, packer = make()
     grow_unevenly(blocks, {row.slot: max(prompt, row.start + len(row.tokens)) for row in rows})
     for row in rows:
-        packer.open(row.slot, Sampling(seed=row.slot))
+        packer.begin(row.slot, Sampling(seed=row.slot))
         if row.index:  # its prompt was read in an earlier step
             packer.extend([ExtendRow(row.slot, 0, [1] * prompt, 0)])
     step = packer.extend(rows)
@@ -138,7 +136,7 @@ def test_mctp_step(rows: list[BurstRow]) -> None:
     layout, blocks, packer = make()
     grow_unevenly(blocks, {row.slot: row.stop for row in rows})
     for row in rows:
-        packer.open(row.slot, Sampling())
+        packer.begin(row.slot, Sampling())
     step = packer.burst(rows)
     counts = [row.stop - row.start for row in rows]
     check_arrays(step.arrays, MCTP_STEP, sizes(layout, len(rows), sum(counts), K, K))
@@ -165,7 +163,7 @@ def test_by_hand() -> None:
     """One step with a decode, a prefill chunk and a catch-up, written out as in docs/tensorrt_llm.md 3.2."""
     _, blocks, packer = make()
     for slot in range(3):
-        packer.open(slot, Sampling())
+        packer.begin(slot, Sampling())
     grow_unevenly(blocks, {0: 21, 1: 5, 2: 14})  # blocks 0 1 2 go to slots 0 1 2, then 3 4 to 0 2, then 5 to 0
     packer.extend([ExtendRow(0, 0, [7] * 6, 0)])
     step = packer.extend(
@@ -210,8 +208,8 @@ def test_constants() -> None:
 )
 def test_how_a_row_samples(temperature: float, top_k: int, seed: int, index: int) -> None:
     _, blocks, packer = make(candidates=40)
-    blocks.grow(3, 30)
-    packer.open(3, Sampling(temperature, top_k, 0.9, 1.05, seed))
+    blocks.resize(3, 30)
+    packer.begin(3, Sampling(temperature, top_k, 0.9, 1.05, seed))
     a = packer.burst([BurstRow(3, 20, 22, [5, 6], 2, index)]).arrays
     assert a["penalty"].tolist() == [np.float32(1.05)]
     if temperature == 0 or top_k == 1:
@@ -232,8 +230,8 @@ def test_rows_that_sample_among_others() -> None:
     """Rows of one step in another order than the caller's: which of them sample, and where each finds its token."""
     _, blocks, packer = make()
     for slot, temperature in enumerate((0.5, 0.0, 2.0, 1.0)):
-        blocks.grow(slot, 30)
-        packer.open(slot, Sampling(temperature, seed=slot))
+        blocks.resize(slot, 30)
+        packer.begin(slot, Sampling(temperature, seed=slot))
     rows = [ExtendRow(0, 20, [5], 9), *(ExtendRow(slot, 20, [5, 6], 9) for slot in (1, 2)), ExtendRow(3, 0, [1], None)]
     step = packer.extend(rows)
     assert step.order == [1, 2, 3, 0]  # greedy, sampling, a prefill chunk, sampling
@@ -244,7 +242,7 @@ def test_rows_that_sample_among_others() -> None:
 
 def test_rows_that_fit_nothing_are_refused() -> None:
     _, blocks, packer = make(max_num_tokens=12)
-    blocks.grow(0, CONTEXT)
+    blocks.resize(0, CONTEXT)
     with pytest.raises(EngineError, match=r"slot 0: positions \[58, 61\).*context 60"):
         packer.extend([ExtendRow(0, 58, [1, 2, 3], None)])
     with pytest.raises(EngineError, match=r"13 tokens in one call.*max_num_tokens 12"):
@@ -265,8 +263,8 @@ def test_staging_gives_back_every_tensor(batches: list[list[BurstRow]]) -> None:
     largest = sizes(layout, SLOTS, layout.max_num_tokens, K, K, sampled=SLOTS)
     staging = Staging(MCTP_STEP, largest, packer.mctp_constants, torch.device("cpu"), depth=2)
     for slot in range(SLOTS):
-        blocks.grow(slot, CONTEXT)
-        packer.open(slot, Sampling(temperature=float(slot > 1), seed=slot))
+        blocks.resize(slot, CONTEXT)
+        packer.begin(slot, Sampling(temperature=float(slot > 1), seed=slot))
     for rows in batches:
         arrays = packer.burst(rows).arrays
         tensors = staging.put(arrays)
@@ -279,8 +277,8 @@ def test_staging_gives_back_every_tensor(batches: list[list[BurstRow]]) -> None:
 
 def test_staging_names_what_does_not_fit() -> None:
     layout, blocks, packer = make()
-    blocks.grow(0, CONTEXT)
-    packer.open(0, Sampling())
+    blocks.resize(0, CONTEXT)
+    packer.begin(0, Sampling())
     largest = sizes(layout, SLOTS, layout.max_num_tokens, CONFIG.backbone_layers, 1, sampled=SLOTS)
     staging = Staging(BACKBONE_STEP, largest, packer.backbone_constants, torch.device("cpu"))
     arrays = packer.extend([ExtendRow(0, 0, [1, 2, 3], None)]).arrays
@@ -298,8 +296,8 @@ def test_staging_names_what_does_not_fit() -> None:
 def test_steps_enqueued_without_waiting_keep_their_own_tensors() -> None:
     """Not run on a GPU yet. Many more steps in flight than pinned buffers, the device kept busy."""
     layout, blocks, packer = make()
-    blocks.grow(0, CONTEXT)
-    packer.open(0, Sampling())
+    blocks.resize(0, CONTEXT)
+    packer.begin(0, Sampling())
     largest = sizes(layout, SLOTS, layout.max_num_tokens, CONFIG.backbone_layers, 1, sampled=SLOTS)
     stream, kept = torch.cuda.Stream(), []
     with torch.cuda.stream(stream):

@@ -41,9 +41,9 @@ def dispatched(
     kind: str,
     shape: Shape,
     first_mctp_id: int = 0,
-    fault: Callable[[Any, dict[str, Tensor]], None] = lambda engine, inputs: None,
+    fault: Callable[[Any, dict[str, Tensor]], None] = lambda forward, inputs: None,
 ) -> list[str]:
-    """Kernels of the function that would be captured for a shape; `fault` breaks engine or inputs before."""
+    """Kernels of the function that would be captured for a shape; `fault` breaks the network or its inputs before."""
     from triton.runtime.jit import JITFunction
 
     from benchmarks.gpu_kernels import GPUS, engine_without_memory
@@ -54,10 +54,11 @@ def dispatched(
         def moved(leaf: Any) -> Any:
             return torch.empty(leaf.shape, dtype=leaf.dtype, device=device) if isinstance(leaf, Tensor) else leaf
 
-        vars(engine).update(tree_map(moved, vars(engine)))
-        fields, function = engine._extend_function(shape) if kind == "extend" else engine._burst_function(shape)
+        forward = engine.forward
+        vars(forward).update(tree_map(moved, vars(forward)))
+        fields, function = forward.function(kind, shape)
         inputs = {name: torch.empty(size, dtype=torch.int64, device=device) for name, (size, _) in fields.items()}
-        fault(engine, inputs)
+        fault(forward, inputs)
         log = Dispatched()
         with (
             log,
@@ -112,14 +113,14 @@ def test_kernels_of_a_layer_and_of_a_module_do_not_grow(call: tuple[str, int], m
 def in_each_layer(extra: Callable[[Tensor], object]) -> Callable[[Any, dict[str, Tensor]], None]:
     """A fault: `extra` of the hidden states before the second half of each layer."""
 
-    def fault(engine: Any, inputs: dict[str, Tensor]) -> None:
-        finish = engine._finish
+    def fault(forward: Any, inputs: dict[str, Tensor]) -> None:
+        finish = forward._finish
 
         def broken(x: Tensor, *rest: Any) -> Tensor:
             extra(x)
             return finish(x, *rest)
 
-        engine._finish = broken
+        forward._finish = broken
 
     return fault
 
@@ -132,7 +133,7 @@ def test_one_more_kernel_is_counted() -> None:
 HOST_NUMBER = torch.ones(())
 
 
-def count_on_the_host(engine: Any, inputs: dict[str, Tensor]) -> None:
+def count_on_the_host(forward: Any, inputs: dict[str, Tensor]) -> None:
     inputs["count"] = torch.zeros(inputs["count"].shape, dtype=torch.int64, device="cpu")
 
 

@@ -21,7 +21,8 @@ from vita_audio.engines.interface import LanguageModelEngine
 from vita_audio.engines.torch.audio import TorchFlow, TorchVocoder
 from vita_audio.engines.torch.language_model import TorchLanguageModel
 from vita_audio.engines.torch_cuda.audio import TorchCudaFlow, TorchCudaVocoder
-from vita_audio.engines.torch_cuda.engine import Settings, TorchCudaLanguageModel
+from vita_audio.engines.torch_cuda.engine import TorchCudaLanguageModel
+from vita_audio.engines.torch_cuda.settings import Settings
 from vita_audio.engines.torch_cuda.weights import load_weights
 from vita_audio.generation.request import GenerationRequest
 from vita_audio.generation.scheduler import Scheduler

@@ -58,7 +58,7 @@ def engine_logits(
     """(token position, level, logits) of every token, made one by one: one backbone token, `burst` MCTP tokens, ..."""
     ids = sample.ids.tolist()
     engine = TeacherForcedEngine(CONFIG, model.state_dict(), slots=1, context=len(ids) + MODULES + 1)
-    engine.open(0, Sampling(temperature=0.0, top_k=0, top_p=1.0, repetition_penalty=1.0, seed=0))
+    engine.begin(0, Sampling(temperature=0.0, top_k=0, top_p=1.0, repetition_penalty=1.0, seed=0))
     engine.force(ids[prompt:])
     consumed, valid, made = 0, 0, 0
     found = []

@@ -17,6 +17,7 @@ import onnxruntime as ort
 
 from vita_audio.checkpoint.configs import LanguageModelConfig
 from vita_audio.contract.errors import EngineError
+from vita_audio.engines.cached_tokens import CachedTokens
 from vita_audio.engines.interface import BurstRow, ExtendRow, Floats, Sampling
 from vita_audio.engines.onnxruntime.session import open_session
 from vita_audio.engines.sampling import uniforms
@@ -46,18 +47,33 @@ class OnnxLanguageModel:
         self._mctp = _Graph(folder / "mctp.onnx", self.mctp_modules, self, threads) if self.mctp_modules else None
         self._hidden: Floats = np.zeros((slots, context, self.config.hidden_size), np.float32)  # H0 of each position
         self._seen = [_SeenIds() for _ in range(slots)]
-        self._length = np.zeros(slots, np.int32)  # backbone rows in the cache; where a batch parks idle slots
         self._sampling = [Sampling() for _ in range(slots)]
+        self.cached = CachedTokens(slots, context, self.mctp_modules)
+        self._first_rows: dict[int, list[np.ndarray]] = {}  # row 0 of the caches of released slots
 
-    def open(self, slot: int, sampling: Sampling) -> None:
+    def begin(self, slot: int, sampling: Sampling, keep: int = 0) -> int:
+        kept, cascaded = self.cached.begin(slot, keep)
+        for cache, row in zip(self._backbone.caches.values(), self._first_rows.pop(slot, ()), strict=False):
+            cache[slot, :, 0] = row
         self._seen[slot] = _SeenIds()
-        self._length[slot] = 0
+        self._seen[slot].add(kept)
         self._sampling[slot] = sampling
+        return cascaded
 
     def release(self, slot: int) -> None:
-        self._length[slot] = 0
+        self.cached.release(slot)
+        # Batches park a released slot at row 0, which costs them least and overwrites it.
+        self._first_rows[slot] = [cache[slot, :, 0].copy() for cache in self._backbone.caches.values()]
 
     def extend(self, rows: Sequence[ExtendRow]) -> list[int | None]:
+        with self.cached.extend(rows):
+            return self._extend(rows)
+
+    def burst(self, rows: Sequence[BurstRow]) -> list[list[int]]:
+        with self.cached.burst(rows):
+            return [self._burst_one(row) for row in rows]
+
+    def _extend(self, rows: Sequence[ExtendRow]) -> list[int | None]:
         tokens: list[int | None] = [None] * len(rows)
         for row in rows:
             self._seen[row.slot].add(row.tokens)
@@ -77,7 +93,6 @@ class OnnxLanguageModel:
         graph.feed_sampling(self._seen[slot : slot + 1], [self._sampling[slot]], [row.index], 1)
         hidden, token = graph.run(slot, 1, np.array([stop - 1], np.int32), stop, ("hidden", "token"))
         self._hidden[slot, row.start : stop] = hidden[0]
-        self._length[slot] = stop
         return None if row.index is None else self._commit(slot, int(token[0, 0]))
 
     def _extend_batch(self, rows: Sequence[ExtendRow]) -> list[int | None]:
@@ -85,7 +100,8 @@ class OnnxLanguageModel:
         their cache: that row is overwritten by their next step."""
         batch = max(row.slot for row in rows) + 1
         tokens = np.zeros((batch, 1), np.int64)
-        last_row = np.minimum(self._length[:batch], self.context - 1)
+        parked = [0 if slot in self._first_rows else self.cached.length(slot) for slot in range(batch)]
+        last_row = np.minimum(parked, self.context - 1)
         index: list[int | None] = [None] * batch
         for row in rows:
             tokens[row.slot], last_row[row.slot], index[row.slot] = row.tokens, row.start, row.index
@@ -96,7 +112,6 @@ class OnnxLanguageModel:
         sampled: list[int | None] = []
         for row in rows:
             self._hidden[row.slot, row.start] = hidden[row.slot, 0]
-            self._length[row.slot] = row.start + 1
             sampled.append(None if row.index is None else self._commit(row.slot, int(token[row.slot, 0])))
         return sampled
 
@@ -104,13 +119,9 @@ class OnnxLanguageModel:
         self._seen[slot].add((token,))
         return token
 
-    def burst(self, rows: Sequence[BurstRow]) -> list[list[int]]:
-        return [self._burst_one(row) for row in rows]
-
     def _burst_one(self, row: BurstRow) -> list[int]:
         graph, modules, count = self._mctp, self.mctp_modules, row.stop - row.start
-        if graph is None:
-            raise EngineError("burst: this checkpoint has no MCTP modules (K = 0)")
+        assert graph is not None  # `cached.burst` has refused a checkpoint without modules
         tokens = np.array([row.tokens], np.int64)
         forced = np.full((1, modules), -1, np.int64)
         if row.index is None:  # nobody reads what the last module samples
@@ -163,7 +174,7 @@ class _Graph:
         padded = next(i.shape[1] for i in self._session.get_inputs() if i.name == "cos") * 2
         shape = (engine.slots, config.num_key_value_heads, engine.context, padded)
         # Untouched pages of np.zeros cost no memory: a long context is paid for only by streams that use it.
-        self._caches = {f"{kind}_{i}": np.zeros(shape, np.float32) for i in range(layers) for kind in ("key", "value")}
+        self.caches = {f"{kind}_{i}": np.zeros(shape, np.float32) for i in range(layers) for kind in ("key", "value")}
         inverse = config.rope_theta ** -(np.arange(0, config.head_dim, 2, dtype=np.float32) / config.head_dim)
         angle = np.arange(engine.context, dtype=np.float32)[:, None] * inverse
         pad = [(0, 0), (0, padded // 2 - angle.shape[1])]
@@ -178,7 +189,7 @@ class _Graph:
             binding = self._session.io_binding()
             binding.bind_cpu_input("cos", self._cos)
             binding.bind_cpu_input("sin", self._sin)
-            for name, cache in self._caches.items():
+            for name, cache in self.caches.items():
                 part = cache[first : first + batch]  # contiguous: slots are the first axis
                 place = ("cpu", 0, np.float32, part.shape, part.ctypes.data)
                 binding.bind_input(f"past_{name}", *place)
@@ -219,4 +230,4 @@ class _Graph:
         self._session.run_with_iobinding(binding)
         self._fed.clear()
         # In the order of binding: the caches came first, once and for all.
-        return [value.numpy() for value in binding.get_outputs()[len(self._caches) :]]
+        return [value.numpy() for value in binding.get_outputs()[len(self.caches) :]]

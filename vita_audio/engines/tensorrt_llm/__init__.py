@@ -8,7 +8,8 @@ packer.py           every tensor of a step, on the host
 tensors.py          their names, types and shapes
 staging.py          one copy of a step to the device
 device_state.py     KV pool, hidden states, ids seen
-sampler.py          draws on the device
-mirror.py           executor in PyTorch (CPU): reads exactly what the engines read
+engine.py           one engine: loaded, its inputs checked, enqueued
+engine_record.py    what an engine's config.json says it was built for
+reference_executor.py   executor in PyTorch (CPU): reads exactly what the engines read
 session.py          executor over tensorrt_llm.runtime.Session: not run on a GPU yet
 """

@@ -5,6 +5,8 @@ Nothing here waits for the device; positions are addressed by block tables alone
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -29,9 +31,10 @@ class DeviceState:
         self.hidden = torch.zeros(rows, config.hidden_size, dtype=hidden_dtype, device=device)
         self.seen = torch.zeros(layout.slots, config.vocab_size, dtype=torch.bool, device=device)
 
-    def open(self, slot: int) -> None:
-        """A stream starts: nothing is seen yet. Its caches need no clearing: lengths say what is read."""
+    def begin(self, slot: int, kept: Sequence[int]) -> None:
+        """A stream starts behind the tokens `kept`. Its caches need no clearing: lengths say what is read."""
         self.seen[slot].fill_(False)
+        self.seen[slot].index_fill_(0, torch.tensor(kept, dtype=torch.int64, device=self.seen.device), True)
 
     def see(self, seen_index: Tensor) -> None:
         """Mark ids as seen: int64 [tokens], slot * vocab + id. Sampled tokens come back as input before the next draw

@@ -1,4 +1,4 @@
-"""What runs one engine call. Everything before and after it is shared; `mirror.py` and `session.py` do the call itself.
+"""What runs one engine call (`reference_executor.py`, `session.py`); everything before and after it is shared.
 
 `inputs` hold the tensors that the engine of that name reads (`tensors.BACKBONE_INPUTS`, `tensors.MCTP_INPUTS`), each
 where `TensorSpec.place` says. Calls are enqueued in order on one stream and return without waiting for the device.

@@ -13,24 +13,21 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from vita_audio.contract.errors import EngineError
+from vita_audio.engines.cached_tokens import CachedTokens
 from vita_audio.engines.interface import BurstRow, ExtendRow, Sampling
 from vita_audio.engines.tensorrt_llm.block_manager import BlockManager
 from vita_audio.engines.tensorrt_llm.device_state import DeviceState
 from vita_audio.engines.tensorrt_llm.executor import Executor
 from vita_audio.engines.tensorrt_llm.packer import PackedStep, Packer
-from vita_audio.engines.tensorrt_llm.sampler import draw
 from vita_audio.engines.tensorrt_llm.staging import Staging
 from vita_audio.engines.tensorrt_llm.tensors import BACKBONE_INPUTS, BACKBONE_STEP, MCTP_INPUTS, MCTP_STEP
+from vita_audio.engines.torch.sampler import draw_some
 
 Row = TypeVar("Row", ExtendRow, BurstRow)
 
 
 class TensorRtLlmLanguageModel:
     """`LanguageModelEngine` over an executor.
-
-    Opening a slot reserves blocks for its whole context (`block_manager.py` says why) and the pool has them for every
-    slot (`layout.py` refuses otherwise), so an admitted stream never runs out of memory.
 
     Args:
         executor: runs the engine calls.
@@ -45,11 +42,11 @@ class TensorRtLlmLanguageModel:
         self._executor = executor
         with executor.stream():
             self._state = DeviceState(layout, executor.device, executor.kv_dtype, executor.hidden_dtype)
-            self._bias = torch.zeros(config.vocab_size, device=executor.device)
-            self._bias[list(banned_ids)] = torch.finfo(torch.float32).min / 4
+            self._banned = torch.zeros(config.vocab_size, dtype=torch.bool, device=executor.device)
+            self._banned[list(banned_ids)] = True
         self._blocks = BlockManager(layout.slots, layout.blocks, layout.tokens_per_block, layout.blocks_per_slot)
         self._packer = Packer(layout, self._blocks, self._state.pool.data_ptr())
-        self._length = [0] * layout.slots  # positions the backbone has cached
+        self.cached = CachedTokens(layout.slots, layout.context, config.mctp_modules)
         largest = {
             "tokens": layout.max_num_tokens,
             "streams": layout.slots,
@@ -64,26 +61,30 @@ class TensorRtLlmLanguageModel:
             self._to_backbone = Staging(BACKBONE_STEP, backbone, self._packer.backbone_constants, executor.device)
             self._to_mctp = Staging(MCTP_STEP, mctp, self._packer.mctp_constants, executor.device)
 
-    def open(self, slot: int, sampling: Sampling) -> None:
-        """Raises EngineError when the slot is open already."""
-        self._blocks.open(slot, self.context)
-        self._packer.open(slot, sampling)
-        self._length[slot] = 0
+    def begin(self, slot: int, sampling: Sampling, keep: int = 0) -> int:
+        kept, cascaded = self.cached.begin(slot, keep)
+        # Steps in flight may still read blocks given back here: their next owner writes later on the same stream.
+        self._blocks.resize(slot, keep)
+        self._packer.begin(slot, sampling)
         with self._executor.stream():
-            self._state.open(slot)
+            self._state.begin(slot, kept)
+        return cascaded
 
     def release(self, slot: int) -> None:
-        # Steps in flight may still read the blocks: whoever gets them next writes behind those, on the same stream.
-        self._blocks.release(slot)
+        self.cached.release(slot)
+
+    def extend(self, rows: Sequence[ExtendRow]) -> list[int | None]:
+        with self.cached.extend(rows):
+            return self._extend(rows)
+
+    def burst(self, rows: Sequence[BurstRow]) -> list[list[int]]:
+        with self.cached.burst(rows):
+            return self._burst(rows)
 
     @torch.inference_mode()
-    def extend(self, rows: Sequence[ExtendRow]) -> list[int | None]:
+    def _extend(self, rows: Sequence[ExtendRow]) -> list[int | None]:
         for row in rows:
-            stop = row.start + len(row.tokens)
-            self._check_cached(row.slot, row.start)
-            self._blocks.rewind(row.slot, row.start)
-            self._blocks.grow(row.slot, stop)
-            self._length[row.slot] = stop
+            self._blocks.resize(row.slot, row.start + len(row.tokens))
         made: list[int | None] = []
         for part in self._parts(rows, [len(row.tokens) for row in rows]):
             step = self._packer.extend(part)
@@ -94,11 +95,7 @@ class TensorRtLlmLanguageModel:
         return made
 
     @torch.inference_mode()
-    def burst(self, rows: Sequence[BurstRow]) -> list[list[int]]:
-        if not self.mctp_modules:
-            raise EngineError("burst: this checkpoint has no MCTP modules (K = 0)")
-        for row in rows:
-            self._check_cached(row.slot, row.stop)
+    def _burst(self, rows: Sequence[BurstRow]) -> list[list[int]]:
         made: list[list[int]] = []
         for part in self._parts(rows, [row.stop - row.start for row in rows]):
             step = self._packer.burst(part)
@@ -109,12 +106,6 @@ class TensorRtLlmLanguageModel:
             made += [[] if row.index is None else ids[: row.commit] for row, ids in zip(part, drawn, strict=True)]
         return made
 
-    def _check_cached(self, slot: int, needed: int) -> None:
-        if needed > self._length[slot]:
-            raise EngineError(
-                f"slot {slot}: {needed} cached positions are asked for, there are {self._length[slot]}; extend first"
-            )
-
     def _run_backbone(self, step: PackedStep) -> Tensor | None:
         """Sampled tokens [streams] on the device, or None when no row asks for one."""
         tensors, state = self._to_backbone.put(step.arrays), self._state
@@ -124,9 +115,10 @@ class TensorRtLlmLanguageModel:
         state.keep_hidden(tensors["hidden_rows"], hidden)
         if not step.samples:
             return None
-        return draw(
-            logits + self._bias,
+        return draw_some(
+            logits,
             state.seen_of(tensors["slots"]),
+            self._banned,
             tensors["penalty"],
             tensors["token_rows"],
             tensors["sampled_rows"],

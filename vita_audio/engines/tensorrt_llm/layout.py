@@ -16,7 +16,7 @@ class Layout:
     Attributes:
         slots: streams that may be open at once; at most the engines' max_batch_size.
         context: tokens a slot holds; at most the engines' max_seq_len.
-        blocks: blocks of the pool. Every slot has `blocks_per_slot` of them reserved while it is open.
+        blocks: blocks of the pool. At least `blocks_per_slot` of them for every slot.
         max_num_tokens: new tokens of one engine call, all streams together, as the engines were built.
         candidates: the largest top_k that is drawn from, as the MCTP engine was built; a request that asks for more,
             or for all, gets this many.

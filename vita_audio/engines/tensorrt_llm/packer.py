@@ -58,7 +58,7 @@ class Packer:
         self.backbone_constants = self._constants(0, config.backbone_layers, pool_pointer)
         self.mctp_constants = self._constants(config.backbone_layers, config.mctp_modules, pool_pointer)
 
-    def open(self, slot: int, sampling: Sampling) -> None:
+    def begin(self, slot: int, sampling: Sampling) -> None:
         """A stream starts in the slot."""
         limit = self._layout.candidates
         self._sampling[slot] = sampling
@@ -101,7 +101,7 @@ class Packer:
                     f"burst: slot {row.slot} has {len(row.tokens)} tokens for rows [{row.start}, {row.stop}), "
                     f"must have {known}"
                 )
-            # What follows a prefill chunk is known. Nobody reads what its last module samples.
+            # What follows a prefill chunk is known. What its last module samples is not read.
             forced[i, : known - count] = row.tokens[count:]
         counts = np.array([row.stop - row.start for row in rows])
         arrays = self._decoder(

@@ -19,12 +19,12 @@ from torch.nn import functional as F
 from vita_audio.contract.errors import EngineError
 from vita_audio.engines.tensorrt_llm.executor import Tensors
 from vita_audio.engines.tensorrt_llm.layout import Layout
-from vita_audio.engines.tensorrt_llm.sampler import draw
 from vita_audio.engines.tensorrt_llm.tensors import CONTEXT, GENERATION
+from vita_audio.engines.torch.sampler import draw_some
 from vita_audio.models.language_model import Attend, LanguageModel
 
 
-class MirrorExecutor:
+class ReferenceExecutor:
     """`Executor` over the reference modules, float32 on the CPU.
 
     Args:
@@ -41,9 +41,9 @@ class MirrorExecutor:
         self._model = LanguageModel(layout.config)
         self._model.load_state_dict(dict(tensors))
         self._model.float().eval()
-        bias = torch.zeros(layout.config.vocab_size)
-        bias[list(banned_ids)] = torch.finfo(torch.float32).min / 4
-        self._bias = bias[layout.head_first_id :]
+        banned = torch.zeros(layout.config.vocab_size, dtype=torch.bool)
+        banned[list(banned_ids)] = True
+        self._banned = banned[layout.head_first_id :]
         self._head = self._model.lm_head.weight[layout.head_first_id :]
 
     def stream(self) -> AbstractContextManager[object]:
@@ -60,9 +60,10 @@ class MirrorExecutor:
         last = inputs["last_token_ids"].long() - 1
         for k in range(self.layout.config.mctp_modules):
             hidden = self._model.mctp(k, ids, hidden, batch.positions, batch.attend(k))
-            row = draw(
-                F.linear(hidden[last], self._head) + self._bias,
+            row = draw_some(
+                F.linear(hidden[last], self._head),
                 seen,
+                self._banned,
                 inputs["penalty"],
                 inputs["token_rows"],
                 inputs["sampled_rows"],

@@ -52,8 +52,8 @@ DECODER: dict[str, TensorSpec] = {
     "host_context_progress": TensorSpec("int64", (1,), "host", constant=True),
 }
 
-#: How each row samples; read by `sampler.draw` after the backbone and inside the MCTP engine. Row b of the batch takes
-#: its best id (`token_rows[b]` is b), or what is drawn for `sampled_rows[i]` = b (`token_rows[b]` is streams + i).
+#: How each row samples; read by `engines.torch.sampler.draw_some` after the backbone and inside the MCTP engine. Batch
+#: row b takes its best id (`token_rows[b]` is b), or what is drawn for `sampled_rows[i]` = b (it is streams + i).
 SAMPLING: dict[str, TensorSpec] = {
     "penalty": TensorSpec("float32", ("streams",)),
     "token_rows": TensorSpec("int32", ("streams",)),

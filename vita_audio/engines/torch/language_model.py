@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vita_audio.checkpoint.configs import LanguageModelConfig
-from vita_audio.contract.errors import EngineError
+from vita_audio.engines.cached_tokens import CachedTokens
 from vita_audio.engines.interface import BurstRow, ExtendRow, Sampling
 from vita_audio.engines.sampling import uniforms
+from vita_audio.engines.torch.sampler import SamplingTable, candidates, draw
 from vita_audio.models.language_model import Attend, LanguageModel
 
 
@@ -47,17 +48,32 @@ class TorchLanguageModel:
         self._hidden = torch.zeros(slots, context, config.hidden_size)  # H0 of each position
         self._seen = torch.zeros(slots, config.vocab_size, dtype=torch.bool)
         self._sampling = [Sampling() for _ in range(slots)]
-        self._banned = list(banned_ids)
+        self._table = SamplingTable.create(slots, self._seen.device)
+        self._banned = torch.zeros(config.vocab_size, dtype=torch.bool)
+        self._banned[list(banned_ids)] = True
+        self.cached = CachedTokens(slots, context, config.mctp_modules)
 
-    def open(self, slot: int, sampling: Sampling) -> None:
+    def begin(self, slot: int, sampling: Sampling, keep: int = 0) -> int:
+        kept, cascaded = self.cached.begin(slot, keep)
         self._seen[slot] = False
+        self._seen[slot, list(kept)] = True
         self._sampling[slot] = sampling
+        self._table.put(slot, sampling, self.vocab_size)
+        return cascaded
 
     def release(self, slot: int) -> None:
-        pass  # the next stream of the slot overwrites its cache
+        self.cached.release(slot)
+
+    def extend(self, rows: Sequence[ExtendRow]) -> list[int | None]:
+        with self.cached.extend(rows):
+            return self._extend(rows)
+
+    def burst(self, rows: Sequence[BurstRow]) -> list[list[int]]:
+        with self.cached.burst(rows):
+            return self._burst(rows)
 
     @torch.inference_mode()
-    def extend(self, rows: Sequence[ExtendRow]) -> list[int | None]:
+    def _extend(self, rows: Sequence[ExtendRow]) -> list[int | None]:
         spans = [(row.slot, row.start, row.start + len(row.tokens)) for row in rows]
         for row in rows:
             self._seen[row.slot, list(row.tokens)] = True
@@ -72,9 +88,7 @@ class TorchLanguageModel:
         ]
 
     @torch.inference_mode()
-    def burst(self, rows: Sequence[BurstRow]) -> list[list[int]]:
-        if not self.mctp_modules:
-            raise EngineError("burst: this checkpoint has no MCTP modules (K = 0)")
+    def _burst(self, rows: Sequence[BurstRow]) -> list[list[int]]:
         spans = [(row.slot, row.start, row.stop) for row in rows]
         counts = [stop - start for _, start, stop in spans]
         positions = torch.cat([torch.arange(start, stop) for _, start, stop in spans])
@@ -115,21 +129,12 @@ class TorchLanguageModel:
         return attend
 
     def _sample(self, slot: int, hidden: Tensor, index: int, commit: bool = True) -> int:
-        """hidden [hidden] -> token, in the order of Hugging Face's processors: penalty, temperature, top-k, top-p."""
-        s = self._sampling[slot]
-        logits = self._model.logits(hidden)
-        logits[self._banned] = torch.finfo(torch.float32).min / 4
-        penalised = torch.where(logits < 0, logits * s.repetition_penalty, logits / s.repetition_penalty)
-        logits = torch.where(self._seen[slot], penalised, logits)
-        if s.greedy:
-            token = int(logits.argmax())
-        else:
-            values, ids = logits.topk(min(s.top_k or self.vocab_size, self.vocab_size))
-            p = (values / s.temperature).softmax(0)
-            p = torch.where(p.cumsum(0) - p < s.top_p, p, 0.0)
-            u = torch.from_numpy(uniforms(s.seed, index, 1))
-            chosen = int((p.cumsum(0) <= u * p.sum()).sum())
-            token = int(ids[min(chosen, int((p > 0).sum()) - 1)])
+        """hidden [hidden] -> token."""
+        sampling, row = self._sampling[slot], slice(slot, slot + 1)
+        table = SamplingTable(*(column[row] for column in self._table))
+        uniform = torch.from_numpy(uniforms(sampling.seed, index, 1))
+        logits, width = self._model.logits(hidden)[None], candidates(sampling, self.vocab_size)
+        token = int(draw(logits, self._seen[row], self._banned, table, uniform, width))
         if commit:
             self._seen[slot, token] = True
         return token

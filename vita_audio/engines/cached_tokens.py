@@ -1,0 +1,111 @@
+"""Which tokens the caches of each slot hold: one account and one set of refusals for every engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from vita_audio.contract.errors import EngineError
+from vita_audio.engines.interface import BurstRow, ExtendRow
+
+
+class CachedTokens:
+    """Follows the calls of an engine, on the host.
+
+    Args:
+        slots: streams that may be open at once.
+        context: tokens a slot holds.
+        modules: K, MCTP modules.
+    """
+
+    def __init__(self, slots: int, context: int, modules: int) -> None:
+        self._context, self._modules = context, modules
+        self._tokens: list[list[int]] = [[] for _ in range(slots)]  # that the backbone has run over
+        self._cascaded = [0] * slots  # cascade rows that need no re-run
+        self._open = [False] * slots
+
+    def length(self, slot: int) -> int:
+        """Positions that the backbone has cached."""
+        return len(self._tokens[slot])
+
+    def begin(self, slot: int, keep: int) -> tuple[Sequence[int], int]:
+        """Open a slot and drop what it holds beyond `keep` tokens.
+
+        Returns:
+            The tokens kept, and the cascade rows that stay valid: row j of the last module has read token j + K.
+
+        Raises:
+            EngineError: the slot does not exist or is open, or `keep` is not what it holds; nothing has changed then.
+        """
+        if not 0 <= slot < len(self._open):
+            raise EngineError(f"slot: {slot} is not valid: 0 to {len(self._open) - 1}")
+        if self._open[slot]:
+            raise EngineError(f"slot {slot} is open already; release it first")
+        # A stream needs room for one token at least, so the last row of a full slot is never worth keeping.
+        held = min(len(self._tokens[slot]), self._context - 1)
+        if not 0 <= keep <= held:
+            raise EngineError(f"keep: {keep} is not valid: slot {slot} holds {held} tokens; keep fewer, read the rest")
+        self._open[slot] = True
+        self._rewind(slot, keep)
+        return self._tokens[slot], self._cascaded[slot]
+
+    def release(self, slot: int) -> None:
+        """Close a slot; what it holds stays. Raises EngineError when it is not open."""
+        self._check_open(slot)
+        self._open[slot] = False
+
+    @contextmanager
+    def extend(self, rows: Sequence[ExtendRow]) -> Iterator[None]:
+        """Around a backbone step: rows may start anywhere in the cache, and what was behind their start is dropped.
+
+        Raises:
+            EngineError: a slot is not open, a row starts beyond what is cached or ends beyond the context.
+        """
+        for row in rows:
+            self._check_cached(row.slot, row.start)
+            if row.start + len(row.tokens) > self._context:
+                raise EngineError(
+                    f"slot {row.slot}: positions [{row.start}, {row.start + len(row.tokens)}) are not in "
+                    f"[0, context {self._context})"
+                )
+        for row in rows:
+            if row.start < len(self._tokens[row.slot]):
+                self._rewind(row.slot, row.start)
+        yield
+        for row in rows:  # a step that failed has cached nothing
+            self._tokens[row.slot].extend(row.tokens)
+
+    @contextmanager
+    def burst(self, rows: Sequence[BurstRow]) -> Iterator[None]:
+        """Around a cascade.
+
+        Raises:
+            EngineError: there are no MCTP modules, a slot is not open, or rows lie beyond what the backbone has cached.
+        """
+        if not self._modules:
+            raise EngineError("burst: this checkpoint has no MCTP modules (K = 0)")
+        for row in rows:
+            self._check_cached(row.slot, row.stop)
+        without_gap = [row for row in rows if row.start <= self._cascaded[row.slot]]
+        for row in without_gap:
+            self._cascaded[row.slot] = row.start
+        yield
+        for row in without_gap:  # the rewind rule (docs/model.md, "The fused cascade")
+            known = row.stop if row.index is None else row.stop + row.commit - self._modules
+            self._cascaded[row.slot] = max(0, min(row.stop, known))
+
+    def _rewind(self, slot: int, tokens: int) -> None:
+        del self._tokens[slot][tokens:]
+        self._cascaded[slot] = min(self._cascaded[slot], max(0, tokens - self._modules))
+
+    def _check_open(self, slot: int) -> None:
+        if not self._open[slot]:
+            raise EngineError(f"slot {slot} is not open; begin a stream there first")
+
+    def _check_cached(self, slot: int, needed: int) -> None:
+        self._check_open(slot)
+        if needed > len(self._tokens[slot]):
+            raise EngineError(
+                f"slot {slot}: {needed} cached positions are asked for, there are {len(self._tokens[slot])}; "
+                "extend first"
+            )

@@ -1,0 +1,129 @@
+"""One token for each row of logits, on whatever device they are: the sampler of every engine that runs on PyTorch.
+
+Order of Hugging Face's processors: repetition penalty, temperature, top-k, top-p; then the inverse of the cumulative
+distribution at a uniform number that depends on seed and token index alone (`engines/sampling.py`). The host never
+waits and every shape is known to it, so a CUDA graph can hold all of it. A row draws the same in any company.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vita_audio.engines.interface import Sampling
+
+#: Candidates that are sorted for requests with a top-k of at most this; others sort the whole vocabulary.
+NARROW = 64
+BANNED_LOGIT = torch.finfo(torch.float32).min / 4
+
+
+class SamplingTable(NamedTuple):
+    """Sampling parameters, one row each: of all slots, or of the streams of a call."""
+
+    penalty: Tensor  # float32 [slots]
+    inv_temperature: Tensor  # float32, 1 where greedy
+    top_p: Tensor  # float32
+    top_k: Tensor  # int64, the vocabulary's size where off
+    greedy: Tensor  # bool
+
+    @classmethod
+    def create(cls, slots: int, device: torch.device) -> SamplingTable:
+        penalty, inv_temperature, top_p = (torch.ones(slots, device=device) for _ in range(3))
+        top_k = torch.ones(slots, dtype=torch.int64, device=device)
+        return cls(penalty, inv_temperature, top_p, top_k, torch.ones(slots, dtype=torch.bool, device=device))
+
+    def put(self, slot: int, sampling: Sampling, vocab_size: int) -> None:
+        s = sampling
+        top_k = min(s.top_k or vocab_size, vocab_size)
+        values = (s.repetition_penalty, 1.0 / (s.temperature or 1.0), s.top_p, top_k, s.greedy)
+        for column, value in zip(self, values, strict=True):
+            column[slot] = value
+
+    def rows(self, slots: Tensor) -> SamplingTable:
+        """The rows of some slots: each [streams]."""
+        return SamplingTable(*(column.index_select(0, slots) for column in self))
+
+
+def candidates(sampling: Sampling, vocab_size: int) -> int:
+    """How many of the largest logits a request needs sorted: 1, NARROW or all; few values, since each is a program."""
+    if sampling.greedy:
+        return 1
+    return min(NARROW, vocab_size) if 0 < sampling.top_k <= NARROW else vocab_size
+
+
+def draw(logits: Tensor, seen: Tensor, banned: Tensor, table: SamplingTable, uniform: Tensor, width: int) -> Tensor:
+    """One token for each row, every row sorted unless all are greedy: shapes do not depend on who samples.
+
+    Args:
+        logits: float32 [streams, ids].
+        seen: bool [streams, ids], ids of prompt and output so far.
+        banned: bool [ids], ids that may not come out.
+        table: `SamplingTable.rows`.
+        uniform: float32 [streams] in [0, 1).
+        width: candidates looked at, at least what every row's `candidates` says.
+
+    Returns:
+        int64 [streams].
+    """
+    logits = penalise(logits, seen, banned, table.penalty)
+    greedy = logits.argmax(1)
+    if width == 1:
+        return greedy
+    drawn = draw_candidates(logits, table.inv_temperature, table.top_k, table.top_p, uniform, width)
+    return torch.where(table.greedy, greedy, drawn)
+
+
+def draw_some(
+    logits: Tensor,
+    seen: Tensor,
+    banned: Tensor,
+    penalty: Tensor,
+    token_rows: Tensor,
+    sampled_rows: Tensor,
+    inv_temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    uniform: Tensor,
+    width: int,
+) -> Tensor:
+    """As `draw`, but only rows that sample are sorted: the host gives their number, and none at all cost nothing.
+
+    Args:
+        penalty: float32 [streams].
+        token_rows: int32 [streams], b where row b takes its best id, streams + i where it is `sampled_rows[i]`.
+        sampled_rows: int32 [sampled], which rows sample.
+        inv_temperature, top_p, uniform: float32 [sampled]; top_k: int32 [sampled].
+
+    Returns:
+        int64 [streams].
+    """
+    logits = penalise(logits, seen, banned, penalty)
+    best = logits.argmax(1)
+    if not len(sampled_rows):
+        return best
+    drawn = draw_candidates(logits.index_select(0, sampled_rows), inv_temperature, top_k, top_p, uniform, width)
+    return torch.cat([best, drawn]).index_select(0, token_rows)
+
+
+def penalise(logits: Tensor, seen: Tensor, banned: Tensor, penalty: Tensor) -> Tensor:
+    """Logits [streams, ids] with banned ids out of reach, and the repetition penalty on ids seen."""
+    logits, penalty = logits.masked_fill(banned, BANNED_LOGIT), penalty[:, None]
+    return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
+
+
+def draw_candidates(
+    logits: Tensor, inv_temperature: Tensor, top_k: Tensor, top_p: Tensor, uniform: Tensor, width: int
+) -> Tensor:
+    """Draw from the `width` largest of penalised logits [rows, ids]; everything else [rows] -> ids int64 [rows]."""
+    width = min(width, logits.shape[1])
+    values, ids = logits.topk(width)
+    beyond = torch.arange(width, device=logits.device) >= top_k[:, None]
+    p = (values * inv_temperature[:, None]).masked_fill(beyond, -torch.inf).softmax(1)
+    p = torch.where(p.cumsum(1) - p < top_p[:, None], p, 0.0)
+    chosen = (p.cumsum(1) <= uniform[:, None] * p.sum(1, keepdim=True)).sum(1, keepdim=True)
+    # A draw just below 1 can pass every candidate by rounding: the last one with any mass is meant. Rows that no stream
+    # reads (padding, warm-up) may be NaN and have no mass at all: they must still index what is there.
+    last = ((p > 0).sum(1, keepdim=True) - 1).clamp(min=0)
+    return ids.gather(1, torch.minimum(chosen, last))[:, 0]

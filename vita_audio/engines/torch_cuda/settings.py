@@ -1,0 +1,50 @@
+"""How a torch_cuda engine runs, and what of it fits the model and the GPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from vita_audio.checkpoint.configs import LanguageModelConfig
+from vita_audio.contract.errors import EngineError
+from vita_audio.engines.torch_cuda.memory import check_memory, slot_bytes
+from vita_audio.engines.torch_cuda.weights import Weights
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Options of an engine.
+
+    Attributes:
+        slots: streams that may be open at once.
+        context: tokens a slot holds.
+        first_mctp_id: MCTP modules emit ids from here on only (the audio-only head); 0 is the full head.
+        attention: "split" is the GPU kernel of `split_attention.py`, "rectangle" is PyTorch's own; "auto" takes the
+            first on a CUDA device where the GPU language Triton is installed.
+        capture: CUDA graphs on a CUDA device; no meaning elsewhere.
+        compile: fuse the pointwise parts of a layer with torch.compile.
+    """
+
+    slots: int
+    context: int
+    first_mctp_id: int = 0
+    attention: Literal["auto", "rectangle", "split"] = "auto"
+    capture: bool = True
+    compile: bool = False
+
+    def check(self, config: LanguageModelConfig, weights: Weights) -> None:
+        """Raises EngineError for a setting out of range, or slots that the GPU's free memory does not hold."""
+        if self.slots < 1:
+            raise EngineError(f"slots is {self.slots}, must be at least 1")
+        if not 1 <= self.context <= config.max_position_embeddings:
+            raise EngineError(
+                f"context is {self.context}, must be 1..{config.max_position_embeddings} (max_position_embeddings)"
+            )
+        if not 0 <= self.first_mctp_id < config.vocab_size:
+            raise EngineError(f"first_mctp_id is {self.first_mctp_id}, must be 0..{config.vocab_size - 1}")
+        if weights.embedding.device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(weights.embedding.device)
+            each = slot_bytes(config, self.context, weights.embedding.element_size())
+            check_memory(self.slots, self.context, each, free)
