@@ -81,15 +81,14 @@ def triton_arguments(options: ServerOptions, triton: Triton, backends: Path, sha
 
 
 def triton_environment(
-    options: ServerOptions, stub_python: Path, library_folders: list[Path], drain_file: Path, full_file: Path
+    options: ServerOptions, stub_python: Path, library_folders: list[Path], admission: Path
 ) -> dict[str, str]:
     """Environment of Triton and of the model processes it starts.
 
     Args:
         stub_python: the ``bin`` folder made by `assemble_python`.
         library_folders: where Triton's libraries and the shared Python library lie.
-        drain_file: the models take no new stream once it exists.
-        full_file: where the language model says that it has no place free.
+        admission: file of this server's admission record.
     """
     libraries = [str(folder) for folder in library_folders]
     inherited = os.environ.get("LD_LIBRARY_PATH")
@@ -99,8 +98,7 @@ def triton_environment(
         queue=options.queue,
         threads=options.threads,
         device=options.device,
-        drain_file=drain_file,
-        full_file=full_file,
+        admission=admission,
     )
     return {
         # The processes have some 200 threads, and glibc would give each few of them an arena of its own. Two keep

@@ -25,6 +25,7 @@ from server.ports import claim_ports
 from server.processes import remove_shared_memory, resident_bytes
 from server.readiness import wait_until_ready
 from server.stub_python import assemble_python
+from serving.admission import AdmissionRecord
 
 CHILD = Path(__file__).with_name("child.py")
 
@@ -56,7 +57,7 @@ class TritonServer:
         self._start_error: OSError | None = None
         self._started, self._ended = threading.Event(), threading.Event()
         self._cleanup = contextlib.ExitStack()
-        self._drain_file: Path | None = None
+        self._admission: AdmissionRecord | None = None
         self._shared_memory_prefix = f"vita_audio_{os.getpid()}_{secrets.token_hex(4)}_"
 
     @property
@@ -121,9 +122,9 @@ class TritonServer:
         backends = assemble_backends(triton, folder)
         stub_python = assemble_python(folder)
         libraries = [*triton.library_folders, *([shared_python] if shared_python else [])]
-        self._drain_file = folder / "draining"
+        self._admission = AdmissionRecord(folder / "admission")
         arguments = triton_arguments(self.options, triton, backends, self._shared_memory_prefix)
-        environment = triton_environment(self.options, stub_python, libraries, self._drain_file, folder / "full")
+        environment = triton_environment(self.options, stub_python, libraries, folder / "admission")
         begin = time.monotonic()
         threading.Thread(target=self._keep, args=(arguments, environment), name="triton-keeper", daemon=True).start()
         try:
@@ -148,8 +149,8 @@ class TritonServer:
 
     def drain(self) -> bool:
         """Take no new streams and wait for the running ones, at most `exit_timeout_s`. False when some are left."""
-        if self._drain_file is not None:
-            self._drain_file.touch()
+        if self._admission is not None:
+            self._admission.drain()
         deadline = time.monotonic() + self.options.exit_timeout_s
         idle = 0
         while idle < 2:  # twice, because a stream may be on its way from one stage to the next

@@ -1,4 +1,5 @@
-"""What the adapters in `model_repository/` share: engines, tensors and errors. Runs inside Triton's Python stubs only.
+"""Tensors, messages, errors and calls in the terms of Triton, for the adapters in `model_repository/`. Runs inside
+Triton's Python stubs only.
 
 Nothing may be raised out of `execute`: the caller would see a traceback, and the reply would not say what to do.
 """
@@ -11,10 +12,8 @@ import numpy as np
 import triton_python_backend_utils as pb_utils  # exists in the stub only
 from numpy.typing import NDArray
 
-from serving.settings import ServingSettings
-from vita_audio.contract.errors import InvalidRequest, ServerFull, ServerStopping, VitaError
-from vita_audio.engines.manifest import Manifest, load_manifest
-from vita_audio.engines.registry import EngineSource
+from vita_audio.contract.errors import EngineError, InvalidRequest, ServerFull, ServerStopping, VitaError, to_wire
+from vita_audio.contract.messages import Cancel, Message, Released, decode, encode
 
 #: The flag of the last response to a request of a decoupled model.
 FINAL: int = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
@@ -33,24 +32,34 @@ def read(request: pb_utils.InferenceRequest, name: str) -> NDArray | None:
     return None if tensor is None else tensor.as_numpy()
 
 
-def read_text(request: pb_utils.InferenceRequest, name: str) -> str | None:
-    """The one string of an input, None when it was not sent.
+def read_message(request: pb_utils.InferenceRequest) -> Message:
+    """The message of MESSAGE and TOKENS.
 
     Raises:
-        InvalidRequest: it is not UTF-8.
+        BadMessage: what is wrong with it.
     """
-    value = read(request, name)
-    if value is None:
-        return None
-    try:
-        return str(value.reshape(-1)[0].decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise InvalidRequest(name, value.reshape(-1)[0], f"byte {error.start} is not UTF-8", "send UTF-8") from error
+    text, tokens = (pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in ("MESSAGE", "TOKENS"))
+    return decode(text.reshape(-1)[0], tokens.reshape(-1).tolist())
+
+
+def message_tensors(message: Message) -> list[pb_utils.Tensor]:
+    """MESSAGE and TOKENS of a message."""
+    text, tokens = encode(message)
+    return [text_tensor("MESSAGE", text), pb_utils.Tensor("TOKENS", np.asarray(tokens, np.int32))]
 
 
 def text_tensor(name: str, text: str) -> pb_utils.Tensor:
     """A STRING[1] tensor."""
     return pb_utils.Tensor(name, np.array([text.encode("utf-8")], dtype=np.object_))
+
+
+def send(sender: pb_utils.InferenceResponseSender, tensors: list[pb_utils.Tensor] | None, final: bool) -> None:
+    """One response of a decoupled model; without tensors only the final flag, which no client sees as a response."""
+    flags = FINAL if final else 0
+    if tensors is None:
+        sender.send(flags=flags)
+    else:
+        sender.send(pb_utils.InferenceResponse(tensors), flags=flags)
 
 
 def error_response(error: Exception) -> pb_utils.InferenceResponse:
@@ -61,28 +70,36 @@ def error_response(error: Exception) -> pb_utils.InferenceResponse:
         code = pb_utils.TritonError.UNAVAILABLE
     else:
         code = pb_utils.TritonError.INTERNAL
-    if isinstance(error, VitaError):
-        text = str(error)
-    else:
+    if not isinstance(error, VitaError):
         log.error("request failed", exc_info=error)
-        text = f"internal error: {type(error).__name__}: {error}"
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(" ".join(text.split()), code))
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(to_wire(error), code))
 
 
-def served_engines() -> tuple[ServingSettings, Manifest, EngineSource]:
-    """What every model process opens: the server's settings, the manifest, and where the engines are.
+def notify_language_model(message: Cancel | Released) -> None:
+    """Send a message from `audio_decoder` back to `speech_lm`; returns when it was taken.
 
     Raises:
-        EngineError: the server was started without engines, or their manifest cannot be read.
+        EngineError: it was refused.
     """
-    settings = ServingSettings.from_environment()
-    manifest = load_manifest(settings.engines)
-    source = EngineSource(
-        settings.engines,
-        manifest.sizes,
-        manifest.limits.context_tokens,
-        manifest.gpu,
-        settings.threads,
-        settings.device,
+    request = pb_utils.InferenceRequest(
+        model_name="speech_lm", requested_output_names=[], inputs=message_tensors(message)
     )
-    return settings, manifest, source
+    for response in request.exec(decoupled=True):
+        if response.has_error():
+            raise EngineError(f"speech_lm: {response.error().message()}")
+
+
+def ask_speech_tokenizer(speech: NDArray[np.float32]) -> NDArray[np.int32]:
+    """Mono speech [samples] at 16 kHz -> audio codes.
+
+    Raises:
+        EngineError: it was refused.
+    """
+    response = pb_utils.InferenceRequest(
+        model_name="speech_tokenizer",
+        requested_output_names=["CODES"],
+        inputs=[pb_utils.Tensor("AUDIO", np.ascontiguousarray(speech, np.float32))],
+    ).exec()
+    if response.has_error():
+        raise EngineError(f"speech_tokenizer: {response.error().message()}")
+    return pb_utils.get_output_tensor_by_name(response, "CODES").as_numpy()

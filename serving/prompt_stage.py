@@ -1,44 +1,65 @@
-"""The first stage of a request: checked inputs, speech tokens when there is speech, prompt ids and settings."""
+"""The stage `prompt`: checked inputs, speech tokens when there is speech, and the Start of the stream."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
+from serving.admission import AdmissionRecord
+from serving.metrics.recorder import Recorder
+from serving.metrics.refusals import Refusals
+from serving.settings import ServingSettings
+from vita_audio.contract.errors import ServerStopping
 from vita_audio.contract.limits import Limits
-from vita_audio.contract.messages import GenerationSettings
+from vita_audio.contract.messages import Start
 from vita_audio.contract.request import check_prompt, parse_request
 from vita_audio.engines.interface import Floats
+from vita_audio.engines.manifest import load_manifest
 from vita_audio.speech_features import to_16_khz
 from vita_audio.text.chat_template import PromptBuilder
 from vita_audio.text.tokenizer import TextTokenizer
 
 
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """What the language model gets."""
-
-    ids: list[int]
-    settings: GenerationSettings
-
-
 class PromptStage:
-    """Turns the public inputs of one request into a prompt.
+    """Turns the public inputs of one request into a prompt; used by one thread.
 
     Args:
         tokenizer: text to ids.
         limits: what the engines can serve.
         speech_codes: mono speech [samples] at 16 kHz -> audio codes.
+        admission: asked first, so that no speech is tokenized for a request that is refused anyway.
+        worker: this model instance, for metrics.
     """
 
     def __init__(
-        self, tokenizer: TextTokenizer, limits: Limits, speech_codes: Callable[[Floats], Sequence[int]]
+        self,
+        tokenizer: TextTokenizer,
+        limits: Limits,
+        speech_codes: Callable[[Floats], Sequence[int]],
+        admission: AdmissionRecord | None = None,
+        worker: str = "",
     ) -> None:
         self._builder, self._limits, self._speech_codes = PromptBuilder(tokenizer), limits, speech_codes
+        self._admission, self._worker = admission or AdmissionRecord(None), worker
+        self._running = 0
+        self.recorder = Recorder()
+        self.refusals = Refusals(self.recorder, "prompt")
 
-    def prepare(self, inputs: Mapping[str, Any]) -> Prompt:
+    @classmethod
+    def serve(cls, worker: str, speech_codes: Callable[[Floats], Sequence[int]]) -> PromptStage:
+        """The stage of this server, warmed up.
+
+        Raises:
+            EngineError: the engines have no manifest.
+        """
+        settings = ServingSettings.from_environment()
+        tokenizer, limits = TextTokenizer(settings.engines / "tokenizer.json"), load_manifest(settings.engines).limits
+        cls(tokenizer, limits, speech_codes).prepare({"TEXT": "warm-up"})
+        return cls(tokenizer, limits, speech_codes, AdmissionRecord(settings.admission), worker)
+
+    def prepare(self, inputs: Mapping[str, Any]) -> Start:
         """Check `inputs` (public name -> array, or None when not sent) and build the prompt.
 
         `timings_ms` of the settings gets `speech_tokenizer` (when there is speech, with resampling and its hop) and
@@ -46,15 +67,31 @@ class PromptStage:
 
         Raises:
             InvalidRequest: naming the first field that is wrong.
+            ServerStopping: the server drains.
+            ServerFull: the request has speech, and the server is full.
         """
+        self._running += 1
+        try:
+            return self._prepare(inputs)
+        finally:
+            self._running -= 1
+
+    def measure(self) -> None:
+        """Bring the gauge up to date."""
+        self.recorder.set("vita_streams", self._running, stage="prompt", state="running", worker=self._worker)
+
+    def _prepare(self, inputs: Mapping[str, Any]) -> Start:
+        if self._admission.draining:
+            raise ServerStopping
         start = time.perf_counter()
         request = parse_request(inputs, self._limits)
         timings, codes = {}, None
         if request.audio is not None:
+            self._admission.check()
             begin = time.perf_counter()
             codes = [int(code) for code in self._speech_codes(to_16_khz(request.audio, request.sample_rate_hz))]
             timings["speech_tokenizer"] = (time.perf_counter() - begin) * 1e3
         ids = self._builder.build(request.task, request.text, codes)
         check_prompt(ids, self._limits, "TEXT" if codes is None else "AUDIO")
         timings["prompt"] = (time.perf_counter() - start) * 1e3 - timings.get("speech_tokenizer", 0.0)
-        return Prompt(ids, replace(request.settings, timings_ms=timings))
+        return Start(replace(request.settings, timings_ms=timings), ids)

@@ -12,14 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vita_audio.contract.errors import EngineError
+from vita_audio.engines.manifest import Manifest, load_manifest
+from vita_audio.engines.registry import EngineSource
 
 ENGINES_VARIABLE = "VITA_ENGINES"
 SLOTS_VARIABLE = "VITA_SLOTS"
 QUEUE_VARIABLE = "VITA_QUEUE"
 THREADS_VARIABLE = "VITA_THREADS"
 DEVICE_VARIABLE = "VITA_DEVICE"
-DRAIN_FILE_VARIABLE = "VITA_DRAIN_FILE"
-FULL_FILE_VARIABLE = "VITA_FULL_FILE"
+ADMISSION_VARIABLE = "VITA_ADMISSION"
 
 #: Where torch_cuda engines may run; the CPU is for trying the GPU profile on a machine without a GPU.
 DEVICES = ("cuda:0", "cpu")
@@ -51,8 +52,7 @@ class ServingSettings:
             answered "server is full".
         threads: CPU threads of each engine process.
         device: one of DEVICES; CPU engines and TensorRT engines ignore it.
-        drain_file: as soon as this file exists, no new stream is taken.
-        full_file: `serving.full_notice.FullNotice` of this server.
+        admission: file of this server's `serving.admission.AdmissionRecord`.
     """
 
     engines: Path
@@ -60,19 +60,12 @@ class ServingSettings:
     queue: int = field(default_factory=default_queue)
     threads: int = 1
     device: str = DEVICES[0]
-    drain_file: Path | None = None
-    full_file: Path | None = None
-
-    @property
-    def draining(self) -> bool:
-        """Whether the server is about to end."""
-        return self.drain_file is not None and self.drain_file.exists()
+    admission: Path | None = None
 
     def to_environment(self) -> dict[str, str]:
         """The variables of one server's model processes. OMP_NUM_THREADS keeps numpy's and torch's pools small too."""
-        files = {DRAIN_FILE_VARIABLE: self.drain_file, FULL_FILE_VARIABLE: self.full_file}
         return {
-            **{name: str(path) for name, path in files.items() if path is not None},
+            **({} if self.admission is None else {ADMISSION_VARIABLE: str(self.admission)}),
             ENGINES_VARIABLE: str(self.engines),
             SLOTS_VARIABLE: str(self.slots),
             QUEUE_VARIABLE: str(self.queue),
@@ -91,13 +84,31 @@ class ServingSettings:
         engines = environment.get(ENGINES_VARIABLE)
         if not engines:
             raise EngineError(f"{ENGINES_VARIABLE} is not set: start the server with `python -m server`, or set it")
-        drain_file, full_file = (environment.get(name) for name in (DRAIN_FILE_VARIABLE, FULL_FILE_VARIABLE))
+        admission = environment.get(ADMISSION_VARIABLE)
         return cls(
             engines=Path(engines),
-            drain_file=Path(drain_file) if drain_file else None,
-            full_file=Path(full_file) if full_file else None,
+            admission=Path(admission) if admission else None,
             slots=int(environment.get(SLOTS_VARIABLE, default_slots())),
             queue=int(environment.get(QUEUE_VARIABLE, default_queue())),
             threads=int(environment.get(THREADS_VARIABLE, default_threads())),
             device=environment.get(DEVICE_VARIABLE, DEVICES[0]),
         )
+
+
+def served_engines() -> tuple[ServingSettings, Manifest, EngineSource]:
+    """What every stage opens: the server's settings, the manifest, and where the engines are.
+
+    Raises:
+        EngineError: the server was started without engines, or their manifest cannot be read.
+    """
+    settings = ServingSettings.from_environment()
+    manifest = load_manifest(settings.engines)
+    source = EngineSource(
+        settings.engines,
+        manifest.sizes,
+        manifest.limits.context_tokens,
+        manifest.gpu,
+        settings.threads,
+        settings.device,
+    )
+    return settings, manifest, source

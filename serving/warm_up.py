@@ -11,10 +11,10 @@ import numpy as np
 
 from vita_audio.contract.errors import EngineError
 from vita_audio.contract.limits import Limits
-from vita_audio.contract.messages import GenerationSettings
+from vita_audio.contract.messages import Delta, GenerationSettings, Status
 from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ
 from vita_audio.engines.interface import SpeechTokenizerEngine
-from vita_audio.generation.request import GenerationRequest, TokenDelta
+from vita_audio.generation.request import GenerationRequest
 from vita_audio.generation.service import GenerationService
 from vita_audio.speech_features import speech_tokens
 
@@ -42,18 +42,17 @@ def warm_up_generation(service: GenerationService, limits: Limits) -> None:
         repetition_penalty=1.0,
         seed=0,
     )
-    last: list[TokenDelta] = []
+    last: list[Status] = []
     ended = threading.Event()
 
-    def emit(delta: TokenDelta) -> None:
-        if delta.final:
-            last.append(delta)
+    def emit(delta: Delta) -> None:
+        if delta.status.final:
+            last.append(delta.status)
             ended.set()
 
-    stream = service.submit(GenerationRequest(list(range(8)), settings), emit)
+    service.submit("warm-up", GenerationRequest(list(range(8)), settings), emit)
     if not ended.wait(WARM_UP_TIMEOUT_S):
         raise EngineError(f"language model: the warm-up request did not end within {WARM_UP_TIMEOUT_S:g} s")
-    service.release(stream)
     if last[0].state != "done":
         raise EngineError(f"language model: the warm-up request failed: {last[0].reason}")
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from serving.metrics.recorder import Recorder
 from serving.metrics.table import mode_label
-from vita_audio.contract.messages import GenerationSettings
-from vita_audio.generation.request import TokenDelta
+from vita_audio.contract.messages import Delta
 
 
 class GenerationMeter:
-    """Told of every delta, in the order of each stream; used by one thread."""
+    """Gets every Delta, in the order of each stream; used by one thread."""
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
@@ -20,15 +19,16 @@ class GenerationMeter:
         """Positions of the KV cache that streams with a first token have filled, as far as they were handed out."""
         return sum(list(self._cached.values()))
 
-    def delta(self, delta: TokenDelta, settings: GenerationSettings, prompt_tokens: int) -> None:
+    def delta(self, delta: Delta, prompt_tokens: int) -> None:
         """Tokens of a stream are about to leave."""
-        recorder, labels = self._recorder, {"task": settings.task, "mode": mode_label(settings.mode)}
-        if delta.index == 0:
-            recorder.observe("vita_queue_ms", delta.timings_ms["lm_queue"], stage="speech_lm")
-        cached = self._cached.pop(delta.stream, prompt_tokens) + len(delta.tokens)
+        recorder, status = self._recorder, delta.status
+        labels = {"task": status.task, "mode": mode_label(status.mode)}
+        if status.index == 0:
+            recorder.observe("vita_queue_ms", status.timings_ms["lm_queue"], stage="speech_lm")
+        cached = self._cached.pop(status.stream, prompt_tokens) + len(delta.tokens)
         recorder.add("vita_tokens_total", len(delta.tokens), **labels)
-        if not delta.final:
-            self._cached[delta.stream] = cached
-        elif delta.state == "done" and delta.timings_ms["lm"] > 0:
-            speed = (cached - prompt_tokens) / delta.timings_ms["lm"] * 1e3
+        if not status.final:
+            self._cached[status.stream] = cached
+        elif status.state == "done" and status.timings_ms["lm"] > 0:
+            speed = (cached - prompt_tokens) / status.timings_ms["lm"] * 1e3
             recorder.observe("vita_tokens_per_second", speed, **labels)

@@ -31,7 +31,7 @@ class _Playout:
 
 
 class PlayoutMeter:
-    """Told of every answer of the audio decoder, in the order of each stream; used by one thread."""
+    """Gets every answer of the audio decoder, in the order of each stream; used by one thread at a time."""
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder

@@ -36,7 +36,7 @@ _STREAM = ("task", "mode")
 _TABLE = (
     Metric("vita_streams", "gauge", ("stage", "state", "worker"), "Streams by stage and state (running, waiting)"),
     Metric("vita_slots", "gauge", (), "Streams that can generate at the same time"),
-    Metric("vita_queue_limit", "gauge", (), "Streams that may wait for a slot"),
+    Metric("vita_queue_limit", "gauge", (), "Streams admitted beyond the slots"),
     Metric("vita_places_taken", "gauge", (), "Streams that count against slots and queue: until their sound is made"),
     Metric("vita_kv_tokens", "gauge", (), "Positions of the KV cache that running streams have filled"),
     Metric("vita_kv_capacity_tokens", "gauge", (), "Positions of the KV cache"),
@@ -47,7 +47,7 @@ _TABLE = (
     Metric("vita_streams_ended_total", "counter", ("stage", "reason"), "Streams that have ended, by stage and reason"),
     Metric("vita_requests_refused_total", "counter", ("stage", "reason", "field"), "Requests answered with an error"),
     Metric("vita_decoder_batches_total", "counter", ("streams",), "Decodes by the number of streams in them"),
-    Metric("vita_decoder_faults_total", "counter", ("kind",), "Answers not sent (reply), ends not told (stop)"),
+    Metric("vita_decoder_faults_total", "counter", ("kind",), "Answers (reply) and calls (stop) that were not sent"),
     Metric("vita_underruns_total", "counter", _STREAM, "Times a listener without a buffer ran out of sound"),
     Metric("vita_underrun_ms_total", "counter", _STREAM, "Milliseconds such a listener waited"),
     Metric("vita_ttfa_ms", "histogram", _STREAM, "Time to first audio inside the server", _TIMES_MS),

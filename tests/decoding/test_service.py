@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from decoding_doubles import EVERY_20, FlowDouble, VocoderDouble
-from vita_audio.contract.messages import State, Status
+from vita_audio.contract.messages import Cancel, Delta, Released, State, Status
 from vita_audio.contract.rates import OUTPUT_SAMPLE_RATE_HZ, mel_frames, output_samples
 from vita_audio.decoding.decoder import StreamingDecoder
 from vita_audio.decoding.served_stream import DecodedChunk
@@ -75,8 +75,8 @@ class Bench:
     answers: list[DecodedChunk] = field(default_factory=list)
     threads: set[str] = field(default_factory=set)
     stopped: list[str] = field(default_factory=list)
-    ended: list[str] = field(default_factory=list)
-    stop_threads: set[str] = field(default_factory=set)
+    released: list[tuple[str, int]] = field(default_factory=list)  # and how many answers had been sent by then
+    notify_threads: set[str] = field(default_factory=set)
     sent: dict[str, int] = field(default_factory=dict)
 
     def send(
@@ -90,9 +90,8 @@ class Bench:
     ) -> None:
         index = self.sent.get(stream, 0) if index is None else index
         self.sent[stream] = index + 1
-        self.service.submit(
-            Status(stream, index, state, seed=seed, timings_ms={"lm": 1.5}), tokens, self._take, cancelled
-        )
+        status = Status(stream, index, state, seed=seed, timings_ms={"lm": 1.5})
+        self.service.submit(Delta(status, tokens), self._take, cancelled)
 
     def _take(self, chunk: DecodedChunk) -> None:
         self.threads.add(threading.current_thread().name)
@@ -129,20 +128,22 @@ def make(idle_timeout_s: float = 60.0, max_batch: int = 8, stop: Callable[[str],
     flow, vocoder = GatedFlow(), VocoderDouble()
     made: Bench
 
-    def on_stop(stream: str) -> None:
-        made.stopped.append(stream)
-        made.stop_threads.add(threading.current_thread().name)
+    def notify(message: Cancel | Released) -> None:
+        made.notify_threads.add(threading.current_thread().name)
+        if isinstance(message, Released):
+            made.released.append((message.stream, len(made.of(message.stream))))
+            return
+        made.stopped.append(message.stream)
         if stop is not None:
-            stop(stream)
+            stop(message.stream)
 
     service = DecodingService(
         StreamingDecoder(flow, vocoder, EVERY_20),
         VocabularyDouble(),
         DetokenizerDouble,
-        on_stop,
+        notify,
         max_batch=max_batch,
         idle_timeout_s=idle_timeout_s,
-        on_end=lambda stream: made.ended.append(stream),
     )
     made = Bench(flow, vocoder, service)
     return made
@@ -186,9 +187,9 @@ def test_tokens_are_routed_and_the_stream_is_spoken_to_its_end(bench: Bench) -> 
     np.testing.assert_array_equal(bench.pcm("a"), pcm)
     assert len(pcm) == output_samples(72)
     assert bench.service.stats().live_streams == 0
-    until(lambda: bench.ended == ["a"])
+    assert bench.released == [("a", 10)]  # before the last answer
     assert bench.stopped == []
-    assert bench.threads == {"decoding"}
+    assert bench.threads == {"decoding", "cancel-notifier"}
 
 
 def test_timings_grow_over_the_stream_and_keep_the_earlier_stages(bench: Bench) -> None:
@@ -293,8 +294,8 @@ def test_a_cancelled_request_is_answered_empty_and_stops_the_language_model(benc
         0,
     )
     until(lambda: bench.stopped == ["a"])
-    until(lambda: bench.ended == ["a"])
-    assert bench.stop_threads == {"stopper"}
+    assert bench.released == []
+    assert bench.notify_threads == {"cancel-notifier"}
     # What the language model still had under way is answered too, empty; its end does not ask for a stop again.
     bench.send("a", audio(8))
     bench.send("a", [], state="cancelled")
@@ -364,7 +365,36 @@ def test_requests_waiting_behind_a_cancelled_one_are_answered(bench: Bench) -> N
     bench.flow.open.set()
     bench.wait(4)
     assert [chunk.status.state for chunk in bench.of("a")] == ["cancelled"] * 3
-    assert bench.stopped == []  # the language model had ended by itself
+    until(lambda: bench.stopped == ["a"])  # the language model has ended, but keeps its request open
+    assert bench.released == []
+
+
+def test_a_stream_whose_client_is_gone_is_not_decoded_to_its_end(bench: Bench) -> None:
+    """Its tokens are complete: no message comes any more that would show it, only a probe does."""
+    bench.send("a", audio(20))
+    bench.wait(1)
+    bench.flow.entered.clear()
+    bench.flow.open.clear()
+    bench.send("a", audio(400), state="done")
+    assert bench.flow.entered.wait(10)
+    bench.service.cancel("a")
+    until(lambda: bench.stopped == ["a"])  # while the decoder is still at work
+    bench.flow.open.set()
+    bench.wait(2)
+    last = bench.answers[-1].status
+    assert (last.state, last.code, bench.released) == ("cancelled", "cancelled", [])
+    assert len(bench.pcm("a")) < output_samples(100)
+    assert bench.service.stats().ended == {"cancelled": 1}
+
+
+def test_a_stream_is_cancelled_before_its_first_message(bench: Bench) -> None:
+    bench.service.cancel("queued")
+    bench.service.cancel("queued")
+    until(lambda: bench.stopped == ["queued"] * 2)
+    bench.send("queued", audio(8), cancelled=lambda: True)
+    bench.wait(1)
+    assert bench.answers[0].status.state == "cancelled"
+    assert bench.service.stats().live_streams == 0
 
 
 def test_a_failing_stream_fails_in_band_and_alone(bench: Bench) -> None:
@@ -389,7 +419,7 @@ def test_a_failing_stream_fails_in_band_and_alone(bench: Bench) -> None:
     assert bench.of("bad")[-1].status.reason == bad.status.reason
     assert len(bench.pcm("good")) == output_samples(8)
     assert bench.service.stats().ended == {"failed": 1, "done": 1}
-    until(lambda: bench.ended == ["bad", "good"])
+    assert [stream for stream, _ in bench.released] == ["good"]
 
 
 def test_a_missing_message_fails_the_stream(bench: Bench) -> None:
@@ -407,7 +437,7 @@ def test_a_message_of_an_unknown_stream_is_answered_and_stopped(bench: Bench) ->
     assert bench.answers[0].status.state == "failed"
     assert "message 5 belongs to no stream" in bench.answers[0].status.reason
     until(lambda: bench.stopped == ["ghost"])
-    until(lambda: bench.ended == ["ghost"])
+    assert bench.answers[0].status.code == "bad_message"
     assert bench.service.stats().live_streams == 0
 
 
@@ -425,7 +455,7 @@ def test_a_receiver_that_raises_ends_its_stream_only(bench: Bench) -> None:
     def broken(chunk: DecodedChunk) -> None:
         raise RuntimeError("response sender is gone")
 
-    bench.service.submit(Status("a", 0, "running"), audio(8), broken)
+    bench.service.submit(Delta(Status("a", 0, "running"), audio(8)), broken)
     bench.send("b", audio(8))
     bench.wait(1)
     until(lambda: bench.stopped == ["a"])
@@ -442,8 +472,22 @@ def test_a_stop_that_raises_is_counted_and_the_next_one_runs() -> None:
     for name in "ab":
         bench.send(name, audio(8), cancelled=lambda: True)
     until(lambda: bench.stopped == ["a", "b"])
-    until(lambda: bench.service.stats().stop_errors == 1)
-    assert bench.service.stats().stops == 2
+    until(lambda: bench.service.stats().notify_errors == 1)
+    assert bench.service.stats().cancels == 2
+    bench.service.close()
+
+
+def test_the_last_answer_leaves_although_released_fails() -> None:
+    bench = make()
+
+    def notify(message: object) -> None:
+        raise RuntimeError("no such model")
+
+    bench.service._notifier._notify = notify
+    bench.send("a", audio(8), state="done")
+    bench.wait(1)
+    assert bench.answers[-1].status.state == "done"
+    assert bench.service.stats().notify_errors == 1
     bench.service.close()
 
 

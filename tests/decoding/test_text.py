@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from decoding_doubles import FlowDouble, VocoderDouble
 from vita_audio.checkpoint.random_weights.tokenizer import write_tokenizer
-from vita_audio.contract.messages import State, Status
+from vita_audio.contract.messages import Delta, State, Status
 from vita_audio.contract.rates import output_samples
 from vita_audio.decoding.decoder import StreamingDecoder
 from vita_audio.decoding.served_stream import DecodedChunk
@@ -44,12 +44,12 @@ def test_text_and_audio_of_an_interleaved_stream(tokenizer: TextTokenizer, text:
             complete.set()
 
     service = DecodingService(
-        StreamingDecoder(FlowDouble(), VocoderDouble()), vocabulary, tokenizer.detokenizer, on_stop=lambda stream: None
+        StreamingDecoder(FlowDouble(), VocoderDouble()), vocabulary, tokenizer.detokenizer, notify=lambda message: None
     )
     edges = [0, *sorted(min(cut, len(ids)) for cut in cuts), len(ids)]
     for index in range(len(edges) - 1):
         state: State = "done" if index == len(edges) - 2 else "running"
-        service.submit(Status("s", index, state), ids[edges[index] : edges[index + 1]], take)
+        service.submit(Delta(Status("s", index, state), ids[edges[index] : edges[index + 1]]), take)
     assert complete.wait(10)
     service.close()
     assert sum(chunk.complete for chunk in answers) == len(edges) - 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Sequence
@@ -13,9 +14,10 @@ from hypothesis import strategies as st
 
 from language_models import make_engine, random_weights, request
 from vita_audio.checkpoint.configs import LanguageModelConfig
-from vita_audio.contract.errors import InvalidRequest, ServerFull
+from vita_audio.contract.errors import InvalidRequest, ServerStopping
+from vita_audio.contract.messages import Delta, Status
 from vita_audio.engines.interface import BurstRow, ExtendRow, LanguageModelEngine, Sampling
-from vita_audio.generation.request import GenerationRequest, TokenDelta
+from vita_audio.generation.request import GenerationRequest
 from vita_audio.generation.scheduler import Scheduler
 from vita_audio.generation.service import GenerationService
 
@@ -34,10 +36,9 @@ class CountingEngine:
         self.opened: dict[int, Sampling] = {}
         self.fail_on: set[int] = set()
 
-    def begin(self, slot: int, sampling: Sampling, keep: int = 0) -> int:
+    def open(self, slot: int, sampling: Sampling) -> None:
         assert slot not in self.opened
         self.opened[slot] = sampling
-        return 0
 
     def release(self, slot: int) -> None:
         del self.opened[slot]
@@ -151,36 +152,46 @@ class Unopenable(CountingEngine):
         super().__init__(slots)
         self.opens, self.asked = opens, 0
 
-    def begin(self, slot: int, sampling: Sampling, keep: int = 0) -> int:
+    def open(self, slot: int, sampling: Sampling) -> None:
         self.asked += 1
         if self.asked not in self.opens:
             raise MemoryError("no blocks left")
-        return super().begin(slot, sampling, keep)
+        super().open(slot, sampling)
 
 
 class Receiver:
     def __init__(self, fail_after: int | None = None) -> None:
-        self.deltas: list[TokenDelta] = []
+        self.deltas: list[Delta] = []
         self.done = threading.Event()
         self.fail_after = fail_after
 
-    def __call__(self, delta: TokenDelta) -> None:
+    def __call__(self, delta: Delta) -> None:
         self.deltas.append(delta)
-        if delta.final:
+        if delta.status.final:
             self.done.set()
         if self.fail_after is not None and len(self.deltas) > self.fail_after:
             raise ConnectionError("receiver is gone")
 
-    def wait(self) -> TokenDelta:
+    def wait(self) -> Status:
         assert self.done.wait(20), "no final delta"
         time.sleep(0.01)
-        assert [d.index for d in self.deltas] == list(range(len(self.deltas)))
-        assert [d.final for d in self.deltas].count(True) == 1
-        return self.deltas[-1]
+        assert [d.status.index for d in self.deltas] == list(range(len(self.deltas)))
+        assert [d.status.final for d in self.deltas].count(True) == 1
+        return self.deltas[-1].status
 
     @property
     def tokens(self) -> list[int]:
         return [t for d in self.deltas for t in d.tokens]
+
+
+def submit(service: GenerationService, generation: GenerationRequest, receive: Receiver) -> str:
+    """Start a stream under an id of its own."""
+    stream_id = f"s{next(IDS)}"
+    service.submit(stream_id, generation, receive)
+    return stream_id
+
+
+IDS = itertools.count()
 
 
 @pytest.fixture(scope="module")
@@ -197,13 +208,13 @@ def test_streams_come_in_order_and_equal_their_single_runs(real_engine: Language
         stream = scheduler.submit("alone", r)
         drive(scheduler)
         expected.append(stream.tokens[stream.prompt_tokens :])
-    service = GenerationService(real_engine, (), queue_limit=9)
+    service = GenerationService(real_engine, ())
     receivers = [Receiver() for _ in requests]
-    ids = [service.submit(r, receive) for r, receive in zip(requests, receivers, strict=True)]
+    ids = [submit(service, r, receive) for r, receive in zip(requests, receivers, strict=True)]
     assert len(set(ids)) == len(ids)
     assert all(receive.wait().state == "done" for receive in receivers)
     assert [receive.tokens for receive in receivers] == expected
-    timings = receivers[0].deltas[-1].timings_ms
+    timings = receivers[0].deltas[-1].status.timings_ms
     assert {"lm", "lm_queue"} <= timings.keys()
     service.close()
     stats = service.stats()
@@ -211,67 +222,7 @@ def test_streams_come_in_order_and_equal_their_single_runs(real_engine: Language
     assert stats.tokens == 60 * len(requests)
 
 
-def test_a_stream_keeps_its_place_until_its_sound_is_made() -> None:
-    service = GenerationService(CountingEngine(slots=1), (), queue_limit=1, awaits_release=True)
-    first, second, third, fourth = (Receiver() for _ in range(4))
-    ids = [service.submit(request([5] * 3, VANILLA, 4), receive) for receive in (first, second)]
-    assert {first.wait().state, second.wait().state} == {"done"}  # a stream that only sounds needs no slot
-    stats = service.stats()
-    assert (stats.running, stats.waiting, stats.sounding) == (0, 0, 2)
-    with pytest.raises(ServerFull, match=r"server is full \(2 running, 0 waiting\)"):
-        service.submit(request([5] * 3, VANILLA, 4), third)
-    assert service.release(ids[0])
-    assert not service.release(ids[0])
-    assert not service.release("nobody")
-    service.submit(request([5] * 3, VANILLA, 4), third)
-    assert third.wait().state == "done"
-    # One that is released before its end, as a cancelled one is, has no place left after it.
-    assert service.release(ids[1])
-    early = service.submit(request([5] * 3, VANILLA, 100_000), fourth)
-    assert service.release(early)
-    assert service.cancel(early)
-    assert fourth.wait().state == "cancelled"
-    assert service.stats().sounding == 1  # the third
-    service.close()
-
-
-def test_a_place_that_nobody_releases_is_free_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vita_audio.generation.service.LONGEST_SOUNDING_S", 0.05)
-    service = GenerationService(CountingEngine(slots=1), (), queue_limit=0, awaits_release=True)
-    first, second = Receiver(), Receiver()
-    service.submit(request([5] * 3, VANILLA, 4), first)
-    first.wait()
-    time.sleep(0.1)
-    service.submit(request([5] * 3, VANILLA, 4), second)
-    assert second.wait().state == "done"
-    service.close()
-
-
-def test_who_asks_to_know_is_told_when_the_last_place_goes_and_comes(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[tuple[int, int] | None] = []
-    service = GenerationService(
-        CountingEngine(slots=1), (), queue_limit=1, awaits_release=True, on_full=lambda load: told.append(load)
-    )
-    first, second, third = Receiver(), Receiver(), Receiver()
-    ids = [service.submit(request([5] * 3, VANILLA, 4), receive) for receive in (first, second)]
-    assert told[0] in ((1, 1), (2, 0))  # the first may have ended meanwhile
-    assert {first.wait().state, second.wait().state} == {"done"}
-    with pytest.raises(ServerFull):
-        service.submit(request([5] * 3, VANILLA, 4), third)
-    assert len(told) == 1
-    assert service.release(ids[0])
-    assert told[1:] == [None]
-    monkeypatch.setattr("vita_audio.generation.service.LONGEST_SOUNDING_S", 0.05)
-    service.submit(request([5] * 3, VANILLA, 4), third)
-    assert third.wait().state == "done"
-    assert len(told) == 3
-    time.sleep(0.1)
-    assert service.stats().sounding == 1  # the third was forgotten, the second has its minute
-    assert told[3:] == [None]
-    service.close()
-
-
-def test_full_server_answers_at_once_and_recovers() -> None:
+def test_streams_beyond_the_slots_wait_their_turn() -> None:
     gate = threading.Event()
 
     class Slow(CountingEngine):
@@ -279,29 +230,26 @@ def test_full_server_answers_at_once_and_recovers() -> None:
             gate.wait(20)
             return super().extend(rows)
 
-    service = GenerationService(Slow(slots=2), (), queue_limit=1)
+    service = GenerationService(Slow(slots=2), ())
     receivers = [Receiver() for _ in range(3)]
     for receive in receivers:
-        service.submit(request([5], BOOST, 20), receive)
-    with pytest.raises(ServerFull, match=r"server is full \(2 running, 1 waiting\)"):
-        service.submit(request([5], BOOST, 20), Receiver())
+        submit(service, request([5], BOOST, 20), receive)
+    stats = service.stats()
+    assert (stats.running, stats.waiting) == (2, 1)
     gate.set()
     for receive in receivers:
         assert receive.wait().reason == "max_tokens"
-    again = Receiver()
-    service.submit(request([5], BOOST, 20), again)
-    again.wait()
     service.close()
 
 
 def test_cancel_running_waiting_and_unknown(real_engine: LanguageModelEngine) -> None:
-    service = GenerationService(real_engine, (), queue_limit=10)
+    service = GenerationService(real_engine, ())
     receivers = [Receiver() for _ in range(6)]
-    ids = [service.submit(request([5], VANILLA, 250), r) for r in receivers]
+    ids = [submit(service, request([5], VANILLA, 250), r) for r in receivers]
     assert all(service.cancel(i) for i in ids)
     for receive in receivers:
         last = receive.wait()
-        assert (last.state, last.reason) == ("cancelled", "cancelled")
+        assert (last.state, last.reason, last.code) == ("cancelled", "cancelled", "cancelled")
     assert not service.cancel(ids[0])
     assert not service.cancel("nobody")
     assert service.stats().running == 0
@@ -310,15 +258,15 @@ def test_cancel_running_waiting_and_unknown(real_engine: LanguageModelEngine) ->
 
 def test_engine_failure_fails_its_streams_only() -> None:
     engine = CountingEngine(slots=1)
-    service = GenerationService(engine, (), queue_limit=5)
+    service = GenerationService(engine, ())
     engine.fail_on = {0}
     broken = Receiver()
-    service.submit(request([5], BOOST, 20), broken)
+    submit(service, request([5], BOOST, 20), broken)
     last = broken.wait()
-    assert (last.state, "engine broke" in last.reason) == ("failed", True)
+    assert (last.state, "engine broke" in last.reason, last.code) == ("failed", True, "engine_error")
     engine.fail_on = set()
     fine = Receiver()
-    service.submit(request([5], BOOST, 20), fine)
+    submit(service, request([5], BOOST, 20), fine)
     assert fine.wait().state == "done"
     service.close()
     assert engine.opened == {}
@@ -327,8 +275,8 @@ def test_engine_failure_fails_its_streams_only() -> None:
 def test_receiver_that_raises_is_cancelled(real_engine: LanguageModelEngine) -> None:
     service = GenerationService(real_engine, ())
     gone, fine = Receiver(fail_after=1), Receiver()
-    service.submit(request([5], BOOST, 250), gone)
-    service.submit(request([6], BOOST, 100), fine)
+    submit(service, request([5], BOOST, 250), gone)
+    submit(service, request([6], BOOST, 100), fine)
     assert fine.wait().state == "done"
     assert gone.wait().state == "cancelled"
     service.close()
@@ -337,22 +285,22 @@ def test_receiver_that_raises_is_cancelled(real_engine: LanguageModelEngine) -> 
 def test_close_drains_then_cancels(real_engine: LanguageModelEngine) -> None:
     service = GenerationService(real_engine, ())
     short = Receiver()
-    service.submit(request([5], BOOST, 30), short)
+    submit(service, request([5], BOOST, 30), short)
     service.close(drain_s=20)
     assert short.wait().state == "done"
     service = GenerationService(real_engine, ())
     long = Receiver()
-    service.submit(request([5], VANILLA, 250), long)
+    submit(service, request([5], VANILLA, 250), long)
     service.close(drain_s=0.0)
     assert long.wait().state == "cancelled"
-    with pytest.raises(ServerFull):
-        service.submit(request([5], BOOST, 30), Receiver())
+    with pytest.raises(ServerStopping):
+        submit(service, request([5], BOOST, 30), Receiver())
 
 
 def test_random_cancels_leave_nothing_behind(real_engine: LanguageModelEngine) -> None:
-    service = GenerationService(real_engine, (), queue_limit=100)
+    service = GenerationService(real_engine, ())
     receivers = [Receiver() for _ in range(60)]
-    ids = [service.submit(request([i + 1], BOOST, 5 + i), r) for i, r in enumerate(receivers)]
+    ids = [submit(service, request([i + 1], BOOST, 5 + i), r) for i, r in enumerate(receivers)]
     for i, stream_id in enumerate(ids):
         if i % 3:
             service.cancel(stream_id)
@@ -368,7 +316,7 @@ def test_random_cancels_leave_nothing_behind(real_engine: LanguageModelEngine) -
 def test_first_delta_carries_the_first_burst(real_engine: LanguageModelEngine, fail_after: int) -> None:
     service = GenerationService(real_engine, ())
     receive = Receiver()
-    service.submit(request([5] * (1 + fail_after), BOOST, 40), receive)
+    submit(service, request([5] * (1 + fail_after), BOOST, 40), receive)
     receive.wait()
     service.close()
     assert len(receive.deltas[0].tokens) == 11
@@ -380,13 +328,13 @@ def test_a_stream_that_cannot_be_opened_fails_alone(opens: set[int]) -> None:
     service = GenerationService(engine, ())
     receivers = [Receiver() for _ in range(5)]
     for receiver in receivers:
-        service.submit(request([5] * 5, BOOST, 30), receiver)
+        submit(service, request([5] * 5, BOOST, 30), receiver)
     last = [receiver.wait() for receiver in receivers]
     assert {number for number, delta in enumerate(last, 1) if delta.state == "done"} == opens
     assert all("no blocks left" in delta.reason for delta in last if delta.state == "failed")
     later = Receiver()
     engine.opens = {6}
-    service.submit(request([5] * 5, BOOST, 30), later)
+    submit(service, request([5] * 5, BOOST, 30), later)
     assert later.wait().state == "done"
     service.close()
     assert engine.opened == {}
@@ -405,9 +353,9 @@ def test_a_stream_that_is_cancelled_and_cannot_be_opened_ends_once() -> None:
     engine.extend = wait  # type: ignore[method-assign]
     service = GenerationService(engine, ())
     first, second = Receiver(), Receiver()
-    service.submit(request([5] * 5, BOOST, 30), first)
+    submit(service, request([5] * 5, BOOST, 30), first)
     assert inside.wait(20)
-    service.cancel(service.submit(request([5] * 5, BOOST, 30), second))  # both reach the thread together
+    service.cancel(submit(service, request([5] * 5, BOOST, 30), second))  # both reach the thread together
     go_on.set()
     assert first.wait().state == "done"
     assert second.wait().final

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import grpc
 import numpy as np
@@ -11,7 +11,8 @@ import pytest
 
 from server.launch import TritonServer
 from triton_probe import Probe, live, public, tensor, wait_idle
-from vita_audio.contract.messages import Status
+from vita_audio.contract.messages import Cancel, Delta, Released, Status, encode
+from vita_audio.contract.messages import Probe as ClientProbe
 from vita_audio.contract.rates import output_samples
 from vita_audio.engines.manifest import load_manifest
 from vita_audio.text.tokenizer import TextTokenizer
@@ -152,7 +153,7 @@ BAD_INPUTS = {
 def test_bad_input_is_an_invalid_argument_in_one_line(probe: Probe, case: str) -> None:
     inputs, field, words = BAD_INPUTS[case]
     text = probe.error(public(**inputs))
-    assert text.startswith(f"in ensemble 'vita_audio', {field}: ")
+    assert text.startswith(f"in ensemble 'vita_audio', [vita:invalid_request field={field}] {field}: ")
     assert "is not valid: " in text
     assert words in text
     assert "\n" not in text
@@ -188,8 +189,8 @@ def test_malformed_tensors_are_refused_in_one_line(probe: Probe, case: str) -> N
 def test_a_message_with_several_decodes_is_answered_decode_by_decode(server: TritonServer, probe: Probe) -> None:
     vocabulary = load_manifest(server.options.engines).vocabulary
     tokens = vocabulary.audio_ids(range(30))
-    status = tensor("LM_STATUS", "BYTES", [Status("several", 0, "done", seed=1).to_json()])
-    answers = list(probe.stream([tensor("TOKENS", "INT32", tokens), status], "audio_decoder"))
+    delta = Delta(Status("several", 0, "done", seed=1), tokens)
+    answers = list(probe.stream(message_tensors(*encode(delta)), "audio_decoder"))
     finals = [answer.infer_response.parameters["triton_final_response"].bool_param for answer in answers]
     assert finals == [False, False, True]
     samples = 0
@@ -204,19 +205,34 @@ def test_a_message_with_several_decodes_is_answered_decode_by_decode(server: Tri
     assert samples == output_samples(30)
 
 
-def test_calls_past_the_ensemble_harm_nobody(server: TritonServer, probe: Probe, client: Client) -> None:
-    """Inner models can be called by anybody who reaches the port: no crash, no error without an answer."""
-    ids, word = tensor("PROMPT_IDS", "INT32", [1, 2, 3]), tensor("LM_STATUS", "BYTES", ["not JSON"])
-    assert "SETTINGS" in probe.error([ids], "speech_lm")
-    assert "SETTINGS" in probe.error([ids, tensor("SETTINGS", "BYTES", ["{}"])], "speech_lm")
-    assert [r.error_message for r in probe.stream([tensor("STOP", "BYTES", ["no such stream"])], "speech_lm")] == [""]
-    answers = [
-        r for r in probe.stream([tensor("TOKENS", "INT32", [1]), word], "audio_decoder") if r.infer_response.outputs
+def message_tensors(text: str, tokens: Sequence[int]) -> list[tuple]:
+    """MESSAGE and TOKENS, as they go over the wire."""
+    return [tensor("MESSAGE", "BYTES", [text]), tensor("TOKENS", "INT32", tokens)]
+
+
+def test_calls_past_the_ensemble_do_no_harm(server: TritonServer, probe: Probe, client: Client) -> None:
+    """Any client that reaches the port can call inner models: no crash, no error without an answer."""
+    for text, tokens in (
+        ("{}", [1]),
+        ("not JSON", []),
+        encode(ClientProbe("a")),
+        encode(Delta(Status("a", 0, "done"), [])),
+    ):
+        assert "[vita:bad_message" in probe.error(message_tensors(text, tokens), "speech_lm")
+    for wrong in (Cancel("no such stream"), Released("no such stream")):
+        assert [r.error_message for r in probe.stream(message_tensors(*encode(wrong)), "speech_lm")] == [""]
+    for text, tokens in (("not JSON", [1]), encode(Cancel("a"))):
+        answers = list(probe.stream(message_tensors(text, tokens), "audio_decoder"))
+        assert [answer.error_message for answer in answers] == [""]
+        outputs = {o.name: n for n, o in enumerate(answers[0].infer_response.outputs)}
+        status = Status.from_json(answers[0].infer_response.raw_output_contents[outputs["STATUS"]][4:])
+        assert (status.state, status.code) == ("failed", "bad_message")
+    silent = [
+        r for r in probe.stream(message_tensors(*encode(ClientProbe("a"))), "audio_decoder") if r.infer_response.outputs
     ]
-    assert len(answers) == 1
-    assert not answers[0].error_message
+    assert silent == []
     code, details = probe.code([tensor("AUDIO", "FP32", [float("nan")] * 2000)], "speech_tokenizer")
-    assert (code, details[:6]) == (grpc.StatusCode.INVALID_ARGUMENT, "AUDIO:")
+    assert (code, "field=AUDIO] AUDIO:" in details) == (grpc.StatusCode.INVALID_ARGUMENT, True)
     assert client.collect("Still there?", max_tokens=10, timeout_s=30).tokens
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -70,13 +71,13 @@ print("streaming", flush=True)
 """
 
 
-def test_a_hundred_streams_cancelled_at_random_moments_leave_nothing(engines: Path) -> None:
+def test_two_hundred_streams_cancelled_at_random_moments_leave_nothing(engines: Path) -> None:
     options = ServerOptions(engines=engines, grpc_port=0, metrics_port=0, slots=4, queue=150)
     chance = random.Random(0)
     with TritonServer(options) as server:
         with Client(server.grpc_url) as client:
             requests = [long_request(client, mode, at_least=200) for mode in ("vanilla", "boost", "turbo")]
-        plan = [(chance.uniform(0, 0.6), chance.choice(requests)) for _ in range(75)]
+        plan = [(chance.uniform(0, 0.6), chance.choice(requests)) for _ in range(200)]
 
         def cancelled(delay_s: float, request: dict) -> str:
             with Client(server.grpc_url) as client:
@@ -107,7 +108,7 @@ def test_a_hundred_streams_cancelled_at_random_moments_leave_nothing(engines: Pa
                 process.wait()
                 process.stdout.close()
             counted = Counter(outcomes)
-        assert counted["cancelled"] > 60, counted
+        assert counted["cancelled"] > 160, counted
         assert set(wait_idle(server).values()) == {0.0}
         ended = {key: value for key, value in metrics(server).items() if "ended_total" in key}
         # Streams cancelled before they were handed to the language model never show there, nor those it had finished.
@@ -157,14 +158,14 @@ def test_a_full_server_says_so_at_once_and_serves_on(engines: Path) -> None:
         assert served == [900, 900]
         assert len(refused) == 6
         # A stream whose tokens are complete and whose sound is still being made runs without a slot.
-        full = {"server is full (1 running, 1 waiting)", "server is full (2 running, 0 waiting)"}
-        assert {error for _, error in refused} <= full
+        full = re.compile(r".*server is full \((1 running, 1 waiting|2 running, 0 waiting)\)")
+        assert all(full.fullmatch(error) for _, error in refused)
         assert max(seconds for seconds, _ in refused) < 0.5
         assert set(wait_idle(server).values()) == {0.0}
         assert ask(8)[0] == 900
 
 
-def test_a_voice_is_not_listened_to_while_the_server_is_full(engines: Path) -> None:
+def test_speech_is_not_tokenized_while_the_server_is_full(engines: Path) -> None:
     options = ServerOptions(engines=engines, grpc_port=0, metrics_port=0, slots=1, queue=1)
     with TritonServer(options) as server, Client(server.grpc_url) as client:
         request = long_request(client)

@@ -14,9 +14,8 @@ from serving.metrics.recorder import MAX_OBSERVATIONS, Changes, Recorder
 from serving.metrics.refusals import Refusals
 from serving.metrics.table import METRICS
 from vita_audio.contract.errors import InvalidRequest, ServerFull, ServerStopping
-from vita_audio.contract.messages import GenerationSettings, State, Status
+from vita_audio.contract.messages import Delta, State, Status
 from vita_audio.contract.rates import OUTPUT_SAMPLE_RATE_HZ
-from vita_audio.generation.request import TokenDelta
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
 ROW = re.compile(r"^\| `(vita_\w+)` \| (\w+) \|([\w, ]*)\|", re.MULTILINE)
@@ -158,11 +157,11 @@ def test_playout_ignores_strangers_and_forgets_streams_that_never_end() -> None:
 def test_generation_of_a_known_stream() -> None:
     recorder = Recorder()
     meter = GenerationMeter(recorder)
-    settings = GenerationSettings("chat", "turbo", (1, 10), 100, 0.0, 0, 1.0, 1.0, 1)
 
     def delta(stream: str, index: int, tokens: int, lm_ms: float, state: State = "running") -> None:
         timings = {"lm_queue": 7.0, "lm": lm_ms}
-        meter.delta(TokenDelta(stream, index, list(range(tokens)), state, "", timings), settings, 50)
+        status = Status(stream, index, state, task="chat", mode="turbo", timings_ms=timings)
+        meter.delta(Delta(status, list(range(tokens))), 50)
 
     delta("a", 0, 8, 10.0)
     delta("b", 0, 4, 10.0)

@@ -17,8 +17,7 @@ def test_round_trip() -> None:
         queue=0,
         threads=2,
         device="cpu",
-        drain_file=Path("/tmp/drain"),
-        full_file=Path("/tmp/full"),
+        admission=Path("/tmp/admission"),
     )
     assert ServingSettings.from_environment(settings.to_environment()) == settings
     assert settings.to_environment()["OMP_NUM_THREADS"] == "2"

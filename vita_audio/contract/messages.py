@@ -1,20 +1,33 @@
-"""The typed messages that cross model boundaries as JSON strings: generation settings and stream status."""
+"""STATUS, and the typed messages between the models of one server.
+
+    prompt ──Start──▶ speech_lm ──Delta, Probe──▶ audio_decoder, which calls speech_lm back with Released or Cancel
+
+A message travels as two tensors: MESSAGE (STRING[1], JSON with its version and kind) and TOKENS (INT32[-1], its ids).
+`decode` checks type and range of every field, because any client that reaches the port can write to a model.
+"""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, get_args
+
+from vita_audio.contract.errors import BadMessage, InvalidRequest
+from vita_audio.contract.modes import mode_of
+
+VERSION = 1
+MAX_TOKENS_OF_A_MESSAGE = 1 << 20
 
 State = Literal["running", "done", "cancelled", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationSettings:
-    """A validated request, defaults resolved: what `prompt` tells `speech_lm` (tensor SETTINGS).
+    """A validated request, defaults resolved.
 
     `mode` is the canonical name or pattern text, `pattern` its (m, n) numbers flattened. `seed` is always set, so that
-    a client can repeat what it heard. `timings_ms` holds the stages already done, by stage name.
+    a client can repeat the stream. `timings_ms` holds the stages already done, by stage name.
     """
 
     task: str
@@ -28,22 +41,14 @@ class GenerationSettings:
     seed: int
     timings_ms: dict[str, float] = field(default_factory=dict)
 
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), separators=(",", ":"))
-
-    @classmethod
-    def from_json(cls, text: str | bytes) -> GenerationSettings:
-        fields: dict[str, Any] = json.loads(text)
-        fields["pattern"] = tuple(fields["pattern"])
-        return cls(**fields)
-
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """The STATUS of one response (and LM_STATUS between `speech_lm` and `audio_decoder`).
+    """The STATUS of one response; in a Delta, how `speech_lm` sees the stream.
 
-    `stream` is the server's own id, `index` counts responses from 0. `reason` says why the stream ended (`end_token`,
-    `max_tokens`, `context_limit`, `cancelled`, or the text of a failure). `timings_ms`: milliseconds per stage so far.
+    `stream` is the server's own id, `index` counts responses from 0 (in a Delta: Deltas). `reason` says why the stream
+    ended (`end_token`, `max_tokens`, `context_limit`, `cancelled`, or the text of a failure); `code` is for programs:
+    that of the error when `state` is `failed`, `cancelled` when it is that. `timings_ms`: by stage, so far.
     """
 
     stream: str
@@ -54,14 +59,160 @@ class Status:
     mode: str = ""
     seed: int = 0
     timings_ms: dict[str, float] = field(default_factory=dict)
+    code: str = ""
 
     @property
     def final(self) -> bool:
         return self.state != "running"
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), separators=(",", ":"))
+        return _json(asdict(self))
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Status:
         return cls(**json.loads(text))
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A stream to be generated: its settings and the ids of its prompt."""
+
+    settings: GenerationSettings
+    tokens: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """New ids of a stream, in order; the last Delta of a stream has a final state."""
+
+    status: Status
+    tokens: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Nothing is new, but is the client of this stream still there? Triton shows that in a new request only."""
+
+    stream: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """The rest of this stream is not wanted: its client is gone, or it cannot be decoded."""
+
+    stream: str
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """The decoder is done with this stream, which the language model has ended."""
+
+    stream: str
+
+
+Message = Start | Delta | Probe | Cancel | Released
+
+_KINDS: dict[str, Any] = {kind.__name__.lower(): kind for kind in get_args(Message)}
+_HEADERS: dict[type, tuple[str, Any]] = {
+    Start: ("settings", GenerationSettings),
+    Delta: ("status", Status),
+}
+
+
+def encode(message: Message) -> tuple[str, Sequence[int]]:
+    """MESSAGE and TOKENS of a message."""
+    header = _HEADERS.get(type(message))
+    values = asdict(getattr(message, header[0])) if header else asdict(message)
+    return _json({"v": VERSION, "kind": type(message).__name__.lower(), **values}), getattr(message, "tokens", ())
+
+
+def decode(text: str | bytes, tokens: Sequence[int] = ()) -> Message:
+    """The message that `encode` wrote.
+
+    Raises:
+        BadMessage: not JSON, another version, an unknown kind, or a field that is missing, unknown or out of range.
+    """
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _bad("MESSAGE", text, f"it is not JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise _bad("MESSAGE", text, "it is not a JSON object")
+    version, kind = values.pop("v", None), values.pop("kind", None)
+    if type(version) is not int or version != VERSION:
+        raise _bad("v", version, f"this model reads version {VERSION}: run all models of a server from one revision")
+    made = _KINDS.get(kind) if isinstance(kind, str) else None
+    if made is None:
+        raise _bad("kind", kind, f"it is one of {', '.join(_KINDS)}")
+    header = _HEADERS.get(made)
+    names = {entry.name for entry in fields(header[1] if header else made)}
+    if names != values.keys():
+        raise _bad("MESSAGE", sorted(values), f"a {kind} has the fields {', '.join(sorted(names))}")
+    for name, value in values.items():
+        holds, limit = _CHECKS[name]
+        if not holds(value):
+            raise _bad(name, value, limit)
+    if header is None:
+        return made(**values)
+    if len(tokens) > MAX_TOKENS_OF_A_MESSAGE or min(tokens, default=0) < 0:
+        raise _bad("TOKENS", f"{len(tokens)} ids", f"at most {MAX_TOKENS_OF_A_MESSAGE} ids, none below 0")
+    if "pattern" in values:
+        values["pattern"] = tuple(values["pattern"])
+    return made(**{header[0]: header[1](**values), "tokens": tokens})
+
+
+def _json(values: dict[str, Any]) -> str:
+    return json.dumps(values, separators=(",", ":"))
+
+
+def _bad(name: str, value: object, limit: str) -> BadMessage:
+    shown = repr(value)
+    return BadMessage(f"{name}: {shown if len(shown) <= 60 else shown[:57] + '...'} is not valid: {limit}", field=name)
+
+
+_Check = tuple[Callable[[Any], bool], str]
+
+
+def _text(high: int, low: int = 0) -> _Check:
+    return lambda value: isinstance(value, str) and low <= len(value) <= high, f"a text of {low} to {high} characters"
+
+
+def _whole(high: int, low: int = 0) -> _Check:
+    return lambda value: type(value) is int and low <= value <= high, f"a whole number from {low} to {high}"
+
+
+def _number(high: float, low: float = 0.0) -> _Check:  # false for NaN
+    return lambda value: type(value) in (int, float) and low <= value <= high, f"a number from {low:g} to {high:g}"
+
+
+def _is_pattern(value: Any) -> bool:
+    try:
+        return isinstance(value, list) and all(type(number) is int for number in value) and bool(mode_of(value))
+    except InvalidRequest:
+        return False
+
+
+def _are_timings(value: Any) -> bool:
+    return isinstance(value, dict) and len(value) <= 16 and all(_CHECKS["timing"][0](took) for took in value.values())
+
+
+#: What a field of any message may hold. The limits of requests are in `fields.py` and checked before: these keep a
+#: foreign message from doing harm.
+_CHECKS: dict[str, _Check] = {
+    "stream": _text(64, low=1),
+    "index": _whole(2**31 - 1),
+    "state": (lambda value: value in get_args(State), f"one of {', '.join(get_args(State))}"),
+    "reason": _text(10_000),
+    "code": _text(64),
+    "task": _text(16),
+    "mode": _text(1024),
+    "seed": _whole(2**64 - 1),
+    "timings_ms": (_are_timings, "up to 16 stages, each from 0 to 1e9 ms"),
+    "timing": _number(1e9),
+    "pattern": (_is_pattern, "pairs m,n of a decoding mode"),
+    "max_tokens": _whole(MAX_TOKENS_OF_A_MESSAGE, low=1),
+    "temperature": _number(1e3),
+    "top_k": _whole(2**31 - 1),
+    "top_p": _number(1.0, low=5e-324),
+    "repetition_penalty": _number(1e3, low=5e-324),
+}

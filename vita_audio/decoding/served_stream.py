@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vita_audio.contract.errors import BadMessage, error_code
 from vita_audio.contract.messages import State, Status
 from vita_audio.contract.rates import OUTPUT_SAMPLE_RATE_HZ
 from vita_audio.decoding.decoder import Pcm, StreamingDecoder, StreamState
@@ -19,7 +20,7 @@ from vita_audio.decoding.decoder import Pcm, StreamingDecoder, StreamState
 FIRST_SOUND_S = 0.3
 
 
-class TokenKinds(Protocol):
+class TokenClassifier(Protocol):
     """What the decoder asks of a vocabulary (`vocabulary.Vocabulary` is one)."""
 
     def is_text(self, token: int) -> bool: ...
@@ -49,6 +50,29 @@ class DecodedChunk:
     status: Status
     complete: bool = True
 
+    @classmethod
+    def empty(cls, status: Status) -> DecodedChunk:
+        """A complete answer that has nothing but a status."""
+        return cls("", np.zeros(0, np.int32), np.zeros(0, np.int16), status)
+
+
+class Ending(NamedTuple):
+    """How a stream ended; the fields are those of `Status`."""
+
+    state: State
+    reason: str = ""
+    code: str = ""
+
+    @classmethod
+    def of(cls, error: Exception) -> Ending:
+        """Decoding failed with `error`: one line for the client."""
+        lines = str(error).strip().splitlines()
+        reason = f"audio decoding failed: {type(error).__name__}" + (f": {lines[0]}" if lines else "")
+        return cls("failed", reason, error_code(error))
+
+
+CANCELLED = Ending("cancelled", "cancelled", "cancelled")
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -60,11 +84,10 @@ class Request:
     cancelled: Callable[[], bool]
     submitted: float
 
-    def empty(self, state: State, reason: str, index: int | None = None) -> DecodedChunk:
+    def empty(self, ending: Ending, index: int | None = None) -> DecodedChunk:
         """An answer without content that says how the stream ended. `index`: of the response, if not the message's."""
         index = self.status.index if index is None else index
-        status = replace(self.status, state=state, reason=reason, index=index)
-        return DecodedChunk("", np.zeros(0, np.int32), np.zeros(0, np.int16), status)
+        return DecodedChunk.empty(replace(self.status, **ending._asdict(), index=index))
 
 
 @dataclass(slots=True)
@@ -88,12 +111,12 @@ class ServedStream:
     samples: int = 0  # handed out
     clock: float | None = None  # when its first audio token came, then when its first sample left
 
-    def begin(self, decoder: StreamingDecoder, vocabulary: TokenKinds) -> None:
+    def begin(self, decoder: StreamingDecoder, vocabulary: TokenClassifier) -> None:
         """Take in the tokens of the first request: text to the detokeniser, codes to the decoder, tags to neither."""
         request = self.requests[0]
         status = request.status
         if status.index != self.next_index:
-            raise ValueError(f"message {status.index} came when {self.next_index} was due")
+            raise BadMessage(f"message {status.index} came when {self.next_index} was due")
         self.next_index += 1
         self.begun, self.tokens, self.pcm, self.request_decode_ms = True, request.tokens, [], 0.0
         self.text = self.detokenizer.push([token for token in request.tokens if vocabulary.is_text(token)])

@@ -6,19 +6,31 @@ import logging
 import threading
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
-from vita_audio.contract.messages import State, Status
-from vita_audio.decoding.cancel_notifier import Stopper
+from vita_audio.contract.errors import BadMessage, ServerStopping, VitaError
+from vita_audio.contract.messages import Cancel, Delta, Released
+from vita_audio.decoding.cancel_notifier import CancelNotifier
 from vita_audio.decoding.decoder import StreamingDecoder
-from vita_audio.decoding.served_stream import DecodedChunk, Detokenizer, Request, ServedStream, TokenKinds
+from vita_audio.decoding.served_stream import (
+    CANCELLED,
+    DecodedChunk,
+    Detokenizer,
+    Ending,
+    Request,
+    ServedStream,
+    TokenClassifier,
+)
 
 log = logging.getLogger(__name__)
 
 #: Ended streams whose late messages are still answered with how they ended.
 _REMEMBERED_STREAMS = 1024
 _CLOSE_TIMEOUT_S = 2.0
+_CLOSED = Ending("failed", "the audio decoder has been shut down", ServerStopping.default_code)
+_UNSENT = Ending("failed", "an answer could not be sent", VitaError.default_code)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +42,8 @@ class DecodingStats:
     batches: dict[int, int]  # decodes by number of streams
     busy_ms: float  # in engine steps
     ended: dict[str, int]  # streams by done, cancelled, failed, evicted
-    stops: int
-    stop_errors: int
+    cancels: int  # sent to the language model
+    notify_errors: int
     reply_errors: int
 
 
@@ -41,68 +53,74 @@ class DecodingService:
     The stream whose listener runs out of audio first goes first; a first chunk overtakes later chunks of others unless
     these are about to break off. Every request gets exactly one answer: its part of the stream, as soon as a decode has
     made some of it and complete at last; or, empty, the state "cancelled" (its client is gone) or "failed" (decoding
-    broke, in one line); in both cases the language model is told to stop, on a thread of its own.
+    broke, in one line); in both cases the language model gets a Cancel. Of a stream decoded to its end it gets a
+    Released, and only then does the last answer leave: so the answer to the language model's own last request is there
+    before it, and Triton sends the two to the client as one.
 
     Args:
         decoder: used by this service's thread alone.
-        vocabulary: tells text ids from audio codes.
+        vocabulary: separates text ids from audio codes.
         detokenizer: makes the text state of one stream.
-        on_stop: stops the language model's stream of this id; may block, may raise (logged and counted).
-        on_end: hears of every stream that is over, whichever way, after a stop if there is one; as `on_stop`.
+        notify: sends a message to the language model, on a thread of its own; may block, may raise (logged, counted).
         max_batch: streams in one engine call.
-        idle_timeout_s: a stream that gets no message for so long is freed and stopped.
+        idle_timeout_s: a stream that gets no message for so long is freed and cancelled.
     """
 
     def __init__(
         self,
         decoder: StreamingDecoder,
-        vocabulary: TokenKinds,
+        vocabulary: TokenClassifier,
         detokenizer: Callable[[], Detokenizer],
-        on_stop: Callable[[str], None],
+        notify: Callable[[Cancel | Released], None],
         max_batch: int = 8,
         idle_timeout_s: float = 60.0,
-        on_end: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._decoder, self._vocabulary, self._detokenizer = decoder, vocabulary, detokenizer
         self._max_batch, self._idle_timeout_s = max_batch, idle_timeout_s
-        self._changed = threading.Condition()  # guards the two fields below
+        self._changed = threading.Condition()  # guards the three fields below
         self._inbox: list[Request] = []
+        self._cancels: list[str] = []
         self._closed = False
         # Touched by the thread alone, but for snapshots.
         self._streams: dict[str, ServedStream] = {}
-        self._ended: OrderedDict[str, tuple[State, str]] = OrderedDict()
+        self._ended: OrderedDict[str, Ending] = OrderedDict()
         self._batches: Counter[int] = Counter()
         self._endings: Counter[str] = Counter()
         self._busy_ms = 0.0
         self._reply_errors = 0
-        self._stopper = Stopper(on_stop, on_end)
+        self._notifier = CancelNotifier(notify)
         self._thread = threading.Thread(target=self._run, name="decoding", daemon=True)
         self._thread.start()
 
     def submit(
         self,
-        status: Status,
-        tokens: Sequence[int],
+        delta: Delta,
         reply: Callable[[DecodedChunk], None],
         cancelled: Callable[[], bool] = lambda: False,
     ) -> None:
         """Queue one message of the language model; returns at once and raises nothing.
 
         Args:
-            status: of the message; index 0 opens the stream, a final state ends it.
-            tokens: new ids of the stream.
-            reply: gets the answer's parts, of which the last is complete, on the service's thread (after `close`: on
-                this one).
+            delta: index 0 opens the stream, a final state ends it.
+            reply: gets the answer's parts, of which the last is complete, one after the other, on a thread of the
+                service (after `close`: on this one).
             cancelled: whether the client has gone; asked before decoding and before answering.
         """
-        request = Request(status, [int(token) for token in tokens], reply, cancelled, time.perf_counter())
+        request = Request(delta.status, delta.tokens, reply, cancelled, time.perf_counter())
         with self._changed:
             closed = self._closed
             if not closed:
                 self._inbox.append(request)
                 self._changed.notify()
         if closed:
-            self._reply(request, request.empty("failed", "the audio decoder has been shut down"))
+            self._reply(request, request.empty(_CLOSED))
+
+    def cancel(self, stream_id: str) -> None:
+        """The client of a stream is gone, whether or not a message of it has come yet; returns at once."""
+        self._notifier.cancel(stream_id)
+        with self._changed:
+            self._cancels.append(stream_id)
+            self._changed.notify()
 
     def stats(self) -> DecodingStats:
         with self._changed:
@@ -114,8 +132,8 @@ class DecodingService:
             batches=dict(self._batches),
             busy_ms=self._busy_ms,
             ended=dict(self._endings),
-            stops=self._stopper.calls,
-            stop_errors=self._stopper.errors,
+            cancels=self._notifier.cancels,
+            notify_errors=self._notifier.errors,
             reply_errors=self._reply_errors,
         )
 
@@ -125,11 +143,11 @@ class DecodingService:
             self._closed = True
             self._changed.notify()
         self._thread.join()
-        if not self._stopper.close(_CLOSE_TIMEOUT_S):
-            log.warning("a stop of the language model did not return within %s s", _CLOSE_TIMEOUT_S)
+        if not self._notifier.close(_CLOSE_TIMEOUT_S):
+            log.warning("a call of the language model did not return within %s s", _CLOSE_TIMEOUT_S)
 
     def _run(self) -> None:
-        reason, crashed = "the audio decoder has been shut down", False
+        ending = _CLOSED
         try:
             while self._take_in():
                 self._evict_idle()
@@ -139,34 +157,43 @@ class DecodingService:
                 if batch:
                     self._decode(batch)
         except Exception as error:
-            # A fault of this loop itself: nobody may be left waiting for a thread that is gone.
+            # A fault of this loop itself: no caller may be left waiting for a thread that is gone.
             log.exception("decoding thread failed")
-            reason, crashed = _reason(error), True
+            ending = Ending.of(error)
         with self._changed:
             self._closed = True
             left, self._inbox = self._inbox, []
         for stream in list(self._streams.values()):
-            self._end(stream, "failed", reason, stop=crashed)  # in a shutdown the language model ends as well
+            self._end(stream, ending, cancel=ending is not _CLOSED)  # in a shutdown the language model ends as well
         for request in left:
-            self._reply(request, request.empty("failed", reason))
+            self._reply(request, request.empty(ending))
 
     def _take_in(self) -> bool:
         """Wait for something to do and hand new requests to their streams. False when the service is closed."""
         with self._changed:
             ready = any(stream.requests for stream in self._streams.values())
-            if not self._inbox and not self._closed and not ready:
+            if not (self._inbox or self._cancels or self._closed or ready):
                 self._changed.wait(self._idle_timeout_s / 4 if self._streams else None)
             if self._closed:
                 return False
             inbox, self._inbox = self._inbox, []
+            cancels, self._cancels = self._cancels, []
         for request in inbox:
             stream = self._streams.get(request.status.stream)
             if stream is not None:
                 stream.requests.append(request)
+            elif request.status.stream in self._ended:
+                self._reply(request, request.empty(self._ended[request.status.stream]))
             elif request.status.index == 0:
                 self._open(request)
             else:
-                self._answer_late(request)
+                number = request.status.index
+                error = BadMessage(f"message {number} belongs to no stream that the audio decoder knows")
+                self._refuse(request, error)
+        for stream_id in cancels:
+            stream = self._streams.get(stream_id)
+            if stream is not None:
+                self._end(stream, CANCELLED, cancel=False)
         return True
 
     def _open(self, request: Request) -> None:
@@ -176,26 +203,15 @@ class DecodingService:
             stream = ServedStream(status.stream, audio, self._detokenizer(), last_seen=request.submitted)
         except Exception as error:
             log.exception("stream %s: cannot be opened", status.stream)
-            self._refuse(request, _reason(error))
+            self._refuse(request, error)
             return
         stream.requests.append(request)
         self._streams[stream.id] = stream
-        self._ended.pop(stream.id, None)
 
-    def _answer_late(self, request: Request) -> None:
-        """A message of a stream that is not open (any more)."""
-        status = request.status
-        if status.stream in self._ended:
-            self._reply(request, request.empty(*self._ended[status.stream]))
-        else:
-            self._refuse(request, f"message {status.index} belongs to no stream that the audio decoder knows")
-
-    def _refuse(self, request: Request, reason: str) -> None:
-        """A message that finds no stream: nobody would listen to the rest of it."""
-        if not request.status.final:
-            self._stopper.request(request.status.stream)
-        self._stopper.release(request.status.stream)
-        self._reply(request, request.empty("failed", reason))
+    def _refuse(self, request: Request, error: Exception) -> None:
+        """A message that finds no stream: the rest of it is of no use."""
+        self._notifier.cancel(request.status.stream)
+        self._reply(request, request.empty(Ending.of(error)))
 
     def _progress(self, stream: ServedStream) -> None:
         """Answer a stream's requests up to the first that waits for a decode; a fault here ends this one only."""
@@ -204,28 +220,30 @@ class DecodingService:
                 pass
         except Exception as error:
             log.exception("stream %s: decoding failed", stream.id)
-            self._end(stream, "failed", _reason(error))
+            self._end(stream, Ending.of(error))
 
     def _answer_first(self, stream: ServedStream) -> bool:
         """Answer the first request; False if it waits for a decode, or the stream has ended with it."""
         request = stream.requests[0]
         if request.cancelled():
-            self._end(stream, "cancelled", "cancelled")
+            self._end(stream, CANCELLED)
             return False
         if not stream.begun:
             stream.begin(self._decoder, self._vocabulary)
         if self._decoder.due(stream.audio) is not None:
             if stream.has_sound and not self._reply(request, stream.answer(time.perf_counter(), complete=False)):
-                self._end(stream, "failed", "an answer could not be sent")
+                self._end(stream, _UNSENT)
             return False
         chunk = stream.answer(time.perf_counter(), complete=True)
         stream.requests.popleft()
-        answered = self._reply(request, chunk)
         if chunk.status.final:
-            self._end(stream, chunk.status.state, chunk.status.reason, stop=False)
-        elif not answered:
-            self._end(stream, "failed", "an answer could not be sent")
-        return answered and not chunk.status.final
+            self._end(stream, Ending(chunk.status.state, chunk.status.reason, chunk.status.code), cancel=False)
+            self._notifier.release(stream.id, then=partial(self._reply, request, chunk))
+            return False
+        if not self._reply(request, chunk):
+            self._end(stream, _UNSENT)
+            return False
+        return True
 
     def _choose(self) -> list[ServedStream]:
         """The waiting stream with the least time left, and others whose decode has the same geometry."""
@@ -243,9 +261,9 @@ class DecodingService:
         except Exception as error:
             log.exception("decoding failed for %s", ", ".join(stream.id for stream in batch))
             if len(batch) == 1:
-                self._end(batch[0], "failed", _reason(error))
+                self._end(batch[0], Ending.of(error))
             else:
-                for stream in batch:  # nobody's state has changed: find out whose fault it was
+                for stream in batch:  # no state has changed: find out whose fault it was
                     self._decode([stream])
             return
         took_ms = (time.perf_counter() - start) * 1e3
@@ -255,18 +273,17 @@ class DecodingService:
             stream.add(pcm, took_ms)
             self._progress(stream)
 
-    def _end(self, stream: ServedStream, state: State, reason: str, stop: bool = True, kind: str = "") -> None:
-        """Free a stream, answer what still waits, and tell the language model unless it has ended itself."""
+    def _end(self, stream: ServedStream, ending: Ending, cancel: bool = True, kind: str = "") -> None:
+        """Free a stream and answer what still waits; `cancel` unless the language model knows."""
         del self._streams[stream.id]
-        self._endings[kind or state] += 1
-        self._ended[stream.id] = (state, reason)
+        self._endings[kind or ending.state] += 1
+        self._ended[stream.id] = ending
         while len(self._ended) > _REMEMBERED_STREAMS:
             self._ended.popitem(last=False)
-        if stop and not any(request.status.final for request in stream.requests):
-            self._stopper.request(stream.id)
-        self._stopper.release(stream.id)
+        if cancel:
+            self._notifier.cancel(stream.id)
         for index, request in enumerate(stream.requests, stream.responses):
-            self._reply(request, request.empty(state, reason, index))
+            self._reply(request, request.empty(ending, index))
 
     def _evict_idle(self) -> None:
         oldest = time.perf_counter() - self._idle_timeout_s
@@ -274,7 +291,7 @@ class DecodingService:
             if not stream.requests and stream.last_seen < oldest:
                 log.warning("stream %s: no message for %s s, freed", stream.id, self._idle_timeout_s)
                 reason = f"no message for {self._idle_timeout_s} s"
-                self._end(stream, "failed", reason, kind="evicted")
+                self._end(stream, Ending("failed", reason, "idle_timeout"), kind="evicted")
 
     def _reply(self, request: Request, chunk: DecodedChunk) -> bool:
         """Send a part of the one answer; an error of the receiver is counted, never raised and never answered again."""
@@ -285,9 +302,3 @@ class DecodingService:
             log.exception("stream %s: sending an answer failed", request.status.stream)
             return False
         return True
-
-
-def _reason(error: Exception) -> str:
-    """One line for the client."""
-    lines = str(error).strip().splitlines()
-    return f"audio decoding failed: {type(error).__name__}" + (f": {lines[0]}" if lines else "")

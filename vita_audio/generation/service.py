@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import logging
-import math
-import secrets
 import threading
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
-from vita_audio.contract.errors import ServerFull
-from vita_audio.contract.messages import State
+from vita_audio.contract.errors import EngineError, ServerStopping
+from vita_audio.contract.messages import Delta, State, Status
 from vita_audio.engines.interface import LanguageModelEngine
-from vita_audio.generation.request import GenerationRequest, TokenDelta
+from vita_audio.generation.request import GenerationRequest
 from vita_audio.generation.scheduler import Scheduler
 from vita_audio.generation.stream import Stream
 
 log = logging.getLogger(__name__)
 
-Emit = Callable[[TokenDelta], None]
+Emit = Callable[[Delta], None]
 
 #: Each delta costs a hop through the server, so tokens travel in company: the first and the last leave at once, the
 #: others when this many tokens have gathered or one has waited too long. Once the sound has had its start (the eager
@@ -28,9 +26,6 @@ TOKENS_PER_DELTA = 8
 EAGER_DELTAS = 3
 SHORTEST_GAP_MS = 20.0
 LONGEST_WAIT_MS = 40.0
-
-#: A stream whose text and tokens are complete keeps its place until its sound is made; if nobody says so, so long.
-LONGEST_SOUNDING_S = 60.0
 
 
 @dataclass(slots=True)
@@ -47,15 +42,10 @@ class _Live:
 
 @dataclass(frozen=True, slots=True)
 class GenerationStats:
-    """A snapshot for metrics and tests; counts since the start, `busy_ms` the time spent in engine steps.
-
-    `sounding`: streams whose tokens are complete and whose sound is still being made.
-    """
+    """A snapshot for metrics and tests; counts since the start, `busy_ms` the time spent in engine steps."""
 
     running: int
     waiting: int
-    sounding: int
-    slots: int
     steps: int
     tokens: int
     busy_ms: float
@@ -68,65 +58,39 @@ class GenerationService:
     Args:
         engine: backbone + MCTP; used by this service's thread alone.
         end_tokens: ids that end a stream.
-        queue_limit: streams that may wait for a slot.
         prefill_chunk: prompt tokens one step takes in at most.
-        awaits_release: a stream keeps its place, though not its slot, until `release`. The language model is seconds
-            ahead of the decoder: without this, a server whose decoder falls behind would go on taking streams.
-        on_full: told (streams running, waiting) when the last place is taken, None when one is free again; it is called
-            with the service's lock held and must be quick.
     """
 
-    def __init__(
-        self,
-        engine: LanguageModelEngine,
-        end_tokens: Collection[int],
-        queue_limit: int = 32,
-        prefill_chunk: int = 64,
-        awaits_release: bool = False,
-        on_full: Callable[[tuple[int, int] | None], None] = lambda _: None,
-    ) -> None:
+    def __init__(self, engine: LanguageModelEngine, end_tokens: Collection[int], prefill_chunk: int = 64) -> None:
         self._scheduler = Scheduler(engine, end_tokens, prefill_chunk)  # touched by the thread alone, but for `check`
-        self._slots, self._queue_limit = engine.slots, queue_limit
+        self._slots = engine.slots
         self._changed = threading.Condition()  # guards what `submit`, `cancel` and `stats` share with the thread
         self._live: dict[str, _Live] = {}
-        self._awaits_release = awaits_release
-        self._sounding: dict[str, float] = {}  # not released yet, and when they are forgotten
         self._inbox: list[_Live] = []
         self._cancels: list[str] = []
-        self._on_full, self._full = on_full, False
         self._closing = False
-        self._submitted = 0
         self._steps = self._tokens = 0
         self._busy_ms = 0.0
         self._finished: dict[str, int] = {}
         self._thread = threading.Thread(target=self._run, name="generation", daemon=True)
         self._thread.start()
 
-    def submit(self, request: GenerationRequest, emit: Emit) -> str:
-        """Start or queue a stream; `emit` gets its deltas in order, exactly one of them final.
+    def submit(self, stream_id: str, request: GenerationRequest, emit: Emit) -> None:
+        """Start or queue a stream; `emit` gets its Deltas in order, exactly one of them final.
 
-        Returns:
-            The stream's id, unique in this service.
+        How many may wait is for the caller to bound.
 
         Raises:
             InvalidRequest: the engine can never serve the request.
-            ServerFull: slots and queue hold all they can, streams not released included, or the service is closing.
+            ServerStopping: the service is closing.
         """
         self._scheduler.check(request)
         with self._changed:
-            running, waiting, sounding = self._load()
-            if self._closing or self._has_no_place(running + waiting + sounding):
-                raise ServerFull(running + sounding, waiting)
-            self._submitted += 1
-            # Whoever knows an id can stop the stream (STOP of speech_lm), so it must not be guessable.
-            live = _Live(f"s{self._submitted}-{secrets.token_hex(8)}", request, emit)
-            self._live[live.id] = live
-            if self._awaits_release:
-                self._sounding[live.id] = math.inf
+            if self._closing:
+                raise ServerStopping
+            self._live[stream_id] = live = _Live(stream_id, request, emit)
             self._inbox.append(live)
-            self._tell_whether_full()
             self._changed.notify_all()
-            return live.id
 
     def cancel(self, stream_id: str) -> bool:
         """Ask for the end of a stream; its last delta has state `cancelled`. False when it has ended already."""
@@ -137,18 +101,11 @@ class GenerationService:
             self._changed.notify_all()
             return True
 
-    def release(self, stream_id: str) -> bool:
-        """The sound of a stream is made, or nobody wants it: its place is free once it has ended. False: not known."""
-        with self._changed:
-            known = self._sounding.pop(stream_id, None) is not None
-            self._tell_whether_full()
-            return known
-
     def stats(self) -> GenerationStats:
         with self._changed:
-            self._tell_whether_full()  # a place may have been forgotten since
-            counts = (*self._load(), self._slots, self._steps, self._tokens)
-            return GenerationStats(*counts, self._busy_ms, dict(self._finished))
+            running = min(len(self._live), self._slots)
+            waiting = len(self._live) - running
+            return GenerationStats(running, waiting, self._steps, self._tokens, self._busy_ms, dict(self._finished))
 
     def close(self, drain_s: float = 0.0) -> None:
         """Refuse new streams, let running ones go on for `drain_s` seconds, cancel the rest, end the thread."""
@@ -160,32 +117,13 @@ class GenerationService:
             self._changed.notify_all()
         self._thread.join()
 
-    def _load(self) -> tuple[int, int, int]:
-        """Streams (running, waiting, sounding): those beyond the slots wait, those that only sound need no slot."""
-        now = time.perf_counter()
-        for stream_id in [stream_id for stream_id, end in self._sounding.items() if end < now]:
-            log.warning("stream %s: nobody released it for %s s, its place is free", stream_id, LONGEST_SOUNDING_S)
-            del self._sounding[stream_id]
-        running = min(len(self._live), self._slots)
-        return running, len(self._live) - running, len(self._sounding.keys() - self._live.keys())
-
-    def _has_no_place(self, streams: int) -> bool:
-        return streams >= self._slots + self._queue_limit
-
-    def _tell_whether_full(self) -> None:
-        running, waiting, sounding = self._load()
-        full = self._has_no_place(running + waiting + sounding)
-        if full != self._full:
-            self._full = full
-            self._on_full((running + sounding, waiting) if full else None)
-
     def _run(self) -> None:
         try:
             while self._take_in():
                 for live in self._step():
                     self._hand_out(live)
         except Exception as error:
-            # A fault of this loop itself: nobody may be left waiting for a thread that is gone.
+            # A fault of this loop itself: no caller may be left waiting for a thread that is gone.
             log.exception("generation thread failed")
             with self._changed:
                 self._closing = True
@@ -253,21 +191,20 @@ class GenerationService:
             "lm_queue": (admitted - live.submitted) * 1e3,
             "lm": (now - admitted) * 1e3,
         }
-        delta = TokenDelta(live.id, live.deltas, tokens, state, reason, timings)
+        code = {"failed": EngineError.default_code, "cancelled": "cancelled"}.get(state, "")
+        settings, index = live.request.settings, live.deltas
+        status = Status(live.id, index, state, reason, settings.task, settings.mode, settings.seed, timings, code)
         live.deltas, live.last_emit = live.deltas + 1, now
         self._tokens += len(tokens)
-        if delta.final:
+        if status.final:
             with self._changed:
                 if self._live.pop(live.id, None) is None:
                     return
-                if live.id in self._sounding:
-                    self._sounding[live.id] = now + LONGEST_SOUNDING_S
                 kind = reason if state == "done" else state
                 self._finished[kind] = self._finished.get(kind, 0) + 1
-                self._tell_whether_full()
                 self._changed.notify_all()
         try:
-            live.emit(delta)
+            live.emit(Delta(status, tokens))
         except Exception:  # the receiver is gone: stop producing for it
             log.exception("stream %s: handing out tokens failed", live.id)
             self.cancel(live.id)

@@ -1,0 +1,194 @@
+"""The stage `speech_lm`: admits a stream, generates it, and keeps its request open until its sound is made.
+
+Triton shows that a client has gone only in a request that it schedules afterwards. So a stream that has nothing to send
+(queued, on its prompt, or with complete tokens) sends a Probe now and then, and `audio_decoder` answers a Probe whose
+client is gone with Cancel. For that the request of a stream with complete tokens stays open until Released.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+from serving.admission import Admission, AdmissionRecord
+from serving.metrics.generation import GenerationMeter
+from serving.metrics.recorder import Recorder
+from serving.metrics.refusals import Refusals
+from serving.settings import served_engines
+from serving.warm_up import warm_up_generation
+from vita_audio.contract.errors import BadMessage
+from vita_audio.contract.messages import Cancel, Delta, Message, Probe, Released, Start
+from vita_audio.engines.registry import open_language_model
+from vita_audio.generation.request import GenerationRequest
+from vita_audio.generation.service import GenerationService
+
+log = logging.getLogger(__name__)
+
+#: On a CPU the language model runs seconds ahead of the sound, the decoder does not: where both want a core, it yields.
+NICENESS = 10
+
+#: Quiet streams are looked for so often. A Probe costs about 0.6 ms of CPU time in all, so the streams that nothing
+#: waits for, those with complete tokens, send fewer.
+TICK_S = 0.02
+PROBE_S = 0.07
+DECODING_PROBE_S = 0.25
+
+#: Sends a message to the decoder, or none; the second argument says that it is the last of its request.
+Send = Callable[[Delta | Probe | None, bool], None]
+
+
+@dataclass(slots=True)
+class _Open:
+    """A request that waits for more responses; `lock` keeps them apart, and after the last there is none."""
+
+    send: Send
+    last_s: float
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    decoding: bool = False
+    closed: bool = False
+
+
+class GenerationStage:
+    """Answers the messages that `speech_lm` gets.
+
+    Args:
+        service: generates; closed with the stage.
+        admission: who is in the server.
+        worker: this model instance, for metrics.
+    """
+
+    def __init__(self, service: GenerationService, admission: Admission, worker: str = "") -> None:
+        self._service, self._admission, self._worker = service, admission, worker
+        self.recorder = Recorder()
+        self.refusals = Refusals(self.recorder, "speech_lm")
+        self._meter = GenerationMeter(self.recorder)
+        self._open: dict[str, _Open] = {}
+        self._closing = threading.Event()
+        self._prober = threading.Thread(target=self._probe, name="prober", daemon=True)
+        self._prober.start()
+
+    @classmethod
+    def serve(cls, worker: str) -> GenerationStage:
+        """Open the engine of this server and warm it up.
+
+        Raises:
+            EngineError: it cannot be opened, or the warm-up failed.
+        """
+        settings, manifest, source = served_engines()
+        if source.gpu is None:
+            os.nice(NICENESS)
+        engine = open_language_model(source, settings.slots)
+        service = GenerationService(engine, manifest.vocabulary.end_tokens, source.prefill_chunk)
+        warm_up_generation(service, manifest.limits)
+        admission = Admission(AdmissionRecord(settings.admission), settings.slots, settings.queue)
+        stage = cls(service, admission, worker)
+        stage.recorder.set("vita_slots", settings.slots)
+        stage.recorder.set("vita_queue_limit", settings.queue)
+        stage.recorder.set("vita_kv_capacity_tokens", settings.slots * manifest.limits.context_tokens)
+        return stage
+
+    def accept(self, message: Message, send: Send, cancelled: bool = False) -> None:
+        """Take a message in; `send` gets what it leads to, on any thread and one after the other.
+
+        Args:
+            cancelled: the client was gone when the message came.
+
+        Raises:
+            InvalidRequest, ServerFull, ServerStopping: the stream is not taken.
+            BadMessage: `speech_lm` takes no such message.
+        """
+        if isinstance(message, Start):
+            if cancelled:  # no error: Triton 24.10 keeps a refused request whose client is gone
+                send(None, True)
+            else:
+                self._start(message, send)
+            return
+        if isinstance(message, Cancel):
+            self._admission.release(message.stream)  # at once, while a step may still be running
+            if not self._service.cancel(message.stream):
+                self._close(message.stream)
+        elif isinstance(message, Released):
+            opened = self._open.get(message.stream)
+            if opened is not None and opened.decoding:
+                self._close(message.stream)
+        else:
+            raise BadMessage(f"kind: speech_lm takes no {type(message).__name__}", field="kind")
+        send(None, True)
+
+    def measure(self) -> None:
+        """Bring gauges and totals up to date."""
+        stats, load, recorder, stage = self._service.stats(), self._admission.load(), self.recorder, "speech_lm"
+        self._admission.refresh()
+        recorder.set("vita_streams", stats.running, stage=stage, state="running", worker=self._worker)
+        recorder.set("vita_streams", stats.waiting, stage=stage, state="waiting", worker=self._worker)
+        recorder.set("vita_places_taken", load.taken)
+        recorder.set("vita_kv_tokens", self._meter.cached_tokens)
+        recorder.total("vita_busy_ms_total", stats.busy_ms, stage=stage)
+        for reason, count in stats.finished.items():
+            recorder.total("vita_streams_ended_total", count, stage=stage, reason=reason)
+
+    def close(self) -> None:
+        """End every stream and the threads."""
+        self._service.close()
+        self._closing.set()
+        self._prober.join()
+        for stream in list(self._open):
+            self._close(stream)
+
+    def _start(self, start: Start, send: Send) -> None:
+        stream = self._admission.admit()
+        opened = self._open[stream] = _Open(send, time.monotonic())
+        try:
+            request = GenerationRequest(start.tokens, start.settings)
+            self._service.submit(stream, request, partial(self._emit, opened, len(start.tokens)))
+        except BaseException:
+            del self._open[stream]
+            self._admission.release(stream)
+            raise
+
+    def _emit(self, opened: _Open, prompt_tokens: int, delta: Delta) -> None:
+        """Measure and send one Delta; runs on the service's thread."""
+        self._meter.delta(delta, prompt_tokens)
+        stream, state = delta.status.stream, delta.status.state
+        decoding = state == "done" and self._admission.start_decoding(stream)
+        over = delta.status.final and not decoding
+        try:
+            with opened.lock:
+                if not opened.closed:
+                    opened.decoding, opened.closed, opened.last_s = decoding, over, time.monotonic()
+                    opened.send(delta, over)
+        finally:
+            if over:
+                self._open.pop(stream, None)
+                self._admission.release(stream)
+
+    def _close(self, stream: str) -> None:
+        """Answer the request of a stream to its end, without another message."""
+        self._admission.release(stream)
+        opened = self._open.pop(stream, None)
+        if opened is not None:
+            with opened.lock:
+                if not opened.closed:
+                    opened.closed = True
+                    opened.send(None, True)
+
+    def _probe(self) -> None:
+        while not self._closing.wait(TICK_S):
+            try:
+                for stream in self._admission.overdue():
+                    log.warning("stream %s: the decoder has not released it, it counts no longer", stream)
+                    self._close(stream)
+                now = time.monotonic()
+                for stream, opened in list(self._open.items()):
+                    if now - opened.last_s >= (DECODING_PROBE_S if opened.decoding else PROBE_S):
+                        with opened.lock:
+                            if not opened.closed:
+                                opened.last_s = now
+                                opened.send(Probe(stream), False)
+            except Exception:
+                log.exception("probing clients failed")

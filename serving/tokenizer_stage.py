@@ -1,0 +1,32 @@
+"""The stage `speech_tokenizer`: 16 kHz speech -> audio token codes."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.settings import served_engines
+from serving.warm_up import warm_up_speech
+from vita_audio.contract.errors import InvalidRequest
+from vita_audio.contract.limits import MAX_AUDIO_SECONDS
+from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ
+from vita_audio.engines.registry import open_speech_tokenizer
+from vita_audio.speech_features import speech_tokens
+
+
+class TokenizerStage:
+    """The engine of this server, warmed up. Raises EngineError when it cannot be opened."""
+
+    def __init__(self) -> None:
+        self._engine = open_speech_tokenizer(served_engines()[2])
+        warm_up_speech(self._engine)
+
+    def codes(self, speech: NDArray[np.float32]) -> NDArray[np.int32]:
+        """Codes of mono speech [samples].
+
+        Raises:
+            InvalidRequest: too long, empty or not finite. `prompt` has checked that; other callers have not.
+        """
+        if not 0 < speech.size <= MAX_AUDIO_SECONDS * INPUT_SAMPLE_RATE_HZ + 1 or not np.isfinite(speech).all():
+            raise InvalidRequest("AUDIO", f"{speech.size} samples", f"finite, up to {MAX_AUDIO_SECONDS:g} s at 16 kHz")
+        return speech_tokens(self._engine, speech).astype(np.int32)

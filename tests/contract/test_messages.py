@@ -1,0 +1,149 @@
+"""Messages between the models: every one survives the trip, every broken one is refused with its field."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vita_audio.contract.errors import BadMessage
+from vita_audio.contract.messages import (
+    VERSION,
+    Cancel,
+    Delta,
+    GenerationSettings,
+    Message,
+    Probe,
+    Released,
+    Start,
+    Status,
+    decode,
+    encode,
+)
+from vita_audio.contract.modes import NAMED_MODES
+
+SETTINGS = GenerationSettings("tts", "boost", (1, 10, 4, 10), 100, 1.0, 50, 0.9, 1.05, 7, {"prompt": 1.5})
+IDS = st.lists(st.integers(0, 2**31 - 1), max_size=20)
+TIMINGS = st.dictionaries(st.sampled_from(["prompt", "lm", "lm_queue"]), st.floats(0, 1e6))
+STREAMS = st.text(min_size=1, max_size=64)
+MESSAGES: st.SearchStrategy[Message] = st.one_of(
+    st.builds(
+        Start,
+        st.builds(
+            GenerationSettings,
+            st.sampled_from(["chat", "tts", "asr", "text"]),
+            st.text(max_size=40),
+            st.sampled_from(sorted(NAMED_MODES.values())),
+            st.integers(1, 10_000),
+            st.floats(0, 10),
+            st.integers(0, 1_000_000),
+            st.floats(0, 1, exclude_min=True),
+            st.floats(0, 10, exclude_min=True),
+            st.integers(0, 2**64 - 1),
+            TIMINGS,
+        ),
+        IDS,
+    ),
+    st.builds(
+        Delta,
+        st.builds(
+            Status,
+            STREAMS,
+            st.integers(0, 100_000),
+            st.sampled_from(["running", "done", "cancelled", "failed"]),
+            st.text(max_size=100),
+            st.sampled_from(["chat", ""]),
+            st.text(max_size=10),
+            st.integers(0, 2**64 - 1),
+            TIMINGS,
+            st.sampled_from(["", "cancelled"]),
+        ),
+        IDS,
+    ),
+    st.builds(Probe, STREAMS),
+    st.builds(Cancel, STREAMS),
+    st.builds(Released, STREAMS),
+)
+
+
+@given(MESSAGES)
+def test_every_message_survives_the_trip(message: Message) -> None:
+    text, tokens = encode(message)
+    assert decode(text, tokens) == message
+    assert decode(text.encode(), tokens) == message
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(MESSAGES, st.data())
+def test_any_value_in_any_field_is_read_or_refused(message: Message, data: st.DataObject) -> None:
+    """Never another exception than BadMessage, and what is read can be written again."""
+    text, tokens = encode(message)
+    values = json.loads(text)
+    values[data.draw(st.sampled_from(sorted(values)))] = data.draw(JSON)
+    try:
+        read = decode(json.dumps(values), tokens)
+    except BadMessage as error:
+        refused = error
+    else:
+        assert decode(*encode(read)) == read
+        return
+    assert refused.code == "bad_message"
+    assert refused.field
+
+
+@given(st.text() | st.binary() | JSON.map(json.dumps))
+def test_any_text_is_refused(text: str | bytes) -> None:
+    with pytest.raises(BadMessage):
+        decode(text)
+
+
+def changed(message: Message, **values: Any) -> str:
+    return json.dumps({**json.loads(encode(message)[0]), **values})
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens", "words"),
+    [
+        ("{", (), "MESSAGE: '{' is not valid: it is not JSON"),
+        ("[" * 100_000, (), "MESSAGE"),
+        ("[1]", (), "not a JSON object"),
+        (changed(Cancel("a"), v=VERSION + 1), (), f"v: {VERSION + 1} is not valid: this model reads version {VERSION}"),
+        (changed(Cancel("a"), v=True), (), "v: True"),
+        (changed(Cancel("a"), kind="append"), (), "kind: 'append' is not valid: it is one of start, delta, probe"),
+        (changed(Cancel("a"), kind=[]), (), r"kind: \[\]"),
+        (changed(Cancel("a"), more=1), (), "a cancel has the fields stream"),
+        (changed(Cancel("a"), kind="released", stream=""), (), "stream: '' is not valid: a text of 1 to 64"),
+        (changed(Cancel("a"), stream=5), (), "stream: 5"),
+        (changed(Start(SETTINGS, ()), pattern=[1, 10, 4]), (), "pattern: .* pairs m,n"),
+        (changed(Start(SETTINGS, ()), pattern=[1, "a"]), (), "pattern"),
+        (changed(Start(SETTINGS, ()), seed=-1), (), "seed: -1"),
+        (changed(Start(SETTINGS, ()), seed=True), (), "seed: True"),
+        (changed(Start(SETTINGS, ()), temperature=float("nan")), (), "temperature: nan"),
+        (changed(Start(SETTINGS, ()), repetition_penalty=0), (), "repetition_penalty: 0"),
+        (changed(Start(SETTINGS, ()), timings_ms={"lm": -1}), (), "timings_ms"),
+        (changed(Start(SETTINGS, ())), (3, -1), "TOKENS: '2 ids' is not valid"),
+        (changed(Delta(Status("a", 0, "running"), ()), state="gone"), (), "state: 'gone' is not valid: one of running"),
+        (changed(Delta(Status("a", 0, "running"), ()), index=1.0), (), "index: 1.0"),
+    ],
+)
+def test_what_is_wrong_is_named_in_one_short_line(text: str, tokens: tuple[int, ...], words: str) -> None:
+    with pytest.raises(BadMessage, match=words) as caught:
+        decode(text, tokens)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+def test_status_keeps_what_an_older_reader_needs() -> None:
+    status = Status("a", 3, "failed", "it broke", "tts", "boost", 7, {"lm": 1.5}, "internal_error")
+    assert Status.from_json(status.to_json()) == status
+    assert json.loads(status.to_json())["state"] == "failed"
+    assert (status.final, Status("a", 0, "running").final) == (True, False)

@@ -1,0 +1,254 @@
+"""The stage `speech_lm` without Triton: one last answer a request, probes while a stream is quiet, nothing left."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+
+from language_models import request
+from serving import admission, generation_stage
+from serving.admission import Admission, AdmissionRecord, Load
+from serving.generation_stage import GenerationStage
+from vita_audio.contract.errors import BadMessage, InvalidRequest, ServerFull, ServerStopping
+from vita_audio.contract.messages import Cancel, Delta, Message, Probe, Released, Start, Status
+from vita_audio.engines.interface import BurstRow, ExtendRow, Sampling
+from vita_audio.generation.service import GenerationService
+
+
+class GatedEngine:
+    """A language model that waits before every step until the test lets it go on; tokens are positions."""
+
+    mctp_modules, vocab_size, context = 10, 100_000, 5000
+
+    def __init__(self, slots: int) -> None:
+        self.slots = slots
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def begin(self, slot: int, sampling: Sampling, keep: int = 0) -> int:
+        return 0
+
+    open = begin
+
+    def release(self, slot: int) -> None: ...
+
+    def extend(self, rows: Sequence[ExtendRow]) -> list[int | None]:
+        assert self.gate.wait(20)
+        return [None if row.index is None else row.start + len(row.tokens) for row in rows]
+
+    def burst(self, rows: Sequence[BurstRow]) -> list[list[int]]:
+        return [[row.stop + 1 + k for k in range(row.commit)] if row.index is not None else [] for row in rows]
+
+
+class Bench:
+    """A stage and a client of it."""
+
+    def __init__(self, slots: int, queue: int) -> None:
+        self.engine, self.record = GatedEngine(slots), AdmissionRecord(None)
+        self.admission = Admission(self.record, slots, queue)
+        self.stage = GenerationStage(GenerationService(self.engine, ()), self.admission)
+
+    def start(self, tokens: int = 4, cancelled: bool = False) -> Answers:
+        generation = request([5] * 3, (8192, 0), tokens)
+        answers = Answers()
+        self.stage.accept(Start(generation.settings, generation.prompt), answers, cancelled)
+        return answers
+
+    def send(self, message: Message) -> None:
+        answers = Answers()
+        self.stage.accept(message, answers)
+        assert answers.sent == [None]
+        assert answers.closed
+
+    @property
+    def load(self) -> Load:
+        return self.admission.load()
+
+
+class Answers:
+    """What one request was answered; nothing may come after the last."""
+
+    def __init__(self, fails: bool = False) -> None:
+        self.sent: list[Delta | Probe | None] = []
+        self.closed, self.fails = False, fails
+        self.times: list[float] = []
+
+    def __call__(self, message: Delta | Probe | None, final: bool) -> None:
+        assert not self.closed
+        self.closed = final
+        self.sent.append(message)
+        self.times.append(time.monotonic())
+        if self.fails:
+            raise ConnectionError("sender is gone")
+
+    @property
+    def deltas(self) -> list[Status]:
+        return [message.status for message in self.sent if isinstance(message, Delta)]
+
+    @property
+    def probes(self) -> list[Probe]:
+        return [message for message in self.sent if isinstance(message, Probe)]
+
+    @property
+    def complete(self) -> bool:
+        return bool(self.deltas) and self.deltas[-1].final
+
+    @property
+    def stream(self) -> str:
+        until(lambda: self.sent)
+        return self.sent[0].stream if isinstance(self.sent[0], Probe) else self.deltas[0].stream
+
+
+def until(condition: Callable[[], object], seconds: float = 10) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "timed out"
+        time.sleep(0.001)
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    bench = Bench(slots=1, queue=1)
+    yield bench
+    bench.engine.gate.set()
+    bench.stage.close()
+
+
+def test_a_stream_stays_until_it_is_released(bench: Bench) -> None:
+    answers = bench.start()
+    until(lambda: answers.complete)
+    assert (answers.deltas[-1].state, answers.closed) == ("done", False)
+    assert bench.load == Load(0, 0, 1)
+    bench.send(Released(answers.stream))
+    assert (answers.sent[-1], answers.closed) == (None, True)
+    assert bench.load.taken == 0
+    bench.send(Released(answers.stream))
+
+
+def test_a_full_server_refuses_and_a_draining_one_too(bench: Bench) -> None:
+    done, second = bench.start(), bench.start()
+    until(lambda: done.complete and second.complete)  # streams that only decode need no slot, but count
+    with pytest.raises(ServerFull, match=r"server is full \(2 running, 0 waiting\)"):
+        bench.start()
+    bench.send(Released(done.stream))
+    third = bench.start()
+    until(lambda: third.complete)
+    bench.send(Released(second.stream))
+    bench.record.drain()
+    with pytest.raises(ServerStopping):
+        bench.start()
+    assert bench.load == Load(0, 0, 1)
+
+
+def test_what_cannot_run_is_refused_and_counts_nothing(bench: Bench) -> None:
+    settings = request([5], (1, 10)).settings
+    with pytest.raises(InvalidRequest, match="PROMPT_IDS"):
+        bench.stage.accept(Start(settings, []), Answers())
+    with pytest.raises(BadMessage, match="speech_lm takes no Probe"):
+        bench.stage.accept(Probe("a"), Answers())
+    assert bench.load.taken == 0
+
+
+def test_a_client_that_is_gone_before_is_not_admitted(bench: Bench) -> None:
+    answers = bench.start(cancelled=True)
+    assert (answers.sent, answers.closed) == ([None], True)
+    assert bench.load.taken == 0
+
+
+def test_quiet_streams_are_probed_and_cancelled_ones_leave_at_once(bench: Bench) -> None:
+    bench.engine.gate.clear()  # the first is on its prompt, the second waits for the slot
+    reading, queued = bench.start(), bench.start()
+    until(lambda: len(reading.probes) >= 3 and len(queued.probes) >= 3)
+    gaps = [later - earlier for earlier, later in zip(queued.times, queued.times[1:], strict=False)]
+    assert min(gaps) >= 0.9 * generation_stage.PROBE_S
+    assert {probe.stream for probe in queued.probes} == {queued.stream}
+    for answers, left in ((queued, 1), (reading, 0)):
+        bench.send(Cancel(answers.stream))
+        assert bench.load.taken == left  # although the engine is still in its step
+        bench.send(Cancel(answers.stream))
+    bench.engine.gate.set()
+    until(lambda: queued.closed and reading.closed)
+    assert [answers.deltas[-1].state for answers in (queued, reading)] == ["cancelled", "cancelled"]
+    assert bench.start().stream
+
+
+def test_a_stream_that_is_only_decoded_is_probed_and_can_be_cancelled(bench: Bench) -> None:
+    answers = bench.start()
+    until(lambda: answers.complete)
+    until(lambda: answers.probes)
+    bench.send(Cancel(answers.stream))
+    assert (answers.sent[-1], answers.closed) == (None, True)
+    assert bench.load.taken == 0
+
+
+def test_released_ends_no_stream_that_is_still_generating(bench: Bench) -> None:
+    bench.engine.gate.clear()
+    answers = bench.start()
+    bench.send(Released(answers.stream))
+    assert not answers.closed
+    assert bench.load == Load(1, 0, 0)
+
+
+def test_a_stream_that_is_not_released_leaves_after_a_while(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admission, "LONGEST_DECODING_S", 0.05)
+    answers = bench.start()
+    until(lambda: answers.closed)
+    assert bench.load.taken == 0
+
+
+def test_a_sender_that_raises_costs_its_stream_only(bench: Bench) -> None:
+    generation, broken = request([5] * 3, (8192, 0), 4000), Answers(fails=True)
+    bench.stage.accept(Start(generation.settings, generation.prompt), broken)
+    fine = bench.start()
+    until(lambda: fine.complete)
+    until(lambda: bench.load == Load(0, 0, 1))
+
+
+def test_metrics_of_the_stage(bench: Bench) -> None:
+    bench.engine.gate.clear()
+    bench.start()
+    bench.start()
+    bench.stage.measure()
+    gauges = bench.stage.recorder.take().gauges
+    assert gauges["vita_places_taken", ()] == 2
+    assert gauges["vita_streams", ("speech_lm", "running", "")] == 1
+    assert gauges["vita_streams", ("speech_lm", "waiting", "")] == 1
+
+
+def test_close_answers_every_request_to_its_end() -> None:
+    bench = Bench(slots=1, queue=2)
+    done = bench.start()
+    until(lambda: done.complete)
+    bench.engine.gate.clear()
+    running, queued = bench.start(1000), bench.start()
+    threading.Timer(0.05, bench.engine.gate.set).start()
+    bench.stage.close()
+    assert [answers.closed for answers in (done, running, queued)] == [True] * 3
+    assert bench.load.taken == 0
+
+
+def test_random_cancels_and_releases_leave_nothing() -> None:
+    chance, bench = random.Random(0), Bench(slots=3, queue=3)
+    kept: list[Answers] = []
+    for _ in range(300):
+        try:
+            kept.append(bench.start(chance.choice([1, 30, 4000])))
+        except ServerFull:
+            assert bench.load.taken == 6
+        for answers in chance.sample(kept, min(len(kept), 2)):
+            if answers.sent and not answers.closed:
+                kind = Released if answers.complete and chance.random() < 0.5 else Cancel
+                bench.send(kind(answers.stream))
+        assert bench.load.taken <= 6
+        time.sleep(chance.choice([0, 0, 0.002]))
+    for answers in kept:
+        if not answers.closed:
+            bench.send(Cancel(answers.stream))
+    until(lambda: all(answers.closed for answers in kept))
+    assert bench.load.taken == 0
+    assert len(kept) > 50
+    bench.stage.close()
