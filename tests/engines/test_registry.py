@@ -1,4 +1,4 @@
-"""Engines are opened as their manifest says: CPU, TensorRT-LLM (its mirror here) and torch_cuda (on the CPU here)."""
+"""Engines are opened as their manifest says: CPU, TensorRT-LLM (its reference executor), torch_cuda (on the CPU)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from build_engines.gpu.options import GpuOptions
+from build_engines.options import GpuOptions
 from build_engines.pipeline import Build
 from build_engines.stages import run_build
 from gpu_machines import CONTAINER, without_onnx
@@ -44,7 +44,7 @@ from vita_audio.engines.tensorrt_audio.audio import TensorRtFlow
 from vita_audio.engines.tensorrt_llm import session
 from vita_audio.engines.tensorrt_llm.language_model import TensorRtLlmLanguageModel
 from vita_audio.engines.tensorrt_llm.layout import Layout
-from vita_audio.engines.tensorrt_llm.reference_executor import MirrorExecutor
+from vita_audio.engines.tensorrt_llm.reference_executor import ReferenceExecutor
 from vita_audio.engines.torch.audio import TorchFlow, TorchSpeechTokenizer, TorchVocoder
 from vita_audio.engines.torch.language_model import TorchLanguageModel
 from vita_audio.engines.torch_cuda.audio import TorchCudaFlow
@@ -112,16 +112,16 @@ def test_torch_cuda(source: EngineSource, expected: list[list[int]], monkeypatch
 def test_tensorrt_llm(
     source: EngineSource, checkpoint: Path, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The mirror stands where the engines would be: it gets the layout of the manifest and makes the same tokens."""
+    """The reference executor, in place of the engines, gets the layout of the manifest and makes the same tokens."""
     _, tensors = load_language_model(checkpoint / "language_model")
     rounded = {key: value.bfloat16().float() for key, value in tensors.items()}
     gpu = source.gpu
     assert gpu is not None
     asked: list[tuple[Path, Layout]] = []
 
-    def executor(folder: Path, layout: Layout) -> MirrorExecutor:
+    def executor(folder: Path, layout: Layout) -> ReferenceExecutor:
         asked.append((folder, layout))
-        return MirrorExecutor(layout, rounded, gpu.banned_ids)
+        return ReferenceExecutor(layout, rounded, gpu.banned_ids)
 
     monkeypatch.setattr(session, "SessionExecutor", executor)
     served = replace(source, gpu=replace(gpu, engine="tensorrt_llm", candidates=20))

@@ -36,9 +36,10 @@ class CountingEngine:
         self.opened: dict[int, Sampling] = {}
         self.fail_on: set[int] = set()
 
-    def open(self, slot: int, sampling: Sampling) -> None:
+    def begin(self, slot: int, sampling: Sampling, keep: int = 0) -> int:
         assert slot not in self.opened
         self.opened[slot] = sampling
+        return 0
 
     def release(self, slot: int) -> None:
         del self.opened[slot]
@@ -152,11 +153,11 @@ class Unopenable(CountingEngine):
         super().__init__(slots)
         self.opens, self.asked = opens, 0
 
-    def open(self, slot: int, sampling: Sampling) -> None:
+    def begin(self, slot: int, sampling: Sampling, keep: int = 0) -> int:
         self.asked += 1
         if self.asked not in self.opens:
             raise MemoryError("no blocks left")
-        super().open(slot, sampling)
+        return super().begin(slot, sampling, keep)
 
 
 class Receiver:
