@@ -66,7 +66,7 @@ class GpuRecord:
         elsewhere = " or with --device cpu" if self.engine == TORCH_CUDA else ""
         return f"{self.engine} engines need a GPU and {found}; start on a machine with one{elsewhere}"
 
-    def misfits(self, machine: GpuMachine) -> Iterator[tuple[str, object, str]]:
+    def incompatibilities(self, machine: GpuMachine) -> Iterator[tuple[str, object, str]]:
         """(field, value, what is there instead) of everything for which these engines have to be built again."""
         if self.engine not in ENGINES:
             yield "engine", self.engine, f"this version knows {' and '.join(ENGINES)}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from vita_audio.checkpoint.file_records import FileRecord, checkpoint_sha256, fi
 from vita_audio.contract.errors import EngineError
 from vita_audio.contract.limits import Limits
 from vita_audio.engines.gpu_machine import GpuMachine, find_machine
-from vita_audio.engines.gpu_record import TORCH_CUDA, GpuRecord
+from vita_audio.engines.gpu_record import TORCH_CUDA, GpuRecord, standard_engines
 from vita_audio.text.vocabulary import Vocabulary
 
 MANIFEST = "manifest.json"
@@ -29,7 +29,7 @@ class Manifest:
     """What the engines hold.
 
     `sizes`: part (language_model, speech_tokenizer, flow, vocoder) -> fields of its config dataclass in
-    `vita_audio.checkpoint.configs`. `versions`: python and packages at build time. `files`: path -> record.
+    `vita_audio.checkpoint.configs`. `engines`: stage -> engine family. `versions`: python and packages at build time. `files`: path -> record.
     `gpu`: what GPU engines were built for, None for other targets.
     """
 
@@ -42,6 +42,11 @@ class Manifest:
     limits: Limits
     files: dict[str, FileRecord]
     gpu: GpuRecord | None = None
+    engines: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.engines:  # as in manifests of before: what the builder makes
+            object.__setattr__(self, "engines", standard_engines(self.gpu))
 
     def to_json(self) -> str:
         fields = {"format": FORMAT, **asdict(self)}
@@ -168,7 +173,7 @@ def _gpu_misfits(manifest: Manifest, machine: GpuMachine | None) -> Iterator[tup
         yield "gpu", None, "a GPU target records what it was built for"
         return
     if machine is not None:
-        for field, value, found in gpu.misfits(machine):
+        for field, value, found in gpu.incompatibilities(machine):
             yield f"gpu.{field}", value, found
     elif gpu.engine != TORCH_CUDA:
         yield "gpu.engine", gpu.engine, f"only {TORCH_CUDA} engines run on --device cpu"
