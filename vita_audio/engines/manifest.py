@@ -29,7 +29,8 @@ class Manifest:
     """What the engines hold.
 
     `sizes`: part (language_model, speech_tokenizer, flow, vocoder) -> fields of its config dataclass in
-    `vita_audio.checkpoint.configs`. `engines`: stage -> engine family. `versions`: python and packages at build time. `files`: path -> record.
+    `vita_audio.checkpoint.configs`. `engines`: stage -> engine family.
+    `versions`: python and packages at build time. `files`: path -> record.
     `gpu`: what GPU engines were built for, None for other targets.
     """
 
