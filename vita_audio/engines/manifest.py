@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from dataclasses import field as dataclass_field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ class Manifest:
     limits: Limits
     files: dict[str, FileRecord]
     gpu: GpuRecord | None = None
-    engines: dict[str, str] = field(default_factory=dict)
+    engines: dict[str, str] = dataclass_field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.engines:  # as in manifests of before: what the builder makes
