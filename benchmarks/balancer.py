@@ -37,8 +37,8 @@ class Balancer:
         if len(servers) != len(SERVERS):
             raise BalancerError(f"servers: {len(servers)} given, the configuration has {len(SERVERS)}")
         self._servers = tuple(servers)
-        self.url = f"127.0.0.1:{_free_port()}"
-        self.status_url = f"127.0.0.1:{_free_port()}"
+        self.url = f"127.0.0.1:{free_port()}"
+        self.status_url = f"127.0.0.1:{free_port()}"
 
     def __enter__(self) -> Balancer:
         program = find_haproxy()
@@ -129,7 +129,8 @@ def find_haproxy() -> str:
     return found
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port of loopback that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

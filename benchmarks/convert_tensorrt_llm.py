@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.record import Results, head
+from benchmarks.record import Results, record_head
 from build_engines.tensorrt_llm.formats import FORMATS
 from build_engines.tensorrt_llm.layout import Part
 from build_engines.tensorrt_llm.plan import Plan
@@ -121,7 +121,7 @@ def main() -> int:
     options = parser.parse_args()
     config = released_width(options.layers, options.modules)
     machine = f"{describe_machine()}, {os.environ.get('OMP_NUM_THREADS', 'all')} thread(s)"
-    facts = head("benchmarks.convert_tensorrt_llm", machine=machine) | {
+    facts = record_head("benchmarks.convert_tensorrt_llm", machine=machine) | {
         "niceness": os.nice(0),
         "config": asdict(config),
     }

@@ -16,12 +16,11 @@ from typing import Any
 
 import torch
 
+from benchmarks.paper_setting import greedy_request
 from vita_audio.checkpoint.language_model import load_language_model
-from vita_audio.contract.messages import GenerationSettings
 from vita_audio.engines.torch_cuda.engine import TorchCudaLanguageModel
 from vita_audio.engines.torch_cuda.settings import Settings
 from vita_audio.engines.torch_cuda.weights import load_weights
-from vita_audio.generation.request import GenerationRequest
 from vita_audio.generation.scheduler import Scheduler
 
 SLOTS = 8
@@ -32,11 +31,10 @@ def generate(engine: TorchCudaLanguageModel, cases: list[dict[str, Any]]) -> lis
     scheduler = Scheduler(engine, end_tokens=())
     streams = []
     for case in cases:
-        settings = GenerationSettings(
-            task="text", mode="", pattern=tuple(case["pattern"]), max_tokens=len(case["tokens"]), temperature=0.0,
-            top_k=0, top_p=1.0, repetition_penalty=case["repetition_penalty"], seed=0,
-        )  # fmt: skip
-        streams.append(scheduler.submit("", GenerationRequest(case["prompt"], settings)))
+        request = greedy_request(
+            case["prompt"], tuple(case["pattern"]), len(case["tokens"]), case["repetition_penalty"]
+        )
+        streams.append(scheduler.submit("", request))
     while not scheduler.idle:
         scheduler.step()
     return [stream.tokens[stream.prompt_tokens :] for stream in streams]

@@ -23,7 +23,7 @@ from benchmarks.closed_loop import request_for
 from benchmarks.gpu_rows import line, summarise
 from benchmarks.gpu_serving_options import CANCEL_KEPT_S, SETTLE_S, STOP_S, read_options
 from benchmarks.mps import mps
-from benchmarks.record import Results, head
+from benchmarks.record import Results, record_head
 from loadtest.clock import now_s
 from server.errors import CannotStart
 from server.launch import TritonServer
@@ -159,7 +159,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = read_options(__doc__, arguments)
     end_s = now_s() + options.budget - STOP_S
     try:
-        results = Results(options.out, {**head("benchmarks.gpu_serving", arguments), **gpu_state()})
+        results = Results(options.out, {**record_head("benchmarks.gpu_serving", arguments), **gpu_state()})
     except OSError as error:
         print(f"error: --out: {options.out} cannot be written ({error.strerror}): name another file", file=sys.stderr)
         return 1

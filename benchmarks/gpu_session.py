@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import math
 import os
 import shutil
@@ -24,14 +23,13 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 
 import torch
 
 from benchmarks import expectations
 from benchmarks.paper_tables import PARTS
-from vita_audio.checkpoint.file_records import write_atomically
+from benchmarks.record import Results, record_head
 from vita_audio.machine import describe_device
 from vita_audio.stopping import stop_on_signals
 
@@ -214,6 +212,8 @@ def walk(phase: str, steps: Sequence[Step], budget_s: float, out: Path) -> bool:
     """Run the steps of a phase within `budget_s`; False when one failed or was left out."""
     start, done, log = time.perf_counter(), list[dict[str, object]](), out / f"gpu_{phase}.log"
     log.unlink(missing_ok=True)
+    about = record_head("benchmarks.gpu_session", machine=describe_device())
+    results = Results(out / f"gpu_{phase}.json", {**about, "phase": phase})
     stretch = max(1.0, budget_s / sum(step.seconds for step in steps))
     for step in steps:
         left_s = budget_s - (time.perf_counter() - start)
@@ -224,12 +224,7 @@ def walk(phase: str, steps: Sequence[Step], budget_s: float, out: Path) -> bool:
             done.append({"step": step.name, "exit": reason, "seconds": 0.0, "expected": step.expected})
         else:
             done.append(run(step, min(step.seconds * stretch, left_s), log))
-        record = {
-            "command": " ".join(["python", "-m", "benchmarks.gpu_session", *sys.argv[1:]]),
-            "machine": describe_device(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
-            "date": str(date.today()), "phase": phase, "seconds": round(time.perf_counter() - start, 1), "steps": done,
-        }  # fmt: skip
-        write_atomically(out / f"gpu_{phase}.json", json.dumps(record, indent=1) + "\n")
+        results.save(seconds=round(time.perf_counter() - start, 1), steps=done)
     for row in done:
         print(f"{phase} / {row['step']}: {row['exit']} ({row['seconds']} s)", flush=True)
     return all(row["exit"] == 0 for row in done)

@@ -17,33 +17,19 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.record import Results, head
-from vita_audio.contract.messages import GenerationSettings
+from benchmarks.paper_setting import greedy_request, random_prompts
+from benchmarks.record import Results, record_head
 from vita_audio.contract.modes import NAMED_MODES
 from vita_audio.engines.manifest import load_manifest
 from vita_audio.engines.onnxruntime.language_model import OnnxLanguageModel
-from vita_audio.generation.request import GenerationRequest
 from vita_audio.generation.scheduler import Scheduler
-
-PROMPT_TOKENS = 32  # the paper's
 
 
 def tokens_per_s(engine: OnnxLanguageModel, mode: str, streams: int, tokens: int) -> float:
     """Tokens per second of all streams together, after their first step."""
-    settings = GenerationSettings(
-        task="text",
-        mode=mode,
-        pattern=NAMED_MODES[mode],
-        max_tokens=tokens,
-        temperature=0.0,
-        top_k=0,
-        top_p=1.0,
-        repetition_penalty=1.05,
-        seed=0,
-    )
     scheduler = Scheduler(engine, end_tokens=())
-    ids = np.random.default_rng(0).integers(0, 1000, (streams, PROMPT_TOKENS))
-    running = [scheduler.submit(str(i), GenerationRequest(row.tolist(), settings)) for i, row in enumerate(ids)]
+    requests = [greedy_request(prompt, NAMED_MODES[mode], tokens) for prompt in random_prompts(streams, 1000)]
+    running = [scheduler.submit(str(number), request) for number, request in enumerate(requests)]
     while any(stream.generated == 0 for stream in running):
         scheduler.step()
     made, start = sum(stream.generated for stream in running), time.perf_counter()
@@ -61,7 +47,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="also write the rows as JSON here")
     options = parser.parse_args()
-    results = Results(options.out, {**head("benchmarks.language_model"), "threads": options.threads, "rows": []})
+    results = Results(options.out, {**record_head("benchmarks.language_model"), "threads": options.threads, "rows": []})
     context = load_manifest(options.engines).limits.context_tokens
     folder = options.engines / "language_model"
     engine = OnnxLanguageModel(folder, max(options.streams), context, options.threads)

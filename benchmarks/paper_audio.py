@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu_device import milliseconds
+from benchmarks.paper_setting import CHUNK_TOKENS, SPEECH_TOKENS
 from vita_audio.checkpoint.configs import FlowConfig, SpeechTokenizerConfig, VocoderConfig
 from vita_audio.checkpoint.random_weights.audio import flow_weights, vocoder_weights
 from vita_audio.contract.rates import mel_frames
@@ -30,8 +31,6 @@ from vita_audio.models.flow import Flow, offline_frame_map, time_grid
 from vita_audio.models.speech_tokenizer import SpeechTokenizer
 from vita_audio.models.vocoder import Vocoder
 
-SPEECH_TOKENS = 32  # a spoken prompt as long as the paper's
-CHUNK_TOKENS = 8  # audio tokens of the first chunk: 0.64 s
 FLOW_STEPS = (1, 4, 10)
 
 TINY = (

@@ -10,27 +10,27 @@ from functools import partial
 from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from benchmarks.eager_baseline import EagerLanguageModel
 from benchmarks.gpu_device import milliseconds, synchronize
 from benchmarks.kernel_profile import profile_call
+from benchmarks.paper_setting import (
+    FIRST_CHUNK_TOKENS,
+    PROMPT_TOKENS,
+    REPETITION_PENALTY,
+    greedy_request,
+    random_prompts,
+)
 from benchmarks.roofline import ModelSize, bytes_per_cycle, tokens_per_s, traffic
-from vita_audio.contract.messages import GenerationSettings
 from vita_audio.contract.modes import NAMED_MODES, Mode
 from vita_audio.engines.interface import BurstRow, ExtendRow, Sampling
 from vita_audio.engines.torch_cuda.engine import TorchCudaLanguageModel
 from vita_audio.engines.torch_cuda.settings import Settings
 from vita_audio.engines.torch_cuda.weights import Weights, load_weights
-from vita_audio.generation.request import GenerationRequest
 from vita_audio.generation.scheduler import Scheduler
 from vita_audio.generation.stream import Stream
-
-PROMPT_TOKENS = 32  # the paper's
-REPETITION_PENALTY = 1.05  # active in the authors' greedy decoding too
-FIRST_CHUNK_TOKENS = 11  # one token of text, then a chunk of audio with its tags
 
 Row = dict[str, Any]
 
@@ -93,7 +93,7 @@ class LanguageModelBench:
     def baseline(self, modes: Sequence[str], tokens: int, limit_s: float) -> Iterator[Row]:
         """The eager loop, batch 1, full head."""
         model = EagerLanguageModel(self.size.config, self.weights)
-        prompt = _prompts(1, self.size)[0]
+        prompt = random_prompts(1, self.size.first_audio_id)[0]
         for mode in modes:
             pattern = Mode(mode, NAMED_MODES[mode])
             model.generate(prompt, pattern, min(tokens, 16), REPETITION_PENALTY)
@@ -226,7 +226,10 @@ class LanguageModelBench:
         return median(times)
 
     def baseline_first_chunk_ms(self, mode: str, repeats: int) -> float:
-        model, prompt = EagerLanguageModel(self.size.config, self.weights), _prompts(1, self.size)[0]
+        model, prompt = (
+            EagerLanguageModel(self.size.config, self.weights),
+            random_prompts(1, self.size.first_audio_id)[0],
+        )
         pattern = Mode(mode, NAMED_MODES[mode])
         work = partial(model.generate, prompt, pattern, FIRST_CHUNK_TOKENS, REPETITION_PENALTY)
         return milliseconds(work, self.device, repeats)
@@ -243,7 +246,7 @@ class LanguageModelBench:
         full = self.engine(1, context, False, banned)
         sliced = self.engine(1, context, True, banned)
         compared = equal = cascaded = consumed = 0
-        tokens = list(_prompts(1, self.size)[0])
+        tokens = list(random_prompts(1, self.size.first_audio_id)[0])
         for engine in (full, sliced):
             engine.begin(0, Sampling(repetition_penalty=REPETITION_PENALTY))
         for _ in range(bursts):
@@ -269,11 +272,6 @@ class LanguageModelBench:
             "mode": mode, "full_head": "audio ids only" if text_banned else "free", "bursts": bursts,
             "tokens_compared": compared, "tokens_equal": equal, "share": equal / compared,
         }  # fmt: skip
-
-
-def _prompts(streams: int, size: ModelSize) -> list[list[int]]:
-    ids = np.random.default_rng(0).integers(0, size.first_audio_id, (streams, PROMPT_TOKENS))
-    return [row.tolist() for row in ids]
 
 
 def _head_start(streams: int) -> int:
@@ -305,10 +303,6 @@ def _run(
 
 
 def _submit(engine: TorchCudaLanguageModel, mode: str, tokens: int, streams: int) -> tuple[Scheduler, list[Stream]]:
-    settings = GenerationSettings(
-        task="text", mode=mode, pattern=NAMED_MODES[mode], max_tokens=tokens, temperature=0.0, top_k=0, top_p=1.0,
-        repetition_penalty=REPETITION_PENALTY, seed=0,
-    )  # fmt: skip
     scheduler = Scheduler(engine, end_tokens=())
-    ids = np.random.default_rng(0).integers(0, engine.vocab_size // 2, (streams, PROMPT_TOKENS))
-    return scheduler, [scheduler.submit(str(i), GenerationRequest(row.tolist(), settings)) for i, row in enumerate(ids)]
+    requests = [greedy_request(p, NAMED_MODES[mode], tokens) for p in random_prompts(streams, engine.vocab_size // 2)]
+    return scheduler, [scheduler.submit(str(number), request) for number, request in enumerate(requests)]

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from benchmarks import expectations
-from benchmarks.paper_audio import CHUNK_TOKENS, SPEECH_TOKENS
-from benchmarks.paper_language_model import FIRST_CHUNK_TOKENS, PROMPT_TOKENS
+from benchmarks.paper_setting import CHUNK_TOKENS, FIRST_CHUNK_TOKENS, PROMPT_TOKENS, SPEECH_TOKENS
+from benchmarks.record import markdown_table as table
+from benchmarks.record import number as plain_number
 from benchmarks.roofline import PAPER_TOKENS_PER_S, SIZES, tokens_per_s, traffic
 from vita_audio.contract.modes import NAMED_MODES
 
@@ -20,13 +21,7 @@ Row = dict[str, Any]
 
 
 def number(value: float | None, digits: int = 0, unit: str = "") -> str:
-    return NOT_MEASURED if value is None else f"{value:.{digits}f}{unit}"
-
-
-def table(header: str, rows: Iterable[Iterable[str]]) -> str:
-    columns = header.split("|")
-    lines = [columns, ["---"] * len(columns), *([*row] for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    return plain_number(value, digits, unit, NOT_MEASURED)
 
 
 def render(record: Row) -> str:

@@ -14,13 +14,11 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import shlex
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +31,7 @@ from benchmarks.gpu_device import copy_bandwidth, datasheet_tb_s
 from benchmarks.paper_audio import FLOW_STEPS, PRECISIONS, audio_rows, streaming_rows
 from benchmarks.paper_language_model import LanguageModelBench, Row
 from benchmarks.paper_report import kernels, render
+from benchmarks.record import record_head
 from benchmarks.roofline import SIZES
 from vita_audio.checkpoint.random_weights.language_model import RandomLanguageModel
 from vita_audio.contract.modes import NAMED_MODES
@@ -68,9 +67,7 @@ def measure(options: argparse.Namespace, device: torch.device, budget: Budget) -
     """The record as plain data, again after each row; a part that fails is noted and the others still run."""
     bandwidth = copy_bandwidth(device)
     record: dict[str, Any] = {
-        "command": shlex.join(["python", "-m", "benchmarks.paper_tables", *sys.argv[1:]]),
-        "machine": describe_device(device),
-        "date": str(date.today()),
+        **record_head("benchmarks.paper_tables", machine=describe_device(device)),
         "size": options.size,
         "name": options.name,
         "dtype": "bfloat16" if device.type == "cuda" else "float32",
@@ -85,7 +82,7 @@ def measure(options: argparse.Namespace, device: torch.device, budget: Budget) -
     source = RandomLanguageModel(size.config, device)
     load = partial(LanguageModelBench.create, size, source, device, bandwidth, options.compile)
     bench = None if options.parts == ["audio"] else load()
-    record["attention"] = bench.engine(1, 64, False).attention if bench else "-"
+    record["attention"] = bench.engine(1, 64, False).forward.attention if bench else "-"
     for part in options.parts:
         record[part] = []
         try:

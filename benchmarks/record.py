@@ -16,7 +16,7 @@ from vita_audio.checkpoint.file_records import write_atomically
 from vita_audio.machine import ROOT, describe_machine, revision
 
 
-def head(module: str, arguments: Sequence[str] | None = None, machine: str = "") -> dict[str, Any]:
+def record_head(module: str, arguments: Sequence[str] | None = None, machine: str = "") -> dict[str, Any]:
     """Command, machine, date (UTC) and revision. `arguments`: of the command, None for those of this process."""
     given = sys.argv[1:] if arguments is None else arguments
     return {

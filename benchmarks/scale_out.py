@@ -23,7 +23,7 @@ from rich.table import Table
 
 from benchmarks.balancer import Balancer, BalancerError
 from benchmarks.closed_loop import Callers, request_for
-from benchmarks.record import Results, head, spread
+from benchmarks.record import Results, record_head, spread
 from loadtest.clock import now_s
 from loadtest.driver import Record
 from server.errors import CannotStart
@@ -196,7 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     Console().print(table(result))
     if given.out is not None:
-        Results(given.out, {**head("benchmarks.scale_out", arguments), **result})
+        Results(given.out, {**record_head("benchmarks.scale_out", arguments), **result})
     return 1 if result["kill"]["new_failed"] or result["drained_restart"]["failed"] else 0
 
 

@@ -19,7 +19,7 @@ import soundfile
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.record import Results, head
+from benchmarks.record import Results, record_head
 from vita_audio.contract.errors import VitaError
 from vita_audio.contract.rates import TOKENS_PER_SECOND
 from vita_audio.decoding.decoder import StreamingDecoder
@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=2, help="streams per setting (default 2)")
     parser.add_argument("--out", type=Path, help="also write the rows as JSON here")
     options = parser.parse_args(arguments)
-    results = Results(options.out, {**head("benchmarks.seams", arguments), "rows": []})
+    results = Results(options.out, {**record_head("benchmarks.seams", arguments), "rows": []})
     console = Console()
     try:
         flow, vocoder = OnnxFlow(options.engines), OnnxVocoder(options.engines)

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.closed_loop import Callers, request_for
-from benchmarks.record import Results, head, number, percentile, spread
+from benchmarks.record import Results, number, percentile, record_head, spread
 from loadtest.driver import Record
 from server.launch import TritonServer
 from server.options import ServerOptions
@@ -126,7 +126,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=None, help="also write the rows as JSON here")
     options = parser.parse_args()
     console = Console(width=max(140, Console().width))
-    results = Results(options.out, head("benchmarks.serving"))
+    results = Results(options.out, record_head("benchmarks.serving"))
     rows: list[dict[str, Any]] = []
     slots = max(8, *options.streams)
     with TritonServer(ServerOptions(engines=options.engines, grpc_port=0, metrics_port=0, slots=slots)) as server:

@@ -1,11 +1,11 @@
 """A long steady load: memory, threads and open files of every server process, streams that stay behind, underruns.
 
-    python -m benchmarks.soak --engines engines/cpu --rate 2 --minutes 20 --out benchmarks/results/soak.json
+    python -m benchmarks.soak --engines engines/cpu --rate 1.6 --minutes 20
 
 A real Triton server and `python -m loadtest` (open loop, constant rate, chats by voice, TTS and ASR, one in ten cut
 short), both on loopback. Before it, all places at once ask the longest questions that the load can have, so that memory
-does not grow with the longest question so far; a leak of the few MiB that they leave free does not show. Every few
-seconds each process of the server is looked at. The run ends by itself.
+does not grow with the longest question so far; a leak of the few MiB that they leave free does not show. Each process
+of the server is looked at every few seconds. The run ends by itself.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.record import Results, head
+from benchmarks.record import Results, record_head
 from loadtest.picture import Picture, Series, write
 from loadtest.report.files import FIGURES
 from loadtest.workload import UserProfile
@@ -37,11 +37,9 @@ from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ
 from vita_client import Client, ServerUnavailable
 
 INTERVAL_S = 5.0
-WARM_UP_S = 60.0
 #: After the load: how long streams and their memory may take to go.
 SETTLE_S = 15.0
 MAX_MINUTES = 180.0
-LONGEST_ROUNDS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +54,14 @@ class Look:
     waiting: float
 
 
-def ask_longest(server: TritonServer) -> None:
-    """`LONGEST_ROUNDS` times as many of the load's longest questions (noise) as the server takes at once."""
+def ask_longest(server: TritonServer, times: int) -> None:
+    """`times` as many of the load's longest questions (noise) as the server takes at once."""
     speech_s = UserProfile().speech_s.most
     noise = np.random.default_rng(0).normal(0, 0.05, round(speech_s * INPUT_SAMPLE_RATE_HZ)).astype(np.float32)
 
     def ask(_: int) -> None:
         with Client(server.grpc_url) as client:
-            for _ in range(LONGEST_ROUNDS):
+            for _ in range(times):
                 with suppress(ServerUnavailable):  # a place is free a moment after its answer
                     client.collect(audio=noise, timeout_s=60)
 
@@ -96,9 +94,9 @@ def metric(server: TritonServer, name: str) -> list[tuple[str, float]]:
     return [(line.rsplit(" ", 1)[0], float(line.rsplit(" ", 1)[1])) for line in lines if line.startswith(f"{name}{{")]
 
 
-def summarise(looks: list[Look], run: dict[str, Any], underruns: float) -> dict[str, Any]:
+def summarise(looks: list[Look], warm_up_s: float, run: dict[str, Any], underruns: float) -> dict[str, Any]:
     """What the looks between warm-up and the end of the load say, and the last one, after it."""
-    steady = [each for each in looks[:-1] if each.at_s >= WARM_UP_S]
+    steady = [each for each in looks[:-1] if each.at_s >= warm_up_s]
     quarter = max(1, len(steady) // 4)
     growth = {}
     for name in steady[0].resident_mib:
@@ -135,23 +133,25 @@ def main() -> int:
     parser.add_argument("--engines", type=Path, default=Path("engines/cpu"))
     parser.add_argument("--rate", type=float, required=True, help="streams per second; 80 %% of the capacity is usual")
     parser.add_argument("--minutes", type=float, default=20.0)
-    parser.add_argument("--prebuffer-ms", type=float, default=0.0, help="how long the callers' players wait")
+    parser.add_argument("--warm-up", type=float, default=60.0, help="seconds that count for nothing")
+    parser.add_argument("--longest", type=int, default=10, help="longest questions that each place is asked before")
+    parser.add_argument("--prebuffer-ms", type=float, default=60.0, help="how long the callers' players wait")
     parser.add_argument("--out", type=Path, default=Path("out/soak/soak.json"), help="figures; pictures beside it")
     options = parser.parse_args()
     console = Console(soft_wrap=True)
-    if not 2 * WARM_UP_S / 60 <= options.minutes <= MAX_MINUTES:
-        console.print(f"error: --minutes: {options.minutes:g} must be {2 * WARM_UP_S / 60:g} to {MAX_MINUTES:g}")
-        return 2
+    if not 2 * options.warm_up / 60 <= options.minutes <= MAX_MINUTES:
+        parser.error(f"--minutes: {options.minutes:g} is not valid: from twice --warm-up to {MAX_MINUTES:g}")
     options.out.parent.mkdir(parents=True, exist_ok=True)
     folder = options.out.parent / "soak_load"
     looks: list[Look] = []
+    results = Results(options.out, record_head("benchmarks.soak"))
     with TritonServer(ServerOptions(engines=options.engines, grpc_port=0, metrics_port=0, http_port=None)) as server:
         command = [
             sys.executable, "-m", "loadtest", "--url", server.grpc_url, "--rate", repr(options.rate),
-            "--run-time", str(options.minutes * 60), "--warm-up", str(WARM_UP_S), "--out", str(folder),
+            "--run-time", str(options.minutes * 60), "--warm-up", str(options.warm_up), "--out", str(folder),
             "--prebuffer-ms", repr(options.prebuffer_ms),
         ]  # fmt: skip
-        ask_longest(server)
+        ask_longest(server, options.longest)
         start = time.monotonic()
         with (options.out.parent / "soak_load.log").open("w") as log:
             load = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
@@ -167,14 +167,13 @@ def main() -> int:
         looks.append(look(server, start))
         underruns = sum(value for _, value in metric(server, "vita_underruns_total"))
     figures = json.loads((folder / FIGURES).read_text(encoding="utf-8"))
-    result = {
-        **head("benchmarks.soak"),
-        "exit_code_of_the_load": load.returncode,
-        **summarise(looks, {name: figures[name] for name in ("streams", "slo", "errors")}, underruns),
-        "percentiles": figures["scenarios"]["all"],
-        "looks": [asdict(each) for each in looks[:: max(1, len(looks) // 120)]],
-    }
-    Results(options.out, result)
+    results.save(
+        exit_code_of_the_load=load.returncode,
+        **summarise(looks, options.warm_up, {name: figures[name] for name in ("streams", "slo", "errors")}, underruns),
+        percentiles=figures["scenarios"]["all"],
+        looks=[asdict(each) for each in looks[:: max(1, len(looks) // 120)]],
+    )
+    result = results.fields
     draw(looks, options.out.with_suffix(""))
     table = Table("process", "first quarter MiB", "last quarter MiB", "growth")
     for name, row in result["memory"].items():

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.closed_loop import Callers, request_for
-from benchmarks.record import Results, head, markdown_table, number, percentile, spread
+from benchmarks.record import Results, markdown_table, number, percentile, record_head, spread
 from benchmarks.serving import STAGES, hop_ms, summarise
 from loadtest.driver import Record, Response
 from loadtest_runs import Known, wait_for
@@ -21,11 +21,11 @@ from vita_client.request import Request
 
 
 def test_a_head_names_command_machine_date_and_revision() -> None:
-    made = head("benchmarks.soak", ["--out", f"{ROOT}/out/a b.json"])
+    made = record_head("benchmarks.soak", ["--out", f"{ROOT}/out/a b.json"])
     assert made["command"] == "python -m benchmarks.soak --out 'out/a b.json'"  # no folder of this machine
     assert set(made) == {"command", "machine", "date", "revision"}
     assert made["date"].endswith("+00:00")
-    assert head("x", [], machine="a GPU")["machine"] == "a GPU"
+    assert record_head("x", [], machine="a GPU")["machine"] == "a GPU"
 
 
 def test_results_are_on_disk_after_each_change(tmp_path: Path) -> None:
