@@ -108,6 +108,8 @@ class AsyncClient(ClientBase[AsyncStream]):
     async def close(self) -> None:
         """As `Client.close`."""
         self._closed = True
+        for stream in tuple(self._streams):  # grpcio before 1.82 leaves the calls of a closed channel running
+            stream._call.cancel()
         if self._channel is not None:
             await self._channel.close()
 

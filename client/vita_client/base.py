@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 import time
 import uuid
+import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import grpc
@@ -26,7 +27,7 @@ from vita_client.errors import (
     from_rpc,
     one_line,
 )
-from vita_client.events import Event, Metrics, Pcm, StatusUpdate, TextDelta, TokensDelta
+from vita_client.events import Event, Metrics, StatusUpdate
 from vita_client.request import Request, build_request, check_timeout
 from vita_client.wire import infer_request, read_response
 
@@ -69,6 +70,7 @@ class ClientBase(Generic[StreamT]):
         self._credentials = None if self.connection.tls is None else self.connection.tls.credentials()
         self._channel: Any = None
         self._closed, self._opening = False, threading.Lock()
+        self._streams: weakref.WeakSet[StreamT] = weakref.WeakSet()
 
     def _stub(self) -> service_pb2_grpc.GRPCInferenceServiceStub:
         if self._closed:
@@ -113,7 +115,9 @@ class ClientBase(Generic[StreamT]):
         metadata, deadline_s = self.connection.metadata(headers), check_timeout(timeout_s)
         stub, start_s = self._stub(), time.perf_counter()
         call = stub.ModelStreamInfer(iter((message,)), timeout=deadline_s, metadata=metadata)
-        return self._stream_type(self, call, deadline_s, start_s)
+        stream = self._stream_type(self, call, deadline_s, start_s)
+        self._streams.add(stream)
+        return stream
 
     def _readiness(self) -> tuple[Callable[[], Any], Callable[[], Any]]:
         """Calls that ask whether server and model are ready."""
@@ -157,12 +161,7 @@ class StreamBase:
         # 2.51 never frees a request whose call is cancelled after such a message.
         self._refused = False
         self._end_s: float | None = None
-        self._first_response_s: float | None = None
-        self._first_text_s: float | None = None
-        self._first_audio_s: float | None = None
-        self._last_audio_s: float | None = None
-        self._responses = self._tokens = 0
-        self._audio_s = 0.0
+        self._metrics = Metrics()
 
     @property
     def status(self) -> Status | None:
@@ -184,20 +183,10 @@ class StreamBase:
     @property
     def metrics(self) -> Metrics:
         """The numbers so far."""
+        return replace(self._metrics, elapsed_ms=self._since_start_ms(self._end_s))
 
-        def since_start_ms(moment_s: float | None) -> float | None:
-            return None if moment_s is None else (moment_s - self._start_s) * 1e3
-
-        return Metrics(
-            elapsed_ms=((self._end_s or time.perf_counter()) - self._start_s) * 1e3,
-            first_response_ms=since_start_ms(self._first_response_s),
-            first_text_ms=since_start_ms(self._first_text_s),
-            first_audio_ms=since_start_ms(self._first_audio_s),
-            last_audio_ms=since_start_ms(self._last_audio_s),
-            responses=self._responses,
-            tokens=self._tokens,
-            audio_s=self._audio_s,
-        )
+    def _since_start_ms(self, moment_s: float | None = None) -> float:
+        return ((moment_s or time.perf_counter()) - self._start_s) * 1e3
 
     def _must_end(self) -> bool:
         """Nothing more is to be read: cancelled, or the last status was a failure."""
@@ -205,33 +194,17 @@ class StreamBase:
 
     def _read(self, message: service_pb2.ModelStreamInferResponse) -> None:
         """Events of one message into `_pending`; `_failure` is set when the stream is over because of it."""
-        now_s = time.perf_counter()
+        at_ms = self._since_start_ms()
         response = read_response(message)
         if response.error:
             self._failure, self._refused = from_message(response.error, self._url), True
         elif response.events:
-            self._responses += 1
-            self._first_response_s = self._first_response_s or now_s
+            self._metrics.responses += 1
             for event in response.events:
-                self._note(event, now_s)
+                self._metrics.add(event, at_ms)
+                if isinstance(event, StatusUpdate):
+                    self._status, self._failure = event.status, _failure(event.status)
             self._pending.extend(response.events)
-
-    def _note(self, event: Event, now_s: float) -> None:
-        if isinstance(event, TextDelta):
-            self._first_text_s = self._first_text_s or now_s
-        elif isinstance(event, TokensDelta):
-            self._tokens += len(event.ids)
-        elif isinstance(event, Pcm):
-            self._first_audio_s = self._first_audio_s or now_s
-            self._last_audio_s = now_s
-            self._audio_s += event.seconds
-        elif isinstance(event, StatusUpdate):
-            self._status = event.status
-            reason = one_line(event.status.reason) or "no reason given"
-            if event.status.state == "failed":
-                self._failure = GenerationFailed(f"the server failed: {reason}", code=event.status.code)
-            elif event.status.state == "cancelled":
-                self._failure = StreamCancelled(f"the server cancelled the stream: {reason}")
 
     def _end(self, error: ClientError | grpc.RpcError | None) -> None:
         """The call is over, with `error` or with OK. Raises what the caller is to see, unless the stream was cancelled.
@@ -245,11 +218,23 @@ class StreamBase:
             error = error if isinstance(error, ClientError) else self._failure
         elif error is None:
             error = StreamBroken(
-                f"the stream from {self._url} ended without a final status after {self._responses} responses"
+                f"the stream from {self._url} ended without a final status after {self._metrics.responses} responses"
             )
         elif isinstance(error, grpc.RpcError):
             error = from_rpc(
-                error.code(), error.details(), url=self._url, timeout_s=self._timeout_s, responses=self._responses
+                error.code(),
+                error.details(),
+                url=self._url,
+                timeout_s=self._timeout_s,
+                responses=self._metrics.responses,
             )
         if error is not None and not self._cancelled:
             raise error
+
+
+def _failure(status: Status) -> ClientError | None:
+    """The error that a status reports."""
+    reason = one_line(status.reason) or "no reason given"
+    if status.state == "failed":
+        return GenerationFailed(f"the server failed: {reason}", code=status.code)
+    return StreamCancelled(f"the server cancelled the stream: {reason}") if status.state == "cancelled" else None
