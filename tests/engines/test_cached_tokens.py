@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -33,15 +34,14 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LanguageModel
 
 def start(scheduler: Scheduler, wanted: GenerationRequest, keep: int) -> Stream:
     """Submit a stream to a free slot; its first `keep` tokens are cached there."""
-    engine = scheduler.engine
-    begin = engine.begin
-    rows: list[int] = []
-    engine.begin = lambda slot, sampling, _=0: rows.append(begin(slot, sampling, keep))  # type: ignore[method-assign,assignment]
-    try:
+    begin, rows = scheduler.engine.begin, []
+
+    def begin_behind(slot: int, sampling: Sampling) -> int:
+        rows.append(begin(slot, sampling, keep))
+        return rows[0]
+
+    with mock.patch.object(scheduler.engine, "begin", begin_behind):
         stream = scheduler.submit("", wanted)
-    finally:
-        del engine.begin
-    assert not scheduler.take_refused()
     assert 0 <= rows[0] <= max(0, keep - K)
     stream.consumed, stream.cascaded = keep, rows[0]
     return stream

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,7 +19,7 @@ from build_engines.options import GpuOptions
 from build_engines.pipeline import Build
 from build_engines.stages import run_build
 from gpu_machines import CONTAINER, without_onnx
-from language_models import request
+from language_models import ENGINES, request
 from server.checks import check_engines
 from server.errors import CannotStart
 from server.options import ROOT, ServerOptions
@@ -30,16 +31,17 @@ from vita_audio.checkpoint.speech_tokenizer import load_speech_tokenizer
 from vita_audio.contract.errors import EngineError
 from vita_audio.decoding.decoder import StreamingDecoder
 from vita_audio.engines.interface import FlowEngine, LanguageModelEngine, SolvingFlowEngine
-from vita_audio.engines.manifest import load_manifest
+from vita_audio.engines.manifest import Manifest, load_manifest
 from vita_audio.engines.onnxruntime.audio import OnnxFlow, OnnxSpeechTokenizer
 from vita_audio.engines.onnxruntime.language_model import OnnxLanguageModel
 from vita_audio.engines.registry import (
-    EngineSource,
+    FAMILIES,
     check_slots,
     open_audio_decoder,
     open_language_model,
     open_speech_tokenizer,
 )
+from vita_audio.engines.source import EngineSource
 from vita_audio.engines.tensorrt_audio.audio import TensorRtFlow
 from vita_audio.engines.tensorrt_llm import session
 from vita_audio.engines.tensorrt_llm.language_model import TensorRtLlmLanguageModel
@@ -68,7 +70,7 @@ def source(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Engine
         patch.setattr("build_engines.pipeline.find_machine", lambda: CONTAINER)
         run_build(Build(checkpoint, out, "gpu", context_tokens=128, gpu=options))
     manifest = load_manifest(out)
-    return EngineSource(out, manifest.sizes, manifest.limits.context_tokens, manifest.gpu, device="cpu")
+    return EngineSource.of(out, manifest, device="cpu")
 
 
 def tokens(engine: LanguageModelEngine) -> list[list[int]]:
@@ -124,7 +126,7 @@ def test_tensorrt_llm(
         return ReferenceExecutor(layout, rounded, gpu.banned_ids)
 
     monkeypatch.setattr(session, "SessionExecutor", executor)
-    served = replace(source, gpu=replace(gpu, engine="tensorrt_llm", candidates=20))
+    served = replace(source, gpu=replace(gpu, engine="tensorrt_llm", candidates=20), engines={})
     engine = open_language_model(served, slots=2)
     assert isinstance(engine, TensorRtLlmLanguageModel)
     ((folder, layout),) = asked
@@ -137,7 +139,7 @@ def test_tensorrt_llm(
 def test_cpu(engines: Path) -> None:
     manifest = load_manifest(engines)
     assert manifest.gpu is None
-    source = EngineSource(engines, manifest.sizes, manifest.limits.context_tokens)
+    source = EngineSource.of(engines, manifest)
     assert isinstance(open_language_model(source, 1), OnnxLanguageModel)
     assert isinstance(open_speech_tokenizer(source), OnnxSpeechTokenizer)
     assert isinstance(open_audio_decoder(source)[0], OnnxFlow)
@@ -231,20 +233,89 @@ def test_the_solver_on_the_device_takes_the_same_steps(source: EngineSource) -> 
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="TensorRT is installed")
 def test_engines_that_cannot_be_opened_here(source: EngineSource, tmp_path: Path) -> None:
     assert source.gpu is not None
-    llm = replace(source, gpu=replace(source.gpu, engine="tensorrt_llm"))
+    llm = replace(source, gpu=replace(source.gpu, engine="tensorrt_llm"), engines={})
     with pytest.raises(EngineError, match=r"tensorrt_llm 1\.2\.1 is not installed"):
         open_language_model(llm, 2)
     for opened in (open_speech_tokenizer, open_audio_decoder):
         with pytest.raises(EngineError, match=r"tensorrt_audio\.json: cannot be read .*build the audio engines"):
             opened(llm)
-    other = replace(source, gpu=replace(source.gpu, engine="vllm"))
-    for told in (lambda: open_language_model(other, 2), lambda: open_speech_tokenizer(other)):
-        with pytest.raises(EngineError, match=r"gpu\.engine is 'vllm', this version knows tensorrt_llm and torch_cuda"):
-            told()
-    with pytest.raises(EngineError, match=r"gpu\.engine is 'vllm'"):
-        open_audio_decoder(other)
+    other = replace(source, gpu=replace(source.gpu, engine="vllm"), engines={})
+    for attempt, stage in (
+        (partial(open_language_model, other, 2), "language_model"),
+        (partial(open_speech_tokenizer, other), "speech_tokenizer"),
+        (partial(open_audio_decoder, other), "flow"),
+    ):
+        with pytest.raises(
+            EngineError, match=rf"engines\.{stage} is 'vllm', this version has onnxruntime, torch, .*; build"
+        ):
+            attempt()
+    with pytest.raises(EngineError, match=r"engines\.vocoder is 'tensorrt_llm', which cannot run this stage; build"):
+        open_audio_decoder(replace(source, engines={**source.engines, "vocoder": "tensorrt_llm"}))
+    with pytest.raises(EngineError, match=r"engines\.flow is None, this version has"):
+        open_audio_decoder(replace(source, engines={"language_model": "torch_cuda"}))
     with pytest.raises(EngineError, match=r"weights\.safetensors: not readable weights"):
         open_language_model(replace(source, folder=tmp_path), 2)
+
+
+#: Another family: a folder with a factory.
+FACTORY = """
+from dataclasses import dataclass
+
+from vita_audio.engines.source import EngineSource
+
+
+@dataclass
+class Vocoder:
+    source: EngineSource
+    mel_channels: int
+
+
+def language_model(source: EngineSource, slots: int) -> tuple[str, int, int]:
+    return "a language model", slots, source.context_tokens
+
+
+def vocoder(source: EngineSource) -> Vocoder:
+    return Vocoder(source, source.config("vocoder")["in_channels"])
+"""
+
+
+def test_another_family_is_a_folder_and_a_line(
+    source: EngineSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As docs/engines.md says: written, registered, named by a manifest for two stages, opened beside others."""
+    (tmp_path / "another_engine").mkdir()
+    (tmp_path / "another_engine" / "factory.py").write_text(FACTORY)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(FAMILIES, "another", "another_engine.factory")
+    manifest = load_manifest(source.folder)
+    named = replace(manifest, engines={**manifest.engines, "language_model": "another", "vocoder": "another"})
+    (tmp_path / "manifest.json").write_text(named.to_json())
+    found = EngineSource.of(source.folder, load_manifest(tmp_path), threads=3, device="cpu")
+    assert found.engines == {
+        "language_model": "another", "speech_tokenizer": "torch", "flow": "torch_cuda", "vocoder": "another",
+    }  # fmt: skip
+    assert open_language_model(found, 2) == ("a language model", 2, 128)
+    flow, vocoder = open_audio_decoder(found)
+    assert isinstance(flow, TorchCudaFlow)
+    assert vocoder.mel_channels == flow.mel_channels
+    assert (vocoder.source.threads, vocoder.source.device) == (3, "cpu")  # type: ignore[attr-defined]
+
+
+def test_manifests_without_families_mean_what_the_builder_makes(source: EngineSource, engines: Path) -> None:
+    for folder, expected in ((source.folder, "torch_cuda"), (engines, "onnxruntime")):
+        fields = json.loads((folder / "manifest.json").read_text())
+        assert fields.pop("engines", {"language_model": expected})["language_model"] == expected
+        assert Manifest.from_json(json.dumps(fields)) == load_manifest(folder)
+
+
+def test_conformance_covers_every_family_with_a_language_model() -> None:
+    with_language_model = {
+        family
+        for family in FAMILIES
+        if "def language_model(" in (ROOT / "vita_audio" / "engines" / family / "factory.py").read_text()
+    }
+    assert with_language_model | {"torch"} == set(ENGINES)
+    assert {path.parent.name for path in (ROOT / "vita_audio" / "engines").glob("*/factory.py")} == set(FAMILIES)
 
 
 #: All that the model processes of the GPU profile open and warm up.
@@ -255,7 +326,8 @@ import numpy as np
 from vita_audio.engines.manifest import check_manifest
 from server.launch import TritonServer
 from vita_audio.decoding.decoder import StreamingDecoder
-from vita_audio.engines.registry import EngineSource, open_audio_decoder, open_language_model, open_speech_tokenizer
+from vita_audio.engines.registry import open_audio_decoder, open_language_model, open_speech_tokenizer
+from vita_audio.engines.source import EngineSource
 from vita_audio.generation.service import GenerationService
 from serving.prompt_stage import PromptStage
 from vita_audio.speech_features import speech_tokens
@@ -264,7 +336,7 @@ from serving.warm_up import warm_up_generation, warm_up_speech
 
 folder = Path(sys.argv[1])
 manifest = check_manifest(folder, target="gpu", device="cpu")
-source = EngineSource(folder, manifest.sizes, manifest.limits.context_tokens, manifest.gpu, device="cpu")
+source = EngineSource.of(folder, manifest, device="cpu")
 speech = open_speech_tokenizer(source)
 warm_up_speech(speech)
 stage = PromptStage(TextTokenizer(folder / "tokenizer.json"), manifest.limits, lambda clip: speech_tokens(speech, clip))
@@ -303,7 +375,7 @@ def test_more_slots_than_the_engines_were_built_for(
     with pytest.raises(
         EngineError, match=r"--slots: 3 but gpu\.max_streams of the engines is 2; serve fewer, or build"
     ):
-        open_language_model(replace(source, gpu=llm), 3)
+        open_language_model(replace(source, gpu=llm, engines={}), 3)
 
     # The server asks before it starts anything.
     monkeypatch.setattr("vita_audio.engines.manifest.find_machine", lambda: CONTAINER)

@@ -11,6 +11,8 @@ from vita_audio.engines.gpu_machine import GpuMachine
 #: Language model engines of a GPU. The audio engines go with them: TensorRT, or PyTorch.
 TENSORRT_LLM, TORCH_CUDA = "tensorrt_llm", "torch_cuda"
 ENGINES = (TENSORRT_LLM, TORCH_CUDA)
+#: What the engines of a folder are for; "language_model" is backbone and MCTP modules.
+STAGES = ("language_model", "speech_tokenizer", "flow", "vocoder")
 #: The first GPU generation with bfloat16.
 LEAST_CAPABILITY = (8, 0)
 
@@ -83,3 +85,11 @@ class GpuRecord:
             yield "container", self.container, f"this is {machine.container}"
         if self.tp != 1:
             yield "tp", self.tp, "this server drives one GPU; build with --tp 1 and serve one replica for each GPU"
+
+
+def standard_engines(gpu: GpuRecord | None) -> dict[str, str]:
+    """Stage -> engine family, as the builder makes them for a CPU or beside a GPU's language model."""
+    if gpu is None:
+        return dict.fromkeys(STAGES, "onnxruntime")
+    audio = {TENSORRT_LLM: ("tensorrt_audio",) * 3, TORCH_CUDA: ("torch", TORCH_CUDA, TORCH_CUDA)}
+    return dict(zip(STAGES, (gpu.engine, *audio.get(gpu.engine, (gpu.engine,) * 3)), strict=True))

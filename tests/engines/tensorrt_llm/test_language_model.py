@@ -96,9 +96,9 @@ def test_greedy_streams_sort_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     sorted_rows: list[int] = []
     topk = Tensor.topk
 
-    def note(tensor: Tensor, *arguments: int) -> object:
+    def note(tensor: Tensor, count: int) -> object:
         sorted_rows.append(len(tensor))
-        return topk(tensor, *arguments)
+        return topk(tensor, count)
 
     monkeypatch.setattr(Tensor, "topk", note)
     assert run(engine_of(), greedy) == expected[:2]

@@ -72,8 +72,9 @@ def test_batches_draw_as_rows_by_hand(rows: list[Sampling], seed: int, uniforms:
     token_rows = torch.arange(count, dtype=torch.int32)
     token_rows[sampled] = count + torch.arange(len(sampled), dtype=torch.int32)
     some = torch.tensor(sampled, dtype=torch.int32)
-    columns = [column[some.long()] for column in (table.inv_temperature, table.top_k, table.top_p, uniform)]
-    assert made == draw_some(logits, seen, banned, table.penalty, token_rows, some, *columns, IDS).tolist()
+    of = table.rows(some.long())
+    columns = (of.inv_temperature, of.top_k, of.top_p, uniform[some.long()])
+    assert made == draw_some(logits, seen, banned, table.penalty, token_rows, some, *columns, width=IDS).tolist()
 
     for i, sampling in enumerate(rows):
         known = {j for j in range(IDS) if seen[i, j]}, {j for j in range(IDS) if banned[j]}
