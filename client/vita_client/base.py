@@ -221,13 +221,8 @@ class StreamBase:
                 f"the stream from {self._url} ended without a final status after {self._metrics.responses} responses"
             )
         elif isinstance(error, grpc.RpcError):
-            error = from_rpc(
-                error.code(),
-                error.details(),
-                url=self._url,
-                timeout_s=self._timeout_s,
-                responses=self._metrics.responses,
-            )
+            code, details, came = error.code(), error.details(), self._metrics.responses
+            error = from_rpc(code, details, url=self._url, timeout_s=self._timeout_s, responses=came)
         if error is not None and not self._cancelled:
             raise error
 

@@ -50,23 +50,30 @@ class StatusUpdate:
 Event = TextDelta | TokensDelta | Pcm | StatusUpdate
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Metrics:
-    """Times measured at the client, in milliseconds since the request was sent; None where nothing came."""
+    """Times measured at the client, in milliseconds since the request was sent; None where nothing came.
 
-    elapsed_ms: float
-    first_response_ms: float | None
-    first_text_ms: float | None
-    first_audio_ms: float | None
-    last_audio_ms: float | None
-    responses: int
-    tokens: int
-    audio_s: float
+    `ttfa_ms` is the time to first audio: until the first samples are here.
+    """
 
-    @property
-    def ttfa_ms(self) -> float | None:
-        """Time to first audio: from sending the request to holding the first samples."""
-        return self.first_audio_ms
+    elapsed_ms: float = 0.0
+    first_text_ms: float | None = None
+    ttfa_ms: float | None = None
+    last_audio_ms: float | None = None
+    responses: int = 0
+    tokens: int = 0
+    audio_s: float = 0.0
+
+    def add(self, event: Event, at_ms: float) -> None:
+        """Count an event that came at `at_ms`."""
+        if isinstance(event, TextDelta):
+            self.first_text_ms = self.first_text_ms or at_ms
+        elif isinstance(event, TokensDelta):
+            self.tokens += len(event.ids)
+        elif isinstance(event, Pcm):
+            self.ttfa_ms, self.last_audio_ms = self.ttfa_ms or at_ms, at_ms
+            self.audio_s += event.seconds
 
     @property
     def real_time_factor(self) -> float | None:

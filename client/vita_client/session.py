@@ -27,15 +27,19 @@ def run_stream(options: StreamOptions, make_request: Callable[[], Request], view
         VitaError: bad input, or any way a stream can fail. OSError: the file or the screen cannot be written.
         KeyboardInterrupt: after the stream was cancelled on the server and the file closed.
     """
-    check_timeout(options.timeout)
-    connection = options.connection()
-    if options.output is not None:
-        _check_writable(options.output)
-    request = make_request()
     with ExitStack() as stack:
-        player = stack.enter_context(Player()) if options.play else None
-        client = stack.enter_context(Client(connection=connection))
-        stream = stack.enter_context(client.send(request, timeout_s=options.timeout))
+        try:
+            check_timeout(options.timeout)
+            connection = options.connection()
+            if options.output is not None:
+                _check_writable(options.output)
+            request = make_request()
+            player = stack.enter_context(Player()) if options.play else None
+            client = stack.enter_context(Client(connection=connection))
+            stream = stack.enter_context(client.send(request, timeout_s=options.timeout))
+        except VitaError as error:
+            view.refused(error)
+            raise
         _consume(stream, options.output, player, view)
 
 

@@ -28,6 +28,9 @@ class View:
     def summary(self, reply: Reply, wav: WavWriter | None, outcome: str, problem: VitaError | None) -> None:
         """The stream is over."""
 
+    def refused(self, problem: VitaError) -> None:
+        """There was no stream."""
+
 
 def numbers(metrics: Metrics) -> str:
     """`first audio 93 ms | 4.2 s of sound | 0.31x real time | 210 tokens/s`, with what is known."""
@@ -119,9 +122,7 @@ class JsonView(View):
     def summary(self, reply: Reply, wav: WavWriter | None, outcome: str, problem: VitaError | None) -> None:
         status, metrics = reply.status, reply.metrics
         result = {
-            "outcome": outcome,
-            "error": str(problem) if problem else None,
-            "code": problem.code if problem else None,
+            **_problem(outcome, problem),
             "text": reply.text,
             "tokens": metrics.tokens,
             "audio_s": round(metrics.audio_s, 4),
@@ -135,6 +136,15 @@ class JsonView(View):
             "status": json.loads(status.to_json()) if status else None,
         }
         print(json.dumps(result, ensure_ascii=False), flush=True)
+
+    def refused(self, problem: VitaError) -> None:
+        print(json.dumps(_problem("failed", problem), ensure_ascii=False), flush=True)
+
+
+def _problem(outcome: str, problem: VitaError | None) -> dict[str, str | None]:
+    if problem is None:
+        return {"outcome": outcome, "error": None, "code": None, "field": None}
+    return {"outcome": outcome, "error": str(problem), "code": problem.code, "field": problem.field or None}
 
 
 def _rounded(number: float | None) -> float | None:

@@ -114,6 +114,9 @@ def test_json(double: ProtocolDouble, tmp_path: Path) -> None:
     assert (result.exit_code, answer["outcome"], answer["text"]) == (4, "failed", "one two ")
     assert "flow engine" in answer["error"]
     assert answer["code"] == "engine_error"
+    result = vita("chat", "hi", "--top-p", "7", "--json", "-u", double.url)
+    answer = json.loads(result.stdout)
+    assert (result.exit_code, answer["code"], answer["field"]) == (2, "invalid_request", "TOP_P")
 
 
 @pytest.mark.parametrize(
@@ -259,7 +262,7 @@ def test_on_a_terminal_the_numbers_are_live(double: ProtocolDouble) -> None:
 def test_the_live_view_shows_the_end_of_a_long_text() -> None:
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=20, height=6)
-    metrics = Metrics(100, 10, 10, 50, 90, 3, 12, 0.3)
+    metrics = Metrics(100, 10, 50, 90, 3, 12, 0.3)
     view = LiveView(console)
     view.event(TextDelta("word " * 100 + "[bold]end"), metrics)
     group = list(view._render().renderables)
