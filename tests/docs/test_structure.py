@@ -39,7 +39,10 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "vita_audio/generation": ("vita_audio.decoding", "torch", "onnxruntime"),
     "vita_audio/decoding": ("vita_audio.generation", "torch", "onnxruntime"),
     "serving/metrics": ("vita_audio.engines", "vita_audio.decoding", "torch", "onnxruntime"),
-    "client/vita_client": ("torch", "onnxruntime", "tokenizers"),
+    "client/vita_client": (
+        *("torch", "onnxruntime", "tokenizers"),
+        *(f"vita_audio.{part}" for part in ("text", "checkpoint", "models", "engines", "generation", "decoding")),
+    ),
     "server": ("torch",),
     "model_repository": ("torch",),
     "loadtest": ("torch", "onnxruntime"),
