@@ -9,7 +9,7 @@ ENGINES ?= engines/cpu
 # Engines that come with a checkpoint, as their difference from it: restored without PyTorch.
 SHIPPED := $(wildcard $(CHECKPOINT)-engines-cpu)
 
-.PHONY: demo serve test lint bench conformance loadtest scale-out plan clean
+.PHONY: demo serve test lint bench results soak conformance loadtest scale-out plan clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -62,9 +62,16 @@ test: lint  ## everything that needs no GPU
 bench: engines  ## time to first audio, real-time factor and where each millisecond goes
 	$(BIN)/python -m benchmarks.serving --engines $(ENGINES)
 
+results: engines $(VENV)/.test  ## every CPU table of docs/results.md on this revision; 20 to 25 minutes, goes on where it stopped
+	$(BIN)/python -m benchmarks.results --engines $(ENGINES)
+
+# RATE is the last step's, in streams a second: half of what two cores carry at this promise.
 loadtest: $(VENV)/.loadtest  ## at most 3 minutes against a running `make serve`; report in out/loadtest/run
-	timeout --signal=INT 180 $(BIN)/python -m loadtest --url $(or $(URL),localhost:8001) --rate $(or $(RATE),1.5) \
+	timeout --signal=INT 180 $(BIN)/python -m loadtest --url $(or $(URL),localhost:8001) --rate $(or $(RATE),1) \
 		--shape steps --warm-up 10 --run-time 110 --drain 15 --prebuffer-ms 60 --slo-ttfa-p95-ms 300 --out out/loadtest/run
+
+soak: engines $(VENV)/.loadtest  ## a server under steady load for MINUTES: memory, threads, streams left behind
+	$(BIN)/python -m benchmarks.soak --engines $(ENGINES) --rate $(or $(RATE),1.6) --minutes $(or $(MINUTES),20)
 
 scale-out: engines  ## two servers behind a balancer, one of them killed (needs haproxy)
 	$(BIN)/python -m benchmarks.scale_out --engines $(ENGINES)
