@@ -1,4 +1,5 @@
-"""Measures streams where they leave the server: first sound, first text, gaps, underruns, real-time factor.
+"""Measures streams where they leave the server: first samples (`vita_ttfa_ms`), first text, gaps, underruns, real-time
+factor. How that relates to the TTFA of a caller: docs/metrics.md.
 
 A stream's clock starts when `prompt` took the request in: the stages before its first message report their times, and
 up to there they run one after the other. The hops between the models and the network are not in it.
