@@ -236,7 +236,7 @@ def test_a_reader_that_goes_away_ends_the_command(double: ProtocolDouble) -> Non
     assert process.stdout is not None
     process.stdout.read(10)
     process.stdout.close()
-    assert process.wait(10) == 4
+    assert process.wait(30) == 4
     assert process.stderr is not None
     assert b"Traceback" not in process.stderr.read()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vita_audio.contract.errors import (
@@ -52,6 +52,7 @@ def test_the_wire_form_is_documented_and_stable() -> None:
 
 
 @pytest.mark.parametrize("prefix", _PREFIXES)
+@settings(deadline=None)
 @given(message=_UNICODE, code=_CODES, field=_UNICODE)
 def test_any_text_comes_back(prefix: str, message: str, code: str, field: str) -> None:
     line = to_wire(VitaError(message, code=code, field=field))
@@ -59,11 +60,13 @@ def test_any_text_comes_back(prefix: str, message: str, code: str, field: str) -
     assert from_wire(prefix + line) == WireError(code, field, " ".join(message.split()))
 
 
+@settings(deadline=None)
 @given(text=st.text())
 def test_what_is_not_unicode_is_escaped(text: str) -> None:
     to_wire(VitaError(text, field=text)).encode("utf-8")
 
 
+@settings(deadline=None)
 @given(text=_UNICODE)
 def test_foreign_text_is_not_ours(text: str) -> None:
     if not text.startswith("[vita:"):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vita_audio.contract.__main__ import markdown, repeated, with_inputs, with_table
@@ -59,6 +59,7 @@ def test_a_default_is_itself_allowed(field: Field, task: str) -> None:
 
 
 @by_name(NUMBERS)
+@settings(deadline=None)
 @given(data=st.data())
 def test_numbers_are_taken_inside_their_range_only(field: Field, data: st.DataObject) -> None:
     whole = field.python_type is int

@@ -74,29 +74,24 @@ def mode_of(pattern: Sequence[int], mctp_modules: int | None = None, shown: obje
         InvalidRequest: field MODE, as `parse_mode`.
     """
     numbers = tuple(pattern)
-    value = numbers if shown is None else shown
+
+    def wrong(limit: str, remedy: str = _REMEDY) -> InvalidRequest:
+        return InvalidRequest(_FIELD, numbers if shown is None else shown, limit, remedy)
+
     if not 2 <= len(numbers) <= MAX_PATTERN_NUMBERS:
-        raise InvalidRequest(
-            _FIELD, value, f"a pattern has 2 to {MAX_PATTERN_NUMBERS} numbers, not {len(numbers)}", _REMEDY
-        )
+        raise wrong(f"a pattern has 2 to {MAX_PATTERN_NUMBERS} numbers, not {len(numbers)}")
     if len(numbers) % 2:
-        raise InvalidRequest(_FIELD, value, f"a pattern is made of pairs m,n but has {len(numbers)} numbers", _REMEDY)
+        raise wrong(f"a pattern is made of pairs m,n but has {len(numbers)} numbers")
     if max(numbers) > MAX_PATTERN_NUMBER:
-        raise InvalidRequest(_FIELD, value, f"{max(numbers)} is more than {MAX_PATTERN_NUMBER}", "use smaller numbers")
+        raise wrong(f"{max(numbers)} is more than {MAX_PATTERN_NUMBER}", "use smaller numbers")
     for m, n in zip(numbers[::2], numbers[1::2], strict=True):
         if m < 1:
-            raise InvalidRequest(
-                _FIELD, value, f"each pair m,n needs at least 1 backbone token, not {m}", "set every m to 1 or more"
-            )
+            raise wrong(f"each pair m,n needs at least 1 backbone token, not {m}", "set every m to 1 or more")
         if n < 0:
-            raise InvalidRequest(_FIELD, value, f"n may not be negative ({n})", "set every n to 0 or more")
+            raise wrong(f"n may not be negative ({n})", "set every n to 0 or more")
         if mctp_modules is not None and n > mctp_modules:
-            raise InvalidRequest(
-                _FIELD,
-                value,
-                f"it asks for {n} MCTP tokens in a row but this model has K = {mctp_modules} MCTP modules",
-                f"use vanilla or a pattern with every n at most {mctp_modules}",
-            )
+            limit = f"it asks for {n} MCTP tokens in a row but this model has K = {mctp_modules} MCTP modules"
+            raise wrong(limit, f"use vanilla or a pattern with every n at most {mctp_modules}")
     return Mode(_name_of(numbers), numbers)
 
 
