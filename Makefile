@@ -7,7 +7,7 @@ DECLARED := pyproject.toml client/requirements.txt
 CHECKPOINT ?= checkpoints/small
 ENGINES ?= engines/cpu
 # Engines that come with a checkpoint, as their difference from it: restored without PyTorch.
-SHIPPED := $(wildcard $(CHECKPOINT)-engines-cpu)
+PACKAGED := $(wildcard $(CHECKPOINT)-engines-cpu)
 
 .PHONY: demo serve test lint bench results soak conformance loadtest scale-out plan clean
 
@@ -32,17 +32,17 @@ $(VENV)/.loadtest: $(BIN)/python $(DECLARED)
 	@touch $@
 
 # A checkpoint of the small size with random weights: it speaks noise, at the speed of the trained one.
-checkpoints/seed/language_model/config.json: | $(VENV)/.build
-	$(BIN)/python -m vita_audio.checkpoint.random_weights --out checkpoints/seed
+checkpoints/random/language_model/config.json: | $(VENV)/.build
+	$(BIN)/python -m vita_audio.checkpoint.random_weights --out checkpoints/random
 
 .PHONY: engines
-ifeq ($(SHIPPED),)
+ifeq ($(PACKAGED),)
 # The builder skips every stage whose inputs have not changed.
 engines: $(VENV)/.build $(CHECKPOINT)/language_model/config.json
 	$(BIN)/python -m build_engines --checkpoint $(CHECKPOINT) --target cpu --out $(ENGINES)
 else
 engines: $(VENV)/.serve
-	$(BIN)/python -m build_engines.packaged unpack --checkpoint $(CHECKPOINT) --shipped $(SHIPPED) --out $(ENGINES)
+	$(BIN)/python -m build_engines.packaged unpack --checkpoint $(CHECKPOINT) --packaged $(PACKAGED) --out $(ENGINES)
 endif
 
 demo: engines  ## a spoken question and a text to a real server, speech back as WAV files in out/
@@ -83,4 +83,4 @@ conformance: $(VENV)/.build  ## golden data through every engine available here
 	$(BIN)/python -m build_engines.conformance $(or $(GOLDEN),tests/golden)
 
 clean:
-	rm -rf engines checkpoints/seed out
+	rm -rf engines checkpoints/random out

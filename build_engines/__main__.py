@@ -17,9 +17,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from build_engines.gpu import flags
-from build_engines.gpu.options import GpuOptions
+from build_engines import options as flags
+from build_engines.options import GpuOptions
 from build_engines.pipeline import Build, Stage, StageRecord, is_done, load_record
+from build_engines.stages import run_build, stages_of
 from vita_audio.contract.errors import VitaError
 
 _out, _error = Console(highlight=False), Console(stderr=True, highlight=False)
@@ -95,8 +96,6 @@ def main(
 
     `python -m build_engines plan --help`: what a GPU build would take.
     """
-    from build_engines.stages import run_build, stages_of  # loads PyTorch: not for --help
-
     gpu = GpuOptions(
         engine, format, mctp_format, fp8_kv_cache, scales, tp, streams, step_tokens, head, candidates, audio_batch
     )
@@ -118,11 +117,14 @@ def main(
 
 def run() -> None:
     """The verb `plan`, or without a verb the build."""
-    from build_engines.gpu.plan_command import main as plan
-
     planning = sys.argv[1:2] == ["plan"]
     app = typer.Typer(add_completion=False)
-    app.command()(plan if planning else main)
+    if planning:
+        from build_engines.plan import main as plan  # loads PyTorch
+
+        app.command()(plan)
+    else:
+        app.command()(main)
     app(args=sys.argv[2:] if planning else sys.argv[1:], prog_name="python -m build_engines" + " plan" * planning)
 
 

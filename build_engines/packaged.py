@@ -1,7 +1,7 @@
 """Engines as their difference from a checkpoint: small enough for a repository, restored without PyTorch.
 
-python -m build_engines.packaged pack --checkpoint DIR --engines DIR --out SHIPPED
-python -m build_engines.packaged unpack --checkpoint DIR --shipped SHIPPED --out ENGINES
+python -m build_engines.packaged pack --checkpoint DIR --engines DIR --out PACKAGED
+python -m build_engines.packaged unpack --checkpoint DIR --packaged PACKAGED --out ENGINES
 """
 
 from __future__ import annotations
@@ -229,7 +229,7 @@ def _read_index(path: Path) -> list[StoredTensor]:
         fields = json.loads(path.read_text(encoding="utf-8"))
         return [StoredTensor(**{**entry, "shape": tuple(entry["shape"])}) for entry in fields]
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise EngineError(f"{path}: cannot be read ({error}); get the shipped engines again") from error
+        raise EngineError(f"{path}: cannot be read ({error}); get the packaged engines again") from error
 
 
 Checkpoint = Annotated[Path, typer.Option(help="The checkpoint that the engines were built from.")]
@@ -255,13 +255,13 @@ def pack_command(
 @app.command("unpack")
 def unpack_command(
     checkpoint: Checkpoint,
-    shipped: Annotated[Path, typer.Option(help="What pack wrote.")],
+    packaged: Annotated[Path, typer.Option(help="What pack wrote.")],
     out: Annotated[Path, typer.Option(help="Folder for the engines.")],
 ) -> None:
     """Restore engines from a checkpoint and their difference (seconds, no PyTorch)."""
 
     def work() -> None:
-        made = unpack(checkpoint, shipped, out)
+        made = unpack(checkpoint, packaged, out)
         _out.print(f"{out}: engines of {checkpoint} " + ("restored" if made else "unchanged"), markup=False)
 
     _with_errors(work)

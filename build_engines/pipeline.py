@@ -1,7 +1,8 @@
 """Runs the numbered stages of a build: skips what is unchanged, resumes after a kill, never leaves half a file.
 
 A stage writes into a temporary folder; its files are then moved to their places, and only then is the stage noted as
-done, with the hashes of what went in and what came out.
+done, with the hashes of what went in and what came out. What goes in: the stage's code (`sources.py`), versions of
+Python and of the packages it imports, files of the checkpoint, options, and what the stages it needs made.
 """
 
 from __future__ import annotations
@@ -11,41 +12,28 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from operator import attrgetter
 from pathlib import Path, PurePosixPath
+from pkgutil import resolve_name
 from typing import Any
 
-from build_engines.gpu.options import GpuOptions
+from build_engines.options import GpuOptions
+from build_engines.sources import code_of, versions_of
 from vita_audio.checkpoint.file_records import combined_sha256, file_sha256, visible_files, write_atomically
 from vita_audio.contract.errors import CheckpointError, EngineError
 from vita_audio.engines.gpu_machine import GpuMachine, find_machine
 from vita_audio.engines.manifest import WORK_FOLDER, package_version
 
+_PYTHON = ".".join(map(str, sys.version_info[:3]))
+#: What the manifest states the versions of.
 PACKAGES = ("torch", "onnx", "onnxruntime", "tokenizers")
-_ROOT = Path(__file__).resolve().parent.parent
-#: Source files whose change makes every stage run again.
-_SOURCES = (
-    "build_engines/*.py",
-    "build_engines/onnxruntime/*.py",
-    "vita_audio/models/*.py",
-    "vita_audio/checkpoint/configs.py",
-    "vita_audio/checkpoint/audio_decoder_config.py",
-    "vita_audio/checkpoint/files.py",
-    "vita_audio/checkpoint/weight_files.py",
-    "vita_audio/text/vocabulary.py",
-)
-_MORE_SOURCES = {
-    "gpu": (
-        "build_engines/gpu/*.py",
-        "build_engines/tensorrt_audio/*.py",
-        "build_engines/tensorrt_llm/*.py",
-        "build_engines/tensorrt_llm/networks/*.py",
-    )
-}
+
+#: Folder of audio graphs that are to become TensorRT engines.
+GRAPHS = "graphs"
 
 Facts = dict[str, Any]
 
@@ -103,44 +91,27 @@ class Build:
             )
         return file_sha256(scales)
 
-    @cached_property
-    def surroundings(self) -> dict[str, str]:
-        """What every stage depends on besides the checkpoint: our sources and the packages that export."""
-        sources = {
-            file.relative_to(_ROOT).as_posix(): file_sha256(file)
-            for pattern in (*_SOURCES, *_MORE_SOURCES.get(self.target, ()))
-            for file in sorted(_ROOT.glob(pattern))
-        }
-        return {"sources": combined_sha256(sources), "target": self.target, **self.versions}
+    @property
+    def checkpoint_name(self) -> str:
+        return self.checkpoint.resolve().name
 
     @property
     def versions(self) -> dict[str, str]:
-        """Python and the packages a build uses."""
-        python = ".".join(map(str, sys.version_info[:3]))
-        return {"python": python, **{package: package_version(package) for package in PACKAGES}}
+        """Python and the packages that the manifest names."""
+        return {"python": _PYTHON, **{package: package_version(package) for package in PACKAGES}}
 
     @property
     def work(self) -> Path:
         return self.out / WORK_FOLDER
 
+    @property
+    def graphs(self) -> Path:
+        """What lies there is on its way to engines and not served."""
+        return self.out / GRAPHS
 
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """One step of a build.
-
-    `run(build, folder)` writes files into `folder` as they shall lie in the engines and returns facts for later stages.
-    `reads`: folders or files of the checkpoint it depends on ("." is all of it). `needs`: numbers of the stages whose
-    facts and files it uses. `options`: fields of `Build` it depends on, dotted where they lie deeper. `always`: runs
-    each time, because it checks what may change behind the builder.
-    """
-
-    number: int
-    name: str
-    run: Callable[[Build, Path], Facts]
-    reads: tuple[str, ...] = ()
-    needs: tuple[int, ...] = ()
-    options: tuple[str, ...] = ()
-    always: bool = False
+    def has_run(self, number: int) -> bool:
+        """Whether a stage has finished, at least with other inputs."""
+        return load_record(self, number) is not None
 
 
 @dataclass(slots=True)
@@ -155,6 +126,42 @@ class StageRecord:
     def result(self) -> str:
         """Hash of all that later stages see of it."""
         return combined_sha256({**self.files, "facts": json.dumps(self.facts, sort_keys=True)})
+
+
+@dataclass(frozen=True, slots=True)
+class Needed:
+    """What the stages that a stage needs have made: number -> record."""
+
+    records: Mapping[int, StageRecord]
+
+    @property
+    def facts(self) -> Facts:
+        return {name: value for record in self.records.values() for name, value in record.facts.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One step of a build.
+
+    Attributes:
+        number, name: as shown.
+        run: "module:function", imported when it runs. `function(build, folder, needed)` writes files into `folder` and
+            returns facts for later stages. The module and all it imports are inputs, and so are the packages' versions.
+        reads: folders or files of the checkpoint it depends on ("." is all of it).
+        needs: numbers of the stages whose facts and files it uses.
+        options: properties of `Build` it depends on, dotted where they lie deeper.
+        into: folder inside the engines for its files.
+        always: runs each time, because it checks what may change behind the builder.
+    """
+
+    number: int
+    name: str
+    run: str
+    reads: tuple[str, ...] = ()
+    needs: tuple[int, ...] = ()
+    options: tuple[str, ...] = ()
+    into: str = ""
+    always: bool = False
 
 
 def load_record(build: Build, number: int) -> StageRecord | None:
@@ -175,13 +182,14 @@ def needed_record(build: Build, number: int) -> StageRecord:
 
 def stage_inputs(build: Build, stage: Stage) -> str:
     """Hash of everything that decides what a stage makes."""
-    parts = dict(build.surroundings)
+    code = code_of(stage.run.partition(":")[0])
+    parts = {**code.files, **versions_of(code.packages), "python": _PYTHON, "run": stage.run, "into": stage.into}
     for name, sha256 in build.checkpoint_files.items() if stage.reads else ():
         if any(PurePosixPath(name).is_relative_to(read) for read in stage.reads):
             parts[f"checkpoint/{name}"] = sha256
     for number in stage.needs:
         parts[f"stage {number}"] = needed_record(build, number).result
-    parts.update({option: str(attrgetter(option)(build)) for option in stage.options})
+    parts |= {f"option {option}": str(attrgetter(option)(build)) for option in stage.options}
     return combined_sha256(parts)
 
 
@@ -204,8 +212,10 @@ def run_stage(build: Build, stage: Stage) -> StageRecord:
     before = load_record(build, stage.number)
     temporary = build.work / f"stage{stage.number}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    facts = stage.run(build, temporary)
+    (temporary / stage.into).mkdir(parents=True)
+    run: Callable[[Build, Path, Needed], Facts] = resolve_name(stage.run)
+    needed = Needed({number: needed_record(build, number) for number in stage.needs})
+    facts = run(build, temporary / stage.into, needed)
 
     made = {file.relative_to(temporary).as_posix(): build.sha256(file) for file in visible_files(temporary)}
     _record_path(build, stage.number).unlink(missing_ok=True)  # from here to the end its files are not a set

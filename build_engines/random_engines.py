@@ -2,8 +2,8 @@
 
     python -m build_engines.random_engines --size 7b --out engines/random-7b --device cuda --head audio
 
-The folder is what `python -m build_engines --target gpu --engine torch_cuda` makes of the seed checkpoint of that size,
-but that streams do not end before MAX_TOKENS. Weights are drawn on the device and hashed while they are written.
+The folder is what `python -m build_engines --target gpu --engine torch_cuda` makes of the random-weight checkpoint of
+that size, but that streams do not end before MAX_TOKENS. Weights are drawn on the device and hashed while written.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ import typer
 from rich.console import Console
 from torch import Tensor
 
-from build_engines.gpu import flags
-from build_engines.gpu.checks import check_gpu, check_gpu_memory, check_host
-from build_engines.gpu.options import GpuOptions
-from build_engines.gpu.plan import plan_build
-from build_engines.gpu.sizes import Sizes
-from build_engines.gpu.stages import make_record
-from build_engines.pipeline import Build, Facts
-from build_engines.stages import checked_facts, make_limits
+from build_engines import options as flags
+from build_engines.checked import checked_facts
+from build_engines.limits import make_limits
+from build_engines.machine import check_gpu, check_gpu_memory, check_host, machine_facts
+from build_engines.manifest import make_manifest
+from build_engines.options import GpuOptions
+from build_engines.pipeline import Build
+from build_engines.plan import plan_build
+from build_engines.sizes import Sizes
 from vita_audio.checkpoint.check import CheckpointSizes
 from vita_audio.checkpoint.file_records import FileRecord, combined_sha256, file_records, whole_folder
 from vita_audio.checkpoint.random_weights.audio import flow_weights, speech_tokenizer_weights, vocoder_weights
@@ -38,7 +39,7 @@ from vita_audio.checkpoint.tensor_file import Outline, write_tensors
 from vita_audio.contract.errors import EngineError, VitaError
 from vita_audio.contract.limits import DEFAULT_REPETITION_PENALTY
 from vita_audio.contract.modes import NAMED_MODES
-from vita_audio.engines.gpu_machine import NONE, GpuMachine, find_machine
+from vita_audio.engines.gpu_machine import GpuMachine, find_machine
 from vita_audio.engines.gpu_record import TORCH_CUDA
 from vita_audio.engines.manifest import MANIFEST, Manifest
 from vita_audio.engines.torch.weights import FLOW_FILE, SPEECH_TOKENIZER_FILE, VOCODER_FILE, WEIGHTS_FILE
@@ -92,26 +93,18 @@ def _write(
     size = size.for_tokens(tokenizer.get_vocab_size())
     vocabulary = Vocabulary.from_tokenizer(folder / _TOKENIZER_FILE)
     found = _found(size, vocabulary)
-    checked = checked_facts(found)
-    limits = make_limits(build, checked)
-    machine_facts = _check_machine(build, found, device, machine)
+    facts = checked_facts(found)
+    facts["limits"] = make_limits(build, facts).to_dict()
+    _check_machine(build, found, device, machine)
+    facts |= machine_facts(build.gpu, machine)
     files = file_records(folder, [_TOKENIZER_FILE])
     start_s = time.monotonic()
     for name, outline, tensors in _networks(size, vocabulary, seed, device):
         files[name] = write_tensors(folder / name, outline, tensors)
         before_s, start_s = start_s, time.monotonic()
         on_file(name, files[name], start_s - before_s)
-    manifest = Manifest(
-        target="gpu",
-        checkpoint_name=build.checkpoint.name,
-        checkpoint_sha256=combined_sha256({name: record.sha256 for name, record in files.items()}),
-        versions=build.versions,
-        sizes=checked["sizes"],
-        vocabulary=vocabulary,
-        limits=limits,
-        files=files,
-        gpu=make_record(build, machine_facts, checked),
-    )
+    checkpoint_sha256 = combined_sha256({name: record.sha256 for name, record in files.items()})
+    manifest = make_manifest(build, facts, files, checkpoint_sha256)
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
 
@@ -132,7 +125,7 @@ def _networks(
 
 
 def _found(size: ModelSize, vocabulary: Vocabulary) -> CheckpointSizes:
-    """What a check of the seed checkpoint would find."""
+    """What a check of the random-weight checkpoint would find."""
     return CheckpointSizes(
         language_model=size.language_model,
         speech_tokenizer=size.speech_tokenizer,
@@ -145,7 +138,7 @@ def _found(size: ModelSize, vocabulary: Vocabulary) -> CheckpointSizes:
     )
 
 
-def _check_machine(build: Build, found: CheckpointSizes, device: torch.device, machine: GpuMachine) -> Facts:
+def _check_machine(build: Build, found: CheckpointSizes, device: torch.device, machine: GpuMachine) -> None:
     """As a build does, but that engines drawn on a CPU may be for no GPU."""
     build.gpu.check()
     sizes = Sizes(
@@ -162,12 +155,6 @@ def _check_machine(build: Build, found: CheckpointSizes, device: torch.device, m
         check_gpu(build.gpu, machine)
         check_gpu_memory(plan, machine)
     check_host(plan, build.out)
-    gpu = machine.gpus[0] if machine.gpus else None
-    return {
-        "gpu": gpu.name if gpu else NONE,
-        "compute_capability": machine.compute_capability,
-        "container": machine.container,
-    }
 
 
 def main(

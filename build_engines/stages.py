@@ -1,194 +1,99 @@
-"""The seven stages that turn a checkpoint bundle into the engines of a CPU server, and what runs stages of any target.
-
-Exporters are imported where they run: a GPU build does not need all of them.
-"""
+"""The numbered stages of each target, and what runs them. A stage's module is imported when it runs."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import fields
-from functools import partial
-from pathlib import Path
 
-from build_engines.gpu.options import GpuOptions
-from build_engines.pipeline import (
-    Build,
-    Facts,
-    Stage,
-    StageRecord,
-    build_lock,
-    is_done,
-    needed_record,
-    run_stage,
-    select,
-)
-from vita_audio.checkpoint.audio_decoder import load_flow, load_vocoder
-from vita_audio.checkpoint.check import (
+from build_engines.options import GpuOptions
+from build_engines.pipeline import GRAPHS, Build, Stage, StageRecord, build_lock, is_done, run_stage, select
+from vita_audio.checkpoint.configs import (
     AUDIO_DECODER,
     GENERATION_CONFIG_FILE,
     LANGUAGE_MODEL,
     SPEECH_TOKENIZER,
     TOKENIZER_FILE,
-    CheckpointSizes,
-    check_checkpoint,
 )
-from vita_audio.checkpoint.file_records import FileRecord, combined_sha256
-from vita_audio.checkpoint.language_model import load_language_model
-from vita_audio.checkpoint.speech_tokenizer import load_speech_tokenizer
 from vita_audio.contract.errors import EngineError
-from vita_audio.contract.limits import Limits
-from vita_audio.engines.gpu_record import GpuRecord
-from vita_audio.engines.manifest import MANIFEST, Manifest
-from vita_audio.models.flow import Flow
-from vita_audio.models.speech_tokenizer import SpeechTokenizer
-from vita_audio.models.vocoder import Vocoder
-from vita_audio.text.vocabulary import Vocabulary
+from vita_audio.engines.gpu_record import TENSORRT_LLM
 
-#: Answer tokens when a request names no MAX_TOKENS: about 45 s of speech in the boost mode.
-DEFAULT_MAX_TOKENS = 1024
-
-
-def checked_facts(found: CheckpointSizes) -> Facts:
-    """What later stages need to know of a checked bundle."""
-    return {
-        "sizes": found.sizes(),
-        "vocabulary": found.vocabulary.to_dict(),
-        "default_pattern": list(found.default_pattern),
-        "samples": found.samples,
-        "repetition_penalty": found.repetition_penalty,
-    }
-
-
-def _check(build: Build, folder: Path) -> Facts:
-    return checked_facts(check_checkpoint(build.checkpoint))
-
-
-def speech_tokenizer_graph(build: Build, folder: Path) -> Facts:
-    from build_engines.onnxruntime.speech_tokenizer import export_speech_tokenizer
-
-    config, tensors = load_speech_tokenizer(build.checkpoint / SPEECH_TOKENIZER)
-    model = SpeechTokenizer(config).eval()
-    model.load_state_dict(tensors)
-    export_speech_tokenizer(model, folder)
-    return {}
-
-
-def _language_model(build: Build, folder: Path) -> Facts:
-    from build_engines.onnxruntime.language_model import export_language_model
-
-    config, tensors = load_language_model(build.checkpoint / LANGUAGE_MODEL)
-    vocabulary = Vocabulary.from_tokenizer(build.checkpoint / TOKENIZER_FILE)
-    banned = vocabulary.banned_ids(config.vocab_size)
-    export_language_model(config, tensors, folder / LANGUAGE_MODEL, banned_ids=banned)
-    return {}
-
-
-def flow_graphs(build: Build, folder: Path) -> Facts:
-    from build_engines.onnxruntime.flow import export_flow
-
-    config, tensors = load_flow(build.checkpoint / AUDIO_DECODER)
-    model = Flow(config).eval()
-    model.load_state_dict(tensors)
-    export_flow(model, folder)
-    return {}
-
-
-def vocoder_graphs(build: Build, folder: Path) -> Facts:
-    from build_engines.onnxruntime.vocoder import export_vocoder
-
-    config, tensors = load_vocoder(build.checkpoint / AUDIO_DECODER)
-    model = Vocoder(config).eval()
-    model.load_state_dict(tensors)
-    export_vocoder(model, folder)
-    return {}
-
-
-def tokenizer_and_limits(build: Build, folder: Path, checked_by: int = 1) -> Facts:
-    """`checked_by`: number of the stage that checked the checkpoint."""
-    shutil.copyfile(build.checkpoint / TOKENIZER_FILE, folder / "tokenizer.json")
-    return {"limits": make_limits(build, needed_record(build, checked_by).facts).to_dict()}
-
-
-def make_limits(build: Build, checked: Facts) -> Limits:
-    """What the engines will serve of a checked bundle. Raises EngineError for options out of range."""
-    sizes = checked["sizes"]["language_model"]
-    for option in ("context_tokens", "max_tokens"):
-        if getattr(build, option) < 1:
-            raise EngineError(f"--{option.replace('_', '-')}: {getattr(build, option)} is not valid: at least 1")
-    context = min(build.context_tokens, sizes["max_position_embeddings"])
-    most = min(build.max_tokens, context)
-    return Limits(
-        context_tokens=context,
-        max_tokens=most,
-        default_max_tokens=min(DEFAULT_MAX_TOKENS, most),
-        mctp_modules=sizes["num_nextn_predict_layers"],
-        default_pattern=tuple(checked["default_pattern"]),
-        tts_samples=checked["samples"],
-        repetition_penalty=checked["repetition_penalty"],
-    )
-
-
-def write_manifest(
-    build: Build, folder: Path, checked_by: int, limits_by: int, made_by: Sequence[int], gpu: GpuRecord | None = None
-) -> Facts:
-    """manifest.json over the files of earlier stages.
-
-    Args:
-        checked_by, limits_by: numbers of the stages that checked the checkpoint and fixed the limits.
-        made_by: numbers of the stages whose files are the engines.
-        gpu: what GPU engines were built for.
-
-    Raises:
-        EngineError: a stage has not run, or a file is not as its stage made it.
-    """
-    checked = needed_record(build, checked_by).facts
-    files = {}
-    for number in made_by:
-        for name, sha256 in needed_record(build, number).files.items():
-            file = build.out / name
-            if not file.is_file() or build.sha256(file) != sha256:
-                raise EngineError(f"{file}: changed or gone since stage {number} made it: run --stage {number}")
-            files[name] = FileRecord(sha256, file.stat().st_size)
-    manifest = Manifest(
-        target=build.target,
-        checkpoint_name=build.checkpoint.resolve().name,
-        checkpoint_sha256=combined_sha256(build.checkpoint_files),
-        versions=build.versions,
-        sizes=checked["sizes"],
-        vocabulary=Vocabulary.from_dict(checked["vocabulary"]),
-        limits=Limits.from_dict(needed_record(build, limits_by).facts["limits"]),
-        files=files,
-        gpu=gpu,
-    )
-    (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-    return {}
-
+TARGETS = ("cpu", "gpu")
+#: Parts of the checkpoint, and options, that stages depend on.
+_CHECKPOINT = (LANGUAGE_MODEL, SPEECH_TOKENIZER, AUDIO_DECODER)
+_LANGUAGE_MODEL = (LANGUAGE_MODEL,)
+_LIMITS_OF, _LIMITS = (TOKENIZER_FILE, GENERATION_CONFIG_FILE), ("context_tokens", "max_tokens")
+#: Options that the memory of the GPU depends on, and those that say how the language model is stored.
+_MEMORY = ("context_tokens", "gpu.streams", "gpu.step_tokens", "gpu.audio_batch")
+_FORMAT = ("gpu.format", "gpu.mctp_format", "gpu.fp8_kv_cache", "gpu.tp", "gpu.head", "scales_sha256")
 
 CPU_STAGES = (
-    Stage(1, "check checkpoint", _check, reads=(LANGUAGE_MODEL, SPEECH_TOKENIZER, AUDIO_DECODER)),
-    Stage(2, "speech tokenizer", speech_tokenizer_graph, reads=(SPEECH_TOKENIZER,)),
-    Stage(3, "language model", _language_model, reads=(LANGUAGE_MODEL,)),
-    Stage(4, "flow", flow_graphs, reads=(AUDIO_DECODER,)),
-    Stage(5, "vocoder", vocoder_graphs, reads=(AUDIO_DECODER,)),
-    Stage(
-        6,
-        "tokenizer and limits",
-        tokenizer_and_limits,
-        reads=(TOKENIZER_FILE, GENERATION_CONFIG_FILE),
-        needs=(1,),
-        options=("context_tokens", "max_tokens"),
-    ),
+    Stage(1, "check checkpoint", "build_engines.checked:run", reads=_CHECKPOINT),
+    Stage(2, "speech tokenizer", "build_engines.onnxruntime.speech_tokenizer:run", reads=(SPEECH_TOKENIZER,)),
+    Stage(3, "language model", "build_engines.onnxruntime.language_model:run", reads=(LANGUAGE_MODEL,)),
+    Stage(4, "flow", "build_engines.onnxruntime.flow:run", reads=(AUDIO_DECODER,)),
+    Stage(5, "vocoder", "build_engines.onnxruntime.vocoder:run", reads=(AUDIO_DECODER,)),
+    Stage(6, "tokenizer and limits", "build_engines.limits:run", _LIMITS_OF, (1,), _LIMITS),
     Stage(
         7,
         "manifest",
-        partial(write_manifest, checked_by=1, limits_by=6, made_by=range(1, 7)),
+        "build_engines.manifest:run",
         reads=(".",),
         needs=(1, 2, 3, 4, 5, 6),
+        options=("target", "checkpoint_name", "versions"),
     ),
 )
 
-TARGETS = ("cpu", "gpu")
+
+def gpu_stages(options: GpuOptions) -> tuple[Stage, ...]:
+    """The stages that options ask for. Raises EngineError for options that are not valid."""
+    options.check()
+    machine = Stage(
+        1, "check machine", "build_engines.machine:run", options=("gpu.engine", *_MEMORY, *_FORMAT), always=True
+    )
+    checked = Stage(2, "check checkpoint", "build_engines.checked:run", reads=_CHECKPOINT)
+    limits = Stage(3, "tokenizer and limits", "build_engines.limits:run", _LIMITS_OF, (2,), _LIMITS)
+    made = _TENSORRT_STAGES if options.engine == TENSORRT_LLM else _TORCH_CUDA_STAGES
+    before = (machine, checked, limits, *made)
+    manifest = Stage(
+        len(before) + 1,
+        "manifest",
+        "build_engines.manifest:run",
+        reads=(".",),
+        needs=tuple(stage.number for stage in before),
+        options=("target", "checkpoint_name", "versions", "gpu.engine", "gpu.candidates", *_MEMORY, *_FORMAT),
+    )
+    return (*before, manifest)
+
+
+_ENGINE = ("context_tokens", "gpu.streams", "gpu.step_tokens", "gpu.candidates", *_FORMAT)
+_TENSORRT_STAGES = (
+    Stage(4, "convert backbone", "build_engines.tensorrt_llm.conversion:run_backbone", _LANGUAGE_MODEL, (2,), _FORMAT),
+    Stage(5, "convert MCTP", "build_engines.tensorrt_llm.conversion:run_mctp", _LANGUAGE_MODEL, (2,), _FORMAT),
+    Stage(
+        6, "backbone engine", "build_engines.tensorrt_llm.engines:run_backbone", _LANGUAGE_MODEL, (1, 2, 3, 4), _ENGINE
+    ),
+    Stage(7, "MCTP engine", "build_engines.tensorrt_llm.engines:run_mctp", _LANGUAGE_MODEL, (1, 2, 3, 5), _ENGINE),
+    Stage(
+        8,
+        "speech tokenizer graph",
+        "build_engines.onnxruntime.speech_tokenizer:run",
+        reads=(SPEECH_TOKENIZER,),
+        into=GRAPHS,
+    ),
+    Stage(9, "flow graphs", "build_engines.onnxruntime.flow:run", reads=(AUDIO_DECODER,), into=GRAPHS),
+    Stage(10, "vocoder graphs", "build_engines.onnxruntime.vocoder:run", reads=(AUDIO_DECODER,), into=GRAPHS),
+    Stage(
+        11,
+        "audio engines",
+        "build_engines.tensorrt_audio.build:run",
+        needs=(1, 8, 9, 10),
+        options=("gpu.audio_batch",),
+    ),
+)
+_TORCH_CUDA_STAGES = (
+    Stage(4, "language model weights", "build_engines.torch_cuda.language_model:run", reads=(LANGUAGE_MODEL,)),
+    Stage(5, "audio weights", "build_engines.torch_cuda.audio:run", reads=(SPEECH_TOKENIZER, AUDIO_DECODER)),
+)
 
 
 def stages_of(build: Build) -> Sequence[Stage]:
@@ -196,13 +101,12 @@ def stages_of(build: Build) -> Sequence[Stage]:
     if build.target not in TARGETS:
         raise EngineError(f"--target: {build.target!r} is not valid: choose one of {', '.join(TARGETS)}")
     if build.target == "gpu":
-        from build_engines.gpu.stages import gpu_stages
-
         return gpu_stages(build.gpu)
-    if build.gpu != GpuOptions():
-        default = GpuOptions()
-        given = next(f.name for f in fields(GpuOptions) if getattr(build.gpu, f.name) != getattr(default, f.name))
-        raise EngineError(f"--{given.replace('_', '-')}: belongs to --target gpu, not to --target cpu; leave it out")
+    default = GpuOptions()
+    for option in (each.name for each in fields(GpuOptions)):
+        if getattr(build.gpu, option) != getattr(default, option):
+            flag = f"--{option.replace('_', '-')}"
+            raise EngineError(f"{flag}: belongs to --target gpu, not to --target cpu; leave it out")
     return CPU_STAGES
 
 

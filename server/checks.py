@@ -10,7 +10,8 @@ from server.options import PROFILES, ServerOptions, TlsFiles
 from server.ports import is_loopback
 from serving.settings import DEVICES
 from vita_audio.contract.errors import EngineError
-from vita_audio.engines.manifest import check_manifest
+from vita_audio.decoding.schedule import DecoderConfig
+from vita_audio.engines.manifest import check_manifest, schedule_fields
 from vita_audio.engines.registry import check_slots
 
 
@@ -69,7 +70,9 @@ def check_engines(
     The manifest's check reads every engine file once and names the first field that does not fit.
     """
     try:
-        manifest = check_manifest(engines, checkpoint, target, device=device)
+        manifest = check_manifest(
+            engines, checkpoint, target, device=device, schedule=schedule_fields(DecoderConfig())
+        )
         if manifest.gpu is not None:
             check_slots(manifest.gpu, slots)
     except EngineError as error:

@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from build_engines.onnxruntime.graph import END, FLOAT, FUSED, INT64, Graph, weights_of
-from vita_audio.checkpoint.configs import FlowConfig
+from vita_audio.checkpoint.audio_decoder import load_flow
+from vita_audio.checkpoint.configs import AUDIO_DECODER, FlowConfig
 from vita_audio.models.flow import Flow
 from vita_audio.models.flow_estimator import NORM_GROUPS
 
+if TYPE_CHECKING:
+    from build_engines.pipeline import Build, Facts, Needed
+
 CONDITION_FILE, VELOCITY_FILE = "flow_condition.onnx", "flow_velocity.onnx"
+
+
+def run(build: Build, folder: Path, needed: Needed) -> Facts:
+    """A stage of a build."""
+    config, tensors = load_flow(build.checkpoint / AUDIO_DECODER)
+    model = Flow(config).eval()
+    model.load_state_dict(tensors)
+    export_flow(model, folder)
+    return {}
 
 
 def export_flow(model: Flow, folder: Path) -> None:

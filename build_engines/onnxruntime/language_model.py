@@ -14,6 +14,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
@@ -22,7 +23,12 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from build_engines.onnxruntime.graph import END, FLOAT, FUSED, INT64, Graph, weights_of
-from vita_audio.checkpoint.configs import LanguageModelConfig
+from vita_audio.checkpoint.configs import LANGUAGE_MODEL, TOKENIZER_FILE, LanguageModelConfig
+from vita_audio.checkpoint.language_model import load_language_model
+from vita_audio.text.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from build_engines.pipeline import Build, Facts, Needed
 
 
 class _LanguageModelGraph(Graph):
@@ -219,6 +225,15 @@ def _mctp(config: LanguageModelConfig, tensors: Mapping[str, NDArray], banned: S
     return g
 
 
+def run(build: Build, folder: Path, needed: Needed) -> Facts:
+    """A stage of a build."""
+    config, tensors = load_language_model(build.checkpoint / LANGUAGE_MODEL)
+    vocabulary = Vocabulary.from_tokenizer(build.checkpoint / TOKENIZER_FILE)
+    banned = vocabulary.banned_ids(config.vocab_size)
+    export_language_model(config, tensors, folder / LANGUAGE_MODEL, banned_ids=banned)
+    return {}
+
+
 def export_language_model(
     config: LanguageModelConfig,
     tensors: Mapping[str, torch.Tensor],
@@ -228,7 +243,7 @@ def export_language_model(
     """Write backbone.onnx, mctp.onnx (when K > 0) and model.json (sizes) into `folder`.
 
     Args:
-        tensors: the checkpoint, released keys (`vita_audio.checkpoint.files.load_language_model`).
+        tensors: the checkpoint, released keys (`vita_audio.checkpoint.language_model.load_language_model`).
         banned_ids: token ids that must never be sampled (padding rows of the vocabulary).
     """
     folder.mkdir(parents=True, exist_ok=True)

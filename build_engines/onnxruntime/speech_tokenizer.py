@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from build_engines.onnxruntime.graph import FLOAT, FUSED, INT64, Graph, weights_of
+from vita_audio.checkpoint.configs import SPEECH_TOKENIZER
+from vita_audio.checkpoint.speech_tokenizer import load_speech_tokenizer
 from vita_audio.models.speech_tokenizer import SpeechTokenizer
 
+if TYPE_CHECKING:
+    from build_engines.pipeline import Build, Facts, Needed
+
 SPEECH_TOKENIZER_FILE = "speech_tokenizer.onnx"
+
+
+def run(build: Build, folder: Path, needed: Needed) -> Facts:
+    """A stage of a build."""
+    config, tensors = load_speech_tokenizer(build.checkpoint / SPEECH_TOKENIZER)
+    model = SpeechTokenizer(config).eval()
+    model.load_state_dict(tensors)
+    export_speech_tokenizer(model, folder)
+    return {}
 
 
 def export_speech_tokenizer(model: SpeechTokenizer, folder: Path) -> None:

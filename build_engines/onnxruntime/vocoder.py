@@ -5,14 +5,29 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from build_engines.onnxruntime.graph import FLOAT, Graph, weights_of
+from vita_audio.checkpoint.audio_decoder import load_vocoder
+from vita_audio.checkpoint.configs import AUDIO_DECODER
 from vita_audio.models.vocoder import FINAL_SLOPE, MAX_MAGNITUDE, Vocoder
 
+if TYPE_CHECKING:
+    from build_engines.pipeline import Build, Facts, Needed
+
 F0_FILE, VOCODER_FILE = "vocoder_f0.onnx", "vocoder.onnx"
+
+
+def run(build: Build, folder: Path, needed: Needed) -> Facts:
+    """A stage of a build."""
+    config, tensors = load_vocoder(build.checkpoint / AUDIO_DECODER)
+    model = Vocoder(config).eval()
+    model.load_state_dict(tensors)
+    export_vocoder(model, folder)
+    return {}
 
 
 def export_vocoder(model: Vocoder, folder: Path) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import onnx
 import typer
@@ -38,6 +38,10 @@ from vita_audio.engines.tensorrt_audio.plan import (
     AudioPlan,
     EnginePlan,
 )
+from vita_audio.engines.torch.weights import AUDIO_FOLDER
+
+if TYPE_CHECKING:
+    from build_engines.pipeline import Build, Facts, Needed
 
 #: Of the pinned container 26.07; docs/tensorrt_llm.md 1.2.
 TENSORRT_VERSION = "10.14"
@@ -69,6 +73,12 @@ AUDIO_ENGINES = {
         SPEECH_TOKENIZER_FILE, FLOAT32, {"features": (BATCH, "frames"), "valid_frames": (BATCH,)}
     ),
 }
+
+
+def run(build: Build, folder: Path, needed: Needed) -> Facts:
+    """A stage of a build."""
+    build_audio_engines(build.graphs, folder / AUDIO_FOLDER, DecoderConfig(), build.gpu.audio_batch)
+    return {}
 
 
 def plan_engines(graphs: Path, config: DecoderConfig, max_batch: int) -> dict[str, tuple[EnginePlan, onnx.ModelProto]]:

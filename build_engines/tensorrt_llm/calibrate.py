@@ -30,14 +30,14 @@ def main(
     from build_engines.tensorrt_llm.formats import format_named
     from build_engines.tensorrt_llm.layout import Part
     from build_engines.tensorrt_llm.scales import save_scales
-    from vita_audio.checkpoint.language_model import open_released
+    from vita_audio.checkpoint.language_model import open_language_model
 
     try:
         formats = {
             Part.BACKBONE: format_named(backbone, "--backbone"),
             Part.MCTP: format_named(mctp, "--mctp"),
         }
-        source, sequences = open_released(checkpoint), read_sequences(tokens)
+        source, sequences = open_language_model(checkpoint), read_sequences(tokens)
         columns = (TextColumn("decoder layers"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=_out) as progress:
             task = progress.add_task("", total=source.config.num_hidden_layers)

@@ -1,5 +1,8 @@
 """Converts the parts of a released checkpoint, module by module; a part appears only when it is complete.
 
+The stages keep converted parts, which only the builder reads, in its hidden folder: a next build takes them up, and
+they may be deleted.
+
 Peak memory is a few copies of the largest tensor (embedding or head), whatever the size of the checkpoint.
 """
 
@@ -12,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,10 +25,14 @@ from build_engines.tensorrt_llm.formats import FORMATS, Format
 from build_engines.tensorrt_llm.layout import Part
 from build_engines.tensorrt_llm.plan import Plan
 from build_engines.tensorrt_llm.scales import load_scales
+from vita_audio.checkpoint.configs import LANGUAGE_MODEL
 from vita_audio.checkpoint.file_records import file_sha256, write_atomically
-from vita_audio.checkpoint.language_model import ReleasedCheckpoint, open_released
+from vita_audio.checkpoint.language_model import ReleasedCheckpoint, open_language_model
 from vita_audio.checkpoint.tensor_file import RankFile
 from vita_audio.contract.errors import EngineError, VitaError
+
+if TYPE_CHECKING:
+    from build_engines.pipeline import Build, Facts, Needed
 
 RECORD = "conversion.json"
 #: Raise it when the same input gives another output, so that old results are not taken for new ones.
@@ -56,6 +63,29 @@ class Converted:
     fresh: bool
 
 
+def run_backbone(build: Build, folder: Path, needed: Needed) -> Facts:
+    return {"config": config_fields(converted(build, Part.BACKBONE, needed.facts).plan)}
+
+
+def run_mctp(build: Build, folder: Path, needed: Needed) -> Facts:
+    return {"config": config_fields(converted(build, Part.MCTP, needed.facts).plan)}
+
+
+def converted(build: Build, part: Part, facts: Facts) -> Converted:
+    """A part as a TensorRT-LLM checkpoint; made if it is not there, or of another input."""
+    gpu = build.gpu
+    options = Options(
+        (part,),
+        tp=gpu.tp,
+        formats={part: FORMATS[gpu.quantisations[part.value]]},
+        fp8_kv_cache=gpu.fp8_kv_cache,
+        scales=gpu.scales,
+        head_first_id=gpu.head_first_id(facts["default_pattern"], facts["vocabulary"]["text_tokens"]),
+    )
+    (made,) = convert(build.checkpoint / LANGUAGE_MODEL, build.work / "tensorrt_llm", options)
+    return made
+
+
 def convert(
     checkpoint: Path,
     out: Path,
@@ -74,7 +104,7 @@ def convert(
         CheckpointError: the released checkpoint is incomplete or contradicts itself.
         EngineError: options do not fit it, scales are missing, the disk is too small, or another conversion runs.
     """
-    source = open_released(checkpoint)
+    source = open_language_model(checkpoint)
     plans = plans_of(source, options)
     scales = load_scales(options.scales, plans)
     records = [_record(source, plan, options) for plan in plans]

@@ -29,17 +29,17 @@ class TensorParallel:
         """Raise EngineError, naming every size the ranks do not divide."""
         if self.size < 1:
             raise EngineError(f"--tp: {self.size} is not valid: at least 1 (tensor-parallel GPUs)")
-        if misfits := self._misfits():
-            fitting = [str(n) for n in range(1, self.size) if not TensorParallel(n, self.config)._misfits()]
-            raise EngineError(f"--tp: {self.size} does not divide {', '.join(misfits)}; choose {' or '.join(fitting)}")
+        if sizes := self._indivisible():
+            fitting = [str(n) for n in range(1, self.size) if not TensorParallel(n, self.config)._indivisible()]
+            raise EngineError(f"--tp: {self.size} does not divide {', '.join(sizes)}; choose {' or '.join(fitting)}")
 
-    def _misfits(self) -> list[str]:
+    def _indivisible(self) -> list[str]:
         config = self.config
         whole = ("num_attention_heads", "hidden_size", "intermediate_size")
-        misfits = [f"{name} {getattr(config, name)}" for name in whole if getattr(config, name) % self.size]
+        sizes = [f"{name} {getattr(config, name)}" for name in whole if getattr(config, name) % self.size]
         if config.num_key_value_heads % self.size and self.size % config.num_key_value_heads:
-            misfits.append(f"num_key_value_heads {config.num_key_value_heads}")
-        return misfits
+            sizes.append(f"num_key_value_heads {config.num_key_value_heads}")
+        return sizes
 
     def split(self, rule: Split, sources: Sequence[Tensor]) -> list[Tensor]:
         """Released tensors, stacked by the rule -> the share of each rank."""

@@ -100,10 +100,10 @@ def main(
 ) -> None:
     """Compare converted parts with the released checkpoint, tensor by tensor."""
     from build_engines.tensorrt_llm.layout import Part
-    from vita_audio.checkpoint.language_model import open_released
+    from vita_audio.checkpoint.language_model import open_language_model
 
     try:
-        source = open_released(checkpoint)
+        source = open_language_model(checkpoint)
         folders = [converted / part.value for part in Part if (converted / part.value).is_dir()]
         if not folders:
             raise EngineError(f"--converted: neither backbone/ nor mctp/ is in {converted}; convert first")

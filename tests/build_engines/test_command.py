@@ -1,4 +1,4 @@
-"""A whole build of the tiny seed checkpoint: every stage, resuming after a kill, and refusing what does not fit."""
+"""A whole build of a tiny checkpoint: every stage, resuming after a kill, and refusing what does not fit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from build_engines.gpu.options import GpuOptions
+from build_engines.options import GpuOptions
 from build_engines.pipeline import Build, is_done, load_record
 from build_engines.stages import CPU_STAGES, run_build
 from vita_audio.checkpoint.check import check_checkpoint, default_pattern, default_repetition_penalty
@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("checkpoints") / "seed"
+    folder = tmp_path_factory.mktemp("checkpoints") / "random"
     write_random_checkpoint(folder, TINY, seed=0)
     return folder
 
@@ -56,7 +56,7 @@ def _ran(build: Build, **options: object) -> list[int]:
 
 def test_engines_fit_their_manifest_and_checkpoint(engines: Path, checkpoint: Path) -> None:
     manifest = check_manifest(engines, checkpoint)
-    assert manifest.checkpoint_name == "seed"
+    assert manifest.checkpoint_name == "random"
     assert manifest.checkpoint_sha256 == checkpoint_sha256(checkpoint)
     assert manifest.limits.context_tokens == TINY.language_model.max_position_embeddings
     assert manifest.limits.mctp_modules == 10
@@ -233,7 +233,7 @@ def _other_mels(folder: Path) -> None:
 def test_checkpoints_that_are_refused(
     checkpoint: Path, tmp_path: Path, damage: Callable[[Path], None], part: str
 ) -> None:
-    folder = tmp_path / "seed"
+    folder = tmp_path / "random"
     shutil.copytree(checkpoint, folder)
     damage(folder)
     with pytest.raises(CheckpointError, match=part) as error:
@@ -243,7 +243,7 @@ def test_checkpoints_that_are_refused(
 
 
 def test_one_error_names_the_faults_of_all_parts(checkpoint: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "seed"
+    folder = tmp_path / "random"
     shutil.copytree(checkpoint, folder)
     _drop_tensor(folder)
     _truncate(folder)
@@ -270,7 +270,7 @@ def test_default_pattern_without_a_generation_config(tmp_path: Path) -> None:
 
 def test_a_language_model_without_mctp_builds(checkpoint: Path, tmp_path: Path) -> None:
     """The Plus-Vanilla kind: K = 0, no burst graph, vanilla by default."""
-    folder, out = tmp_path / "seed", tmp_path / "cpu"
+    folder, out = tmp_path / "random", tmp_path / "cpu"
     shutil.copytree(checkpoint, folder)
     path = folder / "language_model" / "model.safetensors"
     tensors = load_file(path)

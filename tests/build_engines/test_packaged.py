@@ -23,8 +23,8 @@ def checkpoint(engines: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def shipped(engines: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("shipped") / "cpu"
+def packaged(engines: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("packaged") / "cpu"
     sizes: dict[str, tuple[int, int]] = {}
     pack(checkpoint, engines, folder, lambda name, size, difference: sizes.update({name: (size, difference)}))
     assert sizes.keys() == load_manifest(engines).files.keys()
@@ -34,23 +34,23 @@ def shipped(engines: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFa
 
 
 def test_unpacked_engines_are_those_that_were_packed(
-    engines: Path, checkpoint: Path, shipped: Path, tmp_path: Path
+    engines: Path, checkpoint: Path, packaged: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "engines"
-    assert unpack(checkpoint, shipped, out)
+    assert unpack(checkpoint, packaged, out)
     for name in load_manifest(engines).files:
         assert (out / name).read_bytes() == (engines / name).read_bytes(), name
     check_manifest(out, checkpoint)
-    assert not unpack(checkpoint, shipped, out)
+    assert not unpack(checkpoint, packaged, out)
     (out / "vocoder.onnx").write_bytes(b"damaged")
-    assert unpack(checkpoint, shipped, out)
+    assert unpack(checkpoint, packaged, out)
     check_manifest(out, checkpoint)
 
 
 def test_packing_again_keeps_differences_that_still_fit(
-    engines: Path, checkpoint: Path, shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    engines: Path, checkpoint: Path, packaged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    again = shutil.copytree(shipped, tmp_path / "again")
+    again = shutil.copytree(packaged, tmp_path / "again")
     (again / "vocoder_f0.onnx.bsdiff").write_bytes(b"damaged")
     made: list[bytes] = []
     diff = bsdiff4.diff
@@ -60,25 +60,25 @@ def test_packing_again_keeps_differences_that_still_fit(
     assert unpack(checkpoint, again, tmp_path / "engines")
 
 
-def test_the_command_needs_no_pytorch(checkpoint: Path, shipped: Path, tmp_path: Path) -> None:
-    code = "import sys; sys.modules['torch'] = None; from build_engines.packaged import app; app(prog_name='shipped')"
-    arguments = ["unpack", "--checkpoint", checkpoint, "--shipped", shipped, "--out", tmp_path / "engines"]
+def test_the_command_needs_no_pytorch(checkpoint: Path, packaged: Path, tmp_path: Path) -> None:
+    code = "import sys; sys.modules['torch'] = None; from build_engines.packaged import app; app(prog_name='packaged')"
+    arguments = ["unpack", "--checkpoint", checkpoint, "--packaged", packaged, "--out", tmp_path / "engines"]
     done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     check_manifest(tmp_path / "engines", checkpoint)
 
 
-def test_another_checkpoint_is_refused(checkpoint: Path, shipped: Path, tmp_path: Path) -> None:
+def test_another_checkpoint_is_refused(checkpoint: Path, packaged: Path, tmp_path: Path) -> None:
     other = shutil.copytree(checkpoint, tmp_path / "other")
     config = other / "language_model" / "config.json"
     config.write_text(config.read_text() + "\n")
     with pytest.raises(EngineError, match="checkpoint_sha256"):
-        unpack(other, shipped, tmp_path / "engines")
+        unpack(other, packaged, tmp_path / "engines")
     assert not (tmp_path / "engines").exists()
 
 
-def test_a_damaged_difference_is_refused(checkpoint: Path, shipped: Path, tmp_path: Path) -> None:
-    damaged = shutil.copytree(shipped, tmp_path / "damaged")
+def test_a_damaged_difference_is_refused(checkpoint: Path, packaged: Path, tmp_path: Path) -> None:
+    damaged = shutil.copytree(packaged, tmp_path / "damaged")
     file = damaged / "flow_condition.onnx.bsdiff"
     other = damaged / "flow_velocity.onnx.bsdiff"
     file.write_bytes(other.read_bytes())  # a sound file of the wrong content
@@ -93,9 +93,9 @@ def test_a_damaged_difference_is_refused(checkpoint: Path, shipped: Path, tmp_pa
     assert not (tmp_path / "engines").exists()
 
 
-def test_a_folder_of_something_else_is_left_alone(checkpoint: Path, shipped: Path, tmp_path: Path) -> None:
+def test_a_folder_of_something_else_is_left_alone(checkpoint: Path, packaged: Path, tmp_path: Path) -> None:
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "to_mother.txt").write_text("dear")
     with pytest.raises(EngineError, match="letters"):
-        unpack(checkpoint, shipped, tmp_path / "letters")
+        unpack(checkpoint, packaged, tmp_path / "letters")
     assert (tmp_path / "letters" / "to_mother.txt").read_text() == "dear"

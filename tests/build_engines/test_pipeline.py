@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from build_engines.pipeline import (
     Build,
     Facts,
+    Needed,
     Stage,
     build_lock,
     is_done,
@@ -35,18 +38,26 @@ def _again(build: Build, **changes: int) -> Build:
     return Build(build.checkpoint, build.out, build.target, **fields)
 
 
-def _writer(*names: str) -> Callable[[Build, Path], Facts]:
-    def run(build: Build, folder: Path) -> Facts:
+def _writer(*names: str) -> Callable[[Build, Path, Needed], Facts]:
+    def run(build: Build, folder: Path, needed: Needed) -> Facts:
         for name in names:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(f"{name} of {build.context_tokens}")
-        return {"names": list(names)}
+        return {"names": [*needed.facts.get("names", []), *names]}
 
     return run
 
 
-FIRST = Stage(1, "first", _writer("x.bin", "sub/y.bin"), reads=("a",), options=("context_tokens",))
-SECOND = Stage(2, "second", _writer("z.bin"), reads=("b/two.txt",), needs=(1,))
+@pytest.fixture(autouse=True)
+def stages_module(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """What the stages below run; its source is none of the repository's."""
+    module = SimpleNamespace(first=_writer("x.bin", "sub/y.bin"), second=_writer("z.bin"))
+    monkeypatch.setitem(sys.modules, "stage_doubles", module)
+    return module
+
+
+FIRST = Stage(1, "first", "stage_doubles:first", reads=("a",), options=("context_tokens",))
+SECOND = Stage(2, "second", "stage_doubles:second", reads=("b/two.txt",), needs=(1,))
 
 
 def test_a_stage_is_done_until_something_it_depends_on_changes(build: Build) -> None:
@@ -74,35 +85,43 @@ def test_a_missing_or_changed_file_is_made_again(build: Build) -> None:
     assert not is_done(build, FIRST)
 
 
-def test_a_stage_follows_the_stages_it_needs(build: Build) -> None:
+def test_a_stage_follows_the_stages_it_needs(build: Build, stages_module: SimpleNamespace) -> None:
     with pytest.raises(EngineError, match="stage 1 has not run"):
         run_stage(build, SECOND)
     assert not is_done(build, SECOND)
     run_stage(build, FIRST)
-    run_stage(build, SECOND)
+    assert run_stage(build, SECOND).facts == {"names": ["x.bin", "sub/y.bin", "z.bin"]}
     assert is_done(build, SECOND)
-    changed = Stage(1, "first", _writer("x.bin"), reads=("a",))
-    run_stage(build, changed)
+    stages_module.first = _writer("x.bin")
+    run_stage(build, FIRST)
     assert not is_done(build, SECOND)
 
 
-def test_files_a_stage_no_longer_makes_are_removed(build: Build) -> None:
+def test_a_stage_writes_into_its_folder(build: Build) -> None:
+    record = run_stage(build, Stage(1, "first", "stage_doubles:first", into="graphs"))
+    assert set(record.files) == {"graphs/x.bin", "graphs/sub/y.bin"}
+    assert (build.graphs / "x.bin").exists()
+    assert not is_done(build, Stage(1, "first", "stage_doubles:first", into="elsewhere"))
+
+
+def test_files_a_stage_no_longer_makes_are_removed(build: Build, stages_module: SimpleNamespace) -> None:
     run_stage(build, FIRST)
-    run_stage(build, Stage(1, "first", _writer("x.bin"), reads=("a",)))
+    stages_module.first = _writer("x.bin")
+    run_stage(build, FIRST)
     assert (build.out / "x.bin").exists()
     assert not (build.out / "sub" / "y.bin").exists()
 
 
-def test_a_stage_that_fails_leaves_the_old_files_and_runs_again(build: Build) -> None:
+def test_a_stage_that_fails_leaves_the_old_files_and_runs_again(build: Build, stages_module: SimpleNamespace) -> None:
     run_stage(build, FIRST)
 
-    def fail(build: Build, folder: Path) -> Facts:
+    def fail(build: Build, folder: Path, needed: Needed) -> Facts:
         (folder / "x.bin").write_text("half")
         raise CheckpointError("no")
 
-    broken = Stage(1, "first", fail, reads=("a",))
+    stages_module.first = fail
     with pytest.raises(CheckpointError):
-        run_stage(build, broken)
+        run_stage(build, FIRST)
     assert (build.out / "x.bin").read_text() == "x.bin of 4096"
     assert is_done(build, FIRST)
 

@@ -15,12 +15,12 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from benchmarks.roofline import SIZES as MEASURED
-from build_engines.gpu.options import GpuOptions
+from build_engines.options import GpuOptions
 from build_engines.pipeline import Build
 from build_engines.random_engines import main, write_random_engines
 from build_engines.stages import run_build
 from gpu_machines import CONTAINER
-from vita_audio.checkpoint import hashed_file
+from vita_audio.checkpoint import tensor_file
 from vita_audio.checkpoint.check import check_checkpoint
 from vita_audio.checkpoint.file_records import file_sha256
 from vita_audio.checkpoint.random_weights.__main__ import write_random_checkpoint
@@ -120,7 +120,7 @@ def test_audio_networks_open(engines: Path) -> None:
 
 def test_a_large_model_is_never_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A counting draw: when a large tensor is asked for, the one before it is gone; buffers do not grow with them."""
-    monkeypatch.setattr(hashed_file, "_PIECE_BYTES", 1 << 12)
+    monkeypatch.setattr(tensor_file, "_PIECE_BYTES", 1 << 12)
     alive: list[weakref.ref[Tensor]] = []
     buffers = 0
     empty = torch.empty
@@ -139,9 +139,9 @@ def test_a_large_model_is_never_in_memory(tmp_path: Path, monkeypatch: pytest.Mo
 
     config = replace(TINY.language_model, vocab_size=4096)
     tensors = Counting(config, CPU, dtype=torch.bfloat16)
-    monkeypatch.setattr(hashed_file.torch, "empty", counted)
+    monkeypatch.setattr(tensor_file.torch, "empty", counted)
     record = write_tensors(tmp_path / "weights", tensors.outline, tensors.items())
-    assert buffers == hashed_file._PIECES
+    assert buffers == tensor_file._PIECES
     assert record.sha256 == file_sha256(tmp_path / "weights")
     assert record.bytes == (tmp_path / "weights").stat().st_size > 2 << 20
 
@@ -197,10 +197,10 @@ def test_tied_head_is_as_calm_as_an_untied_one() -> None:
 
 
 def test_checkpoint_of_a_large_size_in_kind(tmp_path: Path) -> None:
-    write_random_checkpoint(tmp_path / "seed", MODEL, seed=1)
-    found = check_checkpoint(tmp_path / "seed")
+    write_random_checkpoint(tmp_path / "random", MODEL, seed=1)
+    found = check_checkpoint(tmp_path / "random")
     assert found.vocabulary.text_tokens == 900
-    with safe_open(tmp_path / "seed" / "language_model" / "model.safetensors", framework="pt") as file:
+    with safe_open(tmp_path / "random" / "language_model" / "model.safetensors", framework="pt") as file:
         assert {file.get_tensor(key).dtype for key in file.keys()} == {torch.bfloat16}  # noqa: SIM118
 
 

@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from build_engines.onnxruntime import export_flow, export_speech_tokenizer, export_vocoder
+from build_engines.onnxruntime.flow import export_flow
+from build_engines.onnxruntime.speech_tokenizer import export_speech_tokenizer
+from build_engines.onnxruntime.vocoder import export_vocoder
 from build_engines.tensorrt_audio.build import AUDIO_ENGINES, HALF_PRODUCTS, build_engine, compile_on_cpu, plan_engines
 from build_engines.tensorrt_audio.graphs import standard_graph
 from build_engines.tensorrt_audio.profiles import NotingEngines, decoder_geometries, profiles
@@ -53,7 +55,7 @@ MAX_BATCH = 8
 
 @pytest.fixture(scope="module")
 def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The audio graphs of the tiny seed checkpoint, as the CPU build exports them."""
+    """The audio graphs of the tiny random-weight checkpoint, as the CPU build exports them."""
     folder = tmp_path_factory.mktemp("audio")
     write_random_checkpoint(folder / "checkpoint", TINY, seed=0)
     decoder, out = folder / "checkpoint" / "audio_decoder", folder / "graphs"

@@ -1,4 +1,4 @@
-"""The seed checkpoint: released layout, the same bytes for the same seed, and streams that behave sanely."""
+"""The random-weight checkpoint: released layout, the same bytes for the same seed, and streams that behave sanely."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from vita_audio.text.vocabulary import Vocabulary
 
 
 @pytest.fixture(scope="module")
-def seed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("checkpoints") / "seed"
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoints") / "random"
     write_random_checkpoint(folder, TINY, seed=0)
     return folder
 
 
-def test_layout(seed: Path) -> None:
-    assert {path.relative_to(seed).as_posix() for path in seed.rglob("*") if path.is_file()} == {
+def test_layout(checkpoint: Path) -> None:
+    assert {path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*") if path.is_file()} == {
         "language_model/config.json",
         "language_model/generation_config.json",
         "language_model/model.safetensors",
@@ -53,37 +53,37 @@ def test_layout(seed: Path) -> None:
         "audio_decoder/flow.pt",
         "audio_decoder/hift.pt",
     }
-    config = json.loads((seed / "language_model" / "config.json").read_text())
+    config = json.loads((checkpoint / "language_model" / "config.json").read_text())
     assert (config["model_type"], config["num_nextn_predict_layers"]) == ("qwen2_mtp", 10)
-    generation = json.loads((seed / "language_model" / "generation_config.json").read_text())
+    generation = json.loads((checkpoint / "language_model" / "generation_config.json").read_text())
     assert generation["mtp_inference_mode"] == [1, 10, 4, 10]
 
 
-def test_its_parts_fit_each_other(seed: Path) -> None:
-    found = check_checkpoint(seed)
+def test_its_parts_fit_each_other(checkpoint: Path) -> None:
+    found = check_checkpoint(checkpoint)
     assert (found.flow, found.vocoder, found.speech_tokenizer) == (TINY.flow, TINY.vocoder, TINY.speech_tokenizer)
     assert found.vocabulary.audio_codes == 256
     assert found.language_model.vocab_size % 8 == 0
     assert 0 <= found.language_model.vocab_size - found.vocabulary.tokens < 8
 
 
-def test_same_seed_same_bytes(seed: Path, tmp_path: Path) -> None:
+def test_same_seed_same_bytes(checkpoint: Path, tmp_path: Path) -> None:
     write_random_checkpoint(tmp_path / "same", TINY, seed=0)
     write_random_checkpoint(tmp_path / "other", TINY, seed=1)
-    assert checkpoint_sha256(tmp_path / "same") == checkpoint_sha256(seed)
-    assert checkpoint_sha256(tmp_path / "other") != checkpoint_sha256(seed)
+    assert checkpoint_sha256(tmp_path / "same") == checkpoint_sha256(checkpoint)
+    assert checkpoint_sha256(tmp_path / "other") != checkpoint_sha256(checkpoint)
 
 
 def test_the_random_state_of_the_process_is_left_alone(tmp_path: Path) -> None:
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
-    write_random_checkpoint(tmp_path / "seed", TINY, seed=0)
+    write_random_checkpoint(tmp_path / "random", TINY, seed=0)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_nothing_is_overwritten(seed: Path) -> None:
+def test_nothing_is_overwritten(checkpoint: Path) -> None:
     with pytest.raises(CheckpointError, match="not empty"):
-        write_random_checkpoint(seed, TINY)
+        write_random_checkpoint(checkpoint, TINY)
 
 
 def test_the_served_size_is_deep_and_narrow() -> None:
@@ -92,9 +92,9 @@ def test_the_served_size_is_deep_and_narrow() -> None:
     assert SMALL.audio_codes == SMALL.speech_tokenizer.quantize_vocab_size == 2048
 
 
-def test_streams_mix_text_and_audio_and_do_not_repeat_one_token(seed: Path) -> None:
-    config, tensors = load_language_model(seed / "language_model")
-    tokenizer = TextTokenizer(seed / "language_model" / "tokenizer.json")
+def test_streams_mix_text_and_audio_and_do_not_repeat_one_token(checkpoint: Path) -> None:
+    config, tensors = load_language_model(checkpoint / "language_model")
+    tokenizer = TextTokenizer(checkpoint / "language_model" / "tokenizer.json")
     vocabulary = tokenizer.vocabulary
     engine = TorchLanguageModel(
         config, tensors, slots=4, context=512, banned_ids=vocabulary.banned_ids(config.vocab_size)
@@ -139,8 +139,8 @@ def test_end_tokens_can_be_reached(size: ModelSize, tmp_path: Path) -> None:
     assert 1 / 500 < ends / len(hidden) < 1 / 100
 
 
-def test_different_sounds_get_different_codes(seed: Path) -> None:
-    config, tensors = load_speech_tokenizer(seed / "speech_tokenizer")
+def test_different_sounds_get_different_codes(checkpoint: Path) -> None:
+    config, tensors = load_speech_tokenizer(checkpoint / "speech_tokenizer")
     model = SpeechTokenizer(config).eval()
     model.load_state_dict(tensors)
     seconds = torch.arange(4 * 16_000) / 16_000
@@ -154,10 +154,10 @@ def test_different_sounds_get_different_codes(seed: Path) -> None:
 def test_command_line(tmp_path: Path) -> None:
     app = typer.Typer()
     app.command()(main)
-    arguments = ["--out", str(tmp_path / "seed"), "--size", "tiny", "--seed", "3"]
+    arguments = ["--out", str(tmp_path / "random"), "--size", "tiny", "--seed", "3"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
-    assert check_checkpoint(tmp_path / "seed").flow == TINY.flow
+    assert check_checkpoint(tmp_path / "random").flow == TINY.flow
     again = CliRunner().invoke(app, arguments)
     assert again.exit_code == 1
     assert "not empty" in again.output

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from build_engines.onnxruntime import export_flow, export_vocoder
+from build_engines.onnxruntime.flow import export_flow
+from build_engines.onnxruntime.vocoder import export_vocoder
 from decoding_doubles import EVERY_20
 from vita_audio.checkpoint.audio_decoder import load_flow, load_vocoder
 from vita_audio.contract.rates import mel_frames, output_samples

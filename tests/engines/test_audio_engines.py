@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from build_engines.onnxruntime import export_flow, export_speech_tokenizer, export_vocoder
+from build_engines.onnxruntime.flow import export_flow
+from build_engines.onnxruntime.speech_tokenizer import export_speech_tokenizer
+from build_engines.onnxruntime.vocoder import export_vocoder
 from vita_audio.checkpoint.configs import FlowConfig, SpeechTokenizerConfig, VocoderConfig
 from vita_audio.contract.errors import EngineError
 from vita_audio.engines.onnxruntime.audio import OnnxFlow, OnnxSpeechTokenizer, OnnxVocoder

@@ -9,7 +9,9 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from build_engines.onnxruntime import export_flow, export_speech_tokenizer, export_vocoder
+from build_engines.onnxruntime.flow import export_flow
+from build_engines.onnxruntime.speech_tokenizer import export_speech_tokenizer
+from build_engines.onnxruntime.vocoder import export_vocoder
 from vita_audio.checkpoint.audio_decoder import load_flow, load_vocoder
 from vita_audio.checkpoint.speech_tokenizer import load_speech_tokenizer
 from vita_audio.contract.rates import mel_frames

@@ -14,8 +14,19 @@ import pytest
 from vita_audio.checkpoint.file_records import checkpoint_sha256, file_records
 from vita_audio.contract.errors import EngineError
 from vita_audio.contract.limits import Limits
-from vita_audio.engines.manifest import FORMAT, MANIFEST, Manifest, check_manifest, load_manifest, package_version
+from vita_audio.decoding.schedule import DecoderConfig
+from vita_audio.engines.manifest import (
+    FORMAT,
+    MANIFEST,
+    Manifest,
+    check_manifest,
+    load_manifest,
+    package_version,
+    schedule_fields,
+)
 from vita_audio.text.vocabulary import BASE
+
+SCHEDULE = schedule_fields(DecoderConfig())
 
 
 @pytest.fixture
@@ -34,7 +45,7 @@ def engines(tmp_path: Path, checkpoint: Path) -> Path:
     (folder / "language_model" / "backbone.onnx").write_bytes(b"graph")
     manifest = Manifest(
         target="cpu",
-        checkpoint_name="seed",
+        checkpoint_name="random",
         checkpoint_sha256=checkpoint_sha256(checkpoint),
         versions={"onnxruntime": package_version("onnxruntime"), "python": "3"},
         sizes={
@@ -46,6 +57,7 @@ def engines(tmp_path: Path, checkpoint: Path) -> Path:
         vocabulary=BASE,
         limits=Limits(2048, 1024, 512, 10, (1, 10, 4, 10)),
         files=file_records(folder, ["tokenizer.json", "language_model/backbone.onnx"]),
+        schedule=SCHEDULE,
     )
     (folder / MANIFEST).write_text(manifest.to_json())
     return folder
@@ -89,6 +101,32 @@ def test_manifests_that_do_not_fit(engines: Path, change: Callable[[dict[str, An
     assert "build the engines" in str(error.value)
 
 
+def test_engines_of_another_schedule(engines: Path) -> None:
+    assert check_manifest(engines, schedule=SCHEDULE).schedule == SCHEDULE
+    running = schedule_fields(DecoderConfig(chunk_tokens=(20, 20, 40)))
+    told = (
+        rf"{MANIFEST}: schedule\.chunk_tokens is \[20, 40\] but this version decodes with \[20, 20, 40\]; "
+        "build the engines again"
+    )
+    with pytest.raises(EngineError, match=told):
+        check_manifest(engines, schedule=running)
+    assert check_manifest(engines).schedule == SCHEDULE  # where no decoder will run them
+    _change(engines, lambda m: m["schedule"].pop("flow_steps"))
+    with pytest.raises(EngineError, match=r"schedule\.flow_steps is None but this version decodes with 4"):
+        check_manifest(engines, schedule=SCHEDULE)
+    _change(engines, lambda m: m["schedule"].update(flow_steps=4, no_longer_known=1))
+    with pytest.raises(EngineError, match=r"schedule\.no_longer_known is 1 but this version decodes with None"):
+        check_manifest(engines, schedule=SCHEDULE)
+
+
+def test_older_engines_record_no_schedule(engines: Path) -> None:
+    """Those for the CPU take any; engines of TensorRT are refused (test_gpu_stages.py)."""
+    _change(engines, lambda m: m.pop("schedule"))
+    manifest = check_manifest(engines, schedule=SCHEDULE)
+    assert manifest.schedule is None
+    assert "schedule" not in json.loads(manifest.to_json())
+
+
 def test_files_that_do_not_fit(engines: Path) -> None:
     backbone = engines / "language_model" / "backbone.onnx"
     backbone.write_bytes(b"grapH")
@@ -104,7 +142,7 @@ def test_files_that_do_not_fit(engines: Path) -> None:
 
 def test_another_checkpoint(engines: Path, checkpoint: Path, tmp_path: Path) -> None:
     (checkpoint / "language_model" / "model.safetensors").write_bytes(b"Weights")
-    with pytest.raises(EngineError, match="checkpoint_sha256 is 'seed "):
+    with pytest.raises(EngineError, match="checkpoint_sha256 is 'random "):
         check_manifest(engines, checkpoint)
     with pytest.raises(EngineError, match="no checkpoint there"):
         check_manifest(engines, tmp_path / "nothing")

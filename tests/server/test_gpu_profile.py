@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from build_engines.gpu.options import GpuOptions
+from build_engines.options import GpuOptions
 from build_engines.pipeline import Build
 from build_engines.stages import run_build
 from gpu_machines import CONTAINER

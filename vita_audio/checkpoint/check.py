@@ -1,4 +1,4 @@
-"""Stage 1 of a build: is the checkpoint bundle complete, and do its parts fit each other?"""
+"""Is a checkpoint bundle complete, and do its parts fit each other?"""
 
 from __future__ import annotations
 
@@ -9,8 +9,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vita_audio.checkpoint.audio_decoder import load_flow, load_vocoder
-from vita_audio.checkpoint.configs import FlowConfig, LanguageModelConfig, SpeechTokenizerConfig, VocoderConfig
-from vita_audio.checkpoint.language_model import load_language_model
+from vita_audio.checkpoint.configs import (
+    AUDIO_DECODER,
+    GENERATION_CONFIG_FILE,
+    LANGUAGE_MODEL,
+    SPEECH_TOKENIZER,
+    TOKENIZER_FILE,
+    FlowConfig,
+    LanguageModelConfig,
+    SpeechTokenizerConfig,
+    VocoderConfig,
+)
+from vita_audio.checkpoint.language_model import open_language_model
 from vita_audio.checkpoint.speech_tokenizer import load_speech_tokenizer
 from vita_audio.contract.errors import CheckpointError, InvalidRequest
 from vita_audio.contract.limits import DEFAULT_REPETITION_PENALTY, MAX_REPETITION_PENALTY
@@ -18,10 +28,6 @@ from vita_audio.contract.modes import NAMED_MODES, mode_of
 from vita_audio.contract.rates import OUTPUT_SAMPLE_RATE_HZ
 from vita_audio.text.tokenizer import TextTokenizer
 from vita_audio.text.vocabulary import Vocabulary
-
-LANGUAGE_MODEL, SPEECH_TOKENIZER, AUDIO_DECODER = "language_model", "speech_tokenizer", "audio_decoder"
-TOKENIZER_FILE = f"{LANGUAGE_MODEL}/tokenizer.json"
-GENERATION_CONFIG_FILE = f"{LANGUAGE_MODEL}/generation_config.json"
 
 _Part = TypeVar("_Part")
 
@@ -49,13 +55,8 @@ class CheckpointSizes:
         return {part: asdict(getattr(self, part)) for part in parts}
 
 
-def check_checkpoint(
-    folder: Path, read_language_model: Callable[[Path], LanguageModelConfig] | None = None
-) -> CheckpointSizes:
-    """Read every file of a bundle and check that the parts belong together.
-
-    Args:
-        read_language_model: checks that part instead of loading it whole, which a 7B may not have the memory for.
+def check_checkpoint(folder: Path) -> CheckpointSizes:
+    """Check every file of a bundle, and that the parts belong together; weights of the language model are not loaded.
 
     Raises:
         CheckpointError: one error with the faults of all parts.
@@ -71,8 +72,7 @@ def check_checkpoint(
             faults.append(str(error))
             return None
 
-    read = read_language_model or (lambda path: load_language_model(path, dtype=None)[0])
-    language_model = part(lambda: read(folder / LANGUAGE_MODEL))
+    language_model = part(lambda: open_language_model(folder / LANGUAGE_MODEL).config)
     vocabulary = part(lambda: TextTokenizer(folder / TOKENIZER_FILE).vocabulary)
     pattern = part(lambda: default_pattern(folder / GENERATION_CONFIG_FILE, language_model))
     samples = part(lambda: default_sampling(folder / GENERATION_CONFIG_FILE))
@@ -83,7 +83,7 @@ def check_checkpoint(
     if language_model and vocabulary and pattern and speech_tokenizer and flow and vocoder and not faults:
         assert samples is not None
         assert penalty is not None
-        faults += _misfits(language_model, vocabulary, speech_tokenizer, flow, vocoder)
+        faults += _contradictions(language_model, vocabulary, speech_tokenizer, flow, vocoder)
         if not faults:
             return CheckpointSizes(
                 language_model, speech_tokenizer, flow, vocoder, vocabulary, pattern, samples, penalty
@@ -145,7 +145,7 @@ def _generation_setting(path: Path, name: str, default: object) -> Any:
         raise CheckpointError(f"{path}: not a readable generation_config.json ({error})") from error
 
 
-def _misfits(
+def _contradictions(
     language_model: LanguageModelConfig,
     vocabulary: Vocabulary,
     speech_tokenizer: SpeechTokenizerConfig,

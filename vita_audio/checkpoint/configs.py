@@ -11,6 +11,11 @@ from typing import Any, TypeVar
 
 from vita_audio.contract.errors import CheckpointError
 
+#: Folders and files of a checkpoint bundle.
+LANGUAGE_MODEL, SPEECH_TOKENIZER, AUDIO_DECODER = "language_model", "speech_tokenizer", "audio_decoder"
+TOKENIZER_FILE = f"{LANGUAGE_MODEL}/tokenizer.json"
+GENERATION_CONFIG_FILE = f"{LANGUAGE_MODEL}/generation_config.json"
+
 Config = TypeVar("Config")
 _OR_ZERO = {"zero": True}  # metadata of a number that may be 0
 

@@ -98,7 +98,7 @@ class ReleasedCheckpoint:
         return {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
 
 
-def open_released(folder: Path) -> ReleasedCheckpoint:
+def open_language_model(folder: Path) -> ReleasedCheckpoint:
     """Check a Hugging Face folder without reading its weights.
 
     Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from dataclasses import field as dataclass_field
 from importlib import metadata
@@ -14,7 +14,7 @@ from vita_audio.checkpoint.file_records import FileRecord, checkpoint_sha256, fi
 from vita_audio.contract.errors import EngineError
 from vita_audio.contract.limits import Limits
 from vita_audio.engines.gpu_machine import GpuMachine, find_machine
-from vita_audio.engines.gpu_record import TORCH_CUDA, GpuRecord, standard_engines
+from vita_audio.engines.gpu_record import TENSORRT_LLM, TORCH_CUDA, GpuRecord, standard_engines
 from vita_audio.text.vocabulary import Vocabulary
 
 MANIFEST = "manifest.json"
@@ -32,7 +32,9 @@ class Manifest:
     `sizes`: part (language_model, speech_tokenizer, flow, vocoder) -> fields of its config dataclass in
     `vita_audio.checkpoint.configs`. `engines`: stage -> engine family.
     `versions`: python and packages at build time. `files`: path -> record.
-    `gpu`: what GPU engines were built for, None for other targets.
+    `schedule`: fields of the decoder's `DecoderConfig`, which decide the shapes that TensorRT's profiles are made for;
+    None where none was recorded, in engines that take any. `gpu`: what GPU engines were built for, None for other
+    targets.
     """
 
     target: str
@@ -43,6 +45,7 @@ class Manifest:
     vocabulary: Vocabulary
     limits: Limits
     files: dict[str, FileRecord]
+    schedule: dict[str, Any] | None = None
     gpu: GpuRecord | None = None
     engines: dict[str, str] = dataclass_field(default_factory=dict)
 
@@ -52,8 +55,9 @@ class Manifest:
 
     def to_json(self) -> str:
         fields = {"format": FORMAT, **asdict(self)}
-        if self.gpu is None:
-            del fields["gpu"]
+        for optional in ("schedule", "gpu"):
+            if fields[optional] is None:
+                del fields[optional]
         return json.dumps(fields, indent=1, sort_keys=True) + "\n"
 
     @classmethod
@@ -101,12 +105,14 @@ def check_manifest(
     target: str = "cpu",
     machine: GpuMachine | None = None,
     device: str = "cuda:0",
+    schedule: Mapping[str, Any] | None = None,
 ) -> Manifest:
     """Check that the engines in a folder are complete and fit this installation, and a checkpoint when one is named.
 
     Args:
         machine: what GPU engines must fit; None looks at this machine.
         device: where torch_cuda engines shall run; on "cpu" no GPU is asked for.
+        schedule: of the decoder that will run them (`schedule_fields`); None does not check it.
 
     Returns:
         The manifest.
@@ -130,10 +136,12 @@ def check_manifest(
             raise refuse(f"versions.{package}", built, f"{installed} is installed")
     if target == "gpu":
         machine = None if device == "cpu" else machine or find_machine()
-        for field, value, found in _gpu_misfits(manifest, machine):
+        for field, value, found in _gpu_incompatibilities(manifest, machine):
             raise refuse(field, value, found)
         if machine is not None and manifest.gpu is not None and (reason := manifest.gpu.unfit_machine(machine)):
             raise EngineError(f"{path}: {reason}")
+    for field, value, found in _schedule_incompatibilities(manifest, schedule or {}):
+        raise refuse(field, value, found)
     sizes, limits, vocabulary = manifest.sizes, manifest.limits, manifest.vocabulary
     language_model = sizes.get("language_model", {})
     for field, value, expected in (
@@ -165,7 +173,7 @@ def check_manifest(
     return manifest
 
 
-def _gpu_misfits(manifest: Manifest, machine: GpuMachine | None) -> Iterator[tuple[str, object, str]]:
+def _gpu_incompatibilities(manifest: Manifest, machine: GpuMachine | None) -> Iterator[tuple[str, object, str]]:
     """(field, value, what is there instead) that keeps GPU engines from running here, or contradicts itself.
 
     `machine` is None where they shall run on a CPU.
@@ -187,6 +195,25 @@ def _gpu_misfits(manifest: Manifest, machine: GpuMachine | None) -> Iterator[tup
         yield "gpu.head_first_id", gpu.head_first_id, f"the model has {rows} rows"
     if not 1 <= gpu.candidates <= rows - gpu.head_first_id:
         yield "gpu.candidates", gpu.candidates, f"the MCTP head has {rows - gpu.head_first_id} rows"
+
+
+def _schedule_incompatibilities(manifest: Manifest, running: Mapping[str, Any]) -> Iterator[tuple[str, object, str]]:
+    """As above, of the decoder's schedule; `running` may be empty."""
+    recorded = manifest.schedule
+    if running and recorded is None and manifest.gpu is not None and manifest.gpu.engine == TENSORRT_LLM:
+        yield "schedule", None, "TensorRT's audio engines are built for the shapes of one schedule"
+    if not running or recorded is None:
+        return
+    for field in sorted(recorded.keys() | running.keys()):
+        built, runs = recorded.get(field), running.get(field)
+        if built != runs:
+            yield f"schedule.{field}", built, f"this version decodes with {runs!r}"
+
+
+def schedule_fields(config: Any) -> dict[str, Any]:
+    """A `DecoderConfig` as plain data, as it is read back."""
+    fields: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    return fields
 
 
 def package_version(package: str) -> str:

@@ -18,7 +18,7 @@ from build_engines.tensorrt_llm.layout import Part
 from build_engines.tensorrt_llm.verify import restore, verify_part
 from tensorrt_llm_checkpoints import SMALL, sequences, write_released
 from vita_audio.checkpoint.configs import LanguageModelConfig
-from vita_audio.checkpoint.language_model import open_released
+from vita_audio.checkpoint.language_model import open_language_model
 from vita_audio.models.language_model import LanguageModel, rotary_table, rotate
 
 
@@ -104,7 +104,7 @@ def test_exact_round_trip(tmp_path: Path, tp: int, kv_heads: int) -> None:
     back: dict[str, Tensor] = {}
     for part in ("backbone", "mctp"):
         back |= {restored.key: restored.tensor for restored in restore(tmp_path / "out" / part)}
-        assert verify_part(open_released(tmp_path / "released"), tmp_path / "out" / part) == 0.0
+        assert verify_part(open_language_model(tmp_path / "released"), tmp_path / "out" / part) == 0.0
     assert back.keys() == released.keys()
     for key, tensor in released.items():
         assert back[key].dtype == torch.bfloat16
@@ -151,7 +151,7 @@ def test_cut_head(tmp_path: Path) -> None:
     assert torch.equal(head, torch.cat([released["lm_head.weight"][20:], torch.zeros(1, 32).bfloat16()]))
     assert rank(tmp_path, "backbone")["lm_head.weight"].shape == (31, 32)
     for part in ("backbone", "mctp"):
-        assert verify_part(open_released(tmp_path / "released"), tmp_path / "out" / part) == 0.0
+        assert verify_part(open_language_model(tmp_path / "released"), tmp_path / "out" / part) == 0.0
 
 
 def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

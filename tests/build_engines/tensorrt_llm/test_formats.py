@@ -25,7 +25,7 @@ from build_engines.tensorrt_llm.plan import Plan
 from build_engines.tensorrt_llm.scales import load_scales, save_scales
 from build_engines.tensorrt_llm.verify import restore, verify_part
 from tensorrt_llm_checkpoints import SMALL, WIDE, sequences, write_released
-from vita_audio.checkpoint.language_model import open_released
+from vita_audio.checkpoint.language_model import open_language_model
 from vita_audio.contract.errors import EngineError
 from vita_audio.models.language_model import LanguageModel
 
@@ -169,14 +169,14 @@ def test_awq_checkpoint_from_given_scales(tmp_path: Path, tp: int, group: int) -
     qkv = last["transformer.layers.0.attention.qkv.weight"]
     assert (qkv.shape, qkv.dtype) == ((256 // tp // 2, 128), torch.int8)
     for part in Part:
-        assert 0.0 < verify_part(open_released(tmp_path / "released"), tmp_path / "out" / part.value) < 0.2
+        assert 0.0 < verify_part(open_language_model(tmp_path / "released"), tmp_path / "out" / part.value) < 0.2
 
 
 def test_calibrated_fp8_scales_are_the_largest_values(tmp_path: Path) -> None:
     """Against hooks on the whole reference model, run in one piece."""
     released = write_released(tmp_path)
     ids = sequences(SMALL)
-    scales = calibrate(open_released(tmp_path), ids, BOTH_FP8)
+    scales = calibrate(open_language_model(tmp_path), ids, BOTH_FP8)
     model = LanguageModel(SMALL)
     model.load_state_dict({key: value.float() for key, value in released.items()})
     largest: dict[str, float] = {}
@@ -241,7 +241,7 @@ def test_awq_search_beats_plain_rounding() -> None:
 def test_calibrate_convert_restore(tmp_path: Path, formats: dict[Part, Fp8 | Awq], similarity: float) -> None:
     """A calibrated model still computes nearly the same hidden states (random weights: nothing averages out)."""
     released = write_released(tmp_path / "released", WIDE)
-    source, ids = open_released(tmp_path / "released"), sequences(WIDE)
+    source, ids = open_language_model(tmp_path / "released"), sequences(WIDE)
     save_scales(tmp_path / "scales.safetensors", calibrate(source, ids, formats))
     options = Options(formats=formats, scales=tmp_path / "scales.safetensors")
     convert(tmp_path / "released", tmp_path / "out", options)
@@ -269,7 +269,7 @@ def test_calibrate_convert_restore(tmp_path: Path, formats: dict[Part, Fp8 | Awq
 
 def test_calibration_refuses_sequences(tmp_path: Path) -> None:
     write_released(tmp_path)
-    source = open_released(tmp_path)
+    source = open_language_model(tmp_path)
     for ids, words in (
         ([], "no sequence"),
         ([[1, 2, 3, 4]], "sequence 1 has 4 ids, at least 5"),

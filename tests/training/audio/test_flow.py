@@ -11,7 +11,7 @@ import pytest
 import torch
 from training.audio.checkpoint import write_audio_checkpoint, write_whole_folder
 
-from build_engines.onnxruntime import export_flow
+from build_engines.onnxruntime.flow import export_flow
 from training.audio import flow as module
 from training.audio.decoder_clips import DecoderClips
 from training.audio.flow import (

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from build_engines.onnxruntime import export_speech_tokenizer
+from build_engines.onnxruntime.speech_tokenizer import export_speech_tokenizer
 from training.audio import speech_tokenizer as module
 from training.audio.clips import pack_clips
 from training.audio.quantizer import CodebookAverages, QuantizerSettings, k_means, nearest, perplexity

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from build_engines.onnxruntime import export_vocoder
+from build_engines.onnxruntime.vocoder import export_vocoder
 from training.audio import vocoder as module
 from training.audio.decoder_clips import DecoderClips
 from training.audio.discriminators import Discriminators, adversarial_loss, discriminator_loss, feature_loss

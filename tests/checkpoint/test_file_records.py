@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from build_engines import random_engines
 from vita_audio.checkpoint.file_records import whole_folder
-from vita_audio.checkpoint.random_weights import __main__ as seed_checkpoint
+from vita_audio.checkpoint.random_weights import __main__ as random_checkpoint
 from vita_audio.checkpoint.random_weights.device import drawing_device
 from vita_audio.contract.errors import EngineError
 
@@ -98,6 +98,31 @@ def test_a_signal_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_a_kill_left_is_removed_by_the_next_run(tmp_path: Path) -> None:
+    code = (
+        "import os, sys, time; from pathlib import Path; from vita_audio.checkpoint.file_records import whole_folder\n"
+        "from vita_audio.contract.errors import EngineError\n"
+        "with whole_folder(Path(sys.argv[1]), EngineError) as folder:\n"
+        "    (folder / 'a').touch(); print('written', flush=True); time.sleep(600)"
+    )
+    out = tmp_path / "out"
+    for name in (".out-is-mine", ".other-abcdefgh", ".out-kept.txt"):
+        (tmp_path / name).mkdir()
+    kept = {path.name for path in tmp_path.iterdir()}
+    with subprocess.Popen([sys.executable, "-c", code, str(out)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "written\n"
+        (left,) = {path.name for path in tmp_path.iterdir()} - kept
+        write(tmp_path / "more" / "out")
+        write(out)  # while the other one runs it is left alone
+        assert (tmp_path / left / "out" / "a").exists()
+        shutil.rmtree(out)
+        process.kill()
+    assert (tmp_path / left / "out" / "a").exists()
+    write(out)
+    assert {path.name for path in tmp_path.iterdir()} == {*kept, "out", "more"}
+
+
 def test_devices() -> None:
     assert drawing_device("cpu").type == "cpu"
     for name, said in (
@@ -111,7 +136,7 @@ def test_devices() -> None:
 @pytest.mark.parametrize(
     ("command", "arguments", "said"),
     [
-        (seed_checkpoint, "--device banana", "error: --device: 'banana' is not valid"),
+        (random_checkpoint, "--device banana", "error: --device: 'banana' is not valid"),
         (random_engines, "--device banana", "error: --device: 'banana' is not valid"),
         (random_engines, "--device cpu --max-tokens 0", "error: --max-tokens: 0 is not valid: at least 1"),
         (random_engines, "--device cpu --context-tokens 0", "error: --context-tokens: 0 is not valid: at least 1"),
@@ -124,7 +149,7 @@ def test_refused_before_weights_are_drawn(
         raise AssertionError("weights are drawn")
 
     monkeypatch.setattr(random_engines, "_networks", drawn)
-    monkeypatch.setattr(seed_checkpoint, "_write_language_model", drawn)
+    monkeypatch.setattr(random_checkpoint, "_write_language_model", drawn)
     app = typer.Typer()
     app.command()(command.main)  # type: ignore[attr-defined]
     result = CliRunner().invoke(app, ["--size", "tiny", "--out", str(tmp_path / "out"), *arguments.split()])

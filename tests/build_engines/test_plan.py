@@ -12,17 +12,16 @@ from hypothesis import strategies as st
 from typer import Typer
 from typer.testing import CliRunner
 
-from build_engines.gpu import plan_command
-from build_engines.gpu.options import GpuOptions
-from build_engines.gpu.plan import GIB, RESERVE_BYTES, GpuPlan, captured_bytes, decoder_state_bytes, plan_build
-from build_engines.gpu.sizes import read_sizes, released_sizes
+from build_engines.options import GpuOptions
+from build_engines.plan import GIB, RESERVE_BYTES, GpuPlan, captured_bytes, decoder_state_bytes, main, plan_build
+from build_engines.sizes import read_sizes, released_sizes
 from vita_audio.checkpoint.random_weights.__main__ import write_random_checkpoint
 from vita_audio.checkpoint.sizes import RELEASED, TINY
 from vita_audio.contract.errors import CheckpointError, EngineError
 from vita_audio.decoding.decoder import StreamingDecoder
 from vita_audio.text.vocabulary import BASE
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 # The released 7B, by docs/model.md.
 VOCAB, HIDDEN, FFN, HEADS, KV_HEADS, HEAD, L, K = 168_072, 3584, 18_944, 28, 4, 128, 28, 10
 QKV = (HEADS + 2 * KV_HEADS) * HEAD
@@ -190,7 +189,7 @@ def test_config_json_alone_is_enough(tmp_path: Path) -> None:
 
 def run(*arguments: object) -> tuple[int, str]:
     app = Typer()
-    app.command()(plan_command.main)
+    app.command()(main)
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     return result.exit_code, result.output
 

@@ -1,37 +1,69 @@
-"""Before a GPU build: are the GPU, the packages, the disk and the memory there that it needs?"""
+"""Stage: the GPU, the packages, the disk and the memory that a GPU build needs are there."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Collection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from build_engines.gpu.options import GpuOptions
-from build_engines.gpu.plan import GIB, GpuPlan
-from build_engines.gpu.sizes import Sizes
+from build_engines.options import GpuOptions
+from build_engines.plan import GIB, GpuPlan, check_mctp, language_model_plans, plan_build
+from build_engines.sizes import read_sizes
+from build_engines.tensorrt_llm.engines import network_options
 from build_engines.tensorrt_llm.networks.build import TENSORRT_LLM_VERSION
-from vita_audio.contract.errors import CheckpointError, EngineError
+from build_engines.tensorrt_llm.scales import load_scales
+from vita_audio.contract.errors import EngineError
 from vita_audio.engines.gpu_machine import NONE, GpuMachine
 from vita_audio.engines.gpu_record import TENSORRT_LLM, TORCH_CUDA
+
+if TYPE_CHECKING:
+    from build_engines.pipeline import Build, Facts, Needed
 
 IMAGE = "nvcr.io/nvidia/tritonserver:26.07-trtllm-python-py3"
 #: Ampere, Ada, Hopper, Blackwell. From reading; TensorRT-LLM 1.2.1 has attention kernels with paged context for these.
 CAPABILITIES = ("8.0", "8.6", "8.9", "9.0", "10.0", "10.3", "12.0")
 #: The first GPU generation that multiplies 8-bit floats.
 FP8_CAPABILITY = (8, 9)
+#: Number of a stage -> what it writes, in the plan's words.
+_WRITTEN = {
+    TENSORRT_LLM: {
+        4: "converted backbone",
+        5: "converted mctp",
+        6: "language_model/backbone",
+        7: "language_model/mctp",
+    },
+    TORCH_CUDA: {4: "language_model/weights.safetensors"},
+}
 _MEMINFO = Path("/proc/meminfo")
 
 
-def check_mctp(sizes: Sizes, options: GpuOptions) -> None:
-    """Raises CheckpointError where an MCTP engine is asked for and K = 0, EngineError where its head is too small."""
-    if options.engine == TENSORRT_LLM and not sizes.language_model.mctp_modules:
-        raise CheckpointError(
-            f"{sizes.source}: num_nextn_predict_layers is 0: there are no MCTP modules for an MCTP engine; "
-            f"--engine {TORCH_CUDA} serves it (mode vanilla)"
-        )
-    rows = sizes.language_model.vocab_size - options.head_first_id(sizes.pattern, sizes.text_tokens)
-    if options.engine == TENSORRT_LLM and rows < options.candidates:
-        raise EngineError(f"--candidates: {options.candidates} is not valid: the MCTP head has {rows} rows")
+def run(build: Build, folder: Path, needed: Needed) -> Facts:
+    """Nothing here is slow: it comes before everything else and runs each time."""
+    options, machine = build.gpu, build.machine
+    check_packages(options, machine)
+    check_gpu(options, machine)
+    sizes = read_sizes(build.checkpoint)
+    check_mctp(sizes, options)
+    network_options(build, sizes.language_model.max_position_embeddings)
+    plan = plan_build(sizes, options, build.context_tokens)
+    check_gpu_memory(plan, machine)
+    if options.engine == TENSORRT_LLM:
+        load_scales(options.scales, language_model_plans(sizes, options).values())  # there, and complete
+    check_host(plan, build.out, {name for number, name in _WRITTEN[options.engine].items() if build.has_run(number)})
+    return machine_facts(options, machine)
+
+
+def machine_facts(options: GpuOptions, machine: GpuMachine) -> Facts:
+    """What later stages need to know of the machine, which may have no GPU."""
+    facts = {
+        "gpu": machine.gpus[0].name if machine.gpus else NONE,
+        "compute_capability": machine.compute_capability,
+        "container": machine.container,
+    }
+    if options.engine == TENSORRT_LLM:
+        facts |= {"tensorrt": machine.tensorrt, "tensorrt_llm": machine.tensorrt_llm}
+    return facts
 
 
 def check_packages(options: GpuOptions, machine: GpuMachine) -> None:

@@ -1,4 +1,6 @@
-"""Arithmetic of a GPU build: files it writes and memory of each GPU, from sizes alone.
+"""Arithmetic of a GPU build: files it writes, memory of each GPU and how many streams fit, from sizes alone.
+
+    python -m build_engines plan --checkpoint DIR --format fp8 --streams 64
 
 Weights are counted tensor by tensor, as they are written; keys, values and buffers of streams as the engines allocate
 them (`vita_audio/engines/tensorrt_llm/memory.py`). The rest, which only a GPU can tell, is one stated reserve.
@@ -6,25 +8,32 @@ them (`vita_audio/engines/tensorrt_llm/memory.py`). The rest, which only a GPU c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from math import prod
+from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 from torch import nn
 
-from build_engines.gpu.options import FORMATS, GpuOptions
-from build_engines.gpu.sizes import Sizes
+from build_engines import options as flags
+from build_engines.options import GpuOptions
+from build_engines.sizes import Sizes, read_sizes, released_sizes
 from build_engines.tensorrt_audio.profiles import Geometries, NotingEngines, decoder_geometries
-from build_engines.tensorrt_llm.formats import FORMATS as LINEAR_FORMATS
+from build_engines.tensorrt_llm.formats import FORMATS
 from build_engines.tensorrt_llm.layout import Part
 from build_engines.tensorrt_llm.plan import Outline, Plan
 from vita_audio.checkpoint.language_model import language_model_shapes
-from vita_audio.contract.errors import EngineError
+from vita_audio.contract.errors import CheckpointError, EngineError, VitaError
 from vita_audio.decoding.decoder import StreamingDecoder
 from vita_audio.decoding.schedule import DecoderConfig
-from vita_audio.engines.gpu_record import TENSORRT_LLM
+from vita_audio.engines.gpu_record import TENSORRT_LLM, TORCH_CUDA
 from vita_audio.engines.tensorrt_audio.plan import batch_buckets
 from vita_audio.engines.tensorrt_llm.memory import PoolSizes
 from vita_audio.engines.torch_cuda.memory import slot_bytes
@@ -33,6 +42,8 @@ from vita_audio.models.speech_tokenizer import SpeechTokenizer
 from vita_audio.models.vocoder import Vocoder
 
 GIB = 1 << 30
+#: GiB of common GPUs (24, 48, 80, 141, 180 GB as sold), less what their drivers keep.
+COMMON_GIB = (22.5, 44.5, 79.5, 139.5, 178.0)
 #: TensorRT-LLM: assumed, not measured: contexts of three processes (about 0.5 GiB each), kernels, workspaces.
 RESERVE_BYTES = 3 * GIB
 #: torch_cuda, beyond weights and streams: three contexts, graphs, pools and workspaces. Measured with a 7B and 64 slots
@@ -121,12 +132,24 @@ def plan_build(sizes: Sizes, options: GpuOptions, context: int) -> GpuPlan:
     return _plan_torch_cuda(sizes, options, context)
 
 
+def check_mctp(sizes: Sizes, options: GpuOptions) -> None:
+    """Raises CheckpointError where an MCTP engine is asked for and K = 0, EngineError where its head is too small."""
+    if options.engine == TENSORRT_LLM and not sizes.language_model.mctp_modules:
+        raise CheckpointError(
+            f"{sizes.source}: num_nextn_predict_layers is 0: there are no MCTP modules for an MCTP engine; "
+            f"--engine {TORCH_CUDA} serves it (mode vanilla)"
+        )
+    rows = sizes.language_model.vocab_size - options.head_first_id(sizes.pattern, sizes.text_tokens)
+    if options.engine == TENSORRT_LLM and rows < options.candidates:
+        raise EngineError(f"--candidates: {options.candidates} is not valid: the MCTP head has {rows} rows")
+
+
 def language_model_plans(sizes: Sizes, options: GpuOptions) -> dict[Part, Plan]:
     """What the conversion will write, checked."""
     plans = {}
     first = options.head_first_id(sizes.pattern, sizes.text_tokens)
-    for part, name in zip(Part, options.formats, strict=True):
-        form = LINEAR_FORMATS[FORMATS[name]]
+    for part in Part:
+        form = FORMATS[options.quantisations[part.value]]
         head = first if part is Part.MCTP else 0
         plans[part] = Plan(part, sizes.language_model, "bfloat16", options.tp, form, options.fp8_kv_cache, head)
         plans[part].check()
@@ -251,3 +274,80 @@ def _outline_bytes(outline: Outline) -> int:
 
 def _gib(count: int) -> str:
     return f"{count / GIB:.1f} GiB"
+
+
+def main(
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            help="Bundle, language model folder or config.json; no weights needed. Without it: the released 7B."
+        ),
+    ] = None,
+    memory: Annotated[list[float] | None, typer.Option(help="GiB of one GPU (may be repeated).")] = None,
+    context_tokens: flags.ContextTokens = 4096,
+    engine: flags.Engine = "tensorrt_llm",
+    format: flags.Format = "bf16",
+    mctp_format: flags.MctpFormat = "",
+    fp8_kv_cache: flags.Fp8KvCache = False,
+    tp: flags.Tp = 1,
+    streams: flags.Streams = 64,
+    step_tokens: flags.StepTokens = 2048,
+    head: flags.Head = "auto",
+    candidates: flags.Candidates = 64,
+    audio_batch: flags.AudioBatch = 8,
+) -> None:
+    """Print what a GPU build would make: files, memory of each GPU, and how many streams fit. Needs no GPU."""
+    options = GpuOptions(
+        engine, format, mctp_format, fp8_kv_cache, None, tp, streams, step_tokens, head, candidates, audio_batch
+    )
+    try:
+        options.check()
+        sizes = released_sizes() if checkpoint is None else read_sizes(checkpoint)
+        check_mctp(sizes, options)
+        plan = plan_build(sizes, options, context_tokens)
+    except (VitaError, OSError) as error:
+        Console(stderr=True, highlight=False).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        raise typer.Exit(1) from error
+    formats = " + ".join(dict.fromkeys(options.formats))
+    title = f"{sizes.source}: {engine}, {formats}, {tp} GPU(s), {streams} streams of {plan.context} tokens"
+    first_id = options.head_first_id(sizes.pattern, sizes.text_tokens)
+    notes = [
+        f"MCTP head: {f'from id {first_id} on (audio only)' if first_id else 'full'}",
+        f"one more stream: {plan.stream / GIB:.3f} GiB; decoder state of a stream on the host: "
+        f"{plan.host_stream / 1024:.0f} KiB",
+        f"building: {plan.disk / GIB:.1f} GiB of disk, up to {plan.host_build / GIB:.0f} GiB of memory (assumed)",
+    ]
+    if tp > 1:
+        notes.append("the server drives one GPU: engines for more are built, but not served (docs/gpu.md)")
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(title, markup=False)
+    console.print(_files(plan), _memory(plan), _fit(plan, memory or COMMON_GIB))
+    for note in notes:
+        console.print(note, markup=False)
+    console.print("all from arithmetic; not measured", markup=False)
+
+
+def _files(plan: GpuPlan) -> Table:
+    table = Table("written", "GiB")
+    for name, count in (plan.files | plan.scratch).items():
+        table.add_row(escape(name), f"{count / GIB:.2f}")
+    return table
+
+
+def _memory(plan: GpuPlan) -> Table:
+    table = Table("memory of each GPU", "GiB")
+    for name, count in plan.weights.items():
+        table.add_row(f"weights: {name}", f"{count / GIB:.2f}")
+    for name, count in plan.buffers.items():
+        table.add_row(name, f"{count / GIB:.2f}")
+    table.add_row("all else (assumed)", f"{plan.reserve / GIB:.2f}")
+    table.add_row(f"{plan.streams} streams", f"{(plan.total - plan.fixed) / GIB:.2f}")
+    table.add_row("sum", f"{plan.total / GIB:.2f}")
+    return table
+
+
+def _fit(plan: GpuPlan, memory: Iterable[float]) -> Table:
+    table = Table("GPU of GiB", "streams that fit")
+    for gib in memory:
+        table.add_row(f"{gib:g}", str(plan.streams_that_fit(int(gib * GIB))))
+    return table

@@ -1,10 +1,13 @@
-"""What GPU engines are built for: engine, number formats, GPUs, limits, head. No PyTorch here."""
+"""What GPU engines are built for: engine, number formats, GPUs, limits, head; and the flags of commands that set it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from vita_audio.contract.errors import EngineError
 from vita_audio.contract.modes import NAMED_MODES
@@ -53,6 +56,11 @@ class GpuOptions:
         """Of the backbone and of the MCTP modules."""
         return self.format, self.mctp_format or self.format
 
+    @property
+    def quantisations(self) -> dict[str, str]:
+        """The same in the words of the conversion to TensorRT-LLM."""
+        return {part: FORMATS[name] for part, name in zip(("backbone", "mctp"), self.formats, strict=True)}
+
     def check(self) -> None:
         """Raises EngineError naming the option, its value and what is allowed."""
         _choice("--engine", self.engine, ENGINES)
@@ -93,3 +101,19 @@ def _choice(option: str, value: str, known: Sequence[str] | dict[str, str]) -> N
 def _range(option: str, value: int, lowest: int, highest: int) -> None:
     if not lowest <= value <= highest:
         raise EngineError(f"{option}: {value} is not valid: {lowest} to {highest}")
+
+
+# Flags that commands share: their names are those of the attributes above.
+ContextTokens = Annotated[int, typer.Option(help="Most tokens of prompt and answer together.")]
+Engine = Annotated[
+    str, typer.Option(help="tensorrt_llm, or torch_cuda: CUDA graphs in PyTorch, nothing to compile (gpu).")
+]
+Format = Annotated[str, typer.Option(help="Linear layers of the backbone: bf16, fp8 or w4a16 (gpu).")]
+MctpFormat = Annotated[str, typer.Option(help="Those of the MCTP modules; as --format without it (gpu).")]
+Fp8KvCache = Annotated[bool, typer.Option("--fp8-kv-cache", help="8-bit KV cache; both formats fp8 (gpu).")]
+Tp = Annotated[int, typer.Option(help="GPUs that share the model: 1, 2, 4 (gpu).")]
+Streams = Annotated[int, typer.Option(help="Most streams at the same time (gpu).")]
+StepTokens = Annotated[int, typer.Option(help="Most tokens of one step, all streams together (gpu).")]
+Head = Annotated[str, typer.Option(help="Ids of the MCTP head: full, audio, or auto: by the checkpoint's mode (gpu).")]
+Candidates = Annotated[int, typer.Option(help="Largest top-k that MCTP modules draw from (gpu).")]
+AudioBatch = Annotated[int, typer.Option(help="Windows of one call of an audio engine (gpu).")]

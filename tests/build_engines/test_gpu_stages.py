@@ -20,12 +20,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from build_engines.gpu import checks as gpu_checks
-from build_engines.gpu import stages as gpu_stages
-from build_engines.gpu.options import GpuOptions
+from build_engines import machine as machine_checks
+from build_engines.options import GpuOptions
 from build_engines.pipeline import Build
 from build_engines.stages import run_build
 from build_engines.tensorrt_audio.build import plan_engines
+from build_engines.tensorrt_llm import engines as tensorrt_llm_engines
 from build_engines.tensorrt_llm.config_file import check_part
 from build_engines.tensorrt_llm.networks.options import NetworkOptions
 from gpu_machines import CONTAINER, H100, with_nvidia_smi, without_onnx
@@ -37,18 +37,18 @@ from vita_audio.checkpoint.sizes import TINY
 from vita_audio.contract.errors import EngineError, VitaError
 from vita_audio.decoding.schedule import DecoderConfig
 from vita_audio.engines.gpu_machine import Gpu, GpuMachine, find_machine
-from vita_audio.engines.manifest import MANIFEST, check_manifest, load_manifest
+from vita_audio.engines.manifest import MANIFEST, check_manifest, load_manifest, schedule_fields
 from vita_audio.engines.tensorrt_audio.plan import AudioPlan, load_plan
 from vita_audio.engines.torch.weights import FLOW_FILE, WEIGHTS_FILE, StoredTensors, load_weights_file
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 TORCH = GpuOptions(engine="torch_cuda", streams=4)
 LLM = GpuOptions(streams=4, step_tokens=64)
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("checkpoints") / "seed"
+    folder = tmp_path_factory.mktemp("checkpoints") / "random"
     write_random_checkpoint(folder, TINY, seed=0)
     return folder
 
@@ -82,7 +82,7 @@ class Compilers:
 @pytest.fixture
 def compilers(monkeypatch: pytest.MonkeyPatch) -> Compilers:
     made = Compilers()
-    monkeypatch.setattr(gpu_stages, "build_engine", made.language_model)
+    monkeypatch.setattr(tensorrt_llm_engines, "build_engine", made.language_model)
     monkeypatch.setattr("build_engines.tensorrt_audio.build.build_audio_engines", made.audio)
     return made
 
@@ -349,9 +349,9 @@ def test_too_little_disk_and_too_little_memory_of_the_host(
         patch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 1000, 1000))
         assert "--out: 0.0 GiB are free at" in refusal(build)
     with monkeypatch.context() as patch:
-        patch.setattr(gpu_checks, "memory_available", lambda: 1 << 20)
+        patch.setattr(machine_checks, "memory_available", lambda: 1 << 20)
         assert "memory: 0.0 GiB are free on this machine, the build takes up to" in refusal(build)
-    assert gpu_checks.memory_available() > 1 << 20
+    assert machine_checks.memory_available() > 1 << 20
 
 
 def edit(path: str, **fields: object) -> Callable[[Path], None]:
@@ -399,7 +399,7 @@ def _missing_shard(folder: Path) -> None:
 def test_checkpoints_that_are_refused(
     checkpoint: Path, tmp_path: Path, compilers: Compilers, damage: Callable[[Path], None], told: str
 ) -> None:
-    folder = tmp_path / "seed"
+    folder = tmp_path / "random"
     shutil.copytree(checkpoint, folder)
     damage(folder)
     assert told in refusal(Build(folder, tmp_path / "gpu", "gpu", gpu=LLM))
@@ -407,7 +407,7 @@ def test_checkpoints_that_are_refused(
 
 
 def test_torch_cuda_takes_a_checkpoint_without_mctp(checkpoint: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "seed"
+    folder = tmp_path / "random"
     shutil.copytree(checkpoint, folder)
     _no_mctp(folder)
     run_build(Build(folder, tmp_path / "gpu", "gpu", gpu=TORCH))
@@ -420,7 +420,7 @@ def engines(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         made = Compilers()
         patch.setattr("build_engines.pipeline.find_machine", lambda: CONTAINER)
-        patch.setattr(gpu_stages, "build_engine", made.language_model)
+        patch.setattr(tensorrt_llm_engines, "build_engine", made.language_model)
         patch.setattr("build_engines.tensorrt_audio.build.build_audio_engines", made.audio)
         run_build(Build(checkpoint, out, "gpu", gpu=LLM))
     return out
@@ -499,6 +499,30 @@ def test_packages_of_the_builder_alone_are_not_pinned(engines: Path, tmp_path: P
     content["versions"] = dict.fromkeys(content["versions"], "0.0")
     (out / MANIFEST).write_text(json.dumps(content))
     assert check_manifest(out, target="gpu", machine=CONTAINER).versions["onnxruntime"] == "0.0"
+
+
+def test_engines_of_another_schedule_are_refused_and_made_again(
+    checkpoint: Path, tmp_path: Path, compilers: Compilers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = Build(checkpoint, tmp_path / "gpu", "gpu", gpu=LLM)
+    run_build(build)
+    ours, other = (schedule_fields(config) for config in (DecoderConfig(), DecoderConfig(context_tokens=40)))
+    assert check_manifest(build.out, checkpoint, "gpu", CONTAINER, schedule=ours).schedule == ours
+    with pytest.raises(EngineError, match=r"schedule\.context_tokens is 30 but this version decodes with 40; build"):
+        check_manifest(build.out, checkpoint, "gpu", CONTAINER, schedule=other)
+
+    for package in ("build_engines", "vita_audio"):
+        shutil.copytree(ROOT / package, tmp_path / "tree" / package)
+    source = tmp_path / "tree" / "vita_audio" / "decoding" / "schedule.py"
+    source.write_text(source.read_text().replace("context_tokens: int = 30", "context_tokens: int = 40"))
+    monkeypatch.setattr("build_engines.sources.ROOT", tmp_path / "tree")
+    assert ran(Build(checkpoint, build.out, "gpu", gpu=LLM)) == [1, 11, 12]
+
+    content = json.loads((build.out / MANIFEST).read_text())
+    del content["schedule"]
+    (build.out / MANIFEST).write_text(json.dumps(content))
+    with pytest.raises(EngineError, match="schedule is None but TensorRT's audio engines are built for the shapes of"):
+        check_manifest(build.out, checkpoint, "gpu", CONTAINER, schedule=ours)
 
 
 def test_a_record_that_is_missing_or_unknown_is_refused(engines: Path, tmp_path: Path) -> None:
