@@ -15,7 +15,7 @@ from loadtest.errors import LoadTestError
 from loadtest.options import Settings
 from loadtest.record import StreamRecord
 from loadtest.shapes import WARM_UP
-from loadtest.tally import Tally
+from loadtest.tally import Counter
 from loadtest.workload import UserRequest
 from vita_audio.contract.errors import VitaError
 from vita_client import Client, Pcm, ServerUnavailable, StatusUpdate
@@ -62,25 +62,21 @@ class Dispatcher:
     """All streams of a process start here. Runs in one gevent thread: nothing is interrupted between two waits.
 
     Args:
+        counter: takes every stream when it is sent and when it is over.
         on_end: called with every stream when it is over.
     """
 
-    def __init__(self, client: Client, settings: Settings, start_s: float, on_end: Report) -> None:
-        self._client, self._settings, self._start_s, self._on_end = client, settings, start_s, on_end
+    def __init__(self, client: Client, settings: Settings, start_s: float, counter: Counter, on_end: Report) -> None:
+        self._client, self._settings, self._start_s = client, settings, start_s
+        self._counter, self._on_end = counter, on_end
         self._plan = settings.plan
         self._running: set[UserStream] = set()
         self._greenlets = Group()
         self._open = True
-        self.tally = Tally()
 
     def launch(self, planned: UserRequest, intended_s: float) -> gevent.Greenlet | None:
         """Start a stream in the background; None once the run is over."""
         return self._greenlets.spawn(self._run, planned, intended_s) if self._open else None
-
-    def take_tally(self) -> Tally:
-        """What was measured since the last time."""
-        taken, self.tally = self.tally, Tally()
-        return taken
 
     def drain(self, limit_s: float) -> None:
         """No new streams; wait for those that run, and end what is left after `limit_s` as unfinished."""
@@ -101,7 +97,7 @@ class Dispatcher:
             warm_up=phase is not None and phase.name == WARM_UP,
             outcome="failed",
         )
-        self.tally.sent(now_s() - self._start_s)
+        self._counter.sent(now_s() - self._start_s)
         if len(self._running) >= self._settings.max_streams:
             full = LoadTestError(
                 f"this generator process holds {len(self._running)} streams, the limit; raise --max-streams, or add "
@@ -121,5 +117,5 @@ class Dispatcher:
     def _end(self, record: StreamRecord, error: VitaError | None) -> None:
         # No server, or one that went away in the middle (`StreamBroken` is a kind of `ServerUnavailable`).
         unreachable = isinstance(error, ServerUnavailable) and record.outcome != "rejected"
-        self.tally.over(record, now_s() - self._start_s, unreachable)
+        self._counter.over(record, now_s() - self._start_s, unreachable)
         self._on_end(record, error)

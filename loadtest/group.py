@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from loadtest.histogram import Histogram
 from loadtest.record import StreamRecord
@@ -71,21 +70,6 @@ class Group:
         self.tokens += other.tokens
         for name, histogram in other.histograms.items():
             self._histogram(name).merge(histogram)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data, for messages between processes and for files."""
-        return {
-            "counts": dict(self.counts),
-            "audio_s": self.audio_s,
-            "underrun_s": self.underrun_s,
-            "tokens": self.tokens,
-            "histograms": {name: histogram.to_text() for name, histogram in self.histograms.items()},
-        }
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Group:
-        histograms = {name: Histogram.from_text(text) for name, text in data["histograms"].items()}
-        return cls(dict(data["counts"]), data["audio_s"], data["underrun_s"], data["tokens"], histograms)
 
     def _count(self, name: str, by: int = 1) -> None:
         self.counts[name] = self.counts.get(name, 0) + by

@@ -114,7 +114,7 @@ def _fill(axes: Axes, picture: Picture) -> None:
     if min((x for each in drawn for x, _ in each.points), default=0.0) >= 0:
         axes.set_xlim(left=0)
     if picture.y == "streams":
-        axes.yaxis.get_major_locator().set_params(integer=True)
+        axes.locator_params(axis="y", integer=True)
     if not drawn:
         axes.text(0.5, 0.5, "nothing was measured", transform=axes.transAxes, ha="center", color="#888888")
     names, rows = axes.get_legend_handles_labels()[1], 0

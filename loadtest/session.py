@@ -28,7 +28,7 @@ from loadtest.report.page import page
 from loadtest.report.summary import Run, summary
 from loadtest.shapes import LoadPlan
 from loadtest.slo import verdict
-from loadtest.tally import Tally
+from loadtest.tally import Outbox, Tally
 from loadtest.users import LoadUser
 from loadtest.workload import UserRequest, load_voices
 from vita_audio.contract.errors import VitaError
@@ -75,7 +75,7 @@ class Session:
         self._environment = environment
         self.voices: list[NDArray[np.float32]] = []
         self._dispatcher: Dispatcher | None = None
-        self._total = Tally()
+        self._total, self._outbox = Tally(), Outbox()
         self._generators: dict[str, GeneratorLoad] = {}
         self._about: gevent.Greenlet | None = None
         self._watch: GeneratorWatch | None = None
@@ -140,17 +140,14 @@ class Session:
             self._dispatcher = None
             gevent.spawn(self._environment.runner.stop)  # type: ignore[union-attr]
             return
-        self._total, self._generators, self._users, self._drained = Tally(), {}, 0, 0
+        self._total, self._outbox, self._generators, self._users, self._drained = Tally(), Outbox(), {}, 0, 0
         self._stopped_because, self._start_s = "", now_s()
         if self._makes_streams:
             self.voices = load_voices(self.settings.speech)
-            self._dispatcher = Dispatcher(
-                Client(self.settings.url), self.settings, self._start_s, self._report_to_locust
-            )
+            client, counter = Client(self.settings.url), self._total if self._reports else self._outbox
+            self._dispatcher = Dispatcher(client, self.settings, self._start_s, counter, self._report_to_locust)
             self._watch = GeneratorWatch()
         if self._reports:
-            if self._dispatcher is not None:
-                self._total = self._dispatcher.tally
             self._about = gevent.spawn(self._describe)  # asks git and the server, which may take seconds
             gevent.spawn(self._give_up_without_server, self._start_s)
 
@@ -214,12 +211,12 @@ class Session:
         """What this worker has measured since its last message; empty before its first run."""
         if self._dispatcher is None or self._watch is None:
             return {}
-        return {"tally": self._dispatcher.take_tally().to_dict(), "generator": self._watch.load.to_dict()}
+        return {"streams": self._outbox.take(), "generator": self._watch.load.to_dict()}
 
     def _take(self, client_id: str, message: dict[str, Any]) -> None:
         if not message:
             return
-        self._total.merge(Tally.from_dict(message["tally"]))
+        self._total.take_in(message["streams"])
         self._generators[client_id] = GeneratorLoad.from_dict(message["generator"])
 
     # --- the rest

@@ -1,4 +1,4 @@
-"""Everything measured in a run, as one object that merges: each process keeps one, the master adds them up.
+"""Everything measured in a run: a lone process counts its streams itself, a worker sends them to its master.
 
 Bounded: histograms and counts grow with scenarios, phases and seconds, not with streams; single streams are kept up
 to a limit.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from loadtest.group import Group
 from loadtest.record import StreamRecord
@@ -20,6 +20,14 @@ MAX_STREAMS, MAX_CURVES, MAX_ERRORS = 50_000, 40, 50
 #: A scenario whose reader is slow on purpose: its figures say nothing about the server.
 SLOW_READER = "slow_reader"
 _NUMBERS = re.compile(r"\d+(\.\d+)?")
+
+
+class Counter(Protocol):
+    """Where a process puts its streams: seconds count from the beginning of the run."""
+
+    def sent(self, at_s: float) -> None: ...
+
+    def over(self, stream: StreamRecord, at_s: float, unreachable: bool) -> None: ...
 
 
 @dataclass(slots=True)
@@ -47,7 +55,7 @@ class Tally:
         if stream.error:
             self._count_error(_NUMBERS.sub("N", stream.error), 1)
         if len(self.streams) < MAX_STREAMS:
-            self.streams.append(stream)
+            self.streams.append(replace(stream, gaps_ms=(), lead=()))
         else:
             self.streams_left_out += 1
         if stream.lead and len(self.curves) < MAX_CURVES:
@@ -78,45 +86,12 @@ class Tally:
                 group.merge(scenario)
         return group
 
-    def merge(self, other: Tally) -> None:
-        for mine, theirs in ((self.scenarios, other.scenarios), (self.phases, other.phases)):
-            for name, group in theirs.items():
-                mine.setdefault(name, Group()).merge(group)
-        for second, window in other.windows.items():
-            self.windows.setdefault(second, Window()).merge(window)
-        for kind, count in other.errors.items():
-            self._count_error(kind, count)
-        room = MAX_STREAMS - len(self.streams)
-        self.streams += other.streams[:room]
-        self.streams_left_out += other.streams_left_out + max(0, len(other.streams) - room)
-        self.curves += other.curves[: MAX_CURVES - len(self.curves)]
-        self.warm_up += other.warm_up
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data with text keys: what a worker sends to its master."""
-        return {
-            "scenarios": {name: group.to_dict() for name, group in self.scenarios.items()},
-            "phases": {name: group.to_dict() for name, group in self.phases.items()},
-            "windows": {str(second): window.to_dict() for second, window in self.windows.items()},
-            "errors": dict(self.errors),
-            "streams": [_without_curves(stream) for stream in self.streams],
-            "streams_left_out": self.streams_left_out,
-            "curves": [asdict(stream) for stream in self.curves],
-            "warm_up": self.warm_up,
-        }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Tally:
-        return cls(
-            scenarios={name: Group.from_dict(group) for name, group in data["scenarios"].items()},
-            phases={name: Group.from_dict(group) for name, group in data["phases"].items()},
-            windows={int(second): Window.from_dict(window) for second, window in data["windows"].items()},
-            errors=dict(data["errors"]),
-            streams=[StreamRecord(**stream) for stream in data["streams"]],
-            streams_left_out=data["streams_left_out"],
-            curves=[StreamRecord(**stream) for stream in data["curves"]],
-            warm_up=data["warm_up"],
-        )
+    def take_in(self, message: Mapping[str, Any]) -> None:
+        """Count what `Outbox.take` of a worker gave."""
+        for at_s in message["sent"]:
+            self.sent(at_s)
+        for stream, at_s, unreachable in message["over"]:
+            self.over(StreamRecord(**stream), at_s, unreachable)
 
     def _window(self, at_s: float) -> Window:
         return self.windows.setdefault(int(at_s), Window())
@@ -126,5 +101,24 @@ class Tally:
         self.errors[kind] = self.errors.get(kind, 0) + count
 
 
-def _without_curves(stream: StreamRecord) -> dict[str, Any]:
-    return asdict(replace(stream, gaps_ms=(), lead=()))
+class Outbox:
+    """The streams of a worker since its last message, as plain data."""
+
+    def __init__(self) -> None:
+        self._sent: list[float] = []
+        self._over: list[tuple[dict[str, Any], float, bool]] = []
+        self._curves = 0
+
+    def sent(self, at_s: float) -> None:
+        self._sent.append(at_s)
+
+    def over(self, stream: StreamRecord, at_s: float, unreachable: bool) -> None:
+        self._curves += bool(stream.lead)
+        kept = stream if self._curves <= MAX_CURVES else replace(stream, lead=())
+        self._over.append((asdict(kept), at_s, unreachable))
+
+    def take(self) -> dict[str, Any]:
+        """Everything, once."""
+        message = {"sent": self._sent, "over": self._over}
+        self._sent, self._over = [], []
+        return message

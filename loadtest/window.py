@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from loadtest.histogram import Histogram
 
@@ -30,12 +29,3 @@ class Window:
         for name in _COUNTS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.ttfa.merge(other.ttfa)
-
-    def to_dict(self) -> dict[str, Any]:
-        text = self.ttfa.to_text() if self.ttfa.count else ""
-        return {**{name: getattr(self, name) for name in _COUNTS}, "ttfa": text}
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Window:
-        text = data["ttfa"]
-        return cls(**{**data, "ttfa": Histogram.from_text(text) if text else Histogram()})

@@ -27,7 +27,7 @@ from loadtest.report.files import read_figures, read_streams, write_report
 from loadtest.report.page import page
 from loadtest.report.summary import Run, by_running, over_time, summary
 from loadtest.slo import Slo, verdict
-from loadtest.tally import MAX_ERRORS, SLOW_READER, Tally
+from loadtest.tally import MAX_CURVES, MAX_ERRORS, SLOW_READER, Counter, Outbox, Tally
 from loadtest.window import Window
 
 
@@ -48,11 +48,15 @@ def stream(number: int, **fields: Any) -> StreamRecord:
     return StreamRecord(**{**known, **fields})
 
 
+def count(counter: Counter, streams: list[StreamRecord]) -> None:
+    for one in streams:
+        counter.sent(one.start_s)
+        counter.over(one, one.start_s + one.total_ms / 1e3, unreachable=False)
+
+
 def tally_of(streams: list[StreamRecord]) -> Tally:
     tally = Tally()
-    for one in streams:
-        tally.sent(one.start_s)
-        tally.over(one, one.start_s + one.total_ms / 1e3, unreachable=False)
+    count(tally, streams)
     return tally
 
 
@@ -69,11 +73,20 @@ def test_tallies_of_two_processes_add_up_to_the_tally_of_all(numbers: list[int],
     streams = [stream(number) for number in numbers]
     added = Tally()
     for part in (streams[:cut], streams[cut:]):
-        added.merge(Tally.from_dict(json.loads(json.dumps(tally_of(part).to_dict()))))
+        outbox = Outbox()
+        count(outbox, part)
+        added.take_in(json.loads(json.dumps(outbox.take())))
+        assert outbox.take() == {"sent": [], "over": []}
     both, one = run_of([]), run_of(streams)
     merged = summary(Run(both.about, both.settings, added, both.generators, 20.0, ""))
     assert json.loads(json.dumps(merged)) == json.loads(json.dumps(summary(one)))
     assert {s.seed for s in added.streams} == set(numbers)
+
+
+def test_a_worker_sends_few_curves() -> None:
+    outbox = Outbox()
+    count(outbox, [stream(number, outcome="done", lead=((0.1, 0.0),)) for number in range(MAX_CURVES + 5)])
+    assert sum(bool(row["lead"]) for row, *_ in outbox.take()["over"]) == MAX_CURVES
 
 
 def test_what_counts_and_what_does_not() -> None:
