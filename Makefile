@@ -25,7 +25,7 @@ $(VENV)/.build: $(BIN)/python $(DECLARED)
 
 $(VENV)/.test: $(BIN)/python $(DECLARED)
 	$(BIN)/python -m pip install -qq --editable '.[serve,build,train,loadtest,test,gpu-check]'
-	@touch $@ $(VENV)/.serve $(VENV)/.build
+	@touch $@ $(VENV)/.serve $(VENV)/.build $(VENV)/.loadtest
 
 $(VENV)/.loadtest: $(BIN)/python $(DECLARED)
 	$(BIN)/python -m pip install -qq --editable '.[loadtest]'
