@@ -3,9 +3,10 @@
     python -m benchmarks.gpu_kernels
     python -m benchmarks.gpu_kernels --size 0.5b --slots 16
 
-Needs no GPU: the compiler package `triton` brings NVIDIA's assembler along (`pip install -e '.[gpu-check]'`). The engine
-runs every program that it prepares on tensors without memory, and what it launches is compiled instead of run: so these
-are the kernels of a server, specialised as Triton's own launcher does it. Exits with 1 where a GPU cannot run one well.
+Needs no GPU: the compiler package `triton` brings NVIDIA's assembler along (`pip install -e '.[gpu-check]'`). The
+engine runs every program that it prepares on tensors without memory, and what it launches is compiled instead of run:
+so these are the kernels of a server, specialised as Triton's own launcher does it. Exits with 1 where a GPU cannot run
+one well.
 """
 
 from __future__ import annotations
