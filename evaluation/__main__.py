@@ -1,9 +1,9 @@
-"""Evaluate engines as users meet them: a real server, the client, the test split, judges that nobody here trained.
+"""Evaluate engines as users meet them: a real server, the client, the test split, two ASR evaluators.
 
     python -m evaluation --data DATA --engines engines/cpu --out out/evaluation
     python -m evaluation --data DATA --engines stage3=out/stage3/engines stage4=engines/cpu
 
-Writes evaluation.md, evaluation.json, quality_speed.svg and answers.jsonl (every answer, as text and as heard).
+Writes evaluation.md, evaluation.json, quality_speed.svg and answers.jsonl (every answer, its text and its transcripts).
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from evaluation.asr_evaluators import Panel, Wave
+from evaluation.asr_evaluators import AsrEvaluators, Wave
 from evaluation.cases import KINDS, Case, load_cases
+from evaluation.errors import EvaluationError
 from evaluation.report import REPORT, write_report
 from evaluation.scores import Scores, TeacherScores, score, score_codec, score_teacher
 from evaluation.serving import Outcome, ask_all
 from server.launch import TritonServer
 from server.options import ServerOptions
 from training.data.manifest import read_chat
-from training.errors import TrainingError
 from vita_audio.contract.errors import VitaError
 from vita_audio.contract.modes import NAMED_MODES, parse_mode
 from vita_audio.decoding.decoder import StreamingDecoder
@@ -39,11 +39,13 @@ from vita_audio.speech_features import speech_tokens
 from vita_audio.text.vocabulary import Vocabulary
 
 
-def make_panel(data: Path, processes: int) -> Panel:
-    """The judges of a data folder: its training text and all its words."""
+def make_evaluators(data: Path, processes: int) -> AsrEvaluators:
+    """The evaluators of a data folder: its training text and all its words."""
     lines = (data / "lexicon.txt").read_text(encoding="utf-8").split()
     train = read_chat(data, "train")
-    return Panel([text for sample in train for text in (sample.question, sample.answer) if text], lines, processes)
+    return AsrEvaluators(
+        [text for sample in train for text in (sample.question, sample.answer) if text], lines, processes
+    )
 
 
 def one_shot_decoder(decoder: StreamingDecoder, vocabulary: Vocabulary) -> Callable[[Outcome], Wave]:
@@ -67,7 +69,7 @@ def codec(tokenizer: OnnxSpeechTokenizer, decoder: StreamingDecoder) -> Callable
 
 
 def evaluate(
-    label: str, engines: Path, modes: list[str], cases: list[Case], panel: Panel, tts_temperature: float | None,
+    label: str, engines: Path, modes: list[str], cases: list[Case], asr: AsrEvaluators, tts_temperature: float | None,
     repetition_penalty: float | None, console: Console, answers: Path,
 ) -> list[Scores]:  # fmt: skip
     """Serve one folder of engines and score it in each mode that it can run; appends every answer to `answers`."""
@@ -75,7 +77,7 @@ def evaluate(
     mctp_modules = manifest.limits.mctp_modules
     decoder = StreamingDecoder(OnnxFlow(engines), OnnxVocoder(engines))
     decode = one_shot_decoder(decoder, manifest.vocabulary)
-    codec_wer = score_codec(cases, panel, codec(OnnxSpeechTokenizer(engines), decoder))
+    codec_wer = score_codec(cases, asr, codec(OnnxSpeechTokenizer(engines), decoder))
     rows = []
     with TritonServer(ServerOptions(engines=engines, grpc_port=0, metrics_port=0)) as server:
         for mode in modes:
@@ -84,8 +86,8 @@ def evaluate(
                 continue
             asked = ask_all(server.grpc_url, cases, mode, tts_temperature, repetition_penalty=repetition_penalty)
             outcomes = list(track(asked, f"{label}, {mode}: asking", len(cases), console=console))
-            console.print(f"{label}, {mode}: judging")
-            scores, records = score(label, mode, outcomes, panel, decode)
+            console.print(f"{label}, {mode}: transcribing")
+            scores, records = score(label, mode, outcomes, asr, decode)
             scores.codec_wer = codec_wer
             rows.append(scores)
             with answers.open("a", encoding="utf-8") as file:
@@ -97,14 +99,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m evaluation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, required=True, help="data folder (python -m training.data)")
+    parser.add_argument("--data", type=Path, required=True, help="data folder of a training (docs/training.md)")
     parser.add_argument("--engines", nargs="+", default=["engines/cpu"], help="DIR or NAME=DIR, several to compare")
     parser.add_argument("--modes", nargs="+", default=list(NAMED_MODES))
     parser.add_argument("--limit", type=int, default=100, help="cases of each kind: " + ", ".join(KINDS))
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--tts-temperature", type=float, default=None, help="instead of the server's default")
     parser.add_argument("--repetition-penalty", type=float, default=None, help="instead of the checkpoint's own")
-    parser.add_argument("--processes", type=int, default=2, help="judges at once")
+    parser.add_argument("--processes", type=int, default=2, help="evaluators at once")
     parser.add_argument("--out", type=Path, default=Path("out/evaluation"))
     options = parser.parse_args(arguments)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -120,33 +122,33 @@ def _run(options: argparse.Namespace, arguments: list[str] | None, console: Cons
     cases = [case for case in load_cases(options.data, options.limit) if case.kind in options.kinds]
     models = {name or Path(folder).name: Path(folder) for name, folder in map(_model, options.engines)}
     if len(models) < len(options.engines):
-        raise TrainingError("--engines: two folders have one name: write NAME=DIR")
+        raise EvaluationError("--engines: two folders have one name: write NAME=DIR")
     options.out.mkdir(parents=True, exist_ok=True)
     answers = options.out / "answers.jsonl"
     answers.unlink(missing_ok=True)
     rows: list[Scores] = []
     command = shlex.join(["python", "-m", "evaluation", *(sys.argv[1:] if arguments is None else arguments)])
-    with make_panel(options.data, options.processes) as panel:
-        console.print("the judges hear the teacher")
-        teacher: TeacherScores = score_teacher(cases, panel)
+    with make_evaluators(options.data, options.processes) as asr:
+        console.print("transcribing the teacher")
+        teacher: TeacherScores = score_teacher(cases, asr)
         about = {
             "command": command,
             "machine": describe_machine(),
             "date": str(date.today()),
             "cases": ", ".join(f"{kind} {sum(case.kind == kind for case in cases)}" for kind in options.kinds),
-            "words in the lexicon": len(panel.alike),
+            "words in the lexicon": len(asr.alike),
             "sampling": "the server's defaults"
             + ("" if options.tts_temperature is None else f", TTS at temperature {options.tts_temperature:g}")
             + ("" if options.repetition_penalty is None else f", repetition penalty {options.repetition_penalty:g}"),
         }
         for label, engines in models.items():
             rows += evaluate(
-                label, engines, options.modes, cases, panel, options.tts_temperature, options.repetition_penalty,
+                label, engines, options.modes, cases, asr, options.tts_temperature, options.repetition_penalty,
                 console, answers,
             )  # fmt: skip
             write_report(options.out, rows, teacher, about)
     if not rows:
-        raise TrainingError("nothing was evaluated: no mode fits the engines")
+        raise EvaluationError("nothing was evaluated: no mode fits the engines")
     console.print(f"report: {options.out / REPORT}")
 
 

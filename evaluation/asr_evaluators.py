@@ -1,8 +1,8 @@
-"""Judges of speech: recognisers that nobody here trained (pocketsphinx, its own English model), and word error rate.
+"""ASR evaluators of speech: pocketsphinx with its own English acoustic model, and the word error rate.
 
-Two, because a strong language model forgives bad sound: *domain* knows which word follows which in the training text
-(bigrams), *flat* takes every word of the lexicon for equally likely. A judge's figure means something only beside the
-same judge's figure on the teacher's own sound.
+Two, because a strong language model compensates for bad sound: *domain* has the bigrams of the training text, *flat*
+takes every word of the lexicon for equally likely. A word error rate means something only beside that of the same
+evaluator on the teacher's own sound.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ import numpy as np
 import soxr
 from numpy.typing import NDArray
 
-from training.data.answers import words_of
+from evaluation.errors import EvaluationError
+from training.data.answers import edit_distance, words_of
 from training.data.lexicon import LETTERS
-from training.errors import TrainingError
 
 Wave = NDArray[np.float32]
 
-JUDGE_RATE_HZ = 16_000
-JUDGES = ("domain", "flat")
+RATE_HZ = 16_000
+EVALUATORS = ("domain", "flat")
 
 _LETTER_NAMES = (
     "EY,B IY,S IY,D IY,IY,EH F,JH IY,EY CH,AY,JH EY,K EY,EH L,EH M,EH N,OW,P IY,K Y UW,AA R,EH S,T IY,Y UW,V IY,"
@@ -41,7 +41,7 @@ _LETTER_PHONES = dict(
         strict=True,
     )
 )
-_EDGE_S = 0.25  # silence put around what is heard: without it the recogniser misses the first sounds
+_EDGE_S = 0.25  # silence put around the speech: without it the recogniser misses the first sounds
 _HISS = np.float32(3e-4)  # -70 dB: digital silence upsets its noise estimate
 _DISCOUNT = 0.5  # absolute discounting of bigrams; what it takes goes to the unigrams
 _START, _END = "<s>", "</s>"
@@ -52,7 +52,7 @@ def pronunciations(lexicon: Iterable[str]) -> dict[str, list[str]]:
     """Phones of each word, from the dictionary that comes with pocketsphinx; letters are spoken by their names.
 
     Raises:
-        TrainingError: pocketsphinx is missing, or a word is not in its dictionary (all are named).
+        EvaluationError: pocketsphinx is missing, or a word is not in its dictionary (all are named).
     """
     wanted = set(lexicon)
     phones: dict[str, list[str]] = defaultdict(list)
@@ -67,12 +67,12 @@ def pronunciations(lexicon: Iterable[str]) -> dict[str, list[str]]:
             phones[letter].append(spoken)
     missing = sorted(wanted - phones.keys())
     if missing:
-        raise TrainingError(f"the judge cannot know these words, they are not in its dictionary: {', '.join(missing)}")
+        raise EvaluationError(f"these words are not in the recogniser's dictionary: {', '.join(missing)}")
     return dict(phones)
 
 
 def sound_alikes(phones: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """Word -> the first of all words that are spoken like it: two, to and too are one word to an ear."""
+    """Word -> the first of all words that are spoken like it: two, to and too are one word."""
     first: dict[str, str] = {}
     for word in sorted(phones):
         # The first pronunciation is the usual one; the rare ones would make "or" and "are" one word.
@@ -96,19 +96,14 @@ class Errors:
         return self.edits / self.words if self.words else math.nan
 
 
-def word_errors(reference: str, heard: str, alike: Mapping[str, str] | None = None) -> Errors:
+def word_errors(reference: str, transcript: str, alike: Mapping[str, str] | None = None) -> Errors:
     """Substitutions, deletions and insertions, the fewest; case and punctuation do not count.
 
     `alike` (see `sound_alikes`) lets words of one sound stand for each other.
     """
     alike = alike or {}
-    wanted, got = ([alike.get(word, word) for word in words_of(text)] for text in (reference, heard))
-    row = list(range(len(got) + 1))  # edits from the first i wanted words to the first j got words
-    for i, word in enumerate(wanted, 1):
-        previous, row[0] = row[0], i
-        for j, other in enumerate(got, 1):
-            previous, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, previous + (word != other))
-    return Errors(row[-1], len(wanted))
+    wanted, got = ([alike.get(word, word) for word in words_of(text)] for text in (reference, transcript))
+    return Errors(edit_distance(got, wanted), len(wanted))
 
 
 def write_dictionary(phones: Mapping[str, Sequence[str]], path: Path) -> None:
@@ -159,20 +154,20 @@ def write_flat(lexicon: Iterable[str], path: Path) -> None:
     )
 
 
-class Judge:
-    """One recogniser: `hear` writes down what was said."""
+class AsrEvaluator:
+    """One recogniser of 16 kHz speech."""
 
     def __init__(self, language_model: Path, dictionary: Path) -> None:
         sphinx = _pocketsphinx()
         self._decoder = sphinx.Decoder(lm=str(language_model), dict=str(dictionary), cmn="batch", loglevel="FATAL")
 
-    def hear(self, wave: Wave, rate_hz: int) -> str:
-        """The words of a wave [samples]; a function of this wave alone, whatever was heard before."""
+    def transcribe(self, wave: Wave, rate_hz: int) -> str:
+        """The words of a wave [samples]; a function of this wave alone, not of those before it."""
         if len(wave) == 0:
             return ""
-        if rate_hz != JUDGE_RATE_HZ:
-            wave = soxr.resample(wave, rate_hz, JUDGE_RATE_HZ)
-        wave = np.pad(wave, round(_EDGE_S * JUDGE_RATE_HZ))
+        if rate_hz != RATE_HZ:
+            wave = soxr.resample(wave, rate_hz, RATE_HZ)
+        wave = np.pad(wave, round(_EDGE_S * RATE_HZ))
         wave = wave + _HISS * np.random.default_rng(0).standard_normal(len(wave), np.float32)
         pcm = np.clip(np.rint(wave * 32767.0), -32768, 32767).astype(np.int16)
         self._decoder.start_utt()
@@ -182,8 +177,8 @@ class Judge:
         return "" if found is None else found.hypstr
 
 
-class Panel:
-    """Both judges over one domain, each in `processes` processes. A context manager.
+class AsrEvaluators:
+    """Both evaluators over one domain, each in `processes` processes. A context manager.
 
     Args:
         texts: the training text.
@@ -195,40 +190,40 @@ class Panel:
         phones = pronunciations(words)
         self.alike = sound_alikes(phones)
         self._stack = contextlib.ExitStack()
-        folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="judges-")))
+        folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="evaluators-")))
         write_dictionary(phones, folder / "words.dict")
         write_bigrams(texts, words, folder / "domain.lm")
         write_flat(words, folder / "flat.lm")
         self._pool = self._stack.enter_context(
-            ProcessPoolExecutor(processes, initializer=_open_judges, initargs=(folder,))
+            ProcessPoolExecutor(processes, initializer=_open_evaluators, initargs=(folder,))
         )
 
-    def hear(self, waves: Sequence[tuple[Wave, int]], judge: str) -> Iterator[str]:
-        """What one judge ("domain" or "flat") hears in each (samples, rate in Hz), in order, as it comes."""
-        return self._pool.map(_hear, [(wave, rate_hz, judge) for wave, rate_hz in waves])
+    def transcribe(self, waves: Sequence[tuple[Wave, int]], evaluator: str) -> Iterator[str]:
+        """Transcripts of (samples, rate in Hz) by one evaluator ("domain" or "flat"), in order, as they come."""
+        return self._pool.map(_transcribe, [(wave, rate_hz, evaluator) for wave, rate_hz in waves])
 
-    def errors(self, reference: str, heard: str) -> Errors:
+    def errors(self, reference: str, transcript: str) -> Errors:
         """Word errors; words that sound alike are equal."""
-        return word_errors(reference, heard, self.alike)
+        return word_errors(reference, transcript, self.alike)
 
-    def __enter__(self) -> Panel:
+    def __enter__(self) -> AsrEvaluators:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
 
-_open: dict[str, Judge] = {}  # of one pool process
+_open: dict[str, AsrEvaluator] = {}  # of one pool process
 
 
-def _open_judges(folder: Path) -> None:
-    for name in JUDGES:
-        _open[name] = Judge(folder / f"{name}.lm", folder / "words.dict")
+def _open_evaluators(folder: Path) -> None:
+    for name in EVALUATORS:
+        _open[name] = AsrEvaluator(folder / f"{name}.lm", folder / "words.dict")
 
 
-def _hear(job: tuple[Wave, int, str]) -> str:
-    wave, rate_hz, judge = job
-    return _open[judge].hear(wave, rate_hz)
+def _transcribe(job: tuple[Wave, int, str]) -> str:
+    wave, rate_hz, evaluator = job
+    return _open[evaluator].transcribe(wave, rate_hz)
 
 
 def _write_arpa(path: Path, orders: Sequence[Sequence[str]]) -> None:
@@ -243,7 +238,7 @@ def _pocketsphinx():  # type: ignore[no-untyped-def]
     try:
         import pocketsphinx
     except ImportError as error:
-        raise TrainingError("the judges need pocketsphinx: pip install pocketsphinx") from error
+        raise EvaluationError("the ASR evaluators need pocketsphinx: pip install pocketsphinx") from error
     return pocketsphinx
 
 

@@ -6,8 +6,8 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
+from evaluation.errors import EvaluationError
 from training.data.manifest import ChatSample, read_chat
-from training.errors import TrainingError
 
 #: asr: speech -> text. tts: text -> speech. spoken: spoken question -> spoken answer. typed: typed question -> spoken
 #: answer. text: typed question -> written answer.
@@ -40,7 +40,7 @@ def load_cases(data: Path, limit: int, seed: int = 0) -> list[Case]:
     """At most `limit` cases of each kind, drawn from the test split; the same for the same seed.
 
     Raises:
-        TrainingError: no data there, sounds are missing (the first is named), or the test split is empty.
+        EvaluationError: no data there, sounds are missing (the first is named), or the test split is empty.
     """
     by_kind: dict[str, list[ChatSample]] = {kind: [] for kind in KINDS}
     for sample in read_chat(data, "test"):
@@ -50,11 +50,11 @@ def load_cases(data: Path, limit: int, seed: int = 0) -> list[Case]:
         random.Random(f"{seed} {kind}").shuffle(samples)
         cases += [_case(kind, sample, data, number) for number, sample in enumerate(samples[:limit])]
     if not cases:
-        raise TrainingError(f"{data}: its test split is empty; make the data with test_* above 0")
+        raise EvaluationError(f"{data}: its test split is empty; make the data with test_* above 0")
     wanted = [path for case in cases for path in (case.audio, case.teacher) if path is not None]
     missing = [path for path in wanted if not path.is_file()]
     if missing:
-        raise TrainingError(f"{missing[0]} and {len(missing) - 1} more sounds are missing: make the data again")
+        raise EvaluationError(f"{missing[0]} and {len(missing) - 1} more sounds are missing: make the data again")
     return cases
 
 

@@ -9,10 +9,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from evaluation.errors import EvaluationError
 from evaluation.picture import Panel, Point, draw
 from evaluation.scores import Scores, TeacherScores
-from evaluation.thresholds import Bar, bars
-from training.errors import TrainingError
+from evaluation.thresholds import Threshold, thresholds
 
 REPORT, FIGURES, PICTURE = "evaluation.md", "evaluation.json", "quality_speed.svg"
 
@@ -21,16 +21,19 @@ def write_report(folder: Path, scores: Sequence[Scores], teacher: TeacherScores,
     """Write the three files into `folder`. `about`: command, machine, date, counts; shown and stored as they are.
 
     Raises:
-        TrainingError: a file could not be written.
+        EvaluationError: a file could not be written.
     """
     models = list(dict.fromkeys(row.label for row in scores))
     by_model = {model: {row.mode: row for row in scores if row.label == model} for model in models}
-    held = {model: bars(rows, teacher) for model, rows in by_model.items()}
+    held = {model: thresholds(rows, teacher) for model, rows in by_model.items()}
     figures = {
         "about": dict(about),
         "teacher": asdict(teacher),
         "scores": [row.to_dict() for row in scores],
-        "bars": {model: [{**asdict(bar), "passed": bar.passed} for bar in found] for model, found in held.items()},
+        "thresholds": {
+            model: [{**asdict(threshold), "passed": threshold.passed} for threshold in found]
+            for model, found in held.items()
+        },
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -38,11 +41,11 @@ def write_report(folder: Path, scores: Sequence[Scores], teacher: TeacherScores,
         (folder / FIGURES).write_text(json.dumps(_plain(figures), indent=1, allow_nan=False) + "\n", encoding="utf-8")
         (folder / PICTURE).write_text(quality_against_speed(scores, teacher), encoding="utf-8")
     except OSError as error:
-        raise TrainingError(f"{folder}: the report could not be written: {error}") from error
+        raise EvaluationError(f"{folder}: the report could not be written: {error}") from error
 
 
 def markdown(
-    scores: Sequence[Scores], teacher: TeacherScores, held: Mapping[str, Sequence[Bar]], about: Mapping[str, Any]
+    scores: Sequence[Scores], teacher: TeacherScores, held: Mapping[str, Sequence[Threshold]], about: Mapping[str, Any]
 ) -> str:
     """The report's text."""
     parts = ["# Evaluation\n", *(f"- {name}: {value}" for name, value in about.items()), "", f"![]({PICTURE})", ""]
@@ -72,14 +75,14 @@ def markdown(
         ],
     )  # fmt: skip
     parts.append(
-        "TTS WER and ->S are what pocketsphinx hears (domain: bigrams of the training text; flat: all words of the "
-        "lexicon equally likely; words that sound alike are equal); the teacher's row is what it hears in the "
-        "teacher's own sound of the same texts, the codec's row in that sound after speech tokenizer and decoder, "
+        "TTS WER and ->S are judged by pocketsphinx (domain: bigrams of the training text; flat: all words of the "
+        "lexicon equally likely; words that sound alike are equal); the teacher's row is of the "
+        "teacher's own sound of the same texts, the codec's row of that sound after speech tokenizer and decoder, "
         "without a language model. LM tokens/s: the language model alone; tokens/s: seen by the client. "
         "Speed is over the requests answered in speech, one at a time.\n"
     )
     parts += _table(
-        "Streamed and one-shot decode of the same tokens (TTS, domain judge)",
+        "Streamed and one-shot decode of the same tokens (TTS, domain evaluator)",
         "model|mode|streamed WER|one-shot WER|streamed MCD dB|one-shot MCD dB|text beside the speech WER",
         [
             [
@@ -92,14 +95,14 @@ def markdown(
     for model, found in held.items():
         rows = [
             [
-                bar.name,
-                _share(bar.value),
-                f"{'at least' if bar.at_least else 'at most'} {_share(bar.limit)}",
-                _mark(bar),
+                threshold.name,
+                _share(threshold.value),
+                f"{'at least' if threshold.at_least else 'at most'} {_share(threshold.limit)}",
+                "pass" if threshold.passed else "MISSED",
             ]
-            for bar in found
+            for threshold in found
         ]
-        parts += _table(f"Bars: {model}", "bar|measured|limit|", rows)
+        parts += _table(f"Acceptance thresholds: {model}", "threshold|measured|limit|", rows)
     for title, attribute in (
         ("Spoken questions by family", "spoken_by_family"),
         ("Spoken questions by what was held out", "spoken_by_held_out"),
@@ -122,7 +125,7 @@ def quality_against_speed(scores: Sequence[Scores], teacher: TeacherScores) -> s
     panels = [
         Panel(
             "Speech: errors",
-            "TTS WER, domain judge, %",
+            "TTS WER, domain evaluator, %",
             points(lambda row: row.tts_wer.get("domain", math.nan)),
             100 * teacher.tts.get("domain", math.nan),
             "teacher",
@@ -165,10 +168,6 @@ def _share(value: float | None) -> str:
 
 def _number(value: float, digits: int) -> str:
     return f"{value:.{digits}f}" if math.isfinite(value) else "-"
-
-
-def _mark(bar: Bar) -> str:
-    return "pass" if bar.passed else "MISSED"
 
 
 def _plain(value: Any) -> Any:

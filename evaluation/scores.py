@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from evaluation.asr_evaluators import JUDGES, Errors, Panel, Wave, word_errors
+from evaluation.asr_evaluators import EVALUATORS, AsrEvaluators, Errors, Wave, word_errors
 from evaluation.cases import Case
 from evaluation.cepstra import cepstra, distance_db
 from evaluation.serving import Outcome
@@ -39,11 +39,11 @@ class Accuracy:
 
 @dataclass(slots=True)
 class TeacherScores:
-    """The judges' figures on the teacher's own sound of the same texts; paths are sounds already heard."""
+    """The evaluators' figures on the teacher's own sound of the same texts."""
 
-    tts: dict[str, float] = field(default_factory=dict)  # judge -> word error rate
+    tts: dict[str, float] = field(default_factory=dict)  # evaluator -> word error rate
     tts_by_family: dict[str, dict[str, float]] = field(default_factory=dict)
-    spoken: float = math.nan  # S -> S accuracy that the domain judge would give the teacher
+    spoken: float = math.nan  # S -> S accuracy of the teacher's answers, domain evaluator
     typed: float = math.nan
 
 
@@ -51,7 +51,7 @@ class TeacherScores:
 class Scores:
     """The figures of one model in one mode. Rates are shares; `*_by_*` break them down.
 
-    `codec_wer`, by judge: of the teacher's sound as the model's codes and decoder give it back, the same in every mode:
+    `codec_wer`, by evaluator: of the teacher's sound through the model's codes and decoder, the same in every mode:
     what a perfect language model would reach.
     """
 
@@ -65,7 +65,7 @@ class Scores:
     codec_wer: dict[str, float] = field(default_factory=dict)
     tts_text_wer: float = math.nan  # of the text that is written along with the speech
     tts_distance_db: float = math.nan
-    one_shot_wer: float = math.nan  # domain judge, the same tokens decoded at once
+    one_shot_wer: float = math.nan  # domain evaluator, the same tokens decoded at once
     one_shot_distance_db: float = math.nan
     spoken_to_text: float = math.nan
     spoken_to_speech: float = math.nan
@@ -85,31 +85,27 @@ class Scores:
         return asdict(self)
 
 
-def score_teacher(cases: Sequence[Case], panel: Panel) -> TeacherScores:
-    """Let the judges hear the teacher say every spoken reference."""
+def score_teacher(cases: Sequence[Case], asr: AsrEvaluators) -> TeacherScores:
+    """Error rates of the teacher's own sound of every spoken reference."""
     scores = TeacherScores()
     spoken = [case for case in cases if case.kind == "tts"]
-    for judge in JUDGES:
-        heard = _hear_teacher(spoken, panel, judge)
-        scores.tts[judge] = _rate(panel.errors(case.reference, text) for case, text in zip(spoken, heard, strict=True))
-        for name, errors in _group(
-            (
-                (case.sample.family, panel.errors(case.reference, text))
-                for case, text in zip(spoken, heard, strict=True)
-            ),
-            NO_ERRORS,
-        ).items():
-            scores.tts_by_family.setdefault(name, {})[judge] = errors.rate
+    for evaluator in EVALUATORS:
+        transcripts = _teacher_transcripts(spoken, asr, evaluator)
+        found = [asr.errors(case.reference, text) for case, text in zip(spoken, transcripts, strict=True)]
+        scores.tts[evaluator] = _rate(found)
+        families = ((case.sample.family, errors) for case, errors in zip(spoken, found, strict=True))
+        for name, total in _group(families, NO_ERRORS).items():
+            scores.tts_by_family.setdefault(name, {})[evaluator] = total.rate
     for kind in ("spoken", "typed"):
         asked = [case for case in cases if case.kind == kind]
-        heard = _hear_teacher(asked, panel, "domain")
-        right = [_is_right(text, case, panel) for case, text in zip(asked, heard, strict=True)]
+        transcripts = _teacher_transcripts(asked, asr, "domain")
+        right = [_is_right(text, case, asr) for case, text in zip(asked, transcripts, strict=True)]
         setattr(scores, kind, sum(right) / len(right) if right else math.nan)
     return scores
 
 
-def score_codec(cases: Sequence[Case], panel: Panel, give_back: Callable[[Wave, int], Wave]) -> dict[str, float]:
-    """Let the judges hear the teacher through a model's codes and decoder: word error rates by judge, {} without TTS.
+def score_codec(cases: Sequence[Case], asr: AsrEvaluators, give_back: Callable[[Wave, int], Wave]) -> dict[str, float]:
+    """Word error rates by evaluator of the teacher's sound through a model's codes and decoder; {} without TTS.
 
     Args:
         give_back: (16 kHz speech, seed) -> the sound at the decoder's rate.
@@ -118,10 +114,10 @@ def score_codec(cases: Sequence[Case], panel: Panel, give_back: Callable[[Wave, 
     waves = [(give_back(_teacher_wave(case)[0], case.seed), OUTPUT_SAMPLE_RATE_HZ) for case in spoken]
     if not waves:
         return {}
-    heard = {judge: panel.hear(waves, judge) for judge in JUDGES}
+    transcripts = {evaluator: asr.transcribe(waves, evaluator) for evaluator in EVALUATORS}
     return {
-        judge: _rate(panel.errors(case.reference, text) for case, text in zip(spoken, texts, strict=True))
-        for judge, texts in heard.items()
+        evaluator: _rate(asr.errors(case.reference, text) for case, text in zip(spoken, texts, strict=True))
+        for evaluator, texts in transcripts.items()
     }
 
 
@@ -129,19 +125,19 @@ def score(
     label: str,
     mode: str,
     outcomes: Sequence[Outcome],
-    panel: Panel,
+    asr: AsrEvaluators,
     decode_at_once: Callable[[Outcome], Wave],
 ) -> tuple[Scores, list[dict[str, Any]]]:
-    """The figures of one model and mode, and one plain record per outcome (what was said, heard, and judged)."""
+    """The figures of one model and mode, and one plain record per outcome (answer, transcripts and verdicts)."""
     scores = Scores(label, mode, len(outcomes), sum(outcome.reason != "end_token" for outcome in outcomes))
     records: list[dict[str, Any]] = []
     by_kind: dict[str, list[Outcome]] = defaultdict(list)
     for outcome in outcomes:
         by_kind[outcome.case.kind].append(outcome)
     _score_asr(by_kind["asr"], scores, records)
-    _score_tts(by_kind["tts"], scores, records, panel, decode_at_once)
+    _score_tts(by_kind["tts"], scores, records, asr, decode_at_once)
     for kind in ("spoken", "typed", "text"):
-        _score_answers(kind, by_kind[kind], scores, records, panel)
+        _score_answers(kind, by_kind[kind], scores, records, asr)
     _score_speed([outcome for outcome in outcomes if outcome.case.teacher is not None], scores)
     return scores, records
 
@@ -158,24 +154,30 @@ def _score_tts(
     outcomes: Sequence[Outcome],
     scores: Scores,
     records: list[dict[str, Any]],
-    panel: Panel,
+    asr: AsrEvaluators,
     decode_at_once: Callable[[Outcome], Wave],
 ) -> None:
     if not outcomes:
         return
-    heard = {judge: list(panel.hear([(o.wave, o.rate_hz) for o in outcomes], judge)) for judge in JUDGES}
-    at_once = [decode_at_once(outcome) for outcome in outcomes]
-    heard["one_shot"] = list(panel.hear([(w, o.rate_hz) for w, o in zip(at_once, outcomes, strict=True)], "domain"))
-    errors = {
-        name: [panel.errors(outcome.case.reference, text) for outcome, text in zip(outcomes, texts, strict=True)]
-        for name, texts in heard.items()
+    transcripts = {
+        evaluator: list(asr.transcribe([(o.wave, o.rate_hz) for o in outcomes], evaluator)) for evaluator in EVALUATORS
     }
-    scores.tts_wer = {judge: _rate(errors[judge]) for judge in JUDGES}
+    at_once = [decode_at_once(outcome) for outcome in outcomes]
+    transcripts["one_shot"] = list(
+        asr.transcribe([(w, o.rate_hz) for w, o in zip(at_once, outcomes, strict=True)], "domain")
+    )
+    errors = {
+        name: [asr.errors(outcome.case.reference, text) for outcome, text in zip(outcomes, texts, strict=True)]
+        for name, texts in transcripts.items()
+    }
+    scores.tts_wer = {evaluator: _rate(errors[evaluator]) for evaluator in EVALUATORS}
     scores.one_shot_wer = _rate(errors["one_shot"])
-    for judge in JUDGES:
-        families = ((outcome.case.sample.family, error) for outcome, error in zip(outcomes, errors[judge], strict=True))
+    for evaluator in EVALUATORS:
+        families = (
+            (outcome.case.sample.family, error) for outcome, error in zip(outcomes, errors[evaluator], strict=True)
+        )
         for name, total in _group(families, NO_ERRORS).items():
-            scores.tts_wer_by_family.setdefault(name, {})[judge] = total.rate
+            scores.tts_wer_by_family.setdefault(name, {})[evaluator] = total.rate
     scores.tts_text_wer = _rate(word_errors(outcome.case.reference, outcome.text) for outcome in outcomes)
     targets = [cepstra(*_teacher_wave(outcome.case)) for outcome in outcomes]
     distances = [
@@ -187,12 +189,14 @@ def _score_tts(
     ]
     scores.tts_distance_db, scores.one_shot_distance_db = (_finite_mean(values) for values in distances)
     for index, outcome in enumerate(outcomes):
-        judged = {f"heard_{name}": texts[index] for name, texts in heard.items()}
-        records.append(_record(outcome, **judged, edits=errors["domain"][index].edits, distance_db=distances[0][index]))
+        verdicts = {f"transcript_{name}": texts[index] for name, texts in transcripts.items()}
+        records.append(
+            _record(outcome, **verdicts, edits=errors["domain"][index].edits, distance_db=distances[0][index])
+        )
 
 
 def _score_answers(
-    kind: str, outcomes: Sequence[Outcome], scores: Scores, records: list[dict[str, Any]], panel: Panel
+    kind: str, outcomes: Sequence[Outcome], scores: Scores, records: list[dict[str, Any]], asr: AsrEvaluators
 ) -> None:
     if not outcomes:
         return
@@ -201,11 +205,11 @@ def _score_answers(
     if kind == "text":
         records += [_record(outcome, right=right) for outcome, right in zip(outcomes, written, strict=True)]
         return
-    heard = list(panel.hear([(outcome.wave, outcome.rate_hz) for outcome in outcomes], "domain"))
-    said = [_is_right(text, outcome.case, panel) for text, outcome in zip(heard, outcomes, strict=True)]
+    transcripts = list(asr.transcribe([(outcome.wave, outcome.rate_hz) for outcome in outcomes], "domain"))
+    said = [_is_right(text, outcome.case, asr) for text, outcome in zip(transcripts, outcomes, strict=True)]
     setattr(scores, f"{kind}_to_speech", sum(said) / len(said))
-    for outcome, text, right, spoken_right in zip(outcomes, heard, written, said, strict=True):
-        records.append(_record(outcome, heard_domain=text, right=right, right_spoken=spoken_right))
+    for outcome, text, right, spoken_right in zip(outcomes, transcripts, written, said, strict=True):
+        records.append(_record(outcome, transcript_domain=text, right=right, right_spoken=spoken_right))
     if kind != "spoken":
         return
     for attribute in ("family", "held_out", "voice"):
@@ -233,13 +237,13 @@ def _score_speed(outcomes: Sequence[Outcome], scores: Scores) -> None:
     scores.real_time_factor = float(np.median(factors)) if factors else math.nan
 
 
-def _is_right(heard: str, case: Case, panel: Panel) -> bool:
-    """By ear: words that sound alike are one."""
-    return is_right(heard, case.sample.accepted, panel.alike)
+def _is_right(transcript: str, case: Case, asr: AsrEvaluators) -> bool:
+    """By its transcript: words that sound alike are one."""
+    return is_right(transcript, case.sample.accepted, asr.alike)
 
 
-def _hear_teacher(cases: Sequence[Case], panel: Panel, judge: str) -> list[str]:
-    return list(panel.hear([_teacher_wave(case) for case in cases], judge))
+def _teacher_transcripts(cases: Sequence[Case], asr: AsrEvaluators, evaluator: str) -> list[str]:
+    return list(asr.transcribe([_teacher_wave(case) for case in cases], evaluator))
 
 
 def _teacher_wave(case: Case) -> tuple[Wave, int]:
@@ -252,7 +256,7 @@ def read_wave(path: Path) -> tuple[Wave, int]:
     return wave, rate_hz
 
 
-def _record(outcome: Outcome, **judged: Any) -> dict[str, Any]:
+def _record(outcome: Outcome, **verdicts: Any) -> dict[str, Any]:
     sample = outcome.case.sample
     return {
         "id": sample.id,
@@ -266,7 +270,7 @@ def _record(outcome: Outcome, **judged: Any) -> dict[str, Any]:
         "text": outcome.text,
         "tokens": len(outcome.tokens),
         "reason": outcome.reason,
-        **judged,
+        **verdicts,
     }
 
 

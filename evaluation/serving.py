@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.cases import Case
-from training.errors import TrainingError
+from evaluation.errors import EvaluationError
 from vita_client import Client
 
 #: A model that does not stop is cut off here; a right answer has less than 100 tokens.
@@ -53,7 +53,7 @@ def ask_all(
     `repetition_penalty`: None is the checkpoint's own.
 
     Raises:
-        TrainingError: a stream ended without a status. VitaError: the server failed.
+        EvaluationError: a stream ended without a status. VitaError: the server failed.
     """
     cases = list(cases)
     with Client(url) as client:
@@ -78,7 +78,7 @@ def _ask(
         timeout_s=_TIMEOUT_S,
     )
     if reply.status is None:
-        raise TrainingError(f"case {case.sample.id}, mode {mode}: the stream ended without a status")
+        raise EvaluationError(f"case {case.sample.id}, mode {mode}: the stream ended without a status")
     return Outcome(
         case=case,
         mode=mode,

@@ -8,26 +8,31 @@ from pathlib import Path
 from typing import Any
 
 from training.config import TrainingConfig
+from training.init_from import AUDIO_PARTS, CONTINUED, RECORDS, STAGE_PARTS, InitFrom
 from training.language_model import prepare
 from training.logs import duration
-from training.reuse import AUDIO_START, KEPT, PARTS, RECORD, SAMPLES, STAGE_PARTS, START, START_RECORDS
 from vita_audio.checkpoint.check import CheckpointSizes
 
 #: The report of `evaluation` below the training's folder; goes on the card when it is there.
 SCORES = Path("evaluation") / "evaluation.md"
 #: In the record of a part that went on with a finished network: the record of what made that.
 _BEFORE = "before"
+#: The samples the language model was last trained on, in the records.
+_SAMPLES = "tokens"
 
 
-def write_card(config: TrainingConfig, out: Path, checkpoint: Path, sizes: CheckpointSizes, command: str) -> None:
+def write_card(
+    config: TrainingConfig, init: InitFrom, out: Path, checkpoint: Path, sizes: CheckpointSizes, command: str
+) -> None:
     """Write `checkpoint/README.md` (what it is, how it was made, what it scored) and its records, `training.json`.
 
     Raises:
         OSError: it cannot be written.
     """
-    parts = records_of(out)
-    samples = parts.pop(SAMPLES)
-    sittings = [sitting for record in parts.values() for sitting in _sittings(record)]
+    parts = records_of(init, out)
+    samples = parts.pop(_SAMPLES)
+    runs = [run for record in parts.values() for run in _runs(record)]
+    started = f"\nStarted from {init}.\n" if init.checkpoint else ""
     language_model = sizes.language_model
     size_mb = sum(file.stat().st_size for file in checkpoint.rglob("*") if file.is_file()) / 1e6
     text = f"""# {config.name}
@@ -63,51 +68,47 @@ Samples of the language model's last training:
 ## How it was made
 
     {command}
-
-Machine: {"; ".join(sorted({sitting["machine"] for sitting in sittings}))}.
+{started}
+Machine: {"; ".join(sorted({run["machine"] for run in runs}))}.
 
 | part | steps | time | held-out, at the end |
 |---|---|---|---|
 {_parts_table(parts)}
 
-All parts together: {duration(sum(sitting["elapsed_s"] for sitting in sittings))}, without making the data.
+All parts together: {duration(sum(run["elapsed_s"] for run in runs))}, without making the data.
 
 ## Scores
 
 {_scores(out / SCORES)}
 """
     (checkpoint / "README.md").write_text(text, encoding="utf-8")
-    (checkpoint / RECORD).write_text(json.dumps({**parts, SAMPLES: samples}, indent=1) + "\n", encoding="utf-8")
+    (checkpoint / RECORDS).write_text(json.dumps({**parts, _SAMPLES: samples}, indent=1) + "\n", encoding="utf-8")
 
 
-def is_current(out: Path, checkpoint: Path) -> bool:
+def is_current(init: InitFrom, out: Path, checkpoint: Path) -> bool:
     """Whether `checkpoint` was written from the trainings that `out` holds now."""
     try:
-        return bool(json.loads((checkpoint / RECORD).read_text(encoding="utf-8")) == records_of(out))
+        return bool(json.loads((checkpoint / RECORDS).read_text(encoding="utf-8")) == records_of(init, out))
     except (OSError, ValueError):
         return False
 
 
-def records_of(out: Path) -> dict[str, dict[str, Any]]:
-    """What every part recorded, the earlier sittings of a network that was trained on included.
+def records_of(init: InitFrom, out: Path) -> dict[str, dict[str, Any]]:
+    """What every part recorded, earlier training runs of a network that was continued included.
 
     Raises:
         OSError: a part is not done.
         ValueError: a record is no JSON.
     """
-    records = {name: _read(out / name / "done.json") for name in PARTS}
-    for name in PARTS:
-        if (before := out / AUDIO_START.format(name) / START_RECORDS).exists():
-            records[name][_BEFORE] = _read(before)
-    if (kept := out / KEPT / START_RECORDS).exists():
-        return records | _read(kept)
-    samples = _read(out / "tokens" / prepare.RECORD)
-    if not (start := out / START / START_RECORDS).exists():
-        stages = {name: _read(out / name / "done.json") for name in STAGE_PARTS}
-    else:
-        stages = _read(start)
-        stages["stage4"] = {**_read(out / "stage4" / "done.json"), _BEFORE: stages["stage4"]}
-    return {**records, **stages, SAMPLES: samples}
+    records = init.records(out)
+    trained = [name for name in AUDIO_PARTS if init.trains(name)]
+    if init.trains("language_model"):
+        records[_SAMPLES] = _read(out / "tokens" / prepare.RECORD)
+        trained += STAGE_PARTS[-1:] if init.starts["language_model"] == CONTINUED else STAGE_PARTS
+    for name in trained:
+        before = records.get(name) if init.starts.get(name, init.starts["language_model"]) == CONTINUED else None
+        records[name] = {**_read(out / name / "done.json"), **({_BEFORE: before} if before else {})}
+    return {name: records[name] for name in (*AUDIO_PARTS, *STAGE_PARTS, _SAMPLES)}
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -115,9 +116,9 @@ def _read(path: Path) -> dict[str, Any]:
     return record
 
 
-def _sittings(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """A part's record after those of the trainings it went on with."""
-    return [*_sittings(record[_BEFORE]), record] if _BEFORE in record else [record]
+def _runs(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """A part's record after those of the training runs it went on with."""
+    return [*_runs(record[_BEFORE]), record] if _BEFORE in record else [record]
 
 
 def _scores(report: Path) -> str:
@@ -140,10 +141,10 @@ def _samples_table(tokens: dict[str, Any]) -> str:
 def _parts_table(records: dict[str, dict[str, Any]]) -> str:
     rows = []
     for name, record in records.items():
-        for number, sitting in enumerate(_sittings(record)):
-            held_out = _held_out(sitting["last"].get("held_out", {}))
+        for number, run in enumerate(_runs(record)):
             shown = f"{name}, continued" if number else name
-            rows.append(f"| {shown} | {sitting['steps']} | {duration(sitting['elapsed_s'])} | {held_out} |")
+            held_out = _held_out(run["last"].get("held_out", {}))
+            rows.append(f"| {shown} | {run['steps']} | {duration(run['elapsed_s'])} | {held_out} |")
     return "\n".join(rows)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-_COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#7f7f7f")
+from matplotlib.figure import Figure
+
+from training.files import whole_file
 
 
 class Table:
@@ -46,14 +47,10 @@ class Table:
         return [(int(row["step"]), float(row[name])) for row in self.rows if row.get(name)]
 
     def _rewrite(self) -> None:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, self.columns)
-        writer.writeheader()
-        writer.writerows({name: row.get(name) or "" for name in self.columns} for row in self.rows)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
-        temporary.write_text(text.getvalue(), encoding="utf-8", newline="")
-        temporary.replace(self.path)
+        with whole_file(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self.columns)
+            writer.writeheader()
+            writer.writerows({name: row.get(name) or "" for name in self.columns} for row in self.rows)
 
 
 def duration(seconds: float) -> str:
@@ -66,37 +63,19 @@ def duration(seconds: float) -> str:
 
 def write_curve(path: Path, curves: Mapping[str, Sequence[tuple[int, float]]], title: str) -> None:
     """Draw curves of (step, value) as an SVG picture; the value axis is logarithmic when all values are above 0."""
-    finite = {name: [p for p in points if math.isfinite(p[1])] for name, points in curves.items()}
+    finite = {name: [point for point in points if math.isfinite(point[1])] for name, points in curves.items()}
     drawn = {name: points for name, points in finite.items() if points}
     if not drawn:
         return
-    values = [value for points in drawn.values() for _, value in points]
-    logarithmic = min(values) > 0
-    scale = math.log if logarithmic else float
-    low, high = scale(min(values)), scale(max(values))
-    high = high if high > low else low + 1
-    last = max(max(step for step, _ in points) for points in drawn.values()) or 1
-    width, height, left, top = 720, 360, 60, 30
-
-    def place(step: int, value: float) -> str:
-        return f"{left + step / last * width:.1f},{top + (high - scale(value)) / (high - low) * height:.1f}"
-
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width + left + 160}" height="{height + top + 40}" '
-        'font-family="sans-serif" font-size="12"><rect width="100%" height="100%" fill="white"/>',
-        f'<text x="{left}" y="18">{title}{", logarithmic" if logarithmic else ""}</text>',
-        f'<rect x="{left}" y="{top}" width="{width}" height="{height}" fill="none" stroke="#888"/>',
-    ]
-    for index in range(5):
-        share = index / 4
-        value = high - share * (high - low)
-        shown = math.exp(value) if logarithmic else value
-        parts.append(f'<text x="4" y="{top + share * height + 4:.0f}">{shown:.4g}</text>')
-        parts.append(f'<text x="{left + share * width - 10:.0f}" y="{top + height + 18}">{round(share * last)}</text>')
-    for index, (name, points) in enumerate(drawn.items()):
-        colour = _COLOURS[index % len(_COLOURS)]
-        line = " ".join(place(step, value) for step, value in points)
-        parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
-        parts.append(f'<text x="{left + width + 8}" y="{top + 14 + 16 * index}" fill="{colour}">{name}</text>')
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join([*parts, "</svg>\n"]), encoding="utf-8")
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    axes = figure.add_subplot(title=title, xlabel="step", ylabel="loss")
+    for name, points in drawn.items():
+        axes.plot(*zip(*points, strict=True), marker="." if len(points) == 1 else None, linewidth=1.2, label=name)
+    if min(value for points in drawn.values() for _, value in points) > 0:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize="small", frameon=False)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, format="svg", metadata={"Date": None})

@@ -6,17 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from training.audio import flow, speech_tokenizer, vocoder
 from training.bundle import write_bundle
 from training.card import is_current
 from training.config import TrainingConfig
 from training.data import generate
 from training.errors import TrainingError
-from training.language_model import prepare, recode, stages
-from training.reuse import AUDIO_START, KEPT, START, START_RECORDS
+from training.init_from import CONTINUED, SCRATCH, InitFrom, init_folder, recode
+from training.language_model import prepare, stages
+from vita_audio.checkpoint.audio_decoder import load_flow, load_vocoder
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +23,7 @@ class Part:
 
     Attributes:
         made: what must all be there for the part to be done.
-        needs: parts that must be done first.
+        needs: parts that must be done first, of those that this training has.
         again: quick; made again when it is asked for by name.
         current: whether what was made is that of this training.
     """
@@ -42,108 +40,85 @@ class Part:
         return all(path.exists() for path in self.made) and self.current()
 
 
-def parts_of(config: TrainingConfig, out: Path, checkpoint: Path, command: str) -> list[Part]:
+def parts_of(config: TrainingConfig, init: InitFrom, out: Path, checkpoint: Path, command: str) -> list[Part]:
     """All parts of a training whose intermediate files are in `out` and whose result is `checkpoint`.
 
-    What `reuse` has put into `out` is gone on with: a language model in `out/start` leaves stage 4 to do, one in
-    `out/kept` no stage.
-
     Args:
+        init: what `init_training` returned. Parts that it leaves unchanged are not trained; a language model that is
+            continued runs stage 4 once more.
         command: what was typed, for the checkpoint's card.
     """
-    data, tokens = out / "data", out / "tokens"
-    kept, continued = (out / KEPT).exists(), (out / START).exists()
-    folders = {name: out / name for name in ("speech_tokenizer", "vocoder", "flow")}
-    codec = folders["speech_tokenizer"] / speech_tokenizer.EXPORT
-    flow_weights, vocoder_weights = folders["flow"] / flow.EXPORT, folders["vocoder"] / vocoder.EXPORT
+    data, tokens, language_model = out / "data", out / "tokens", init.starts["language_model"]
+    codec = out / "speech_tokenizer" / speech_tokenizer.EXPORT
+    if not init.trains("speech_tokenizer"):
+        codec = init_folder(out, "speech_tokenizer")
 
-    def trained(name: str, export: Path, needs: tuple[str, ...], make: Callable[[], object]) -> Part:
-        return Part(name, (out / name / "done.json", export), needs, make)
+    def start(part: str) -> Path | None:
+        return init_folder(out, part) if init.starts[part] == CONTINUED else None
 
-    parts = [
-        Part(
-            "data",
-            (data / "speech.jsonl", data / "chat.jsonl"),
-            (),
-            lambda: generate.run(config.data, data),
-        ),
-        trained(
-            "speech_tokenizer",
-            codec,
+    def train_flow() -> object:
+        weights = load_flow(folder)[1] if (folder := start("flow")) else None
+        return flow.train_flow(config.flow, data, codec, out / "flow", weights)
+
+    def train_vocoder() -> object:
+        weights = load_vocoder(folder)[1] if (folder := start("vocoder")) else None
+        return vocoder.train_vocoder(config.vocoder, data, out / "vocoder", weights)
+
+    audio: dict[str, tuple[str, tuple[str, ...], Callable[[], object]]] = {
+        "speech_tokenizer": (
+            speech_tokenizer.EXPORT,
             ("data",),
             lambda: speech_tokenizer.train_speech_tokenizer(
-                config.speech_tokenizer,
-                data,
-                folders["speech_tokenizer"],
-                _start_of(out, "speech_tokenizer", speech_tokenizer.EXPORT),
+                config.speech_tokenizer, data, out / "speech_tokenizer", start("speech_tokenizer")
             ),
         ),
-        trained(
-            "vocoder",
-            vocoder_weights,
-            ("data",),
-            lambda: vocoder.train_vocoder(
-                config.vocoder, data, folders["vocoder"], _weights(_start_of(out, "vocoder", vocoder.EXPORT))
-            ),
-        ),
-        trained(
-            "flow",
-            flow_weights,
-            ("data", "speech_tokenizer"),
-            lambda: flow.train_flow(
-                config.flow, data, codec, folders["flow"], _weights(_start_of(out, "flow", flow.EXPORT))
-            ),
-        ),
-    ]
-    if not kept:
+        "vocoder": (vocoder.EXPORT, ("data",), train_vocoder),
+        "flow": (flow.EXPORT, ("data", "speech_tokenizer"), train_flow),
+    }
+    parts = [Part("data", (data / "speech.jsonl", data / "chat.jsonl"), (), lambda: generate.run(config.data, data))]
+    for name, (export, needs, make) in audio.items():
+        if init.trains(name):
+            parts.append(Part(name, (out / name / "done.json", out / name / export), needs, make))
+    if init.trains("language_model"):
         parts.append(
             Part(
                 "tokens",
                 tuple(tokens / name for name in (prepare.TRAIN, prepare.TEST, prepare.RECORD)),
                 ("data", "speech_tokenizer"),
-                lambda: prepare.prepare_tokens(
-                    config.language_model, data, codec, tokens, out / START / stages.EXPORT if continued else None
-                ),
+                lambda: prepare.prepare_tokens(config.language_model, data, codec, tokens, start("language_model")),
+                current=lambda: prepare.is_coded_with(tokens, codec),
             )
         )
-    if continued:
-        before, start = "tokens", out / START / stages.EXPORT
-        if (old := _start_of(out, "speech_tokenizer", speech_tokenizer.EXPORT)) is not None:
-            before, made = "recode", out / "recode" / stages.EXPORT
-            parts.append(Part(before, (made,), ("tokens",), _recode(config, start, old, codec, data, out / "recode")))
-            start = made
-        parts.append(_stage(config, 4, out, before, start))
-    elif not kept:
+    if init.recodes:
+        parts.append(
+            Part(
+                "recode",
+                (out / "recode" / stages.EXPORT,),
+                ("tokens",),
+                lambda: recode(
+                    init_folder(out, "language_model"), init_folder(out, "speech_tokenizer"), codec, data,
+                    out / "recode", config.language_model.device,
+                ),
+            )
+        )  # fmt: skip
+    if language_model == CONTINUED:
+        previous = out / "recode" / stages.EXPORT if init.recodes else init_folder(out, "language_model")
+        parts.append(_stage(config, 4, out, parts[-1].name, previous))
+    elif language_model == SCRATCH:
         for number in stages.STAGES:
-            before = f"stage{number - 1}" if number > 1 else "tokens"
+            before = parts[-1].name
             parts.append(_stage(config, number, out, before, out / before / stages.EXPORT if number > 1 else None))
     parts.append(
         Part(
             "checkpoint",
             (checkpoint / "README.md",),
-            ("speech_tokenizer", "vocoder", "flow", *(() if kept else ("stage4",))),
-            lambda: write_bundle(config, out, checkpoint, command),
+            tuple(part.name for part in parts if part.name != "data"),
+            lambda: write_bundle(config, init, out, checkpoint, command),
             again=True,
-            current=lambda: is_current(out, checkpoint),
+            current=lambda: is_current(init, out, checkpoint),
         )
     )
     return parts
-
-
-def _start_of(out: Path, name: str, export: str) -> Path | None:
-    """What an audio network's training goes on with."""
-    folder = out / AUDIO_START.format(name)
-    return folder / export if (folder / START_RECORDS).exists() else None
-
-
-def _weights(path: Path | None) -> dict[str, Tensor] | None:
-    return None if path is None else torch.load(path, weights_only=True)
-
-
-def _recode(
-    config: TrainingConfig, language_model: Path, old: Path, new: Path, data: Path, folder: Path
-) -> Callable[[], object]:
-    return lambda: recode.recode(language_model, old, new, data, folder, config.language_model.device)
 
 
 def _stage(config: TrainingConfig, number: int, out: Path, before: str, previous: Path | None) -> Part:
@@ -172,7 +147,7 @@ def run_parts(parts: list[Part], only: str | None, say: Callable[[str], None]) -
         if part.done and not (only and part.again):
             say(f"[{number}/{len(parts)}] {part.name}: done")
             continue
-        if missing := [name for name in part.needs if not by_name[name].done]:
+        if missing := [name for name in part.needs if name in by_name and not by_name[name].done]:
             raise TrainingError(f"{part.name} needs {', '.join(missing)} first; leave --only out to run all in order")
         say(f"[{number}/{len(parts)}] {part.name}")
         part.make()

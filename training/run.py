@@ -32,8 +32,9 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from training.errors import Stopped, TrainingError
+from training.files import whole_file
 from training.logs import Table, duration, write_curve
-from training.snapshots import Snapshots, SnapshotStore, Stateful
+from training.snapshots import Snapshots, Stateful
 from vita_audio.machine import describe_device
 
 
@@ -132,7 +133,7 @@ class Run:
         optimizers: Sequence[Optimizer] = (),
         *,
         identity: Mapping[str, object] | None = None,
-        store: SnapshotStore | None = None,
+        store: Snapshots | None = None,
         main: bool = True,
         agree: Callable[[bool], bool] = bool,
         console: Console | None = None,
@@ -254,10 +255,8 @@ class Run:
             "machine": describe_device(),
             "last": tables,
         }
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / ".done.json.tmp"
-        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(self.folder / "done.json")
+        with whole_file(self.folder / "done.json") as path:
+            path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
     def _draw(self) -> None:
         curves = {

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,8 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from training.errors import TrainingError
-
-_NAME = re.compile(r"step_(\d{8})\.pt")
+from training.files import whole_file
 
 
 class Stateful(Protocol):
@@ -23,16 +20,6 @@ class Stateful(Protocol):
     def load_state_dict(self, state_dict: dict[str, Any], /) -> Any: ...
 
 
-class SnapshotStore(Protocol):
-    """Where a run keeps its snapshots."""
-
-    def latest(self) -> int | None: ...
-
-    def save(self, step: int, header: dict[str, Any], state: Mapping[str, Stateful]) -> None: ...
-
-    def load(self, step: int, state: Mapping[str, Stateful]) -> dict[str, Any]: ...
-
-
 class Snapshots:
     """`folder/step_00001000.pt`, loadable with `weights_only=True`; never half-written."""
 
@@ -41,8 +28,7 @@ class Snapshots:
 
     def steps(self) -> list[int]:
         """Steps of the stored snapshots, ascending."""
-        names = (_NAME.fullmatch(path.name) for path in self.folder.glob("step_*.pt"))
-        return sorted(int(name[1]) for name in names if name)
+        return sorted(int(path.stem.removeprefix("step_")) for path in self.folder.glob("step_*"))
 
     def latest(self) -> int | None:
         return max(self.steps(), default=None)
@@ -57,7 +43,8 @@ class Snapshots:
         Raises:
             TrainingError: it could not be written (disk full, permissions); earlier snapshots are untouched.
         """
-        write_torch_file(self._path(step), {"header": header, "state": {k: v.state_dict() for k, v in state.items()}})
+        with whole_file(self._path(step)) as path:
+            torch.save({"header": header, "state": {k: v.state_dict() for k, v in state.items()}}, path)
         for old in self.steps()[: -self.keep]:
             self._path(old).unlink(missing_ok=True)
 
@@ -81,24 +68,3 @@ class Snapshots:
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step_{step:08d}.pt"
-
-
-def write_torch_file(path: Path, content: object) -> None:
-    """`torch.save` that leaves either the whole file or what was there before.
-
-    Raises:
-        TrainingError: the disk is full or the folder cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
-        temporary.unlink(missing_ok=True)
-        raise TrainingError(
-            f"{path}: cannot be written ({error}); free some space and run the command again"
-        ) from error

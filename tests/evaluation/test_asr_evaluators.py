@@ -1,4 +1,4 @@
-"""The judges: word errors, language models, and what they hear."""
+"""The ASR evaluators: word errors, language models, transcripts."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evaluation.asr_evaluators import (
+    AsrEvaluators,
     Errors,
-    Panel,
     pronunciations,
     sound_alikes,
     word_errors,
     write_bigrams,
     write_flat,
 )
+from evaluation.errors import EvaluationError
 from training.data.teacher import say
-from training.errors import TrainingError
 
 WORDS = ["a", "b", "cat", "dog", "for", "four", "is", "no", "one", "plus", "the", "three", "to", "two", "yes"]
 TEXTS = ["The cat is a dog.", "One plus two is three.", "Yes, the dog is the cat.", "No."] * 5
@@ -33,7 +33,7 @@ def _pocketsphinx() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reference", "heard", "edits"),
+    ("reference", "transcript", "edits"),
     [
         ("the cat is small", "the cat is small", 0),
         ("The cat is small.", "the CAT is small", 0),
@@ -45,8 +45,8 @@ def _pocketsphinx() -> None:
         ("", "a dog", 2),
     ],
 )
-def test_word_errors(reference: str, heard: str, edits: int) -> None:
-    assert word_errors(reference, heard).edits == edits
+def test_word_errors(reference: str, transcript: str, edits: int) -> None:
+    assert word_errors(reference, transcript).edits == edits
 
 
 words = st.lists(st.sampled_from(WORDS), max_size=8).map(" ".join)
@@ -68,7 +68,7 @@ def test_rates_add_up() -> None:
     assert math.isnan(Errors(0, 0).rate)
 
 
-def test_words_that_sound_alike_are_one_to_an_ear() -> None:
+def test_words_that_sound_alike_are_one_word() -> None:
     alike = sound_alikes(pronunciations(WORDS))
     assert alike["two"] == alike["to"]
     assert alike["for"] == alike["four"]
@@ -78,7 +78,7 @@ def test_words_that_sound_alike_are_one_to_an_ear() -> None:
 
 
 def test_a_word_the_dictionary_lacks_is_named() -> None:
-    with pytest.raises(TrainingError, match="qwxzzy"):
+    with pytest.raises(EvaluationError, match="qwxzzy"):
         pronunciations(["cat", "qwxzzy"])
 
 
@@ -119,14 +119,14 @@ def test_the_flat_model_takes_all_words_for_equally_likely(tmp_path: Path) -> No
 
 
 @pytest.mark.skipif(shutil.which("flite") is None, reason="flite is not installed")
-def test_the_judges_hear_the_teacher_and_not_noise() -> None:
+def test_the_evaluators_transcribe_the_teacher_and_not_noise() -> None:
     texts = ["The cat is a dog.", "One plus two is three."]
     waves = [(say(text, "rms"), 16_000) for text in texts]
     noise = (np.random.default_rng(0).standard_normal(16_000).astype(np.float32) * 0.1, 16_000)
-    with Panel(TEXTS, WORDS, processes=1) as panel:
-        heard = list(panel.hear([*waves, noise, waves[0], (np.zeros(0, np.float32), 16_000)], "domain"))
-        flat = list(panel.hear(waves, "flat"))
-    assert sum((panel.errors(*pair) for pair in zip(texts, heard, strict=False)), Errors(0, 0)).rate < 0.2
-    assert heard[3] == heard[0]  # whatever was heard in between
+    with AsrEvaluators(TEXTS, WORDS, processes=1) as asr:
+        heard = list(asr.transcribe([*waves, noise, waves[0], (np.zeros(0, np.float32), 16_000)], "domain"))
+        flat = list(asr.transcribe(waves, "flat"))
+    assert sum((asr.errors(*pair) for pair in zip(texts, heard, strict=False)), Errors(0, 0)).rate < 0.2
+    assert heard[3] == heard[0]  # whatever came in between
     assert heard[4] == ""
-    assert sum((panel.errors(*pair) for pair in zip(texts, flat, strict=True)), Errors(0, 0)).rate < 0.5
+    assert sum((asr.errors(*pair) for pair in zip(texts, flat, strict=True)), Errors(0, 0)).rate < 0.5

@@ -20,11 +20,11 @@ from evaluation.picture import Panel, Point, draw
 from evaluation.report import write_report
 from evaluation.scores import Scores, TeacherScores
 from evaluation.thresholds import thresholds
+from training.config import load_config
 from training.data.generate import run
-from training.data.settings import TINY
 
 FEW = replace(
-    TINY, tts=2, asr=2, spoken_chat=3, typed_chat=1, text=1, asr_questions=1, tts_answers=1,
+    load_config("tiny").data, tts=2, asr=2, spoken_chat=3, typed_chat=1, text=1, asr_questions=1, tts_answers=1,
     test_tts=1, test_asr=1, test_spoken_chat=2, test_typed_chat=1, test_text=1,
 )  # fmt: skip
 TEACHER = TeacherScores(tts={"domain": 0.02, "flat": 0.25}, spoken=0.95, typed=0.95)

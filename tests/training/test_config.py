@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from training.__main__ import app
 from training.config import CONFIGS, load_config
 from training.errors import TrainingError
+from training.init_from import InitFrom
 from training.pipeline import Part, parts_of, run_parts
 
 
@@ -119,7 +120,7 @@ def test_parts_run_in_order_and_done_ones_are_skipped(tmp_path: Path) -> None:
 
 
 def test_parts_of_a_training_name_what_they_need() -> None:
-    parts = parts_of(load_config("tiny"), Path("out"), Path("checkpoint"), "command")
+    parts = parts_of(load_config("tiny"), InitFrom.read(Path("out")), Path("out"), Path("checkpoint"), "command")
     names = [part.name for part in parts]
     assert names[0] == "data"
     assert names[-5:] == ["stage1", "stage2", "stage3", "stage4", "checkpoint"]
@@ -143,18 +144,13 @@ def test_command_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--continue-audio", "flow"], "name it with --continue-from"),
-        (["--keep-language-model"], "name it with --continue-from"),
-        (["--continue-from", "x", "--continue-audio", "ears"], "--continue-audio: ears unknown"),
-        (["--continue-from", "x", "--continue-audio", "speech_tokenizer"], "the flow must follow"),
-        (["--continue-from", "x", "--keep-language-model"], "nothing is left to train"),
-        (
-            "--continue-from x --keep-language-model --continue-audio speech_tokenizer --continue-audio flow".split(),
-            "leave one of the two out",
-        ),
+        (["--train", "flow"], "need each other"),
+        (["--init-from", "x", "--train", "ears"], "--train: 'ears' unknown"),
+        (["--init-from", "x", "--train", "speech_tokenizer,flow"], "language_model must follow"),
+        (["--init-from", "x", "--train", "flow"], "--init-from: x does not fit the configuration"),
     ],
 )
-def test_origins_that_do_not_fit(tmp_path: Path, options: list[str], words: str) -> None:
+def test_checkpoints_that_cannot_be_started_from(tmp_path: Path, options: list[str], words: str) -> None:
     refused = CliRunner().invoke(app, ["--config", "tiny", "--out", str(tmp_path / "out"), *options])
     assert refused.exit_code == 1
     assert words in refused.stderr
@@ -166,5 +162,5 @@ def test_a_folder_of_something_else_is_not_replaced(tmp_path: Path) -> None:
 
     (tmp_path / "thesis.txt").touch()
     with pytest.raises(TrainingError, match="not a trained checkpoint"):
-        write_bundle(replace(load_config("tiny"), name="x"), tmp_path / "out", tmp_path, "")
+        write_bundle(load_config("tiny"), InitFrom.read(tmp_path / "out"), tmp_path / "out", tmp_path, "")
     assert (tmp_path / "thesis.txt").exists()

@@ -14,7 +14,7 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.data.__main__ import main
+from training.config import load_config
 from training.data.answers import is_right, words_of
 from training.data.families import questions
 from training.data.generate import run
@@ -23,7 +23,7 @@ from training.data.manifest import read_chat, read_speech
 from training.data.plan import plan
 from training.data.questions import FAMILIES, split_questions
 from training.data.sentences import sentences
-from training.data.settings import SMALL, TINY, DataConfig
+from training.data.settings import DataConfig
 from training.data.teacher import Clip, make, say
 from training.errors import TrainingError
 from vita_audio.contract.fields import TASKS
@@ -31,6 +31,7 @@ from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ
 from vita_audio.text.chat_template import AUDIO_PLACEHOLDER
 
 needs_flite = pytest.mark.skipif(shutil.which("flite") is None, reason="flite is not installed")
+TINY = load_config("tiny").data
 CLIPS_FEW = replace(
     TINY, tts=2, asr=2, spoken_chat=3, typed_chat=1, text=1, asr_questions=1, tts_answers=1,
     test_tts=1, test_asr=1, test_spoken_chat=2, test_typed_chat=1, test_text=1,
@@ -49,7 +50,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_there_are_families_enough_and_thousands_of_questions() -> None:
     assert len(FAMILIES) >= 12
     assert len({family.name for family in FAMILIES}) == len(FAMILIES)
-    train, _ = split_questions(SMALL)
+    train, _ = split_questions(DataConfig())
     assert sum(len(pool.questions) for pool in train) > 5_000
 
 
@@ -103,7 +104,7 @@ def test_arithmetic_is_right() -> None:
 
 
 def test_splits_share_no_text_and_hold_out_what_they_say() -> None:
-    train, test = split_questions(SMALL)
+    train, test = split_questions(DataConfig())
     trained = {question.text for pool in train for question in pool.questions}
     assert not trained & {question.text for pool in test for question in pool.questions}
     facts = {(pool.family.name, question.fact.key) for pool in train for question in pool.questions}
@@ -144,8 +145,8 @@ def test_questions_are_read_aloud_by_the_output_voice_alone() -> None:
     assert {(clip.voice, clip.take, clip.text) for p in read_aloud for clip in p.clips} == {
         (TINY.output_voice, 0, p.sample.answer) for p in read_aloud
     }
-    two_rounds = plan(replace(TINY, rounds=2, spoken_chat=1500, tts_questions=1500))
-    texts = [p.sample.answer for p in two_rounds if p.sample.task == "tts" and p.sample.answer.endswith("?")]
+    two_epochs = plan(replace(TINY, epochs=2, spoken_chat=1500, tts_questions=1500))
+    texts = [p.sample.answer for p in two_epochs if p.sample.task == "tts" and p.sample.answer.endswith("?")]
     assert len(set(texts)) == len(texts)
 
 
@@ -156,8 +157,8 @@ def test_a_larger_plan_has_the_same_test_split() -> None:
     assert test_split(TINY) == test_split(replace(TINY, tts=60, asr=50, spoken_chat=90))
 
 
-def test_another_round_keeps_the_samples_of_the_first_and_repeats_no_text_or_sound() -> None:
-    once, twice = (plan(replace(TINY, rounds=rounds, copies=5)) for rounds in (1, 2))
+def test_another_epoch_keeps_the_samples_of_the_first_and_repeats_no_text_or_sound() -> None:
+    once, twice = (plan(replace(TINY, epochs=epochs, copies=5)) for epochs in (1, 2))
     first, second = twice[: len(once)], twice[len(once) :]
     assert first == once
     wanted = {
@@ -179,7 +180,7 @@ def test_another_round_keeps_the_samples_of_the_first_and_repeats_no_text_or_sou
         assert not set(texts[0]) & set(texts[1])
     heard = [{clip for s in part for clip in s.clips if clip.take} for part in (first, second)]
     assert not heard[0] & heard[1]
-    alone = plan(replace(TINY, rounds=1, first_round=1, copies=5))
+    alone = plan(replace(TINY, epochs=1, first_epoch=1, copies=5))
     assert [s for s in alone if s.sample.task != "tts" and s.sample.split == "train"] == [
         s for s in second if s.sample.task != "tts"
     ]
@@ -239,7 +240,7 @@ def test_every_wording_can_be_filled() -> None:
         ({"output_voice": "nobody"}, "nobody"),
         ({"input_voices": ()}, "input_voices"),
         ({"processes": 0}, "processes"),
-        ({"rounds": 0}, "rounds"),
+        ({"epochs": 0}, "epochs"),
     ],
 )
 def test_a_wrong_setting_is_named(fields: dict, named: str) -> None:
@@ -345,8 +346,3 @@ def test_a_full_disk_leaves_no_half_written_sound(data: Path, monkeypatch: pytes
         run(CLIPS_FEW, tmp_path)
     assert not list(tmp_path.glob("audio/**/*.*"))
     assert not (tmp_path / "config.json").exists()
-
-
-def test_the_command_line_refuses_what_it_does_not_know() -> None:
-    with pytest.raises(SystemExit):
-        main(["--config", "huge", "--out", "nowhere"])

@@ -83,33 +83,29 @@ def test_everything_in_one_command(tmp_path: Path) -> None:
     # A second language model for the same audio networks.
     shutil.rmtree(tmp_path / "out" / "evaluation")
     (tmp_path / "second").mkdir()
-    fourth = start(tmp_path / "second", "--audio-from", str(tmp_path / "checkpoint"), "--set", "data.asr=20")
+    second = ("--init-from", str(tmp_path / "checkpoint"), "--train", "language_model:scratch")
+    fourth = start(tmp_path / "second", *second, "--set", "data.asr=20")
     output = fourth.communicate(timeout=250)[0]
     assert fourth.returncode == 0, output
-    assert "] flow: done" in output
+    assert "] stage1" in output
+    assert "] flow" not in output
     for name in ("speech_tokenizer/model.safetensors", "audio_decoder/flow.pt"):
         assert (tmp_path / "second" / "checkpoint" / name).exists()
     first_card, second_card = card, (tmp_path / "second" / "checkpoint" / "README.md").read_text()
     assert row(first_card, "flow") == row(second_card, "flow")
-    assert "--audio-from" in second_card
+    assert "--train language_model:scratch" in second_card
+    assert "vocoder unchanged, flow unchanged, language_model scratch." in second_card
     kept, own = (load_flow(tmp_path / place / "audio_decoder")[1] for place in ("second/checkpoint", "checkpoint"))
     assert all(torch.equal(kept[key], own[key]) for key in own)
 
-    other = start(
-        tmp_path / "second",
-        "--audio-from",
-        str(tmp_path / "checkpoint"),
-        "--set",
-        "flow.model.encoder_blocks=2",
-        "--resume",
-    )
+    other = start(tmp_path / "other", *second, "--set", "flow.model.encoder_blocks=2")
     output = other.communicate(timeout=60)[0]
     assert other.returncode == 1
-    assert "other sizes than the configuration" in output
+    assert "does not fit the configuration" in output
 
     # The same model, trained on: its networks, its tokenizer, and stage 4 once more.
     (tmp_path / "third").mkdir()
-    again = ("--continue-from", str(tmp_path / "checkpoint"), "--continue-audio", "flow", "--set", "flow.run.steps=4")
+    again = ("--init-from", str(tmp_path / "checkpoint"), "--train", "language_model,flow", "--set", "flow.run.steps=4")
     fifth = start(tmp_path / "third", *again, "--set", "data.text=12")
     output = fifth.communicate(timeout=250)[0]
     assert fifth.returncode == 0, output
@@ -133,8 +129,8 @@ def test_everything_in_one_command(tmp_path: Path) -> None:
 
     # Its flow alone, in its own place: the checkpoint there is an earlier one, not the one that is asked for.
     shutil.copytree(tmp_path / "checkpoint", tmp_path / "seventh" / "checkpoint")
-    place = ("--continue-from", str(tmp_path / "seventh" / "checkpoint"), "--continue-audio", "flow")
-    flow_alone = start(tmp_path / "seventh", *place, "--keep-language-model", "--set", "flow.run.steps=4")
+    place = ("--init-from", str(tmp_path / "seventh" / "checkpoint"))
+    flow_alone = start(tmp_path / "seventh", *place, "--train", "flow", "--set", "flow.run.steps=4")
     output = flow_alone.communicate(timeout=250)[0]
     assert flow_alone.returncode == 0, output
     assert "stage4" not in output
@@ -145,7 +141,7 @@ def test_everything_in_one_command(tmp_path: Path) -> None:
         assert row(card, part) == row(first_card, part)
     assert row(card, "flow, continued").startswith("| flow, continued | 4 |")
     assert "stage4, continued" not in card
-    assert "--continue-audio flow --keep-language-model" in card
+    assert "--train flow" in card
     assert (
         card.split("## Data and licence")[1].split("## How")[0]
         == first_card.split("## Data and licence")[1].split("## How")[0]
@@ -154,23 +150,22 @@ def test_everything_in_one_command(tmp_path: Path) -> None:
         assert (seventh / name).read_bytes() == (tmp_path / "checkpoint" / name).read_bytes(), name
     moved = load_flow(seventh / "audio_decoder")[1]
     assert 0 < max(float((moved[key] - own[key]).abs().max()) for key in own) < 0.1
-    finished = start(tmp_path / "seventh", *place, "--keep-language-model", "--resume")
+    finished = start(tmp_path / "seventh", *place, "--train", "flow", "--resume")
     assert "] checkpoint: done" in finished.communicate(timeout=60)[0]
-    other = start(tmp_path / "seventh", *place, "--resume")
-    assert "holds kept already" in other.communicate(timeout=60)[0]
+    other = start(tmp_path / "seventh", *place, "--train", "flow,vocoder", "--resume")
+    assert "holds another training" in other.communicate(timeout=60)[0]
     records = json.loads((seventh / "training.json").read_text())
     del records["tokens"]
     (seventh / "training.json").write_text(json.dumps(records))
-    unknown = start(tmp_path / "eighth", *place, "--keep-language-model")
+    unknown = start(tmp_path / "eighth", *place, "--train", "flow")
     assert "not the records of a training" in unknown.communicate(timeout=60)[0]
     assert not (tmp_path / "eighth").exists()
 
-    # Its speech tokenizer and vocoder too: new codes, which its language model is told of.
+    # All of it: new codes, for which its language model gets rows made of the old codes'.
     (tmp_path / "sixth").mkdir()
     deeper = start(
         tmp_path / "sixth",
-        *("--continue-from", str(tmp_path / "checkpoint")),
-        *("--continue-audio", "speech_tokenizer", "--continue-audio", "vocoder", "--continue-audio", "flow"),
+        *("--init-from", str(tmp_path / "checkpoint"), "--train", "all"),
         *("--set", "speech_tokenizer.run.steps=6", "--set", "vocoder.run.steps=3", "--set", "flow.run.steps=4"),
     )
     output = deeper.communicate(timeout=250)[0]
@@ -187,7 +182,7 @@ def test_everything_in_one_command(tmp_path: Path) -> None:
     assert "stage3" not in listed.communicate(timeout=60)[0]
 
     wrong = ("--set", "language_model.model.backbone_layers=2", "--out", str(tmp_path / "fourth"))
-    other = start(tmp_path / "third", "--continue-from", str(tmp_path / "checkpoint"), *wrong)
+    other = start(tmp_path / "third", "--init-from", str(tmp_path / "checkpoint"), "--train", "language_model", *wrong)
     output = other.communicate(timeout=60)[0]
     assert other.returncode == 1
-    assert "other sizes than the configuration" in output
+    assert "does not fit the configuration" in output

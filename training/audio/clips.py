@@ -17,6 +17,7 @@ from rich.progress import track
 
 from training.ahead import in_threads
 from training.errors import TrainingError
+from training.files import whole_file
 from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ
 from vita_audio.text.chat_template import AUDIO_PLACEHOLDER
 
@@ -126,9 +127,8 @@ def _pack(
         if not clips:
             raise TrainingError(f"{data / 'speech.jsonl'}: has no clip" + (" of the output voice" * outputs_only))
         # The index comes last: without it the samples do not count.
-        temporary = folder / ".clips.json.tmp"
-        temporary.write_text(json.dumps({"rate_hz": rate_hz, "clips": [asdict(clip) for clip in clips]}))
-        temporary.replace(folder / "clips.json")
+        with whole_file(folder / "clips.json") as index:
+            index.write_text(json.dumps({"rate_hz": rate_hz, "clips": [asdict(clip) for clip in clips]}))
     except OSError as error:
         raise TrainingError(f"{folder}: cannot be written ({error}); free some space and run again") from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import cast
 
@@ -13,13 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from training.ahead import Ahead
+from training.ahead import in_threads
 from training.audio.decoder_clips import DecoderClips
 from training.audio.flow_windows import FEWEST_TOKENS, FlowBatch, FlowWindows, output_codes
 from training.audio.limits import check_settings
 from training.device import autocast, pick_device
+from training.files import whole_file
 from training.run import Run, RunSettings, adamw, clip, set_seeds, step_generator
-from training.snapshots import write_torch_file
 from training.workers import Each, add_gradients, worker_count, workers
 from vita_audio.checkpoint.configs import FlowConfig
 from vita_audio.models.flow import Flow
@@ -129,7 +130,7 @@ def train_flow(
         start: weights of a finished flow of the same sizes to go on with; None: from nothing.
 
     Returns:
-        The state dict file, float16, for `checkpoint.write_audio_checkpoint`.
+        The state dict file, float16.
 
     Raises:
         TrainingError: faulty data, settings that do not fit the snapshots, a full disk.
@@ -175,12 +176,12 @@ def train_flow(
             "fresh": start is None,
         },
     )
-    ahead = Ahead(windows.__getitem__, on=device.type != "cpu")
+    ahead = in_threads(windows.__getitem__, count(run.step), ahead=int(device.type != "cpu"), threads=1)
     parts = worker_count(config.workers, device, config.batch)
     with workers(parts) as each:
         for step in run:
             seed = int(step_generator(config.run.seed, step, rank=1).integers(2**62))
-            batch = ahead[step]
+            batch = next(ahead)
             drawn = FlowDraw.of(batch, config.model, torch.Generator(device).manual_seed(seed))
             optimizer.zero_grad(set_to_none=True)
             losses = add_flow_gradients(model, batch, drawn, config, parts, each)
@@ -192,7 +193,8 @@ def train_flow(
             if run.evaluation_due:
                 run.record("held_out", _evaluate(averaged, held_out, config))
     export = folder / EXPORT
-    write_torch_file(export, {key: value.half().cpu() for key, value in averaged.state_dict().items()})
+    with whole_file(export) as path:
+        torch.save({key: value.half().cpu() for key, value in averaged.state_dict().items()}, path)
     return export
 
 

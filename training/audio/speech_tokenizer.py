@@ -7,6 +7,7 @@ states and follow them as moving averages; from then on both heads read codes on
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from training.ahead import Ahead
+from training.ahead import in_threads
 from training.audio.augment import Augmentation, augment
-from training.audio.checkpoint import write_whole_folder
 from training.audio.clips import Clips, batch_of, pack_clips
 from training.audio.limits import check_settings
 from training.audio.mel import SpeechFeatures
@@ -27,12 +27,13 @@ from training.audio.tokenizer_heads import (
     MelHead,
     RecognitionHead,
     ctc_loss,
-    edit_distance,
     letter_ids,
     read_letters,
 )
+from training.data.answers import edit_distance
 from training.device import autocast, pick_device
 from training.errors import TrainingError
+from training.files import whole_folder
 from training.run import Run, RunSettings, adamw, clip, set_seeds, step_generator
 from vita_audio.checkpoint.configs import SpeechTokenizerConfig
 from vita_audio.checkpoint.random_weights.audio import sinusoids
@@ -187,13 +188,13 @@ def train_speech_tokenizer(
             "fresh": start is None,
         },
     )
-    ahead = Ahead(batches.__getitem__, on=device.type != "cpu")
+    ahead = in_threads(batches.__getitem__, count(run.step), ahead=int(device.type != "cpu"), threads=1)
     for step in run:
         rng = step_generator(config.run.seed, step, rank=1)
         draw = torch.Generator(device).manual_seed(int(rng.integers(2**62)))
         if step == quantize_from:
             model.averages.start(codebook, _states(model, batches, config, rng), draw)
-        batch = ahead[step]
+        batch = next(ahead)
         outcome: Outcome = model(_heard(batch, config, rng), batch, quantized=step >= quantize_from)
         total = torch.stack([weights[name] * loss for name, loss in outcome.losses.items()]).sum()
         optimizer.zero_grad(set_to_none=True)
@@ -208,7 +209,8 @@ def train_speech_tokenizer(
     export = folder / EXPORT
     # Stored and used as float16: codes made from now on come from exactly the weights that are served.
     tensors = {key: value.half().cpu() for key, value in model.encoder.state_dict().items()}
-    write_whole_folder(export, lambda place: write_speech_tokenizer(place, config.model, tensors))
+    with whole_folder(export) as place:
+        write_speech_tokenizer(place, config.model, tensors)
     return export
 
 

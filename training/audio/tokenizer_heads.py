@@ -24,16 +24,6 @@ def read_letters(scores: Tensor) -> list[int]:
     return [letter for letter in torch.unique_consecutive(scores.argmax(-1)).tolist() if letter]
 
 
-def edit_distance(read: list[int], wanted: list[int]) -> int:
-    """Letters to replace, insert or delete to make one out of the other."""
-    row = list(range(len(wanted) + 1))
-    for number, letter in enumerate(read, 1):
-        diagonal, row[0] = row[0], number
-        for column, other in enumerate(wanted, 1):
-            diagonal, row[column] = row[column], min(row[column] + 1, row[column - 1] + 1, diagonal + (letter != other))
-    return row[-1]
-
-
 class _Context(nn.Module):
     """Two residual convolutions over neighbouring tokens: [B, width, n] -> [B, width, n], zero where not valid."""
 

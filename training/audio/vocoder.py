@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import cast
 
@@ -18,15 +19,15 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.parametrize import remove_parametrizations
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from training.ahead import Ahead, in_threads
+from training.ahead import in_threads
 from training.audio.decoder_clips import DecoderClips
 from training.audio.discriminators import Discriminators, adversarial_loss, discriminator_loss, feature_loss
 from training.audio.limits import check_settings
 from training.audio.pitch import fundamental_hz
 from training.audio.spectral import SpectralLoss
 from training.device import autocast, pick_device
+from training.files import whole_file
 from training.run import Run, RunSettings, Shuffle, adamw, clip, set_seeds, step_generator
-from training.snapshots import write_torch_file
 from vita_audio.checkpoint.audio_decoder import split_weight_norm
 from vita_audio.checkpoint.configs import VocoderConfig
 from vita_audio.contract.rates import MEL_HOP_SAMPLES
@@ -149,7 +150,7 @@ def train_vocoder(config: VocoderTraining, data: Path, folder: Path, start: Mapp
         start: weights (weight norm folded) of a finished vocoder of the same sizes to go on with; None: from nothing.
 
     Returns:
-        The state dict file, float16, weight norm folded, for `checkpoint.write_audio_checkpoint`.
+        The state dict file, float16, weight norm folded.
 
     Raises:
         TrainingError: faulty data, settings that do not fit the snapshots, a full disk.
@@ -190,10 +191,10 @@ def train_vocoder(config: VocoderTraining, data: Path, folder: Path, start: Mapp
             "fresh": start is None,
         },
     )
-    ahead = Ahead(batches.__getitem__, on=device.type != "cpu")
+    ahead = in_threads(batches.__getitem__, count(run.step), ahead=int(device.type != "cpu"), threads=1)
     for step in run:
         draw = torch.Generator(device).manual_seed(int(step_generator(config.run.seed, step, rank=1).integers(2**62)))
-        segments = ahead[step]
+        segments = next(ahead)
         wave, predicted = vocode(model, segments, step < own_f0, draw)
         losses = spectral(wave, segments.wave)
         losses["f0"] = (predicted - segments.f0).abs().mean() / _F0_UNIT_HZ
@@ -228,7 +229,8 @@ def train_vocoder(config: VocoderTraining, data: Path, folder: Path, start: Mapp
             run.record("held_out", _evaluate(averaged, batches, held_out, spectral))
     export = folder / EXPORT
     tensors = folded(averaged).state_dict()
-    write_torch_file(export, {key: value.half().cpu() for key, value in tensors.items()})
+    with whole_file(export) as path:
+        torch.save({key: value.half().cpu() for key, value in tensors.items()}, path)
     return export
 
 
@@ -274,10 +276,8 @@ def _true_f0(clips: DecoderClips, indices: list[int], folder: Path) -> dict[int,
     waves = (clips.clips.samples(index) / np.float32(32768) for index in indices)
     made = track(in_threads(fundamental_hz, waves), f"f0 of {len(indices)} clips", len(indices), transient=True)
     found = dict(zip(indices, made, strict=True))
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / ".f0.tmp.npz"
-    np.savez(temporary, **{str(index): f0 for index, f0 in found.items()})  # type: ignore[arg-type]
-    temporary.replace(path)
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **{str(index): f0 for index, f0 in found.items()})  # type: ignore[arg-type]
     return found
 
 

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import track
 
 from training.data.answers import words_of
 from training.data.manifest import CHAT, SPEECH, SpeechClip, write_lines
@@ -88,31 +88,15 @@ def _clips(samples: Sequence[PlannedSample]) -> dict[Clip, str]:
 
 def _speak(clips: Sequence[Clip], config: DataConfig, folder: Path, console: Console) -> list[float]:
     """Make what is missing; seconds of each clip."""
-    seconds: list[float] = []
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("data: speaking", total=len(clips))
-        if config.processes == 1:
-            for clip in clips:
-                seconds.append(write_clip(clip, config, folder))
-                progress.advance(task)
-            return seconds
-        batches = [(clips[start : start + _BATCH], config, folder) for start in range(0, len(clips), _BATCH)]
-        with ProcessPoolExecutor(config.processes) as pool:
-            try:
-                for lengths in pool.map(_speak_batch, batches):
-                    seconds += lengths
-                    progress.advance(task, len(lengths))
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-    return seconds
+    batches = [(clips[start : start + _BATCH], config, folder) for start in range(0, len(clips), _BATCH)]
+    with ProcessPoolExecutor(config.processes) as pool:
+        made = (map if config.processes == 1 else pool.map)(_speak_batch, batches)
+        try:
+            shown = track(made, f"data: speaking {len(clips)} clips", len(batches), console=console)
+            return [length for lengths in shown for length in lengths]
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def _speak_batch(batch: tuple[Sequence[Clip], DataConfig, Path]) -> list[float]:

@@ -9,13 +9,13 @@ Paths are relative to DATA, sounds are 16 kHz mono FLAC.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from training.errors import TrainingError
+from training.files import whole_file
 
 SPEECH, CHAT = "speech.jsonl", "chat.jsonl"
 
@@ -58,17 +58,8 @@ class ChatSample:
 
 def write_lines(path: Path, records: Iterable[SpeechClip | ChatSample]) -> None:
     """Write a manifest: under a temporary name, then renamed."""
-    temporary = path.with_name(path.name + ".part")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            for record in records:
-                file.write(json.dumps(asdict(record), ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise TrainingError(f"{path} could not be written: {error}") from error
+    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(asdict(record), ensure_ascii=False) + "\n" for record in records)
 
 
 def read_speech(folder: Path, split: str | None = None) -> list[SpeechClip]:
@@ -86,7 +77,7 @@ def read_chat(folder: Path, split: str | None = None) -> list[ChatSample]:
 def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(place, fields) of each line."""
     if not path.is_file():
-        raise TrainingError(f"{path} does not exist: make it with python -m training.data --out {path.parent}")
+        raise TrainingError(f"{path} does not exist: make it with python -m training --only data")
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             place = f"{path}, line {number}"

@@ -15,7 +15,7 @@ from training.data.settings import DataConfig
 from training.data.teacher import Clip
 from vita_audio.text.chat_template import AUDIO_PLACEHOLDER, task_turns
 
-_TAKES_OF_A_ROUND = 1_000_000  # more than a round has: takes and numbers of different rounds never meet
+_TAKES_OF_AN_EPOCH = 1_000_000  # more than an epoch has: takes and numbers of epochs never meet
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,36 +30,36 @@ def plan(config: DataConfig) -> list[PlannedSample]:
     """All samples of both splits, in a fixed order; paths of the clips are in place."""
     samples = list(_Plan(config, "test").samples())
     read_aloud: set[str] = set()
-    for number in range(config.first_round, config.first_round + config.rounds):
+    for number in range(config.first_epoch, config.first_epoch + config.epochs):
         samples += _Plan(config, "train", number, read_aloud).samples()
     return samples
 
 
 class _Plan:
-    """The samples of one split, of one round.
+    """The samples of one split, of one epoch.
 
     Args:
-        number: of the round. Each goes on in the lists of texts and questions where the one before ended.
-        read_aloud: answers and questions that are TTS samples already; gains those of this round.
+        number: of the epoch. Each goes on in the lists of texts and questions where the one before ended.
+        read_aloud: answers and questions that are TTS samples already; gains those of this epoch.
     """
 
     def __init__(self, config: DataConfig, split: str, number: int = 0, read_aloud: set[str] | None = None) -> None:
-        self.config, self.split, self.round = config, split, number
+        self.config, self.split, self.epoch = config, split, number
         self.read_aloud: set[str] = set() if read_aloud is None else read_aloud
         self.draw = random.Random(self._seed(f"{config.seed} {split}"))
-        self.takes = number * _TAKES_OF_A_ROUND
-        self.count = number * _TAKES_OF_A_ROUND
+        self.takes = number * _TAKES_OF_AN_EPOCH
+        self.count = number * _TAKES_OF_AN_EPOCH
 
     def _seed(self, name: str) -> str:
-        return f"{name} {self.round}" if self.round else name
+        return f"{name} {self.epoch}" if self.epoch else name
 
     def samples(self) -> Iterator[PlannedSample]:
         config, test = self.config, self.split == "test"
         kept = config.test_tts + config.test_asr  # the first sentences are the test's, whatever the sizes
         tts, asr = (config.test_tts, config.test_asr) if test else (config.tts, config.asr)
         size = config.tts + config.asr
-        texts = sentences(kept + (self.round + 1) * size, config.seed)
-        texts = texts[:kept] if test else texts[kept + self.round * size :]
+        texts = sentences(kept + (self.epoch + 1) * size, config.seed)
+        texts = texts[:kept] if test else texts[kept + self.epoch * size :]
         for text, kind in texts[:tts]:
             yield self._tts(text, kind)
         for text, kind in texts[tts : tts + asr]:
@@ -69,8 +69,8 @@ class _Plan:
 
         def draw(name: str, test_count: int, train_count: int) -> Iterator[tuple[Question, str]]:
             pools, count = (test_pools, test_count) if test else (train_pools, train_count)
-            drawn = draw_questions(pools, (self.round + 1) * count, f"{config.seed} {self.split} {name}")
-            for question in islice(drawn, self.round * count, None):
+            drawn = draw_questions(pools, (self.epoch + 1) * count, f"{config.seed} {self.split} {name}")
+            for question in islice(drawn, self.epoch * count, None):
                 yield question, held_out_of[question.text] if test else ""
 
         spoken = []
@@ -94,7 +94,7 @@ class _Plan:
                 yield self._copy(free_sentence(words))
 
     def _read_aloud(self, texts: Iterable[tuple[str, str]], count: int) -> Iterator[PlannedSample]:
-        """TTS samples of the first `count` (text, family) that no round has had."""
+        """TTS samples of the first `count` (text, family) that no epoch has had."""
         new = [text for text in dict.fromkeys(texts) if text[0] not in self.read_aloud]
         for text, family in new[:count]:
             self.read_aloud.add(text)

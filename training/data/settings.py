@@ -1,4 +1,4 @@
-"""What to generate: counts per task, voices, variation of the input voices, and the two ready sizes."""
+"""What to generate: counts per task, voices, variation of the input voices."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ VOICES = ("slt", "rms", "awb", "kal16")
 
 @dataclass(frozen=True, slots=True)
 class DataConfig:
-    """Counts are samples of a round of the train split; `test_*` those of the test split, on content never trained on.
+    """Counts are samples of an epoch of the train split; `test_*` those of the test split, on content never trained on.
 
-    rounds: how many times the train split is drawn, each time with other texts, questions, voices and noise; the sounds
-    of fewer rounds are kept when there are more. first_round: how many are left out at the start, since the model that
-    is trained on has heard them.
+    epochs: how many times the train split is drawn, each time with other texts, questions, voices and noise; the sounds
+    of fewer epochs are kept when there are more. first_epoch: how many are left out at the start, since the model that
+    is trained further has seen them.
     tts, asr: sentences to be spoken and to be written down. spoken_chat, typed_chat: questions answered in speech.
     text: questions answered in writing. asr_questions: spoken questions that also serve as ASR samples, and
-    copies: typed words in free order, written again: what a model must learn before it can say anything it was told.
+    copies: typed words in free order, written again: copying words comes before answering with them.
     tts_answers: spoken answers that also serve as TTS samples (no new sound). tts_questions: questions that the output
-    voice reads aloud, so that it knows more than statements.
+    voice reads aloud, so that it learns more than statements.
     clean_share: input clips without noise. stretch: bounds of the duration factor. gain_db: bounds of the level.
     snr_db: bounds of the signal-to-noise ratio. held_out_facts: share of the facts of rule-based families (sums,
     spelling, ...) that only the test split asks about. held_out_questions: share of (fact, wording) pairs.
@@ -28,8 +28,8 @@ class DataConfig:
     """
 
     seed: int = 3
-    rounds: int = 1
-    first_round: int = 0
+    epochs: int = 1
+    first_epoch: int = 0
     tts: int = 12_000
     asr: int = 12_000
     spoken_chat: int = 24_000
@@ -86,27 +86,8 @@ class DataConfig:
             faults.append("data.input_voices: empty; name at least one voice")
         faults += [
             f"data.{name}: {getattr(self, name)} must be at least 1"
-            for name in ("processes", "rounds")
+            for name in ("processes", "epochs")
             if getattr(self, name) < 1
         ]
         if faults:
             raise TrainingError("\n".join(faults))
-
-
-SMALL = DataConfig()
-TINY = DataConfig(
-    tts=24,
-    asr=24,
-    spoken_chat=40,
-    typed_chat=12,
-    text=8,
-    asr_questions=12,
-    tts_answers=10,
-    test_tts=8,
-    test_asr=8,
-    test_spoken_chat=24,
-    test_typed_chat=8,
-    test_text=4,
-    processes=1,
-)
-PRESETS = {"small": SMALL, "tiny": TINY}

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator
+from itertools import repeat
 from typing import Any
 
+from training.ahead import in_threads
 from training.language_model.batch import Batch, pack
 from training.language_model.curriculum import Curriculum
 from training.language_model.token_set import PackStream
+
+_Drawn = Generator[tuple[Batch, dict[str, Any]], None, None]
 
 
 class BatchStream:
@@ -19,17 +23,10 @@ class BatchStream:
 
     def __init__(self, stream: PackStream | Curriculum, ahead: int = 0) -> None:
         self.stream, self._ahead = stream, ahead
-        self._state = stream.state_dict()
-        self._pool = ThreadPoolExecutor(1, "packs") if ahead else None
-        self._coming: list[Future[tuple[Batch, dict[str, Any]]]] = []
+        self._begin()
 
     def __next__(self) -> Batch:
-        if self._pool is None:
-            batch, self._state = self._draw()
-            return batch
-        while len(self._coming) <= self._ahead:
-            self._coming.append(self._pool.submit(self._draw))
-        batch, self._state = self._coming.pop(0).result()
+        batch, self._state = next(self._batches)
         return batch
 
     def state_dict(self) -> dict[str, Any]:
@@ -38,12 +35,13 @@ class BatchStream:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
-        for future in self._coming:  # none may draw while the stream is set
-            future.result()
-        self._coming.clear()
+        self._batches.close()  # waits for its thread: none may draw while the stream is set
         self.stream.load_state_dict(state)
-        self._state = self.stream.state_dict()
+        self._begin()
 
-    def _draw(self) -> tuple[Batch, dict[str, Any]]:
-        batch = pack(next(self.stream))
-        return batch, self.stream.state_dict()
+    def _begin(self) -> None:
+        def draw(stream: PackStream | Curriculum) -> tuple[Batch, dict[str, Any]]:
+            return pack(next(stream)), stream.state_dict()
+
+        self._state = self.stream.state_dict()
+        self._batches: _Drawn = in_threads(draw, repeat(self.stream), self._ahead, threads=1)

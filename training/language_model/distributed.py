@@ -31,7 +31,7 @@ from training.device import pick_device
 from training.errors import TrainingError
 from training.language_model.forward import TrainedLanguageModel
 from training.language_model.loop import Place
-from training.snapshots import Stateful, write_torch_file
+from training.snapshots import Snapshots, Stateful
 
 #: Tokenising a large data set may keep processes waiting for the slowest one.
 _TIMEOUT = timedelta(hours=24)
@@ -107,21 +107,15 @@ def gathered_weights(model: TrainedLanguageModel) -> dict[str, Tensor]:
     return {key: value for key, value in gathered.items() if isinstance(value, Tensor)}
 
 
-class ShardedSnapshots:
+class ShardedSnapshots(Snapshots):
     """`folder/step_00001000/`, written by all processes, readable by any number of them; never half-written.
 
     Its state is {"model", "optimizer", others}; the others are small and equal in all processes.
     """
 
     def __init__(self, folder: Path, place: Place, keep: int = 2) -> None:
-        self.folder, self.place, self.keep = folder, place, keep
-
-    def steps(self) -> list[int]:
-        """Steps of the stored snapshots, ascending."""
-        return sorted(int(path.name.removeprefix("step_")) for path in self.folder.glob("step_*"))
-
-    def latest(self) -> int | None:
-        return max(self.steps(), default=None)
+        super().__init__(folder, keep)
+        self.place = place
 
     def save(self, step: int, header: dict[str, Any], state: Mapping[str, Stateful]) -> None:
         """Raises TrainingError when it could not be written; earlier snapshots are untouched."""
@@ -131,7 +125,8 @@ class ShardedSnapshots:
             if self.place.rank == 0:
                 shutil.rmtree(temporary, ignore_errors=True)
                 others_state = {name: value.state_dict() for name, value in others.items()}
-                write_torch_file(temporary / "others.pt", {"header": header, "state": others_state})
+                temporary.mkdir(parents=True)
+                torch.save({"header": header, "state": others_state}, temporary / "others.pt")
             wait(self.place)
             with _quietly_alone():
                 dcp.save(_sharded_state(model, optimizer), checkpoint_id=temporary, no_dist=self.place.world == 1)

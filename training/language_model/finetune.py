@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from training.language_model.batch import Batch
 from training.language_model.batch_stream import BatchStream
 from training.language_model.conversations import Conversation, read_conversations
 from training.language_model.distributed import ShardedSnapshots, gathered_weights, place_model, wait
+from training.language_model.finetune_settings import FinetuneSettings
 from training.language_model.forward import TrainedLanguageModel
 from training.language_model.loop import Place, held_out_batches, optimizer_of, train
 from training.language_model.prepare import build_samples, describe
@@ -31,48 +32,6 @@ from vita_audio.checkpoint.weight_files import open_folder
 from vita_audio.contract.errors import CheckpointError, InvalidRequest
 from vita_audio.contract.modes import NAMED_MODES, parse_mode
 from vita_audio.text.tokenizer import TextTokenizer
-
-
-@dataclass(frozen=True, slots=True)
-class FinetuneSettings:
-    """One fine-tuning; numbers as in the paper's stage 4 (docs/audio.md 8).
-
-    Attributes:
-        checkpoint: bundle with language_model/ and speech_tokenizer/ in the released layout.
-        data: JSON lines of the authors' format; lines with "split": "test" are held out.
-        out: folder for snapshots, logs and the result `out/checkpoint`.
-        mode: whose interleaving the answers get; None is the checkpoint's own.
-        steps: None is `epochs` times the data.
-        accumulation: packs of one step and process.
-        held_out: samples that are scored and not trained on, when no line says "test" (at most a tenth).
-        skip_long: leave samples longer than a pack out instead of refusing the file.
-        recompute: forget activations and compute them again: less memory, a third slower.
-        float32: products in float32 even where the hardware has bfloat16: slower, and hardly dependent on the grouping
-            of samples into processes.
-        dtype: of the result; None is the checkpoint's own.
-    """
-
-    checkpoint: Path
-    data: Path
-    out: Path
-    mode: str | None = None
-    epochs: float = 1.0
-    steps: int | None = None
-    learning_rate: float = 5e-5
-    mctp_rate: float = 10.0
-    weight_decay: float = 0.1
-    length: int = 2048
-    accumulation: int = 16
-    held_out: int = 64
-    skip_long: bool = False
-    max_audio_s: float = 300.0
-    recompute: bool = False
-    float32: bool = False
-    save_every: int = 200
-    evaluate_every: int = 200
-    log_every: int = 10
-    seed: int = 42
-    dtype: str | None = None
 
 
 def finetune(settings: FinetuneSettings, place: Place) -> Path:

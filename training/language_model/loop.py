@@ -15,7 +15,7 @@ from training.language_model.batch import Batch, pack
 from training.language_model.batch_stream import BatchStream
 from training.language_model.forward import LevelLosses, TrainedLanguageModel
 from training.language_model.muon import Muon
-from training.language_model.token_corruption import mishear
+from training.language_model.token_corruption import corrupt_tokens
 from training.language_model.token_set import TokenSet
 from training.run import Run, RunSettings, adamw, clip, step_generator
 from training.workers import Each, add_gradients, workers
@@ -93,7 +93,7 @@ def train(
     audio_from: int,
     accumulation: int,
     place: Place,
-    misheard: float = 0.0,
+    token_corruption: float = 0.0,
 ) -> None:
     """Run all steps that are left.
 
@@ -101,15 +101,15 @@ def train(
         held_out: what `score` measures at each evaluation.
         audio_from: the first audio id, to score text and audio apart.
         accumulation: packs of one step and process.
-        misheard: share of the speech codes that are replaced where they are read (`mishear`).
+        token_corruption: share of the speech codes that are replaced where they are read (`corrupt_tokens`).
     """
     model.train()
     with workers(place.workers) as each:
         for step in run:
             batches = [next(stream) for _ in range(accumulation)]
-            if misheard:
+            if token_corruption:
                 draw = step_generator(run.settings.seed, step, place.rank)
-                batches = [mishear(batch, misheard, audio_from, draw) for batch in batches]
+                batches = [corrupt_tokens(batch, token_corruption, audio_from, draw) for batch in batches]
             rows = torch.tensor([sum(b.rows for b in batches), sum(b.trained_tokens for b in batches)])
             # A process alone counts without its device, which would have to finish its work first.
             read, trained = (place.total(rows.to(place.device)) if place.world > 1 else rows).tolist()

@@ -16,7 +16,7 @@ from training.language_model.batch import Sample
 from training.language_model.conversations import Conversation, raise_faults, read_conversations
 from training.language_model.samples import SampleBuilder
 from training.language_model.settings import LanguageModelTraining
-from training.language_model.speech_codes import SpeechCodes
+from training.language_model.speech_codes import WEIGHTS, SpeechCodes, fingerprint
 from training.language_model.token_set import TokenSet
 from vita_audio.checkpoint.random_weights.tokenizer import write_tokenizer
 from vita_audio.text.chat_template import AUDIO_PLACEHOLDER, FIXED_TEXTS, ROLE_LINES
@@ -70,6 +70,12 @@ def prepare_tokens(
     (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     console.print(f"tokens: {record}", markup=False)
     return folder
+
+
+def is_coded_with(folder: Path, speech_tokenizer: Path) -> bool:
+    """Whether the samples in `folder` hold the codes of this tokenizer."""
+    record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    return (speech_tokenizer / WEIGHTS).exists() and record["speech_tokenizer"] == fingerprint(speech_tokenizer)
 
 
 def build_samples(

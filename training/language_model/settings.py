@@ -61,7 +61,7 @@ class StageSettings:
         accumulation: packs of a step; on a CPU each of them may have its own core.
         first: phases with mixtures of their own, before `mixture`.
         mixture: how often each epoch holds the samples of a task; tasks that are not named weigh 1.
-        misheard: share of the speech codes that are replaced where they are read (`mishear`).
+        token_corruption: share of the speech codes that are replaced where they are read (`corrupt_tokens`).
     """
 
     run: RunSettings
@@ -69,7 +69,7 @@ class StageSettings:
     accumulation: int = 1
     first: tuple[Phase, ...] = ()
     mixture: Mapping[str, float] = field(default_factory=dict)
-    misheard: float = 0.0
+    token_corruption: float = 0.0
 
     @property
     def phases(self) -> list[tuple[int | None, Mapping[str, float]]]:
@@ -135,8 +135,10 @@ class LanguageModelTraining:
                 faults.append(f"stage{number}.mixture: {', '.join(unknown)} unknown; tasks are {', '.join(TASKS)}")
             if any(phase.steps < 1 for phase in stage.first):
                 faults.append(f"stage{number}.first: {[p.steps for p in stage.first]} must be steps >= 1")
-            if not 0 <= stage.misheard < 1:
-                faults.append(f"stage{number}.misheard: {stage.misheard} must be a share from 0 to less than 1")
+            if not 0 <= stage.token_corruption < 1:
+                faults.append(
+                    f"stage{number}.token_corruption: {stage.token_corruption} must be a share from 0 to less than 1"
+                )
         if faults:
             raise TrainingError("\n".join(f"language_model.{fault}" for fault in faults))
 

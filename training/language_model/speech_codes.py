@@ -21,9 +21,15 @@ from vita_audio.checkpoint.speech_tokenizer import load_speech_tokenizer
 from vita_audio.models.speech_tokenizer import SpeechTokenizer
 from vita_audio.speech_features import SpeechPiece, speech_pieces, to_16_khz
 
+WEIGHTS = "model.safetensors"
 _BATCH_FRAMES = 8_000  # mel frames of one forward, padding included
 _READ_AHEAD = 256
 _SHOW_EVERY_S = 30.0
+
+
+def fingerprint(tokenizer: Path) -> str:
+    """Names the weights of a `speech_tokenizer` folder: other weights, other codes."""
+    return hashlib.sha256((tokenizer / WEIGHTS).read_bytes()).hexdigest()[:12]
 
 
 class SpeechCodes:
@@ -43,7 +49,7 @@ class SpeechCodes:
         self._model = SpeechTokenizer(self.config).to(device).eval()
         self._model.load_state_dict(tensors)
         self._device = device
-        self.fingerprint = hashlib.sha256((tokenizer / "model.safetensors").read_bytes()).hexdigest()[:12]
+        self.fingerprint = fingerprint(tokenizer)
         self._folder, self._own = folder, folder / f"codes-{self.fingerprint}-{rank}.jsonl"
         self._known: dict[str, list[int]] = {}
 

@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.optim import Optimizer
 
 from training.device import pick_device
 from training.errors import TrainingError
+from training.files import whole_folder
 from training.language_model.batch_stream import BatchStream
 from training.language_model.curriculum import Curriculum
 from training.language_model.forward import TrainedLanguageModel
@@ -106,13 +106,13 @@ def train_stage(config: LanguageModelTraining, number: int, tokens: Path, previo
             "accumulation": settings.accumulation,
             "mixture": [(packs, dict(mixture)) for packs, mixture in settings.phases],
             "optimizer": config.optimizer,
-            "misheard": settings.misheard,
+            "token_corruption": settings.token_corruption,
             "tokens": len(packs.tokens.ids),
         },
     )
     train(
         run, model, optimizers, stream, held_out, vocabulary.audio_offset, settings.accumulation, place,
-        settings.misheard,
+        settings.token_corruption,
     )  # fmt: skip
 
     export = folder / EXPORT
@@ -139,18 +139,11 @@ def write_released(
     Raises:
         TrainingError: it cannot be written; what was there before stays.
     """
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        write_language_model(temporary, config, vocabulary, tensors, pattern, samples, repetition_penalty)
+    with whole_folder(folder) as place:
+        write_language_model(place, config, vocabulary, tensors, pattern, samples, repetition_penalty)
         for name in TOKENIZER_FILES:
             if (tokenizer / name).exists():
-                shutil.copyfile(tokenizer / name, temporary / name)
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.replace(folder)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise TrainingError(f"{folder}: cannot be written ({error}); free some space and run it again") from error
+                shutil.copyfile(tokenizer / name, place / name)
 
 
 def stored_as(tensors: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Speech codes that a model misreads while it trains: the few sounds of a small data set are not learned by heart."""
+"""Token corruption: some speech codes are replaced where they are read, so that a small data set is not memorised."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from training.language_model.batch import Batch
 
 
-def mishear(batch: Batch, share: float, audio_from: int, draw: np.random.Generator) -> Batch:
-    """The batch with some speech codes replaced where they are read, those heard and those said; labels stay.
+def corrupt_tokens(batch: Batch, share: float, audio_from: int, draw: np.random.Generator) -> Batch:
+    """The batch with some speech codes replaced where they are read, in prompts and answers; labels stay.
 
     A code that is replaced becomes one of another place of the batch: codes stay as frequent as they are.
 

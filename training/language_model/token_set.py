@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.errors import TrainingError
+from training.files import whole_file
 from training.language_model.batch import Sample
 
 
@@ -45,15 +46,8 @@ class TokenSet:
 
     def save(self, path: Path) -> None:
         """Write one file, whole or not at all. Raises TrainingError when it cannot be written."""
-        temporary = path.with_name(f".{path.name}.tmp")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
-                np.savez(file, ids=self.ids, trained=self.trained, offsets=self.offsets, tasks=self.tasks)
-            temporary.replace(path)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise TrainingError(f"{path}: cannot be written ({error}); free some space and run it again") from error
+        with whole_file(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, ids=self.ids, trained=self.trained, offsets=self.offsets, tasks=self.tasks)
 
     @property
     def lengths(self) -> NDArray[np.int64]:

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from training.audio.checkpoint import write_audio_checkpoint, write_whole_folder
 
 from build_engines.onnxruntime.flow import export_flow
 from training.audio import flow as module
@@ -28,10 +27,10 @@ from training.errors import TrainingError
 from training.logs import Table
 from training.workers import workers
 from training_audio_clips import Killed, kill_at, quick_run, write_clips
-from vita_audio.checkpoint.audio_decoder import load_flow, load_vocoder
+from vita_audio.checkpoint.audio_decoder import load_flow, load_vocoder, write_audio_decoder
 from vita_audio.checkpoint.random_weights.audio import speech_tokenizer_weights, vocoder_weights
 from vita_audio.checkpoint.sizes import TINY
-from vita_audio.checkpoint.speech_tokenizer import load_speech_tokenizer, write_speech_tokenizer
+from vita_audio.checkpoint.speech_tokenizer import write_speech_tokenizer
 from vita_audio.decoding.flow_stream import FlowState, make_window, window_span
 from vita_audio.decoding.noise import StreamNoise
 from vita_audio.engines.onnxruntime.audio import OnnxFlow
@@ -193,15 +192,12 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
         assert torch.equal(ours[key], whole[key]), key
 
 
-def test_the_export_loads_and_serves(trained: Path, tokenizer: Path, tmp_path: Path) -> None:
+def test_the_export_loads_and_serves(trained: Path, tmp_path: Path) -> None:
     sizes = _config().model
-    vocoder = tmp_path / "vocoder.pt"
-    torch.save(vocoder_weights(TINY.vocoder, 0), vocoder)
-    checkpoint = tmp_path / "checkpoint"
-    write_audio_checkpoint(checkpoint, tokenizer, (sizes, trained / "flow.pt"), (TINY.vocoder, vocoder))
-    assert load_speech_tokenizer(checkpoint / "speech_tokenizer")[0] == TINY.speech_tokenizer
-    assert load_vocoder(checkpoint / "audio_decoder")[0] == TINY.vocoder
-    config, tensors = load_flow(checkpoint / "audio_decoder")
+    weights = torch.load(trained / "flow.pt", weights_only=True)
+    write_audio_decoder(tmp_path, sizes, weights, TINY.vocoder, vocoder_weights(TINY.vocoder, 0))
+    assert load_vocoder(tmp_path)[0] == TINY.vocoder
+    config, tensors = load_flow(tmp_path)
     assert config == sizes
     model = Flow(config).eval()
     model.load_state_dict(tensors)
@@ -212,24 +208,3 @@ def test_the_export_loads_and_serves(trained: Path, tokenizer: Path, tmp_path: P
     mu = reference.condition(tokens, owner)
     np.testing.assert_allclose(served.condition(tokens, owner), mu, atol=1e-3)
     np.testing.assert_allclose(served.velocity(x, mu, x, 0.3), reference.velocity(x, mu, x, 0.3), atol=2e-3)
-
-
-def test_a_missing_part_is_a_clear_error(tmp_path: Path, tokenizer: Path) -> None:
-    with pytest.raises(TrainingError, match=r"flow\.pt"):
-        write_audio_checkpoint(
-            tmp_path / "out", tokenizer, (TINY.flow, tmp_path / "flow.pt"), (TINY.vocoder, tmp_path / "vocoder.pt")
-        )
-
-
-def test_a_folder_is_whole_or_as_it_was(tmp_path: Path) -> None:
-    folder = tmp_path / "part"
-    write_whole_folder(folder, lambda place: [(place / "weights").write_text("old")].clear())
-
-    def fail(place: Path) -> None:
-        (place / "weights").write_text("half")
-        raise OSError(28, "No space left on device")
-
-    with pytest.raises(TrainingError, match="No space left"):
-        write_whole_folder(folder, fail)
-    assert (folder / "weights").read_text() == "old"
-    assert list(tmp_path.iterdir()) == [folder]

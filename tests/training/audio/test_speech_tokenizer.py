@@ -19,7 +19,8 @@ from training.audio.clips import pack_clips
 from training.audio.quantizer import CodebookAverages, QuantizerSettings, k_means, nearest, perplexity
 from training.audio.speech_tokenizer import SpeechTokenizerTraining, tokenize_clips, train_speech_tokenizer
 from training.audio.tokenizer_batches import SpeechBatches
-from training.audio.tokenizer_heads import LETTERS, ctc_loss, edit_distance, letter_ids, read_letters
+from training.audio.tokenizer_heads import LETTERS, ctc_loss, letter_ids, read_letters
+from training.data.answers import edit_distance
 from training.errors import TrainingError
 from training.logs import Table
 from training_audio_clips import Killed, kill_at, quick_run, write_clips

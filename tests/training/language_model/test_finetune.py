@@ -17,11 +17,12 @@ from typer.testing import CliRunner
 
 from training.__main__ import app
 from training.language_model import finetune
-from training.language_model.result import save_shards
+from training.language_model.result import write_result
 from training.run import Run
 from training_lm_data import conversation_lines, write_checkpoint, write_conversations, write_lines
-from vita_audio.checkpoint.check import check_checkpoint
+from vita_audio.checkpoint.check import check_checkpoint, default_pattern
 from vita_audio.checkpoint.language_model import load_language_model
+from vita_audio.contract.modes import NAMED_MODES
 
 ROOT = Path(__file__).resolve().parents[3]
 OPTIONS = ("--steps", "6", "--length", "128", "--accumulation", "2", "--learning-rate", "1e-3", "--log-every", "2")
@@ -222,11 +223,14 @@ def test_another_data_set_does_not_go_on(folder: Path, alone: Path) -> None:
 
 
 def test_large_weights_are_cut_into_shards(folder: Path, tmp_path: Path) -> None:
-    source = folder / "checkpoint" / "language_model"
-    tensors = load_file(source / "model.safetensors")
-    for name in ("config.json", "tokenizer.json"):
-        (tmp_path / name).write_bytes((source / name).read_bytes())
-    save_shards(tensors, tmp_path, 100_000)
-    assert len(list(tmp_path.glob("model-*.safetensors"))) > 3
-    again = load_language_model(tmp_path)[1]
+    source, result = folder / "checkpoint", tmp_path / "result"
+    tensors = load_file(source / "language_model" / "model.safetensors")
+    write_result(source, tensors, NAMED_MODES["balance"], None, result, shard_bytes=100_000)
+    shards = list((result / "language_model").glob("model-*.safetensors"))
+    assert len(shards) > 3
+    assert {path.stat().st_mode & 0o777 for path in shards} == {0o644}
+    config, again = load_language_model(result / "language_model")
     assert all(torch.equal(again[name], value) for name, value in tensors.items())
+    assert again.keys() == tensors.keys()
+    assert default_pattern(result / "language_model" / "generation_config.json", config) == NAMED_MODES["balance"]
+    assert (result / "speech_tokenizer" / "model.safetensors").exists()

@@ -33,7 +33,7 @@ def settings() -> LanguageModelTraining:
 
     def quick(stage: StageSettings, steps: int, rate: float) -> StageSettings:
         return replace(
-            stage, run=replace(stage.run, steps=steps, learning_rate=rate), length=256, mixture={}, misheard=0.1
+            stage, run=replace(stage.run, steps=steps, learning_rate=rate), length=256, mixture={}, token_corruption=0.1
         )
 
     return replace(
@@ -171,8 +171,8 @@ def stored_tensors(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def test_share_of_misheard_codes_is_checked() -> None:
     config = settings()
-    with pytest.raises(TrainingError, match=r"stage2\.misheard: 1\.0 must be a share"):
-        replace(config, stage2=replace(config.stage2, misheard=1.0))
+    with pytest.raises(TrainingError, match=r"stage2\.token_corruption: 1\.0 must be a share"):
+        replace(config, stage2=replace(config.stage2, token_corruption=1.0))
 
 
 def test_weights_that_overflow_are_refused() -> None:
