@@ -127,19 +127,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     work = ROOT / "out" / ("results_quick" if options.quick else "results")
     folder = work / "records" if options.quick else RECORDS / "cpu" / now.date().isoformat()
     work.mkdir(parents=True, exist_ok=True)
-    folder.mkdir(parents=True, exist_ok=True)
     records: dict[str, dict[str, Any]] = {}
     failed = False
     for each in MEASUREMENTS:
         found = None if options.again and each.name in options.only else kept(folder / f"{each.name}.json", wanted)
         reason = missing(each.name) if found is None else ""
         if found is None and not reason and not options.page_only and each.name in options.only:
+            folder.mkdir(parents=True, exist_ok=True)
             print(f"{each.name}: about {each.seconds:g} s", flush=True)
             start = time.perf_counter()
             reason = run(each, options.engines, work, folder, options.quick)
             failed |= bool(reason)
             print(f"{each.name}: {reason or 'measured'} ({time.perf_counter() - start:.0f} s)", flush=True)
             found = kept(folder / f"{each.name}.json", wanted)
+            if found is None and not reason:
+                reason = "the source changed while it was measured"
         records[each.name] = found or {"not_run": reason or "not measured on this revision"}
     about = {"machine": describe_machine(), "revision": wanted, "date": now.date().isoformat()}
     out = work / "results.md" if options.quick else PAGE

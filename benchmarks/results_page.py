@@ -17,8 +17,8 @@ _HEAD = """# Results
 
 <!-- Written by `python -m benchmarks.results`; change that, not this. -->
 
-The CPU tables were measured by `make results` on one revision, {revision}, {date}, on {machine}: a real Triton
-server on loopback, the small checkpoint, its engines for the CPU, the clients on the same cores.
+The CPU tables were measured by `make results` on one revision, {revision}, {date}: a real Triton server on loopback, the
+small checkpoint, its engines for the CPU, the clients on the same cores ({machine}).
 
 TTFA: from the moment a request is sent to the arrival of the first response with audible sound
 ([metrics.md](metrics.md)). Real-time factor: seconds from sending to the last sound, for each second of sound. P50 and
@@ -51,6 +51,7 @@ def page(records: Mapping[str, Record], about: Mapping[str, str], gpu: Path, fol
         parts += [_source(record), table(record)]
         for picture in sorted(folder.glob(f"{name}_*.svg")):
             parts.append(f"![]({Path(os.path.relpath(picture, beside)).as_posix()})\n")
+    parts += _quality(json.loads((gpu.parent / "small_evaluation.json").read_text(encoding="utf-8")))
     parts.append(f"# GPU\n\nOne NVIDIA H100 80GB HBM3; records under `benchmarks/results/gpu/{_GPU_RUN}`.\n")
     for path, revision, title, text in _GPU:
         record = json.loads((gpu / _GPU_RUN / path).read_text(encoding="utf-8"))
@@ -58,8 +59,29 @@ def page(records: Mapping[str, Record], about: Mapping[str, str], gpu: Path, fol
     return "\n".join(parts)
 
 
+def _quality(record: Record) -> list[str]:
+    """The small checkpoint's quality: measured when it was trained, and as good on any machine."""
+    about, teacher = record["about"], record["teacher"]
+    rows = [
+        [row["mode"], *(_share(value) for value in (row["asr_wer"], row["tts_wer"]["domain"], row["spoken_to_text"],
+         row["spoken_to_speech"], row["typed_to_text"], row["typed_to_speech"])), number(row["lm_tokens_per_s"])]
+        for row in record["scores"]
+    ]  # fmt: skip
+    spoken, typed = (_share(teacher[name]) for name in ("spoken", "typed"))
+    rows.append(["teacher", "-", _share(teacher["tts"]["domain"]), "-", spoken, "-", typed, "-"])
+    columns = "mode|ASR WER|TTS WER|spoken to text|spoken to speech|typed to text|typed to speech|LM tokens/s"
+    return [
+        "## Quality of the small checkpoint\n\nWord errors of recognition and of what a recogniser makes of speech; "
+        "right answers, in text and by ear. From the evaluation of the checkpoint, which has its own date.\n",
+        f"`{about['command']}`  \n{about['machine']}, {about['date']}\n",
+        markdown_table(columns, rows),
+        "![](pictures/small_quality_speed.svg)\n",
+    ]
+
+
 def _source(record: Record) -> str:
-    return f"`{record['command']}`  \n{record['machine']}; revision {record['revision']}, {record['date'][:10]}\n"
+    machine = "; ".join(record[name] for name in ("gpu", "machine") if name in record)
+    return f"`{record['command']}`  \n{machine}; revision {record['revision']}, {record['date'][:10]}\n"
 
 
 def _gpu_tables(record: Record) -> Iterable[str]:
@@ -180,7 +202,7 @@ def _pair(row: Record, name: str) -> str:
 
 
 def _share(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.2g} %"
+    return "-" if value is None else f"{100 * value:.3g} %"
 
 
 _TABLES: dict[str, tuple[str, str, Callable[[Record], str]]] = {
