@@ -17,8 +17,8 @@ _HEAD = """# Results
 
 <!-- Written by `python -m benchmarks.results`; change that, not this. -->
 
-The CPU tables were measured by `make results` on one revision, {revision}, {date}: a real Triton server on loopback, the
-small checkpoint, its engines for the CPU, the clients on the same cores ({machine}).
+The CPU tables were measured by `make results` on one revision, {revision}, {date}: a real Triton server on loopback,
+the small checkpoint, its engines for the CPU, the clients on the same cores ({machine}).
 
 TTFA: from the moment a request is sent to the arrival of the first response with audible sound
 ([metrics.md](metrics.md)). Real-time factor: seconds from sending to the last sound, for each second of sound. P50 and
