@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from evaluation.cases import Case
 from evaluation.errors import EvaluationError
-from vita_client import Client
+from loadtest.driver import Drive
+from vita_client import Client, build_request
+from vita_client.events import Collector, Metrics
 
 #: A model that does not stop is cut off here; a right answer has less than 100 tokens.
 MAX_TOKENS = 250
@@ -19,7 +21,9 @@ _TIMEOUT_S = 120.0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Outcome:
-    """What came back. `pcm`: int16 [samples] at `rate_hz`. Times in ms; `lm_ms`: spent by the language model."""
+    """What came back. `pcm`: int16 [samples] at `rate_hz`. Times in ms; `lm_ms`: spent by the language model,
+    `first_audio_ms`: TTFA as `loadtest.driver` defines it.
+    """
 
     case: Case
     mode: str
@@ -53,7 +57,7 @@ def ask_all(
     `repetition_penalty`: None is the checkpoint's own.
 
     Raises:
-        EvaluationError: a stream ended without a status. VitaError: the server failed.
+        EvaluationError: a stream ended without a response. VitaError: the server failed.
     """
     cases = list(cases)
     with Client(url) as client:
@@ -66,7 +70,7 @@ def ask_all(
 def _ask(
     client: Client, case: Case, mode: str, tts_temperature: float | None, repetition_penalty: float | None
 ) -> Outcome:
-    reply = client.collect(
+    request = build_request(
         case.text,
         audio=case.audio,
         task=case.task,
@@ -75,10 +79,15 @@ def _ask(
         max_tokens=MAX_TOKENS,
         temperature=tts_temperature if case.kind == "tts" else None,
         repetition_penalty=repetition_penalty,
-        timeout_s=_TIMEOUT_S,
     )
-    if reply.status is None:
-        raise EvaluationError(f"case {case.sample.id}, mode {mode}: the stream ended without a status")
+    collector = Collector()
+    drive = Drive(request, _TIMEOUT_S, collector.add)
+    record = drive.run(client)
+    if drive.failure is not None:
+        raise drive.failure
+    if not record.responses:
+        raise EvaluationError(f"case {case.sample.id}, mode {mode}: the stream ended without a response")
+    reply = collector.reply(None, Metrics())
     return Outcome(
         case=case,
         mode=mode,
@@ -86,9 +95,9 @@ def _ask(
         tokens=reply.tokens,
         pcm=reply.pcm,
         rate_hz=reply.sample_rate_hz,
-        reason=reply.status.reason,
-        lm_ms=reply.status.timings_ms.get("lm", 0.0),
-        elapsed_ms=reply.metrics.elapsed_ms,
-        first_audio_ms=reply.metrics.ttfa_ms,
-        real_time_factor=reply.metrics.real_time_factor,
+        reason=record.reason,
+        lm_ms=record.stages_ms.get("lm", 0.0),
+        elapsed_ms=record.total_ms,
+        first_audio_ms=record.ttfa_ms,
+        real_time_factor=record.real_time_factor,
     )

@@ -54,6 +54,7 @@ class Record:
     Args:
         code: "done", "cancelled" by the caller, or the code of the error that ended the stream.
         error: its text, empty where there was none.
+        reason: why generation ended, by the server's last status.
     """
 
     sent_s: float
@@ -61,6 +62,7 @@ class Record:
     responses: tuple[Response, ...] = ()
     code: str = DONE
     error: str = ""
+    reason: str = ""
 
     @property
     def ttfa_ms(self) -> float | None:
@@ -149,6 +151,7 @@ class Drive:
         self._request, self._timeout_s, self._on_event = request, timeout_s, on_event
         self._stream: Stream | AsyncStream | None = None
         self._cancelled = self._open = False
+        self._reason = ""
         self.responses: list[Response] = []
         self.failure: VitaError | None = None
 
@@ -193,7 +196,7 @@ class Drive:
         response = self.responses[-1]
         self._open = not isinstance(event, StatusUpdate)
         if isinstance(event, StatusUpdate):
-            response.stages_ms = dict(event.status.timings_ms)
+            response.stages_ms, self._reason = dict(event.status.timings_ms), event.status.reason
         elif isinstance(event, Pcm):
             response.samples, response.audible = len(event.samples), is_audible(event.samples)
         elif isinstance(event, TokensDelta):
@@ -205,4 +208,5 @@ class Drive:
     def _record(self, sent_s: float) -> Record:
         error = self.failure
         code = error.code if error is not None else CANCELLED if self._cancelled else DONE
-        return Record(sent_s, now_s(), tuple(self.responses), code, "" if error is None else f"{code}: {error}")
+        text = "" if error is None else f"{code}: {error}"
+        return Record(sent_s, now_s(), tuple(self.responses), code, text, self._reason)
