@@ -1,0 +1,63 @@
+"""The examples against a real server: short, with the client alone, and clear when something is missing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from import_graph import ROOT, imported
+from server.launch import TritonServer
+from vita_audio.contract.rates import OUTPUT_SAMPLE_RATE_HZ
+from wav_files import read_wav
+
+EXAMPLES = ROOT / "examples"
+
+
+def example(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("name", ["ask.py", "speak.py"])
+def test_an_example_is_short_and_needs_the_client_alone(name: str) -> None:
+    assert len((EXAMPLES / name).read_text().splitlines()) < 35
+    assert {module.split(".")[0] for module in imported(EXAMPLES / name, nested=True)} == {"sys", "vita_client"}
+
+
+@pytest.mark.server
+@pytest.mark.parametrize(
+    ("name", "given"), [("ask.py", EXAMPLES / "question.wav"), ("speak.py", "The happy dog is in the garden.")]
+)
+def test_an_example_runs(name: str, given: object, server: TritonServer, tmp_path: Path) -> None:
+    done = example(name, given, tmp_path / "out.wav", server.grpc_url)
+    assert done.returncode == 0, done.stderr
+    assert " s of sound" in done.stdout
+    rate_hz, samples = read_wav(tmp_path / "out.wav")
+    assert rate_hz == OUTPUT_SAMPLE_RATE_HZ
+    assert f"{len(samples) / rate_hz:.2f} s of sound" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "problem"),
+    [
+        ("ask.py", EXAMPLES / "question.wav", "error: no answer from 127.0.0.1:1"),
+        ("ask.py", EXAMPLES / "none.wav", "error: AUDIO: "),
+        ("speak.py", "The happy dog.", "error: no answer from 127.0.0.1:1"),
+        ("speak.py", "", "error: TEXT: "),
+    ],
+)
+def test_a_problem_is_one_line(name: str, given: object, problem: str, tmp_path: Path) -> None:
+    done = example(name, given, tmp_path / "out.wav", "127.0.0.1:1")
+    assert done.returncode == 1
+    assert done.stderr.startswith(problem)
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["ask.py", "speak.py"])
+def test_usage_is_printed(name: str) -> None:
+    done = example(name)
+    assert done.returncode == 1
+    assert f"python examples/{name}" in done.stderr
