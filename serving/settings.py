@@ -13,7 +13,7 @@ from pathlib import Path
 
 from vita_audio.contract.errors import EngineError
 from vita_audio.engines.manifest import Manifest, load_manifest
-from vita_audio.engines.registry import EngineSource
+from vita_audio.engines.source import EngineSource
 
 ENGINES_VARIABLE = "VITA_ENGINES"
 SLOTS_VARIABLE = "VITA_SLOTS"
@@ -103,12 +103,4 @@ def served_engines() -> tuple[ServingSettings, Manifest, EngineSource]:
     """
     settings = ServingSettings.from_environment()
     manifest = load_manifest(settings.engines)
-    source = EngineSource(
-        settings.engines,
-        manifest.sizes,
-        manifest.limits.context_tokens,
-        manifest.gpu,
-        settings.threads,
-        settings.device,
-    )
-    return settings, manifest, source
+    return settings, manifest, EngineSource(settings.engines, manifest, settings.threads, settings.device)

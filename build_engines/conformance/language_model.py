@@ -30,16 +30,11 @@ from vita_audio.generation.scheduler import Scheduler
 from vita_audio.text.interleave import interleave
 
 SLOTS = 8
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 #: Of the TensorRT-LLM engine's pool: small, so that streams cross blocks often.
 TOKENS_PER_BLOCK = 8
 
 Make = Callable[[LanguageModelConfig, Mapping[str, Tensor], int, int, Path], LanguageModelEngine]
-
-
-def _torch(
-    config: LanguageModelConfig, tensors: Mapping[str, Tensor], slots: int, context: int, folder: Path
-) -> LanguageModelEngine:
-    return TorchLanguageModel(config, tensors, slots, context)
 
 
 def _onnxruntime(
@@ -50,27 +45,17 @@ def _onnxruntime(
     return OnnxLanguageModel(folder, slots, context)
 
 
-def _torch_cuda(
-    config: LanguageModelConfig, tensors: Mapping[str, Tensor], slots: int, context: int, folder: Path
-) -> LanguageModelEngine:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    weights = load_weights(config, tensors, device, torch.float32)
-    return TorchCudaLanguageModel(config, weights, Settings(slots, context))
-
-
-def _tensorrt_llm(
-    config: LanguageModelConfig, tensors: Mapping[str, Tensor], slots: int, context: int, folder: Path
-) -> LanguageModelEngine:
-    layout = layout_for(config, slots, context, max_num_tokens=256, tokens_per_block=TOKENS_PER_BLOCK)
-    return TensorRtLlmLanguageModel(ReferenceExecutor(layout, tensors))
-
-
-#: Every engine family with a language model, over (config, tensors, slots, context, folder for what is exported).
+#: Every family with a language model, over (config, tensors, slots, context, folder for what is exported).
 ENGINES: dict[str, Make] = {
-    "torch": _torch,
+    "torch": lambda config, tensors, slots, context, _: TorchLanguageModel(config, tensors, slots, context),
     "onnxruntime": _onnxruntime,
-    "torch_cuda": _torch_cuda,
-    "tensorrt_llm": _tensorrt_llm,  # its packing, paging and scheduling, with PyTorch in place of the two engines
+    "torch_cuda": lambda config, tensors, slots, context, _: TorchCudaLanguageModel(
+        config, load_weights(config, tensors, DEVICE, torch.float32), Settings(slots, context)
+    ),
+    # Its packing, paging and scheduling, with PyTorch in place of the two engines.
+    "tensorrt_llm": lambda config, tensors, slots, context, _: TensorRtLlmLanguageModel(
+        ReferenceExecutor(layout_for(config, slots, context, 256, tokens_per_block=TOKENS_PER_BLOCK), tensors)
+    ),
 }
 
 

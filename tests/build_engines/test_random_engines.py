@@ -32,7 +32,8 @@ from vita_audio.contract.errors import EngineError
 from vita_audio.contract.request import parse_request
 from vita_audio.engines.gpu_machine import GpuMachine
 from vita_audio.engines.manifest import check_manifest
-from vita_audio.engines.registry import EngineSource, open_audio_decoder, open_language_model, open_speech_tokenizer
+from vita_audio.engines.registry import open_audio_decoder, open_language_model, open_speech_tokenizer
+from vita_audio.engines.source import EngineSource
 from vita_audio.engines.torch.weights import WEIGHTS_FILE, load_weights_file
 from vita_audio.generation.request import GenerationRequest
 from vita_audio.generation.scheduler import Scheduler
@@ -90,7 +91,7 @@ def test_as_a_build_of_the_checkpoint_of_the_same_weights(
 
 def test_streams_mix_text_and_audio_and_go_on(engines: Path) -> None:
     manifest = check_manifest(engines, target="gpu", machine=CONTAINER)
-    source = EngineSource(engines, manifest.sizes, 256, manifest.gpu, 1, "cpu")
+    source = EngineSource(engines, manifest, device="cpu")
     tokenizer, vocabulary = TextTokenizer(engines / "tokenizer.json"), manifest.vocabulary
     scheduler = Scheduler(open_language_model(source, 3), vocabulary.end_tokens)
     streams = []
@@ -112,7 +113,7 @@ def test_streams_mix_text_and_audio_and_go_on(engines: Path) -> None:
 
 def test_audio_networks_open(engines: Path) -> None:
     manifest = check_manifest(engines, target="gpu", machine=CONTAINER)
-    source = EngineSource(engines, manifest.sizes, 256, manifest.gpu, 1, "cpu")
+    source = EngineSource(engines, manifest, device="cpu")
     flow, vocoder = open_audio_decoder(source)
     assert (flow.vocab_size, flow.mel_channels) == (256, vocoder.mel_channels)
     assert open_speech_tokenizer(source).num_mel_bins == TINY.speech_tokenizer.num_mel_bins

@@ -187,6 +187,14 @@ def test_burst_without_modules_is_an_error(kind: str, tmp_path: Path) -> None:
         engine.burst([BurstRow(0, 0, 1, [1], 1, 0)])
 
 
+def test_a_slot_that_could_not_begin_is_free(engines: dict[str, LanguageModelEngine]) -> None:
+    engine = engines["torch"]
+    with mock.patch.object(engine, "_begin", side_effect=MemoryError), pytest.raises(MemoryError):
+        engine.begin(0, Sampling())
+    engine.begin(0, Sampling())
+    engine.release(0)
+
+
 def test_a_failed_step_has_cached_nothing() -> None:
     cached = CachedTokens(1, 20, 2)
     cached.begin(0, 0)

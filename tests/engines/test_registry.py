@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,7 +71,17 @@ def source(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Engine
         patch.setattr("build_engines.pipeline.find_machine", lambda: CONTAINER)
         run_build(Build(checkpoint, out, "gpu", context_tokens=128, gpu=options))
     manifest = load_manifest(out)
-    return EngineSource.of(out, manifest, device="cpu")
+    return EngineSource(out, manifest, device="cpu")
+
+
+def changed(source: EngineSource, **fields: Any) -> EngineSource:
+    """Fields of the GPU record changed; each stage by the family that the builder would use."""
+    assert source.gpu is not None
+    return replace(source, manifest=replace(source.manifest, gpu=replace(source.gpu, **fields), engines={}))
+
+
+def with_engines(source: EngineSource, **families: Any) -> EngineSource:
+    return replace(source, manifest=replace(source.manifest, engines={**source.manifest.engines, **families}))
 
 
 def tokens(engine: LanguageModelEngine) -> list[list[int]]:
@@ -126,7 +137,7 @@ def test_tensorrt_llm(
         return ReferenceExecutor(layout, rounded, gpu.banned_ids)
 
     monkeypatch.setattr(session, "SessionExecutor", executor)
-    served = replace(source, gpu=replace(gpu, engine="tensorrt_llm", candidates=20), engines={})
+    served = changed(source, engine="tensorrt_llm", candidates=20)
     engine = open_language_model(served, slots=2)
     assert isinstance(engine, TensorRtLlmLanguageModel)
     ((folder, layout),) = asked
@@ -139,7 +150,7 @@ def test_tensorrt_llm(
 def test_cpu(engines: Path) -> None:
     manifest = load_manifest(engines)
     assert manifest.gpu is None
-    source = EngineSource.of(engines, manifest)
+    source = EngineSource(engines, manifest)
     assert isinstance(open_language_model(source, 1), OnnxLanguageModel)
     assert isinstance(open_speech_tokenizer(source), OnnxSpeechTokenizer)
     assert isinstance(open_audio_decoder(source)[0], OnnxFlow)
@@ -233,13 +244,13 @@ def test_the_solver_on_the_device_takes_the_same_steps(source: EngineSource) -> 
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="TensorRT is installed")
 def test_engines_that_cannot_be_opened_here(source: EngineSource, tmp_path: Path) -> None:
     assert source.gpu is not None
-    llm = replace(source, gpu=replace(source.gpu, engine="tensorrt_llm"), engines={})
+    llm = changed(source, engine="tensorrt_llm")
     with pytest.raises(EngineError, match=r"tensorrt_llm 1\.2\.1 is not installed"):
         open_language_model(llm, 2)
     for opened in (open_speech_tokenizer, open_audio_decoder):
         with pytest.raises(EngineError, match=r"tensorrt_audio\.json: cannot be read .*build the audio engines"):
             opened(llm)
-    other = replace(source, gpu=replace(source.gpu, engine="vllm"), engines={})
+    other = changed(source, engine="vllm")
     for attempt, stage in (
         (partial(open_language_model, other, 2), "language_model"),
         (partial(open_speech_tokenizer, other), "speech_tokenizer"),
@@ -250,9 +261,9 @@ def test_engines_that_cannot_be_opened_here(source: EngineSource, tmp_path: Path
         ):
             attempt()
     with pytest.raises(EngineError, match=r"engines\.vocoder is 'tensorrt_llm', which cannot run this stage; build"):
-        open_audio_decoder(replace(source, engines={**source.engines, "vocoder": "tensorrt_llm"}))
+        open_audio_decoder(with_engines(source, vocoder="tensorrt_llm"))
     with pytest.raises(EngineError, match=r"engines\.flow is None, this version has"):
-        open_audio_decoder(replace(source, engines={"language_model": "torch_cuda"}))
+        open_audio_decoder(with_engines(source, flow=None))
     with pytest.raises(EngineError, match=r"weights\.safetensors: not readable weights"):
         open_language_model(replace(source, folder=tmp_path), 2)
 
@@ -290,8 +301,8 @@ def test_another_family_is_a_folder_and_a_line(
     manifest = load_manifest(source.folder)
     named = replace(manifest, engines={**manifest.engines, "language_model": "another", "vocoder": "another"})
     (tmp_path / "manifest.json").write_text(named.to_json())
-    found = EngineSource.of(source.folder, load_manifest(tmp_path), threads=3, device="cpu")
-    assert found.engines == {
+    found = EngineSource(source.folder, load_manifest(tmp_path), threads=3, device="cpu")
+    assert found.manifest.engines == {
         "language_model": "another", "speech_tokenizer": "torch", "flow": "torch_cuda", "vocoder": "another",
     }  # fmt: skip
     assert open_language_model(found, 2) == ("a language model", 2, 128)
@@ -336,7 +347,7 @@ from serving.warm_up import warm_up_generation, warm_up_speech
 
 folder = Path(sys.argv[1])
 manifest = check_manifest(folder, target="gpu", device="cpu")
-source = EngineSource.of(folder, manifest, device="cpu")
+source = EngineSource(folder, manifest, device="cpu")
 speech = open_speech_tokenizer(source)
 warm_up_speech(speech)
 stage = PromptStage(TextTokenizer(folder / "tokenizer.json"), manifest.limits, lambda clip: speech_tokens(speech, clip))
@@ -375,7 +386,7 @@ def test_more_slots_than_the_engines_were_built_for(
     with pytest.raises(
         EngineError, match=r"--slots: 3 but gpu\.max_streams of the engines is 2; serve fewer, or build"
     ):
-        open_language_model(replace(source, gpu=llm, engines={}), 3)
+        open_language_model(changed(source, engine="tensorrt_llm"), 3)
 
     # The server asks before it starts anything.
     monkeypatch.setattr("vita_audio.engines.manifest.find_machine", lambda: CONTAINER)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from vita_audio.contract.errors import EngineError
-from vita_audio.engines.interface import BurstRow, ExtendRow
+from vita_audio.engines.interface import BurstRow, ExtendRow, Sampling
 
 
 class CachedTokens:
@@ -109,3 +109,47 @@ class CachedTokens:
                 f"slot {slot}: {needed} cached positions are asked for, there are {len(self._tokens[slot])}; "
                 "extend first"
             )
+
+
+class SlotEngine:
+    """The verbs of a `LanguageModelEngine` around an account of its slots; a family implements what they do inside.
+
+    Args:
+        slots, context: of the engine.
+        mctp_modules, vocab_size: of the checkpoint.
+    """
+
+    def __init__(self, slots: int, context: int, mctp_modules: int, vocab_size: int) -> None:
+        self.slots, self.context = slots, context
+        self.mctp_modules, self.vocab_size = mctp_modules, vocab_size
+        self.cached = CachedTokens(slots, context, mctp_modules)
+
+    def begin(self, slot: int, sampling: Sampling, keep: int = 0) -> int:
+        kept, cascaded = self.cached.begin(slot, keep)
+        try:
+            self._begin(slot, sampling, kept)
+        except BaseException:  # the slot is free, as it was
+            self.cached.release(slot)
+            raise
+        return cascaded
+
+    def extend(self, rows: Sequence[ExtendRow]) -> list[int | None]:
+        with self.cached.extend(rows):
+            return self._extend(rows)
+
+    def burst(self, rows: Sequence[BurstRow]) -> list[list[int]]:
+        with self.cached.burst(rows):
+            return self._burst(rows)
+
+    def release(self, slot: int) -> None:
+        self.cached.release(slot)
+
+    def _begin(self, slot: int, sampling: Sampling, kept: Sequence[int]) -> None:
+        """A stream samples so from now on; the repetition penalty applies to the ids `kept` of the slot's cache."""
+        raise NotImplementedError
+
+    def _extend(self, rows: Sequence[ExtendRow]) -> list[int | None]:
+        raise NotImplementedError
+
+    def _burst(self, rows: Sequence[BurstRow]) -> list[list[int]]:
+        raise NotImplementedError

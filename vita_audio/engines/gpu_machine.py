@@ -1,4 +1,4 @@
-"""What this machine offers engines: GPUs (as nvidia-smi tells), TensorRT, TensorRT-LLM, container. No PyTorch here."""
+"""What this machine offers engines: GPUs (from nvidia-smi), TensorRT, TensorRT-LLM, container. No PyTorch here."""
 
 from __future__ import annotations
 

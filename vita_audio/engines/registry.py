@@ -59,7 +59,7 @@ def check_slots(gpu: GpuRecord, slots: int) -> None:
 
 
 def _factory(source: EngineSource, stage: str) -> Callable[..., Any]:
-    family = source.engines.get(stage)
+    family = source.manifest.engines.get(stage)
     if family not in FAMILIES:
         raise EngineError(
             f"{source.folder}: engines.{stage} is {family!r}, this version has {', '.join(FAMILIES)}; "

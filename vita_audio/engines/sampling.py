@@ -12,7 +12,7 @@ _AHEAD = 256
 def uniforms(seed: int, index: int, count: int) -> NDArray[np.float32]:
     """One draw in [0, 1) for each generated token index in [index, index + count): float32 [count].
 
-    Philox is counter based: token i reads word i of the stream keyed by the seed, whoever asked for which range.
+    Philox is counter based: token i reads word i of the stream keyed by the seed, in whatever range it is asked for.
     """
     block, skip = divmod(index, 4)  # one Philox counter step yields four 64-bit words
     words = np.random.Philox(key=seed, counter=block).random_raw(skip + count)[skip:]

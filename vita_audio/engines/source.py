@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from vita_audio.engines.gpu_record import GpuRecord, standard_engines
-
-if TYPE_CHECKING:
-    from vita_audio.engines.manifest import Manifest
+from vita_audio.engines.gpu_record import GpuRecord
+from vita_audio.engines.manifest import Manifest
 
 #: Prompt tokens of one step. On a CPU each of them costs the streams that run; a GPU reads the weights for as long as
 #: it computes some 300 rows (H100, bf16), so these come nearly free.
@@ -19,35 +16,29 @@ CPU_PREFILL_CHUNK, GPU_PREFILL_CHUNK = 64, 256
 
 @dataclass(frozen=True, slots=True)
 class EngineSource:
-    """A folder of engines, what its manifest says of them, and where they shall run.
+    """Engines, and where they shall run.
 
     Attributes:
         folder: the engines.
-        sizes: part -> fields of its config dataclass.
-        context_tokens: tokens of a stream.
-        gpu: None for CPU engines.
+        manifest: what they were built from and hold.
         threads: CPU threads of each engine.
-        device: where torch_cuda engines run: bfloat16 on a GPU, float32 on "cpu".
-        engines: stage -> family (`registry.py`); those that the builder makes by default.
+        device: where PyTorch's engines run: bfloat16 on a GPU, float32 on "cpu".
     """
 
     folder: Path
-    sizes: Mapping[str, Mapping[str, Any]]
-    context_tokens: int
-    gpu: GpuRecord | None = None
+    manifest: Manifest
     threads: int = 1
     device: str = "cuda:0"
-    engines: Mapping[str, str] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        if not self.engines:
-            object.__setattr__(self, "engines", standard_engines(self.gpu))
+    @property
+    def gpu(self) -> GpuRecord | None:
+        """What GPU engines were built for; None for CPU engines."""
+        return self.manifest.gpu
 
-    @classmethod
-    def of(cls, folder: Path, manifest: Manifest, threads: int = 1, device: str = "cuda:0") -> EngineSource:
-        """The engines that a manifest describes."""
-        limits = manifest.limits
-        return cls(folder, manifest.sizes, limits.context_tokens, manifest.gpu, threads, device, manifest.engines)
+    @property
+    def context_tokens(self) -> int:
+        """Tokens of a stream, prompt and answer."""
+        return self.manifest.limits.context_tokens
 
     @property
     def prefill_chunk(self) -> int:
@@ -65,4 +56,4 @@ class EngineSource:
         def frozen(value: Any) -> Any:
             return tuple(map(frozen, value)) if isinstance(value, list) else value
 
-        return {name: frozen(value) for name, value in self.sizes[part].items()}
+        return {name: frozen(value) for name, value in self.manifest.sizes[part].items()}

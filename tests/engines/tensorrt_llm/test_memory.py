@@ -54,15 +54,17 @@ def test_what_fits_fits_and_one_more_does_not(available: int, context: int, kv_b
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"blocks": 20}, "slots: 3 of 50 tokens need 21 blocks, the pool has 20; 2 slots fit"),
         ({"tokens_per_block": 24}, "tokens_per_block: 24 is not a power of two"),
         ({"max_num_tokens": 2}, "max_num_tokens: 2 is below slots 3"),
         ({"candidates": 301}, "candidates: 301 is not valid: 1 to 300"),
         ({"candidates": 100, "head_first_id": 250}, "candidates: 100 is not valid: 1 to 50"),
-        ({"blocks": 2**27}, "31-bit offsets"),
+        (
+            {"slots": 2**24, "max_num_tokens": 2**24},
+            "blocks: 117440512 of 13 layers cannot be addressed by 31-bit offsets",
+        ),
     ],
 )
 def test_a_layout_that_does_not_fit_is_refused(change: dict[str, int], told: str) -> None:
-    fields = {"slots": 3, "context": 50, "blocks": 21, "max_num_tokens": 16, "candidates": 300, "tokens_per_block": 8}
+    fields = {"slots": 3, "context": 50, "max_num_tokens": 16, "candidates": 300, "tokens_per_block": 8}
     with pytest.raises(EngineError, match=told):
         Layout(TINY, **{**fields, **change})

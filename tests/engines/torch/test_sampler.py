@@ -73,8 +73,9 @@ def test_batches_draw_as_rows_by_hand(rows: list[Sampling], seed: int, uniforms:
     token_rows[sampled] = count + torch.arange(len(sampled), dtype=torch.int32)
     some = torch.tensor(sampled, dtype=torch.int32)
     of = table.rows(some.long())
-    columns = (of.inv_temperature, of.top_k, of.top_p, uniform[some.long()])
-    assert made == draw_some(logits, seen, banned, table.penalty, token_rows, some, *columns, width=IDS).tolist()
+    packed = {"penalty": table.penalty, "token_rows": token_rows, "sampled_rows": some}
+    packed |= {"inv_temp": of.inv_temperature, "top_k": of.top_k, "top_p": of.top_p}
+    assert made == draw_some(logits, seen, banned, packed, uniform[some.long()], IDS).tolist()
 
     for i, sampling in enumerate(rows):
         known = {j for j in range(IDS) if seen[i, j]}, {j for j in range(IDS) if banned[j]}

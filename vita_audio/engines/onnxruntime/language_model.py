@@ -17,13 +17,13 @@ import onnxruntime as ort
 
 from vita_audio.checkpoint.configs import LanguageModelConfig
 from vita_audio.contract.errors import EngineError
-from vita_audio.engines.cached_tokens import CachedTokens
+from vita_audio.engines.cached_tokens import SlotEngine
 from vita_audio.engines.interface import BurstRow, ExtendRow, Floats, Sampling
 from vita_audio.engines.onnxruntime.session import open_session
 from vita_audio.engines.sampling import uniforms
 
 
-class OnnxLanguageModel:
+class OnnxLanguageModel(SlotEngine):
     """`LanguageModelEngine` over the graphs of `build_engines.onnxruntime.language_model`.
 
     Args:
@@ -41,37 +41,25 @@ class OnnxLanguageModel:
             self.config = LanguageModelConfig(**json.loads((folder / "model.json").read_text()))
         except (OSError, ValueError, TypeError) as error:
             raise EngineError(f"{folder / 'model.json'}: not readable ({error}); rebuild the engines") from error
-        self.slots, self.context = slots, context
-        self.mctp_modules, self.vocab_size = self.config.mctp_modules, self.config.vocab_size
+        super().__init__(slots, context, self.config.mctp_modules, self.config.vocab_size)
         self._backbone = _Graph(folder / "backbone.onnx", self.config.backbone_layers, self, threads)
         self._mctp = _Graph(folder / "mctp.onnx", self.mctp_modules, self, threads) if self.mctp_modules else None
         self._hidden: Floats = np.zeros((slots, context, self.config.hidden_size), np.float32)  # H0 of each position
         self._seen = [_SeenIds() for _ in range(slots)]
         self._sampling = [Sampling() for _ in range(slots)]
-        self.cached = CachedTokens(slots, context, self.mctp_modules)
         self._first_rows: dict[int, list[np.ndarray]] = {}  # row 0 of the caches of released slots
 
-    def begin(self, slot: int, sampling: Sampling, keep: int = 0) -> int:
-        kept, cascaded = self.cached.begin(slot, keep)
+    def _begin(self, slot: int, sampling: Sampling, kept: Sequence[int]) -> None:
         for cache, row in zip(self._backbone.caches.values(), self._first_rows.pop(slot, ()), strict=False):
             cache[slot, :, 0] = row
         self._seen[slot] = _SeenIds()
         self._seen[slot].add(kept)
         self._sampling[slot] = sampling
-        return cascaded
 
     def release(self, slot: int) -> None:
-        self.cached.release(slot)
+        super().release(slot)
         # Batches park a released slot at row 0, which costs them least and overwrites it.
         self._first_rows[slot] = [cache[slot, :, 0].copy() for cache in self._backbone.caches.values()]
-
-    def extend(self, rows: Sequence[ExtendRow]) -> list[int | None]:
-        with self.cached.extend(rows):
-            return self._extend(rows)
-
-    def burst(self, rows: Sequence[BurstRow]) -> list[list[int]]:
-        with self.cached.burst(rows):
-            return [self._burst_one(row) for row in rows]
 
     def _extend(self, rows: Sequence[ExtendRow]) -> list[int | None]:
         tokens: list[int | None] = [None] * len(rows)
@@ -119,12 +107,15 @@ class OnnxLanguageModel:
         self._seen[slot].add((token,))
         return token
 
+    def _burst(self, rows: Sequence[BurstRow]) -> list[list[int]]:
+        return [self._burst_one(row) for row in rows]
+
     def _burst_one(self, row: BurstRow) -> list[int]:
         graph, modules, count = self._mctp, self.mctp_modules, row.stop - row.start
         assert graph is not None  # `cached.burst` has refused a checkpoint without modules
         tokens = np.array([row.tokens], np.int64)
         forced = np.full((1, modules), -1, np.int64)
-        if row.index is None:  # nobody reads what the last module samples
+        if row.index is None:  # what the last module samples is not read
             forced[0, : modules - 1] = tokens[0, count:]
         graph.feed("tokens", tokens[:, :count])
         graph.feed("forced", forced)
@@ -203,7 +194,7 @@ class _Graph:
     def feed_sampling(
         self, seen: Sequence[_SeenIds], samplings: Sequence[Sampling], index: Sequence[int | None], draws: int
     ) -> None:
-        """Sampling inputs of a batch; a row without index draws a token that nobody reads."""
+        """Sampling inputs of a batch; the token of a row without index is not read."""
         top_k = [1 if s.greedy or i is None else s.top_k or self._vocab for s, i in zip(samplings, index, strict=True)]
         width = max(len(ids) for ids in seen)
         self.feed("seen", np.stack([ids.padded(width) for ids in seen]))

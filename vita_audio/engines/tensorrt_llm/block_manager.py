@@ -13,7 +13,7 @@ from vita_audio.contract.errors import EngineError
 
 
 class BlockManager:
-    """Deterministic: the same calls give the same tables. Knows numbers only, no memory.
+    """Deterministic: the same calls give the same tables. Holds numbers, no memory.
 
     Args:
         slots: streams that may be open at once.

@@ -13,7 +13,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from vita_audio.engines.cached_tokens import CachedTokens
+from vita_audio.engines.cached_tokens import SlotEngine
 from vita_audio.engines.interface import BurstRow, ExtendRow, Sampling
 from vita_audio.engines.tensorrt_llm.block_manager import BlockManager
 from vita_audio.engines.tensorrt_llm.device_state import DeviceState
@@ -26,7 +26,7 @@ from vita_audio.engines.torch.sampler import draw_some
 Row = TypeVar("Row", ExtendRow, BurstRow)
 
 
-class TensorRtLlmLanguageModel:
+class TensorRtLlmLanguageModel(SlotEngine):
     """`LanguageModelEngine` over an executor.
 
     Args:
@@ -37,8 +37,7 @@ class TensorRtLlmLanguageModel:
     def __init__(self, executor: Executor, banned_ids: Sequence[int] = ()) -> None:
         self.layout = layout = executor.layout
         config = layout.config
-        self.slots, self.context = layout.slots, layout.context
-        self.mctp_modules, self.vocab_size = config.mctp_modules, config.vocab_size
+        super().__init__(layout.slots, layout.context, config.mctp_modules, config.vocab_size)
         self._executor = executor
         with executor.stream():
             self._state = DeviceState(layout, executor.device, executor.kv_dtype, executor.hidden_dtype)
@@ -46,7 +45,6 @@ class TensorRtLlmLanguageModel:
             self._banned[list(banned_ids)] = True
         self._blocks = BlockManager(layout.slots, layout.blocks, layout.tokens_per_block, layout.blocks_per_slot)
         self._packer = Packer(layout, self._blocks, self._state.pool.data_ptr())
-        self.cached = CachedTokens(layout.slots, layout.context, config.mctp_modules)
         largest = {
             "tokens": layout.max_num_tokens,
             "streams": layout.slots,
@@ -61,25 +59,12 @@ class TensorRtLlmLanguageModel:
             self._to_backbone = Staging(BACKBONE_STEP, backbone, self._packer.backbone_constants, executor.device)
             self._to_mctp = Staging(MCTP_STEP, mctp, self._packer.mctp_constants, executor.device)
 
-    def begin(self, slot: int, sampling: Sampling, keep: int = 0) -> int:
-        kept, cascaded = self.cached.begin(slot, keep)
+    def _begin(self, slot: int, sampling: Sampling, kept: Sequence[int]) -> None:
         # Steps in flight may still read blocks given back here: their next owner writes later on the same stream.
-        self._blocks.resize(slot, keep)
+        self._blocks.resize(slot, len(kept))
         self._packer.begin(slot, sampling)
         with self._executor.stream():
             self._state.begin(slot, kept)
-        return cascaded
-
-    def release(self, slot: int) -> None:
-        self.cached.release(slot)
-
-    def extend(self, rows: Sequence[ExtendRow]) -> list[int | None]:
-        with self.cached.extend(rows):
-            return self._extend(rows)
-
-    def burst(self, rows: Sequence[BurstRow]) -> list[list[int]]:
-        with self.cached.burst(rows):
-            return self._burst(rows)
 
     @torch.inference_mode()
     def _extend(self, rows: Sequence[ExtendRow]) -> list[int | None]:
@@ -115,19 +100,8 @@ class TensorRtLlmLanguageModel:
         state.keep_hidden(tensors["hidden_rows"], hidden)
         if not step.samples:
             return None
-        return draw_some(
-            logits,
-            state.seen_of(tensors["slots"]),
-            self._banned,
-            tensors["penalty"],
-            tensors["token_rows"],
-            tensors["sampled_rows"],
-            tensors["inv_temp"],
-            tensors["top_k"],
-            tensors["top_p"],
-            tensors["uniform"][:, 0],
-            self.layout.candidates,
-        )
+        seen = state.seen_of(tensors["slots"])
+        return draw_some(logits, seen, self._banned, tensors, tensors["uniform"][:, 0], self.layout.candidates)
 
     def _run_mctp(self, step: PackedStep) -> Tensor:
         """Tokens [streams, K] on the device."""

@@ -16,7 +16,6 @@ class Layout:
     Attributes:
         slots: streams that may be open at once; at most the engines' max_batch_size.
         context: tokens a slot holds; at most the engines' max_seq_len.
-        blocks: blocks of the pool. At least `blocks_per_slot` of them for every slot.
         max_num_tokens: new tokens of one engine call, all streams together, as the engines were built.
         candidates: the largest top_k that is drawn from, as the MCTP engine was built; a request that asks for more,
             or for all, gets this many.
@@ -29,7 +28,6 @@ class Layout:
     config: LanguageModelConfig
     slots: int
     context: int
-    blocks: int
     max_num_tokens: int
     candidates: int
     head_first_id: int = 0
@@ -39,11 +37,6 @@ class Layout:
         size = self.tokens_per_block
         if size < 1 or size & (size - 1):
             raise EngineError(f"tokens_per_block: {size} is not a power of two; build the engines with 32")
-        if self.blocks < self.slots * self.blocks_per_slot:
-            raise EngineError(
-                f"slots: {self.slots} of {self.context} tokens need {self.slots * self.blocks_per_slot} blocks, the "
-                f"pool has {self.blocks}; {self.blocks // self.blocks_per_slot} slots fit: lower slots or context"
-            )
         # 31 bits: the top one of an offset would mean the secondary pool.
         if self.blocks * self.pool_layers * 2 >= 1 << 31:
             raise EngineError(
@@ -61,6 +54,11 @@ class Layout:
     def pool_layers(self) -> int:
         """Attention layers of the pool: the backbone's, then one for each MCTP module."""
         return self.config.num_hidden_layers
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of the pool: as many as the longest streams in all slots need."""
+        return self.slots * self.blocks_per_slot
 
     @property
     def blocks_per_slot(self) -> int:
@@ -85,7 +83,6 @@ def layout_for(
     head_first_id: int = 0,
     tokens_per_block: int = TOKENS_PER_BLOCK,
 ) -> Layout:
-    """A layout whose pool holds exactly `slots` streams of `context` tokens; draws from the whole head by default."""
-    blocks = slots * -(-context // tokens_per_block)
+    """A layout that draws from the whole head by default."""
     drawn_from = config.vocab_size - head_first_id if candidates is None else candidates
-    return Layout(config, slots, context, blocks, max_num_tokens, drawn_from, head_first_id, tokens_per_block)
+    return Layout(config, slots, context, max_num_tokens, drawn_from, head_first_id, tokens_per_block)

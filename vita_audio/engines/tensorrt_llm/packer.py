@@ -31,7 +31,7 @@ from vita_audio.engines.tensorrt_llm.tensors import CONTEXT, GENERATION, Arrays
 
 @dataclass(frozen=True, slots=True)
 class PackedStep:
-    """One engine call. Batch row b holds the caller's row `order[b]`; `samples`: someone reads a token of it."""
+    """One engine call. Batch row b holds the caller's row `order[b]`; `samples`: a token of it is read."""
 
     arrays: Arrays
     order: list[int]

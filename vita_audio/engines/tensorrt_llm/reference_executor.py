@@ -60,19 +60,8 @@ class ReferenceExecutor:
         last = inputs["last_token_ids"].long() - 1
         for k in range(self.layout.config.mctp_modules):
             hidden = self._model.mctp(k, ids, hidden, batch.positions, batch.attend(k))
-            row = draw_some(
-                F.linear(hidden[last], self._head),
-                seen,
-                self._banned,
-                inputs["penalty"],
-                inputs["token_rows"],
-                inputs["sampled_rows"],
-                inputs["inv_temp"],
-                inputs["top_k"],
-                inputs["top_p"],
-                inputs["uniform"][:, k],
-                self.layout.candidates,
-            )
+            logits, uniform = F.linear(hidden[last], self._head), inputs["uniform"][:, k]
+            row = draw_some(logits, seen, self._banned, inputs, uniform, self.layout.candidates)
             seen[torch.arange(len(row)), row] = True
             forced = inputs["forced_tokens"][:, k].long()
             token = torch.where(forced >= 0, forced, row + self.layout.head_first_id)

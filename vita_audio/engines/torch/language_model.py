@@ -12,14 +12,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vita_audio.checkpoint.configs import LanguageModelConfig
-from vita_audio.engines.cached_tokens import CachedTokens
+from vita_audio.engines.cached_tokens import SlotEngine
 from vita_audio.engines.interface import BurstRow, ExtendRow, Sampling
 from vita_audio.engines.sampling import uniforms
 from vita_audio.engines.torch.sampler import SamplingTable, candidates, draw
 from vita_audio.models.language_model import Attend, LanguageModel
 
 
-class TorchLanguageModel:
+class TorchLanguageModel(SlotEngine):
     """`LanguageModelEngine` over `models.language_model.LanguageModel`, float32.
 
     Args:
@@ -38,8 +38,8 @@ class TorchLanguageModel:
         context: int,
         banned_ids: Sequence[int] = (),
     ) -> None:
-        self.config, self.slots, self.context = config, slots, context
-        self.mctp_modules, self.vocab_size = config.mctp_modules, config.vocab_size
+        super().__init__(slots, context, config.mctp_modules, config.vocab_size)
+        self.config = config
         self._model = LanguageModel(config)
         self._model.load_state_dict(dict(tensors))
         self._model.float().eval()
@@ -51,26 +51,12 @@ class TorchLanguageModel:
         self._table = SamplingTable.create(slots, self._seen.device)
         self._banned = torch.zeros(config.vocab_size, dtype=torch.bool)
         self._banned[list(banned_ids)] = True
-        self.cached = CachedTokens(slots, context, config.mctp_modules)
 
-    def begin(self, slot: int, sampling: Sampling, keep: int = 0) -> int:
-        kept, cascaded = self.cached.begin(slot, keep)
+    def _begin(self, slot: int, sampling: Sampling, kept: Sequence[int]) -> None:
         self._seen[slot] = False
         self._seen[slot, list(kept)] = True
         self._sampling[slot] = sampling
         self._table.put(slot, sampling, self.vocab_size)
-        return cascaded
-
-    def release(self, slot: int) -> None:
-        self.cached.release(slot)
-
-    def extend(self, rows: Sequence[ExtendRow]) -> list[int | None]:
-        with self.cached.extend(rows):
-            return self._extend(rows)
-
-    def burst(self, rows: Sequence[BurstRow]) -> list[list[int]]:
-        with self.cached.burst(rows):
-            return self._burst(rows)
 
     @torch.inference_mode()
     def _extend(self, rows: Sequence[ExtendRow]) -> list[int | None]:

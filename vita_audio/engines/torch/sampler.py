@@ -7,6 +7,7 @@ waits and every shape is known to it, so a CUDA graph can hold all of it. A row 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -76,35 +77,26 @@ def draw(logits: Tensor, seen: Tensor, banned: Tensor, table: SamplingTable, uni
 
 
 def draw_some(
-    logits: Tensor,
-    seen: Tensor,
-    banned: Tensor,
-    penalty: Tensor,
-    token_rows: Tensor,
-    sampled_rows: Tensor,
-    inv_temperature: Tensor,
-    top_k: Tensor,
-    top_p: Tensor,
-    uniform: Tensor,
-    width: int,
+    logits: Tensor, seen: Tensor, banned: Tensor, rows: Mapping[str, Tensor], uniform: Tensor, width: int
 ) -> Tensor:
     """As `draw`, but only rows that sample are sorted: the host gives their number, and none at all cost nothing.
 
     Args:
-        penalty: float32 [streams].
-        token_rows: int32 [streams], b where row b takes its best id, streams + i where it is `sampled_rows[i]`.
-        sampled_rows: int32 [sampled], which rows sample.
-        inv_temperature, top_p, uniform: float32 [sampled]; top_k: int32 [sampled].
+        rows: `sampled_rows` int32 [sampled]: which rows sample; `token_rows` int32 [streams]: b where row b takes its
+            best id, streams + i where it is `sampled_rows[i]`; `penalty` float32 [streams]; `inv_temp` and `top_p`
+            float32 [sampled]; `top_k` int32 [sampled].
+        uniform: float32 [sampled].
 
     Returns:
         int64 [streams].
     """
-    logits = penalise(logits, seen, banned, penalty)
-    best = logits.argmax(1)
-    if not len(sampled_rows):
+    logits = penalise(logits, seen, banned, rows["penalty"])
+    best, sampled = logits.argmax(1), rows["sampled_rows"]
+    if not len(sampled):
         return best
-    drawn = draw_candidates(logits.index_select(0, sampled_rows), inv_temperature, top_k, top_p, uniform, width)
-    return torch.cat([best, drawn]).index_select(0, token_rows)
+    chosen = logits.index_select(0, sampled)
+    drawn = draw_candidates(chosen, rows["inv_temp"], rows["top_k"], rows["top_p"], uniform, width)
+    return torch.cat([best, drawn]).index_select(0, rows["token_rows"])
 
 
 def penalise(logits: Tensor, seen: Tensor, banned: Tensor, penalty: Tensor) -> Tensor:

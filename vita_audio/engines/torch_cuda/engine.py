@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from vita_audio.checkpoint.configs import LanguageModelConfig
-from vita_audio.engines.cached_tokens import CachedTokens
+from vita_audio.engines.cached_tokens import SlotEngine
 from vita_audio.engines.interface import BurstRow, ExtendRow, Sampling
 from vita_audio.engines.sampling import DrawnAhead
 from vita_audio.engines.torch.sampler import NARROW, candidates
@@ -42,7 +42,7 @@ _GROUP_ROWS = 64
 _MIN_SPAN = 256
 
 
-class TorchCudaLanguageModel:
+class TorchCudaLanguageModel(SlotEngine):
     """Backbone and MCTP over `Weights`, on the weights' device and in their type.
 
     Args:
@@ -59,11 +59,9 @@ class TorchCudaLanguageModel:
         self, config: LanguageModelConfig, weights: Weights, settings: Settings, banned_ids: Sequence[int] = ()
     ) -> None:
         settings.check(config, weights)
+        super().__init__(settings.slots, settings.context, config.mctp_modules, config.vocab_size)
         self.config, self.settings = config, settings
-        self.slots, self.context = settings.slots, settings.context
-        self.mctp_modules, self.vocab_size = config.mctp_modules, config.vocab_size
         self.forward = Forward(config, weights, settings, banned_ids)
-        self.cached = CachedTokens(self.slots, self.context, self.mctp_modules)
         self._sampling = [Sampling() for _ in range(self.slots)]
         self._draws = [DrawnAhead(0) for _ in range(self.slots)]
         self._programs: dict[tuple[str, Shape], Program] = {}
@@ -98,34 +96,21 @@ class TorchCudaLanguageModel:
         return len(self._programs)
 
     @torch.inference_mode()
-    def begin(self, slot: int, sampling: Sampling, keep: int = 0) -> int:
-        kept, cascaded = self.cached.begin(slot, keep)
+    def _begin(self, slot: int, sampling: Sampling, kept: Sequence[int]) -> None:
         seen = self.forward.seen[slot].fill_(False)
         if kept:
             seen.index_fill_(0, torch.tensor(kept, device=seen.device), True)
         self._sampling[slot], self._draws[slot] = sampling, DrawnAhead(sampling.seed)
         self.forward.table.put(slot, sampling, self.vocab_size)
-        return cascaded
-
-    def release(self, slot: int) -> None:
-        self.cached.release(slot)
-
-    def extend(self, rows: Sequence[ExtendRow]) -> list[int | None]:
-        with self.cached.extend(rows):
-            return self._extend_rows(rows)
-
-    def burst(self, rows: Sequence[BurstRow]) -> list[list[int]]:
-        with self.cached.burst(rows):
-            return self._burst_rows(rows)
 
     @torch.inference_mode()
-    def _extend_rows(self, rows: Sequence[ExtendRow]) -> list[int | None]:
+    def _extend(self, rows: Sequence[ExtendRow]) -> list[int | None]:
         made: list[int | None] = [None] * len(rows)
         for kind, group in self._calls([len(row.tokens) for row in rows], self.limits.extend_rows):
             if kind == "long":
                 made[group[0]] = self._extend_long(rows[group[0]])
             else:
-                for i, token in zip(group, self._extend([rows[i] for i in group], kind == "group"), strict=True):
+                for i, token in zip(group, self._extend_call([rows[i] for i in group], kind == "group"), strict=True):
                     made[i] = token
         return made
 
@@ -151,11 +136,11 @@ class TorchCudaLanguageModel:
     def _extend_long(self, row: ExtendRow) -> int | None:
         """More rows than a decode step: a prefill chunk, alone."""
         while len(row.tokens) > MAX_STREAM_ROWS:
-            self._extend([replace(row, tokens=row.tokens[:MAX_STREAM_ROWS], index=None)])
+            self._extend_call([replace(row, tokens=row.tokens[:MAX_STREAM_ROWS], index=None)])
             row = replace(row, start=row.start + MAX_STREAM_ROWS, tokens=row.tokens[MAX_STREAM_ROWS:])
-        return self._extend([row])[0]
+        return self._extend_call([row])[0]
 
-    def _extend(self, rows: Sequence[ExtendRow], group: bool = False) -> list[int | None]:
+    def _extend_call(self, rows: Sequence[ExtendRow], group: bool = False) -> list[int | None]:
         spans = np.array([(row.slot, row.start, row.start + len(row.tokens)) for row in rows])
         index = [row.index for row in rows]
         shape = self._shape(spans, index, least_rows=1, group=group)
@@ -171,13 +156,13 @@ class TorchCudaLanguageModel:
         return [None if i is None else token for i, token in zip(index, output[:, 0].tolist(), strict=False)]
 
     @torch.inference_mode()
-    def _burst_rows(self, rows: Sequence[BurstRow]) -> list[list[int]]:
+    def _burst(self, rows: Sequence[BurstRow]) -> list[list[int]]:
         made: list[list[int]] = [[] for _ in rows]
         for kind, group in self._calls([row.stop - row.start for row in rows], self.limits.burst_rows):
             if kind == "long":
                 made[group[0]] = self._burst_long(rows[group[0]])
             else:
-                for i, tokens in zip(group, self._burst([rows[i] for i in group], kind == "group"), strict=True):
+                for i, tokens in zip(group, self._burst_call([rows[i] for i in group], kind == "group"), strict=True):
                     made[i] = tokens
         return made
 
@@ -187,11 +172,11 @@ class TorchCudaLanguageModel:
         while row.stop - row.start > MAX_STREAM_ROWS:
             count = min(MAX_STREAM_ROWS, len(row.tokens) - ahead)
             stop = row.start + count
-            self._burst([replace(row, stop=stop, tokens=row.tokens[: count + ahead], index=None)])
+            self._burst_call([replace(row, stop=stop, tokens=row.tokens[: count + ahead], index=None)])
             row = replace(row, start=stop, tokens=row.tokens[count:])
-        return self._burst([row])[0]
+        return self._burst_call([row])[0]
 
-    def _burst(self, rows: Sequence[BurstRow], group: bool = False) -> list[list[int]]:
+    def _burst_call(self, rows: Sequence[BurstRow], group: bool = False) -> list[list[int]]:
         modules = self.mctp_modules
         spans = np.array([(row.slot, row.start, row.stop) for row in rows])
         index = [row.index for row in rows]

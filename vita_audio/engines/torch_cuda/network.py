@@ -25,7 +25,7 @@ class Spans:
     """Where the rows of each stream are: all int64 on the device.
 
     A stream's rows are consecutive: packed rows [first, first + count) at positions [start, start + count) of `slot`.
-    Padding streams have count 0. Padding rows write to a cache row that no stream owns, and nobody reads them.
+    Padding streams have count 0. Padding rows write to a cache row that no stream owns, and are not read.
     """
 
     slot: Tensor  # [streams]

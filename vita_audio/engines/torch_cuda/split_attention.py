@@ -72,7 +72,7 @@ def attend_split(shape: Shape, spans: Spans, context: int, processors: int, capa
         sizes = launch(shape, heads, kv_heads, processors, capability)
         splits = sizes.splits
         out = torch.empty(rows, heads, dim, dtype=q.dtype, device=q.device)
-        # Parts of padding rows are never written: what is joined from them is arbitrary, and nobody reads it.
+        # Parts of padding rows are never written: what is joined from them is arbitrary, and not read.
         part = torch.empty(rows, heads, splits, dim, device=q.device) if splits > 1 else out
         weight = torch.empty(rows, heads, splits, device=q.device)
         padded_dim = padded(dim)
