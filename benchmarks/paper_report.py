@@ -7,6 +7,7 @@ from typing import Any
 
 from benchmarks import expectations
 from benchmarks.paper_setting import CHUNK_TOKENS, FIRST_CHUNK_TOKENS, PROMPT_TOKENS, SPEECH_TOKENS
+from benchmarks.record import cells
 from benchmarks.record import markdown_table as table
 from benchmarks.record import number as plain_number
 from benchmarks.roofline import PAPER_TOKENS_PER_S, SIZES, tokens_per_s, traffic
@@ -117,39 +118,23 @@ def steps(record: Row, rows: list[Row]) -> str:
     for row in rows:
         alone = record["size"] == "7b" and row["streams"] == 1
         expected = expectations.STEP_MS.get((row.get("kind", ""), row.get("head", ""))) if alone else None
-        lines.append(
-            [
-                row["call"], str(row["streams"]), row.get("head", "-"), number(row.get("ms"), 2),
-                number(row.get("floor_ms"), 2), number(row.get("achieved_gb_s")),
-                number(100 * row["share"] if "share" in row else None, 0, " %"),
-                "-" if expected is None else f"{expected:.1f}",
-            ]
-        )  # fmt: skip
+        figures = cells(row, "call streams head ms:2 floor_ms:2 achieved_gb_s:0 share:%", NOT_MEASURED)
+        lines.append([*figures, plain_number(expected, 1)])
     return table("call|streams|head|ms|floor ms|GB/s|share of roofline|expected ms", lines)
 
 
 def host(_: Row, rows: list[Row]) -> str:
-    keys = ("ms", "device_ms", "launch_ms", "host_ms")
-    return table(
-        "call|streams|head|ms|device alone ms|launch (host) ms|inputs and result (host) ms",
-        (
-            [row["call"], str(row["streams"]), row.get("head", "-"), *(number(row.get(key), 3) for key in keys)]
-            for row in rows
-        ),
-    )
+    spec = "call streams head ms:3 device_ms:3 launch_ms:3 host_ms:3"
+    header = "call|streams|head|ms|device alone ms|launch (host) ms|inputs and result (host) ms"
+    return table(header, (cells(row, spec, NOT_MEASURED) for row in rows))
 
 
 def profiles(record: Row, rows: list[Row]) -> str:
     lines = []
     for row in rows:
         low, high = expectations.LAUNCHES.get(row.get("kind", ""), (0, 0)) if record["size"] == "7b" else (0, 0)
-        lines.append(
-            [
-                row["call"], str(row["streams"]), row.get("head", "-"), number(row.get("launches")),
-                number(row.get("span_ms"), 2), number(row.get("busy_ms"), 2), number(row.get("longest_gap_us"), 1),
-                f"{low}-{high}" if high else "-",
-            ]
-        )  # fmt: skip
+        figures = cells(row, "call streams head launches span_ms:2 busy_ms:2 longest_gap_us:1", NOT_MEASURED)
+        lines.append([*figures, f"{low}-{high}" if high else "-"])
     return (
         table("call|streams|head|launches|ms from first to last|ms busy|longest gap us|expected launches", lines)
         + "\nThe kernels of each call by time are in the text file beside this one; copies count as launches there.\n"
@@ -166,21 +151,16 @@ def kernels(record: Row) -> str:
 
 
 def prepared(record: Row, rows: list[Row]) -> str:
-    def span(bounds: tuple[float, float]) -> str:
-        return f"{bounds[0]:g}-{bounds[1]:g}"
-
-    lines = [
-        [
-            str(row["slots"]), *(str(row.get(key, NOT_MEASURED)) for key in ("context", "chunk", "programs")),
-            number(row.get("seconds"), 1), *(number(row.get(key), 2) for key in ("slots_gib", "programs_gib")),
-        ]
-        for row in rows
-    ]  # fmt: skip
-    text = table("slots|context|prompt chunk|programs|seconds|GiB of slots|GiB of programs", lines)
+    spec = "slots context chunk programs seconds:1 slots_gib:2 programs_gib:2"
+    text = table(
+        "slots|context|prompt chunk|programs|seconds|GiB of slots|GiB of programs",
+        (cells(row, spec, NOT_MEASURED) for row in rows),
+    )
     if record["size"] == "7b":
+        low, high = expectations.PREPARE_S
         text += (
             f"\nExpected at 64 slots, prompts by 256 tokens: {expectations.PREPARE_PROGRAMS} programs, "
-            f"{span(expectations.PREPARE_S)} s with a cold kernel cache, up to {expectations.PREPARE_GIB} GiB.\n"
+            f"{low:g}-{high:g} s with a cold kernel cache, up to {expectations.PREPARE_GIB} GiB.\n"
         )
     return text
 
@@ -191,15 +171,7 @@ def first_chunk(record: Row, rows: list[Row]) -> str:
         expected = None
         if record["size"] == "7b" and row["implementation"] == "engine":
             expected = expectations.FIRST_CHUNK_MS.get((row["mode"], row["head"]))
-        lines.append(
-            [
-                row["implementation"],
-                row["mode"],
-                row["head"],
-                number(row["ms"], 1),
-                "-" if expected is None else f"{expected:g}",
-            ]
-        )
+        lines.append([*cells(row, "implementation mode head ms:1", NOT_MEASURED), plain_number(expected, 1)])
     if record["size"] == "7b":
         lines += [["paper", mode, "full", f"{ms:g}", "-"] for mode, ms in PAPER_FIRST_CHUNK_MS.items()]
     return table("language model|mode|head|first chunk ms|expected ms", lines) + (
@@ -209,28 +181,17 @@ def first_chunk(record: Row, rows: list[Row]) -> str:
 
 def audio(record: Row, rows: list[Row]) -> str:
     """The streaming decoder as served, and each stage alone."""
-    served = [row for row in rows if "precision" not in row]
-    stages = [row for row in rows if "precision" in row]
-    text = table(
-        "streaming decoder|engines|streams|ms|of it engines|ms of sound|difference",
-        (
-            [
-                row["stage"], row.get("engines", "-"), str(row.get("streams", "-")),
-                *(number(row.get(key), 1) for key in ("ms", "engine_ms")), number(row.get("audio_ms")),
-                f"{row['difference']:.1e}" if "difference" in row else NOT_MEASURED,
-            ]
-            for row in served
-        ),
-    )  # fmt: skip
-    text += "\n" + table(
-        "stage|precision|eager ms|CUDA graph ms",
-        (
-            [row["stage"], row["precision"], *(number(row.get(key), 1) for key in ("eager_ms", "graph_ms"))]
-            for row in stages
-        ),
-    )
-    text += (
-        f"\nEncoder: {SPEECH_TOKENS} tokens of speech. Decoder: {CHUNK_TOKENS} audio tokens to a wave in one shot. "
+    served = [
+        [*cells(row, "stage engines streams ms:1 engine_ms:1 audio_ms:0", NOT_MEASURED),
+         f"{row['difference']:.1e}" if "difference" in row else NOT_MEASURED]
+        for row in rows if "precision" not in row
+    ]  # fmt: skip
+    stages = [cells(row, "stage precision eager_ms:1 graph_ms:1", NOT_MEASURED) for row in rows if "precision" in row]
+    text = (
+        table("streaming decoder|engines|streams|ms|of it engines|ms of sound|difference", served)
+        + "\n"
+        + table("stage|precision|eager ms|CUDA graph ms", stages)
+        + f"\nEncoder: {SPEECH_TOKENS} tokens of speech. Decoder: {CHUNK_TOKENS} audio tokens to a wave in one shot. "
         "The streaming decoder takes 4 flow steps; what is not engines is the host's arithmetic. Difference: of "
         "samples, as a share of full scale, to the eager engines in float32.\n"
     )
@@ -245,18 +206,10 @@ def audio(record: Row, rows: list[Row]) -> str:
 
 
 def heads(_: Row, rows: list[Row]) -> str:
-    text = table(
-        "mode|full head says|bursts|tokens compared|equal|share",
-        (
-            [
-                row["mode"], row["full_head"], *(str(row.get(k, NOT_MEASURED)) for k in ("bursts", "tokens_compared")),
-                str(row.get("tokens_equal", NOT_MEASURED)),
-                number(100 * row["share"] if "share" in row else None, 1, " %"),
-            ]
-            for row in rows
-        ),
-    )  # fmt: skip
-    return text + (
+    spec = "mode full_head bursts tokens_compared tokens_equal share:%"
+    return table(
+        "mode|full head says|bursts|tokens compared|equal|share", (cells(row, spec, NOT_MEASURED) for row in rows)
+    ) + (
         "\nRandom weights spread over all ids, so a free full head mostly says text and the free rows mean little; a "
         "trained boost model says audio there. With text ids out of both, only rounding parts them."
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -71,3 +71,17 @@ def markdown_table(header: str, rows: Iterable[Sequence[str]]) -> str:
     columns = header.split("|")
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def cells(row: Mapping[str, Any], spec: str, missing: str = "-") -> list[str]:
+    """Cells of a table's row by a spec such as "mode ms:2 share:%": as it is, with 2 digits, as percent."""
+    made = []
+    for key, _, form in (part.partition(":") for part in spec.split()):
+        value = row.get(key)
+        if value is None:
+            made.append(missing)
+        elif form == "%":
+            made.append(f"{100 * value:.3g} %")
+        else:
+            made.append(f"{value:.{form}f}" if form else str(value))
+    return made

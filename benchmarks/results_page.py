@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.paper_report import audio, first_chunk, speeds
-from benchmarks.record import markdown_table, number
+from benchmarks.record import cells, markdown_table, number
 from benchmarks.serving import SPEED, WHERE, speed_cells, where_cells
 
 Record = Mapping[str, Any]
@@ -90,9 +90,9 @@ def _gpu_tables(record: Record) -> Iterable[str]:
             "task|mode|streams|counted|TTFA P50 / P95 ms|real-time factor P50|tokens/s|audio s/s|with underruns",
             (
                 [
-                    row["task"], row["mode"], str(row["streams"]), str(row["streams_counted"]),
-                    _pair(row, "ttfa_ms" if "ttfa_ms_p50" in row else "ttfa_audible_ms"), number(row["rtf_p50"], 3),
-                    number(row["tokens_per_s"]), number(row["audio_s_per_s"], 1), _share(row["underrun_streams"]),
+                    *cells(row, "task mode streams streams_counted"),
+                    _pair(row, "ttfa_ms" if "ttfa_ms_p50" in row else "ttfa_audible_ms"),
+                    *cells(row, "rtf_p50:3 tokens_per_s:0 audio_s_per_s:1 underrun_streams:%"),
                 ]
                 for row in record["rows"] if "skipped" not in row
             ),
@@ -179,15 +179,14 @@ def _language_model(record: Record) -> str:
 
 
 def _seams(record: Record) -> str:
+    rows = record["rows"]
     return markdown_table(
         "setting|where|points|jump|jump P95|flux dB|flux P95|distance dB|real-time factor",
         (
-            [row["setting"], row["where"], str(row["points"]),
-             *(number(row[key], 2) for key in ("jump", "jump_p95", "flux_db", "flux_db_p95", "distance_db")),
-             number(row["rtf"], 3)]
-            for row in record["rows"]
+            cells(row, "setting where points jump:2 jump_p95:2 flux_db:2 flux_db_p95:2 distance_db:2 rtf:3")
+            for row in rows
         ),
-    )  # fmt: skip
+    )
 
 
 def _conformance(record: Record) -> str:

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.closed_loop import Callers, request_for
-from benchmarks.record import Results, number, percentile, record_head, spread
+from benchmarks.record import Results, cells, percentile, record_head, spread
 from loadtest.driver import Record
 from server.launch import TritonServer
 from server.options import ServerOptions
@@ -99,20 +99,18 @@ WHERE = "streams|mode|TTFA ms|prompt|speech tok.|LM queue|LM|dec. queue|decoder|
 
 def speed_cells(row: dict[str, Any]) -> list[str]:
     """The cells of `SPEED`."""
-    times = [number(row[f"{name}_p{q}"], digits) for name, digits in (("ttfa_ms", 0), ("rtf", 3)) for q in (50, 95)]
-    rates = [
-        number(row[f"{name}_per_s_{of}"])
-        for name, of in (("tokens", "stream"), ("lm_tokens", "stream"), ("tokens", "all"))
-    ]
-    return [str(row["streams"]), row["mode"], *times, *rates, number(row["audio_s_per_s"], 1)]
+    return cells(
+        row,
+        "streams mode ttfa_ms_p50:0 ttfa_ms_p95:0 rtf_p50:3 rtf_p95:3 tokens_per_s_stream:0 lm_tokens_per_s_stream:0 "
+        "tokens_per_s_all:0 audio_s_per_s:1",
+    )
 
 
 def where_cells(row: dict[str, Any]) -> list[str]:
     """The cells of `WHERE`."""
-    stages = [number(row[f"first_{stage}_ms"], 1) for stage in (*STAGES, "hops")]
-    share = number(100 * row["first_hops_ms"] / row["ttfa_ms_p50"], 0, " %")
-    hop = number(row["hop_ms_per_response"], 1)
-    return [str(row["streams"]), row["mode"], number(row["ttfa_ms_p50"]), *stages, share, hop]
+    stages = " ".join(f"first_{stage}_ms:1" for stage in (*STAGES, "hops"))
+    share = {**row, "share": row["first_hops_ms"] / row["ttfa_ms_p50"]}
+    return cells(share, f"streams mode ttfa_ms_p50:0 {stages} share:% hop_ms_per_response:1")
 
 
 def main() -> int:

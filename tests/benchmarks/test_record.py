@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.closed_loop import Callers, request_for
-from benchmarks.record import Results, markdown_table, number, percentile, record_head, spread
+from benchmarks.record import Results, cells, markdown_table, number, percentile, record_head, spread
 from benchmarks.serving import STAGES, hop_ms, summarise
 from loadtest.driver import Record, Response
 from loadtest_runs import Known, wait_for
@@ -45,6 +45,12 @@ def test_percentiles_are_of_what_is_known(values: list[float | None]) -> None:
     known = [value for value in values if value is not None]
     assert percentile(values, 50) == (pytest.approx(np.percentile(known, 50)) if known else None)
     assert set(spread("x", values)) == {"x_p50", "x_p95"}
+
+
+def test_cells_by_a_spec() -> None:
+    row = {"mode": "boost", "ms": 1.256, "share": 0.125, "count": 3}
+    assert cells(row, "mode ms:1 share:% count gone:2") == ["boost", "1.3", "12.5 %", "3", "-"]
+    assert cells({"share": 1.0}, "share:% x", "not measured") == ["100 %", "not measured"]
 
 
 def test_numbers_and_tables() -> None:
