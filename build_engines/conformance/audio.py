@@ -21,11 +21,13 @@ from vita_audio.contract.rates import mel_frames
 from vita_audio.engines.interface import Floats, FlowEngine, SpeechTokenizerEngine, VocoderEngine
 from vita_audio.engines.onnxruntime.audio import OnnxFlow, OnnxSpeechTokenizer, OnnxVocoder
 from vita_audio.engines.torch.audio import TorchFlow, TorchSpeechTokenizer, TorchVocoder
+from vita_audio.engines.torch_cuda.audio import TorchCudaFlow, TorchCudaVocoder
 from vita_audio.models.flow import Flow, offline_frame_map, time_grid
 from vita_audio.models.speech_tokenizer import SpeechTokenizer
 from vita_audio.models.vocoder import Vocoder
 from vita_audio.speech_features import speech_pieces
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # Limits between two correct float32 implementations (README of the golden data).
 FEATURES, RELATIVE, F0_HZ, WAVE = 1e-4, 1e-3, 1e-2, 1e-3
 
@@ -72,6 +74,7 @@ def check_flow(folder: Path) -> Iterator[Result]:
         engines: dict[str, FlowEngine] = {
             "torch": TorchFlow(config, tensors),
             "onnxruntime": OnnxFlow(Path(scratch), threads=1),
+            "torch_cuda": TorchCudaFlow(config, tensors, DEVICE, tf32=False),
         }
         for case, golden in _cases(folder / "flow_io.safetensors").items():
             yield from _reference_internals(f"flow {case}", model, golden)
@@ -123,6 +126,7 @@ def check_vocoder(folder: Path) -> Iterator[Result]:
         engines: dict[str, VocoderEngine] = {
             "torch": TorchVocoder(config, tensors),
             "onnxruntime": OnnxVocoder(Path(scratch), threads=1),
+            "torch_cuda": TorchCudaVocoder(config, tensors, DEVICE, tf32=False),
         }
         for case, golden in _cases(folder / "hift_io.safetensors").items():
             label = f"vocoder {case} frames"
