@@ -44,12 +44,11 @@ def vita(*arguments: str, stdin: str | bytes | None = None) -> Result:
 
 def start(*arguments: str, **options: object) -> subprocess.Popen[bytes]:
     """The real command in a process of its own."""
-    command = [sys.executable, "-m", "vita_client", *arguments]
+    # A shell that starts the tests in the background has them, and all they start, ignore Ctrl-C. No `preexec_fn`: it
+    # makes subprocess fork, and a fork beside the threads of a gRPC server aborts now and then.
+    command = ["env", "--default-signal=INT", sys.executable, "-m", "vita_client", *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": ENVIRONMENT, "cwd": ROOT, **options}
-    # A shell that starts the tests in the background has them, and all they start, ignore Ctrl-C.
-    return subprocess.Popen(  # type: ignore[call-overload, no-any-return]
-        command, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **pipes
-    )
+    return subprocess.Popen(command, **pipes)  # type: ignore[call-overload, no-any-return]
 
 
 def test_say_writes_the_wav_and_the_text(double: ProtocolDouble, tmp_path: Path) -> None:
