@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from loadtest.histogram import Histogram
@@ -13,12 +14,18 @@ METRICS = ("ttfa", "first_pcm", "first_text", "total", "gap", "rtf", "underrun",
 
 @dataclass(slots=True)
 class Group:
-    """`counts`: outcomes, and `spoken` (streams with sound), `broken` (of these: with an underrun), `silent`."""
+    """`counts`: outcomes, and `spoken` (streams with sound), `broken` (of these: with an underrun), `silent`.
+
+    `stages_ms`: the server's times per stage, summed over whole streams with sound, which make `staged_audio_s` of it.
+    """
 
     counts: dict[str, int] = field(default_factory=dict)
     audio_s: float = 0.0
     underrun_s: float = 0.0
     tokens: int = 0
+    total_ms: float = 0.0
+    stages_ms: dict[str, float] = field(default_factory=dict)
+    staged_audio_s: float = 0.0
     histograms: dict[str, Histogram] = field(default_factory=dict)
 
     def add(self, stream: StreamRecord) -> None:
@@ -26,6 +33,10 @@ class Group:
         self.audio_s += stream.audio_s
         self.underrun_s += stream.underrun_s
         self.tokens += stream.tokens
+        self.total_ms += stream.total_ms
+        if stream.outcome == "done" and stream.audio_s:
+            self.staged_audio_s += stream.audio_s
+            self._add_stages(stream.stages_ms)
         if stream.first_pcm_ms is not None:
             self._count("spoken")
             if stream.underruns:
@@ -68,8 +79,15 @@ class Group:
         self.audio_s += other.audio_s
         self.underrun_s += other.underrun_s
         self.tokens += other.tokens
+        self.total_ms += other.total_ms
+        self.staged_audio_s += other.staged_audio_s
+        self._add_stages(other.stages_ms)
         for name, histogram in other.histograms.items():
             self._histogram(name).merge(histogram)
+
+    def _add_stages(self, stages_ms: Mapping[str, float]) -> None:
+        for stage, ms in stages_ms.items():
+            self.stages_ms[stage] = self.stages_ms.get(stage, 0.0) + ms
 
     def _count(self, name: str, by: int = 1) -> None:
         self.counts[name] = self.counts.get(name, 0) + by

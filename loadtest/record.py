@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 from loadtest.driver import CANCELLED, Record
-from loadtest.errors import LoadTestError
 from vita_audio.contract.errors import ServerFull, ServerStopping
 
 #: done: to its end. interrupted: the user barged in. rejected: a full or stopping server refused it. failed: any other
@@ -88,43 +87,8 @@ class StreamRecord:
             row[name] = " ".join(f"{stage}={ms:.2f}" for stage, ms in row[name].items())
         return {name: round(value, 4) if isinstance(value, float) else value for name, value in row.items()}
 
-    @classmethod
-    def from_row(cls, row: Mapping[str, str]) -> StreamRecord:
-        """A row read back, without its curves.
-
-        Raises:
-            LoadTestError: a column is missing or its value is not of its type.
-        """
-        try:
-            return cls(**{f.name: _READ[f.type](row[f.name]) for f in fields(cls) if f.name not in ("gaps_ms", "lead")})
-        except (KeyError, ValueError) as error:
-            raise LoadTestError(f"not a stream of a load test: {error}") from error
-
 
 def _outcome(code: str, failed: bool) -> Outcome:
     if failed:
         return "rejected" if code in REFUSALS else "failed"
     return "interrupted" if code == CANCELLED else "done"
-
-
-def _read_outcome(text: str) -> Outcome:
-    for outcome in OUTCOMES:
-        if text == outcome:
-            return outcome
-    raise ValueError(f"outcome {text!r}")
-
-
-def _read_stages(text: str) -> dict[str, float]:
-    return {stage: float(ms) for stage, ms in (pair.split("=") for pair in text.split())}
-
-
-#: How a column is read, by the type of its field.
-_READ: dict[Any, Any] = {
-    "str": str,
-    "int": int,
-    "float": float,
-    "bool": lambda text: text == "True",
-    "float | None": lambda text: float(text) if text else None,
-    "Outcome": _read_outcome,
-    "Mapping[str, float]": _read_stages,
-}

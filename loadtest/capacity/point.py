@@ -11,8 +11,7 @@ from typing import Any
 
 from loadtest.errors import LoadTestError
 from loadtest.options import ROOT
-from loadtest.record import StreamRecord
-from loadtest.report.files import FIGURES, read_figures, read_streams
+from loadtest.report.files import FIGURES, read_figures
 from loadtest.report.page import percentile
 
 #: Streams may end for this long after a point, so that the next one begins with an idle server.
@@ -31,7 +30,6 @@ class LoadPoint:
     rate_hz: float
     folder: Path
     figures: Mapping[str, Any]
-    streams: tuple[StreamRecord, ...]
 
     @property
     def kept(self) -> bool:
@@ -39,34 +37,28 @@ class LoadPoint:
 
     def row(self) -> dict[str, Any]:
         """Its main figures as plain data."""
-        everything = self.figures["scenarios"]["all"]
-        settings = self.figures["about"]["settings"]
+        everything, streams = self.figures["scenarios"]["all"], self.figures["streams"]
         return {
             "rate_per_s": self.rate_hz,
-            "streams": len(self.streams),
+            "streams": streams["measured"],
             "kept": self.kept,
             "ttfa_p50_ms": percentile(self.figures, "ttfa", "p50"),
             "ttfa_p95_ms": percentile(self.figures, "ttfa", "p95"),
             "underrun_rate": everything["underrun_rate"],
             "loss_rate": everything["loss_rate"],
             "rejection_p95_ms": percentile(self.figures, "rejection", "p95"),
-            # Little's law over the streams that were measured.
-            "streams_at_once": sum(stream.total_ms for stream in self.streams)
-            / 1e3 / (settings["run_time_s"] - settings["warm_up_s"]),
-            "audio_s_per_s": self.figures["streams"]["audio_s_per_s"],
+            "streams_at_once": streams["at_once"],
+            "audio_s_per_s": streams["audio_s_per_s"],
             "generator_kept_up": all(load["kept_up"] for load in self.figures["generators"].values()),
             "report": str(self.folder),
-        }  # fmt: skip
+        }
 
     def stages_ms(self) -> dict[str, float]:
         """Milliseconds in each stage and its queue for each second of sound."""
-        spoken = [stream for stream in self.streams if stream.outcome == "done" and stream.audio_s > 0]
-        sound_s = sum(stream.audio_s for stream in spoken)
         stages: dict[str, float] = {}
-        for stream in spoken:
-            for name, ms in stream.stages_ms.items():
-                stage = _QUEUES.get(name, name)
-                stages[stage] = stages.get(stage, 0.0) + ms / sound_s
+        for name, ms in self.figures["scenarios"]["all"]["stages_ms_per_audio_s"].items():
+            stage = _QUEUES.get(name, name)
+            stages[stage] = stages.get(stage, 0.0) + ms
         return stages
 
 
@@ -99,4 +91,4 @@ def run_point(
     figures = read_figures(folder)
     if figures["aborted"]:
         raise LoadTestError(f"{name} is not complete: {figures['aborted']}")
-    return LoadPoint(rate_hz, folder, figures, tuple(one for one in read_streams(folder) if not one.warm_up))
+    return LoadPoint(rate_hz, folder, figures)

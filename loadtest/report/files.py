@@ -65,19 +65,3 @@ def write_streams(path: Path, streams: Sequence[StreamRecord]) -> None:
         writer = csv.DictWriter(file, names)
         writer.writeheader()
         writer.writerows(rows)
-
-
-def read_streams(folder: Path) -> list[StreamRecord]:
-    """The single streams of a run, without their curves.
-
-    Raises:
-        LoadTestError: no such file, or not one of ours.
-    """
-    path = folder / STREAMS
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return [StreamRecord.from_row(row) for row in csv.DictReader(file)]
-    except OSError as error:
-        raise LoadTestError(f"{path}: it cannot be read ({error.strerror})") from error
-    except LoadTestError as error:
-        raise LoadTestError(f"{path}: not the streams of a load test ({error})") from error

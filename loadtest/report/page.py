@@ -59,6 +59,7 @@ def _run(run: Mapping[str, Any], name: str) -> str:
         '<h2>Pictures</h2><div class="charts">', *map(figure_html, pictures(run).values()), "</div>",
         "<h2>Percentiles, counted from sending</h2>",
         *(_percentiles(scenario, found) for scenario, found in run["scenarios"].items()),
+        "<h2>Where the server's time goes, ms for each second of sound</h2>", _stages(run["scenarios"]["all"]),
         "<h2>Load points</h2>", _phases(run["phases"]),
         "<h2>Errors</h2>",
         _table(["kind", "streams"], [[escape(kind), str(count)] for kind, count in run["errors"].items()])
@@ -117,6 +118,11 @@ def _slo(checks: Sequence[Mapping[str, Any]]) -> str:
 def _percentiles(scenario: str, found: Mapping[str, Any]) -> str:
     rows = [[_METRICS[m], *(_number(values.get(c)) for c in _COLUMNS)] for m, values in found["metrics"].items()]
     return _table([f"{escape(scenario)} ({found['streams']} streams)", *_COLUMNS], rows)
+
+
+def _stages(found: Mapping[str, Any]) -> str:
+    stages = found["stages_ms_per_audio_s"]
+    return _table([name.replace("_", " ") for name in stages], [[_number(ms) for ms in stages.values()]])
 
 
 def _phases(phases: Sequence[Mapping[str, Any]]) -> str:

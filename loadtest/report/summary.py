@@ -49,6 +49,7 @@ def summary(run: Run) -> dict[str, Any]:
             "per_s": total.streams / measured_s,
             "audio_s_per_s": total.audio_s / measured_s,
             "tokens_per_s": total.tokens / measured_s,
+            "at_once": total.total_ms / 1e3 / measured_s,  # Little's law
             "underrun_s": total.underrun_s,
             "audio_s": total.audio_s,
         },
@@ -101,6 +102,7 @@ def figures(group: Group) -> dict[str, Any]:
         "underrun_rate": group.counts.get("broken", 0) / spoken if spoken else None,
         "underrun_share": group.underrun_s / (group.audio_s + group.underrun_s) if group.audio_s else None,
         "loss_rate": group.lost / group.streams if group.streams else None,
+        "stages_ms_per_audio_s": {stage: ms / group.staged_audio_s for stage, ms in group.stages_ms.items()},
         "metrics": metrics,
     }
 

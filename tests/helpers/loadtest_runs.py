@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from loadtest.record import StreamRecord
-from loadtest.report.files import read_figures, read_streams
+from loadtest.report.files import STREAMS, read_figures
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+#: How a column of streams.csv is read, by the type of its field.
+READ: dict[Any, Callable[[str], Any]] = {
+    "str": str,
+    "Outcome": str,
+    "int": int,
+    "float": float,
+    "bool": lambda text: text == "True",
+    "float | None": lambda text: float(text) if text else None,
+    "Mapping[str, float]": lambda text: {k: float(ms) for k, ms in (pair.split("=") for pair in text.split())},
+}
+
+
+def read_streams(folder: Path) -> list[StreamRecord]:
+    """The single streams of a run, without their curves."""
+    kept = [field for field in fields(StreamRecord) if field.name not in ("gaps_ms", "lead")]
+    with (folder / STREAMS).open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return [StreamRecord(**{field.name: READ[field.type](row[field.name]) for field in kept}) for row in rows]
 
 
 class Known:

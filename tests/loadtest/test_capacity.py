@@ -6,7 +6,6 @@ import json
 import math
 import random
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -77,9 +76,8 @@ def load_point(rate_hz: float, folder: Path, ttfa_ms: float = 100.0, rejected: i
         tally.sent(row.start_s)
         tally.over(row, row.start_s + row.total_ms / 1e3, False)
     configured = Settings("localhost:1", run_time_s=100.0, slo=PROMISE)
-    about: dict[str, Any] = {"settings": {"run_time_s": 100.0, "warm_up_s": 0.0}}
-    figures = summary(Run(about, configured, tally, {"one": GeneratorLoad(0.1, 0.2)}, 100.0, ""))
-    return LoadPoint(rate_hz, folder, figures, tuple(rows))
+    figures = summary(Run({}, configured, tally, {"one": GeneratorLoad(0.1, 0.2)}, 100.0, ""))
+    return LoadPoint(rate_hz, folder, figures)
 
 
 def test_the_answer_is_the_highest_rate_that_keeps_the_promise(tmp_path: Path) -> None:

@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from loadtest.report.files import read_figures, read_streams
+from loadtest.report.files import read_figures
 from loadtest_known_server import even, mixed
-from loadtest_runs import ROOT, Known, ended, load, wait_for
+from loadtest_runs import ROOT, Known, ended, load, read_streams, wait_for
 
 
 def test_two_workers_report_every_stream_once(tmp_path: Path) -> None:

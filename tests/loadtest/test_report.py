@@ -23,12 +23,13 @@ from loadtest.options import Settings
 from loadtest.picture import Picture, Series, draw, figure_html
 from loadtest.picture import _fill as fill
 from loadtest.record import OUTCOMES, StreamRecord
-from loadtest.report.files import read_figures, read_streams, write_report
+from loadtest.report.files import read_figures, write_report
 from loadtest.report.page import page
 from loadtest.report.summary import Run, by_running, over_time, summary
 from loadtest.slo import Slo, verdict
 from loadtest.tally import MAX_CURVES, MAX_ERRORS, SLOW_READER, Counter, Outbox, Tally
 from loadtest.window import Window
+from loadtest_runs import read_streams
 
 
 def stream(number: int, **fields: Any) -> StreamRecord:
@@ -222,6 +223,8 @@ def test_a_report_is_whole_and_reads_back(tmp_path: Path) -> None:
 
     figures = read_figures(tmp_path / "a")
     assert sum(figures["scenarios"][name]["streams"] for name in ("tts", "asr")) == figures["streams"]["measured"]
+    assert figures["scenarios"]["all"]["stages_ms_per_audio_s"]["lm"] == pytest.approx(3.25 / 2.0)
+    assert figures["streams"]["at_once"] > 0
     assert [phase["offered_per_s"] for phase in figures["phases"]] == pytest.approx([0.02, 0.04])
     back = read_streams(tmp_path / "a")
     assert len(back) == 60
@@ -254,9 +257,6 @@ def test_files_that_are_no_report(tmp_path: Path, capsys: pytest.CaptureFixture[
     (tmp_path / "report.json").write_text("[]")
     with pytest.raises(LoadTestError, match="not the report"):
         read_figures(tmp_path)
-    (tmp_path / "streams.csv").write_text("scenario,seed\ntts,1\n")
-    with pytest.raises(LoadTestError, match="not the streams"):
-        read_streams(tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(LoadTestError, match="could not be written"):
         write_report(tmp_path / "file", run_of([]))
