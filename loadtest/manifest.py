@@ -36,7 +36,7 @@ def manifest(settings: Settings, command: str) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses' contents as JSON knows them."""
+    """Contents of dataclasses in the types of JSON."""
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""What a listener hears of one stream: when each sample is played, where playing breaks off, how far ahead it is.
+"""How one stream is played: when each sample is, where playing breaks off, how much sound is in hand.
 
 Pure: arrival times in, playing times out. The player is the plainest there is: it starts `prebuffer_s` after the
 first samples came, plays without pause while it has samples, falls silent when it has none, and goes on with the next

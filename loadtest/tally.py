@@ -15,7 +15,7 @@ from loadtest.group import Group
 from loadtest.record import StreamRecord
 from loadtest.window import Window
 
-#: Single streams kept for `streams.csv`, curves kept for the picture, kinds of errors told apart.
+#: Single streams kept for `streams.csv`, curves kept for the picture, kinds of errors distinguished.
 MAX_STREAMS, MAX_CURVES, MAX_ERRORS = 50_000, 40, 50
 #: A scenario whose reader is slow on purpose: its figures say nothing about the server.
 SLOW_READER = "slow_reader"
