@@ -23,8 +23,9 @@ from rich.console import Console
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from build_engines.command import errors_reported
 from vita_audio.checkpoint.file_records import checkpoint_sha256, file_sha256
-from vita_audio.contract.errors import CheckpointError, EngineError, VitaError
+from vita_audio.contract.errors import CheckpointError, EngineError
 from vita_audio.engines.manifest import MANIFEST, Manifest, check_manifest, load_manifest
 
 INDEX = "index.json"
@@ -40,7 +41,7 @@ _PARTS = {
 _DTYPES = {"float16": np.float16, "float32": np.float32}
 
 app = typer.Typer(add_completion=False, help=__doc__, no_args_is_help=True)
-_out, _error = Console(highlight=False), Console(stderr=True, highlight=False)
+_out = Console(highlight=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,14 +243,13 @@ def pack_command(
     out: Annotated[Path, typer.Option(help="Folder for their difference.")],
 ) -> None:
     """Write engines as their difference from the checkpoint (minutes; about 20 bytes of memory per byte of weights)."""
-    _with_errors(
-        lambda: pack(
+    with errors_reported():
+        pack(
             checkpoint,
             engines,
             out,
             lambda name, size, difference: _out.print(f"{name}: {size / 1e6:.1f} MB -> {difference / 1e3:.0f} kB"),
         )
-    )
 
 
 @app.command("unpack")
@@ -259,20 +259,9 @@ def unpack_command(
     out: Annotated[Path, typer.Option(help="Folder for the engines.")],
 ) -> None:
     """Restore engines from a checkpoint and their difference (seconds, no PyTorch)."""
-
-    def work() -> None:
+    with errors_reported():
         made = unpack(checkpoint, packaged, out)
         _out.print(f"{out}: engines of {checkpoint} " + ("restored" if made else "unchanged"), markup=False)
-
-    _with_errors(work)
-
-
-def _with_errors(work: Callable[[], None]) -> None:
-    try:
-        work()
-    except (VitaError, OSError) as error:
-        _error.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
-        raise typer.Exit(1) from error
 
 
 if __name__ == "__main__":

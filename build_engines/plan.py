@@ -23,6 +23,7 @@ from rich.table import Table
 from torch import nn
 
 from build_engines import options as flags
+from build_engines.command import errors_reported
 from build_engines.options import GpuOptions
 from build_engines.sizes import Sizes, read_sizes, released_sizes
 from build_engines.tensorrt_audio.profiles import Geometries, NotingEngines, decoder_geometries
@@ -30,7 +31,7 @@ from build_engines.tensorrt_llm.formats import FORMATS
 from build_engines.tensorrt_llm.layout import Part
 from build_engines.tensorrt_llm.plan import Outline, Plan
 from vita_audio.checkpoint.language_model import language_model_shapes
-from vita_audio.contract.errors import CheckpointError, EngineError, VitaError
+from vita_audio.contract.errors import CheckpointError, EngineError
 from vita_audio.decoding.decoder import StreamingDecoder
 from vita_audio.decoding.schedule import DecoderConfig
 from vita_audio.engines.gpu_record import TENSORRT_LLM, TORCH_CUDA
@@ -300,14 +301,11 @@ def main(
     options = GpuOptions(
         engine, format, mctp_format, fp8_kv_cache, None, tp, streams, step_tokens, head, candidates, audio_batch
     )
-    try:
+    with errors_reported():
         options.check()
         sizes = released_sizes() if checkpoint is None else read_sizes(checkpoint)
         check_mctp(sizes, options)
         plan = plan_build(sizes, options, context_tokens)
-    except (VitaError, OSError) as error:
-        Console(stderr=True, highlight=False).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
-        raise typer.Exit(1) from error
     formats = " + ".join(dict.fromkeys(options.formats))
     title = f"{sizes.source}: {engine}, {formats}, {tp} GPU(s), {streams} streams of {plan.context} tokens"
     first_id = options.head_first_id(sizes.pattern, sizes.text_tokens)

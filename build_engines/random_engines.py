@@ -21,6 +21,7 @@ from torch import Tensor
 
 from build_engines import options as flags
 from build_engines.checked import checked_facts
+from build_engines.command import errors_reported
 from build_engines.limits import make_limits
 from build_engines.machine import check_gpu, check_gpu_memory, check_host, machine_facts
 from build_engines.manifest import make_manifest
@@ -31,12 +32,11 @@ from build_engines.sizes import Sizes
 from vita_audio.checkpoint.check import CheckpointSizes
 from vita_audio.checkpoint.file_records import FileRecord, combined_sha256, file_records, whole_folder
 from vita_audio.checkpoint.random_weights.audio import flow_weights, speech_tokenizer_weights, vocoder_weights
-from vita_audio.checkpoint.random_weights.device import drawing_device
-from vita_audio.checkpoint.random_weights.language_model import RandomLanguageModel
+from vita_audio.checkpoint.random_weights.language_model import RandomLanguageModel, drawing_device
 from vita_audio.checkpoint.random_weights.tokenizer import build_tokenizer
 from vita_audio.checkpoint.sizes import SIZES, ModelSize, SizeName
 from vita_audio.checkpoint.tensor_file import Outline, write_tensors
-from vita_audio.contract.errors import EngineError, VitaError
+from vita_audio.contract.errors import EngineError
 from vita_audio.contract.limits import DEFAULT_REPETITION_PENALTY
 from vita_audio.contract.modes import NAMED_MODES
 from vita_audio.engines.gpu_machine import GpuMachine, find_machine
@@ -178,11 +178,8 @@ def main(
         console.print(f"{name}: {record.bytes / 1e9:.2f} GB in {seconds:.1f} s", markup=False, soft_wrap=True)
 
     start_s = time.monotonic()
-    try:
+    with errors_reported(RuntimeError):  # of PyTorch, memory of the GPU above all
         write_random_engines(build, SIZES[size.value], seed, drawing_device(device), on_file=on_file)
-    except (VitaError, RuntimeError) as error:  # RuntimeError: of PyTorch, memory of the GPU above all
-        Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from error
     console.print(f"wrote {out} in {time.monotonic() - start_s:.1f} s", markup=False, soft_wrap=True)
 
 

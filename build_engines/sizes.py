@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vita_audio.checkpoint.audio_decoder_config import parse_audio_decoder_yaml
@@ -15,11 +15,11 @@ from vita_audio.checkpoint.check import (
     default_pattern,
 )
 from vita_audio.checkpoint.configs import FlowConfig, LanguageModelConfig, SpeechTokenizerConfig, VocoderConfig
-from vita_audio.checkpoint.sizes import RELEASED
+from vita_audio.checkpoint.sizes import SIZES
 from vita_audio.checkpoint.weight_files import read_text
 from vita_audio.contract.errors import CheckpointError
 from vita_audio.contract.modes import NAMED_MODES
-from vita_audio.text.vocabulary import BASE, Vocabulary
+from vita_audio.text.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +37,9 @@ class Sizes:
 
 def released_sizes() -> Sizes:
     """The released 7B with its speech tokenizer and decoder."""
-    audio = (SpeechTokenizerConfig(), FlowConfig(), VocoderConfig())
-    return Sizes("the released 7B", RELEASED.language_model, *audio, BASE.text_tokens, NAMED_MODES["boost"])
+    size = SIZES["7b"]
+    parts = (size.language_model, size.speech_tokenizer, size.flow, size.vocoder)
+    return Sizes("the released 7B", *parts, size.text_tokens, NAMED_MODES["boost"])
 
 
 def read_sizes(checkpoint: Path) -> Sizes:
@@ -48,26 +49,24 @@ def read_sizes(checkpoint: Path) -> Sizes:
         CheckpointError: config.json is missing, or a file that is there cannot be read.
     """
     path = _config_file(checkpoint)
-    released = released_sizes()
     language_model = LanguageModelConfig.from_json(read_text(path), str(path))
     bundle = path.parent.parent if path.parent.name == LANGUAGE_MODEL else path.parent
-    tokenizer, speech = bundle / TOKENIZER_FILE, bundle / SPEECH_TOKENIZER / "config.json"
-    decoder = bundle / AUDIO_DECODER / "config.yaml"
-    text_tokens = min(released.text_tokens, language_model.vocab_size)
-    speech_tokenizer, flow, vocoder = released.speech_tokenizer, released.flow, released.vocoder
-    if speech.exists():
-        speech_tokenizer = SpeechTokenizerConfig.from_json(read_text(speech), str(speech))
-    if decoder.exists():
-        flow, vocoder = parse_audio_decoder_yaml(read_text(decoder), str(decoder))
-    return Sizes(
-        str(checkpoint),
-        language_model,
-        speech_tokenizer,
-        flow,
-        vocoder,
-        Vocabulary.from_tokenizer(tokenizer).text_tokens if tokenizer.exists() else text_tokens,
-        _pattern(bundle, language_model),
+    sizes = released_sizes()
+    sizes = replace(
+        sizes,
+        source=str(checkpoint),
+        language_model=language_model,
+        text_tokens=min(sizes.text_tokens, language_model.vocab_size),
+        pattern=_pattern(bundle, language_model),
     )
+    if (file := bundle / TOKENIZER_FILE).exists():
+        sizes = replace(sizes, text_tokens=Vocabulary.from_tokenizer(file).text_tokens)
+    if (file := bundle / SPEECH_TOKENIZER / "config.json").exists():
+        sizes = replace(sizes, speech_tokenizer=SpeechTokenizerConfig.from_json(read_text(file), str(file)))
+    if (file := bundle / AUDIO_DECODER / "config.yaml").exists():
+        flow, vocoder = parse_audio_decoder_yaml(read_text(file), str(file))
+        sizes = replace(sizes, flow=flow, vocoder=vocoder)
+    return sizes
 
 
 def _pattern(bundle: Path, config: LanguageModelConfig) -> tuple[int, ...]:

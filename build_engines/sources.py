@@ -19,6 +19,8 @@ from pathlib import Path
 
 from vita_audio.engines.manifest import package_version
 
+#: Packages of the commands' faces: no file of a build depends on them.
+_FACES = {"rich", "typer"}
 #: Where the packages of this repository lie.
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -64,7 +66,7 @@ def code_of(module: str, root: Path | None = None) -> Code:
             packages.add(name.partition(".")[0])
         if parent:  # its __init__ runs too
             waiting.append(parent)
-    return Code(files, frozenset(packages - sys.stdlib_module_names))
+    return Code(files, frozenset(packages - sys.stdlib_module_names - _FACES))
 
 
 def versions_of(packages: frozenset[str]) -> dict[str, str]:

@@ -67,8 +67,8 @@ def gpu_stages(options: GpuOptions) -> tuple[Stage, ...]:
 
 _ENGINE = ("context_tokens", "gpu.streams", "gpu.step_tokens", "gpu.candidates", *_FORMAT)
 _TENSORRT_STAGES = (
-    Stage(4, "convert backbone", "build_engines.tensorrt_llm.conversion:run_backbone", _LANGUAGE_MODEL, (2,), _FORMAT),
-    Stage(5, "convert MCTP", "build_engines.tensorrt_llm.conversion:run_mctp", _LANGUAGE_MODEL, (2,), _FORMAT),
+    Stage(4, "convert backbone", "build_engines.tensorrt_llm.convert:run_backbone", _LANGUAGE_MODEL, (2,), _FORMAT),
+    Stage(5, "convert MCTP", "build_engines.tensorrt_llm.convert:run_mctp", _LANGUAGE_MODEL, (2,), _FORMAT),
     Stage(
         6, "backbone engine", "build_engines.tensorrt_llm.engines:run_backbone", _LANGUAGE_MODEL, (1, 2, 3, 4), _ENGINE
     ),

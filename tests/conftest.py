@@ -27,7 +27,7 @@ def golden() -> Path:
 
 @pytest.fixture(scope="session")
 def engines(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """CPU engines of the tiny seed checkpoint (real architecture, K = 10), built as a user builds them."""
+    """CPU engines of the tiny random-weight checkpoint (real architecture, K = 10), built as a user builds them."""
     folder = tmp_path_factory.mktemp("served")
     checkpoint, out = folder / "checkpoint", folder / "engines"
     for command in (

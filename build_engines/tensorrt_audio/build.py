@@ -19,13 +19,14 @@ import onnx
 import typer
 from rich.console import Console
 
+from build_engines.command import errors_reported
 from build_engines.onnxruntime.flow import CONDITION_FILE, VELOCITY_FILE
 from build_engines.onnxruntime.speech_tokenizer import SPEECH_TOKENIZER_FILE
 from build_engines.onnxruntime.vocoder import F0_FILE, VOCODER_FILE
 from build_engines.tensorrt_audio.graphs import standard_graph
 from build_engines.tensorrt_audio.profiles import Geometries, decoder_geometries, profiles, speech_profiles
 from vita_audio.checkpoint.file_records import write_atomically
-from vita_audio.contract.errors import EngineError, VitaError
+from vita_audio.contract.errors import EngineError
 from vita_audio.decoding.schedule import DecoderConfig
 from vita_audio.engines.tensorrt_audio.plan import (
     BATCH,
@@ -245,15 +246,12 @@ def main(
     def report(name: str, size: int) -> None:
         console.print(f"{name}: {size / 1e6:.1f} MB")
 
-    try:
+    with errors_reported():
         if out is not None:
             build_audio_engines(graphs, out, DecoderConfig(), max_batch, report)
             return
         for name, size in compile_on_cpu(graphs, DecoderConfig(), max_batch).items():
             report(name, size)
-    except (VitaError, OSError) as error:
-        Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False, highlight=False)
-        raise typer.Exit(1) from error
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from build_engines.tensorrt_llm.conversion import converted
+from build_engines.tensorrt_llm.convert import converted
 from build_engines.tensorrt_llm.layout import Part
 from build_engines.tensorrt_llm.networks.build import build_engine
 from build_engines.tensorrt_llm.networks.options import NetworkOptions

@@ -11,22 +11,21 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
+from safetensors import safe_open
+from torch import Tensor
 
-from vita_audio.contract.errors import EngineError, VitaError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from vita_audio.checkpoint.language_model import ReleasedCheckpoint
+from build_engines.command import errors_reported
+from build_engines.tensorrt_llm.config_file import check_part, rank_file
+from build_engines.tensorrt_llm.layout import Part, Split
+from vita_audio.checkpoint.language_model import ReleasedCheckpoint, open_language_model
+from vita_audio.contract.errors import EngineError
 
 #: Largest relative error (root mean square) of a quantised weight; 4 bits are at about 0.11, a wrong layout above 1.
 ERROR_LIMIT = 0.5
-
-_out, _error = Console(highlight=False), Console(stderr=True, highlight=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +47,6 @@ def restore(folder: Path) -> Iterator[Restored]:
     Raises:
         CheckpointError, EngineError: the part is not complete, or ranks contradict each other.
     """
-    from safetensors import safe_open
-
-    from build_engines.tensorrt_llm.config_file import check_part, rank_file
-    from build_engines.tensorrt_llm.layout import Split
-
     plan = check_part(folder)
     for module in plan.modules:
         with ExitStack() as stack:  # opened for each module, so that what was read leaves the memory
@@ -99,10 +93,8 @@ def main(
     converted: Annotated[Path, typer.Option(help="Folder with backbone/ and mctp/.")],
 ) -> None:
     """Compare converted parts with the released checkpoint, tensor by tensor."""
-    from build_engines.tensorrt_llm.layout import Part
-    from vita_audio.checkpoint.language_model import open_language_model
-
-    try:
+    console = Console(highlight=False, soft_wrap=True)
+    with errors_reported():
         source = open_language_model(checkpoint)
         folders = [converted / part.value for part in Part if (converted / part.value).is_dir()]
         if not folders:
@@ -110,10 +102,7 @@ def main(
         for folder in folders:
             error = verify_part(source, folder)
             words = f"largest relative error of a quantised weight {error:.4f}" if error else "equal, bit for bit"
-            _out.print(f"{folder}: {words}", markup=False, soft_wrap=True)
-    except (VitaError, OSError) as error:
-        _error.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
-        raise typer.Exit(1) from error
+            console.print(f"{folder}: {words}", markup=False)
 
 
 if __name__ == "__main__":

@@ -104,6 +104,27 @@ def test_only_what_depends_on_a_change_runs(engines: Path, checkpoint: Path, tmp
     assert _ran(Build(checkpoint, out, max_tokens=77), numbers=[6, 2], force=True) == [2, 6]
 
 
+def test_what_imports_a_changed_source_is_built_again(
+    engines: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, tree = tmp_path / "cpu", tmp_path / "tree"
+    shutil.copytree(engines, out)
+    for package in ("build_engines", "vita_audio"):
+        shutil.copytree(ROOT / package, tree / package)
+    monkeypatch.setattr("build_engines.sources.ROOT", tree)
+    assert _ran(Build(checkpoint, out)) == []
+    for source, stages in (
+        ("build_engines/onnxruntime/vocoder.py", [5]),  # the same graphs: nothing to do for the manifest
+        ("vita_audio/models/flow.py", [1, 4, 5]),
+        ("vita_audio/decoding/schedule.py", [7]),
+        ("serving/admission.py", []),
+    ):
+        (tree / source).parent.mkdir(exist_ok=True)
+        with (tree / source).open("a") as file:
+            file.write("\nCHANGED = True\n")
+        assert _ran(Build(checkpoint, out)) == stages, source
+
+
 def test_another_checkpoint_is_refused_until_built(engines: Path, tmp_path: Path) -> None:
     other, out = tmp_path / "other", tmp_path / "cpu"
     write_random_checkpoint(other, TINY, seed=1)

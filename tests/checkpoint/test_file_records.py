@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from build_engines import random_engines
 from vita_audio.checkpoint.file_records import whole_folder
 from vita_audio.checkpoint.random_weights import __main__ as random_checkpoint
-from vita_audio.checkpoint.random_weights.device import drawing_device
+from vita_audio.checkpoint.random_weights.language_model import drawing_device
 from vita_audio.contract.errors import EngineError
 
 

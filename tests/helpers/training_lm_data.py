@@ -18,7 +18,7 @@ WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine",
 
 
 def write_checkpoint(folder: Path) -> Path:
-    """The tiny seed checkpoint (K = 10, 256 codes)."""
+    """The tiny random-weight checkpoint (K = 10, 256 codes)."""
     write_random_checkpoint(folder, TINY)
     return folder
 

@@ -14,17 +14,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from build_engines.tensorrt_llm.networks.build import BACKBONE, MCTP, build_engine, load_network, network
+from build_engines.command import errors_reported
+from build_engines.tensorrt_llm.config_file import config_fields
+from build_engines.tensorrt_llm.layout import Part
+from build_engines.tensorrt_llm.networks.build import build_engine, load_network, network
 from build_engines.tensorrt_llm.networks.options import NetworkOptions
+from build_engines.tensorrt_llm.plan import Plan
 from vita_audio.checkpoint.sizes import SIZES
-from vita_audio.contract.errors import VitaError
 from vita_audio.text.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from build_engines.tensorrt_llm.networks.dry_run import Definition
 
 app = typer.Typer(add_completion=False, help="TensorRT-LLM networks of the language model.", no_args_is_help=True)
-_out, _error = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
+_out = Console(highlight=False, soft_wrap=True)
 
 #: Fields of the attention plugin that the runtime relies on.
 _ATTENTION_FIELDS = (
@@ -44,11 +47,6 @@ _ATTENTION_FIELDS = (
 class Size(str, Enum):
     released = "7b"
     tiny = "tiny"
-
-
-class Part(str, Enum):
-    backbone = BACKBONE
-    mctp = MCTP
 
 
 MaxStreams = Annotated[int, typer.Option(help="Streams of one step.")]
@@ -74,21 +72,18 @@ def dry_run(
     """Define both networks on a CPU from the sources TRTLLM_SRC names, and print what they are."""
     from build_engines.tensorrt_llm.networks import cpu_sources
 
-    try:
+    with errors_reported():
         cpu_sources.install()
-        from build_engines.tensorrt_llm.networks.dry_run import TINY, define, network_fields
+        from build_engines.tensorrt_llm.networks.dry_run import TINY, define
 
         options = NetworkOptions(max_batch_size, max_seq_len, max_num_tokens, prompt_table_rows, head_first_id)
-        for part in (BACKBONE, MCTP):
+        config = TINY if size is Size.tiny else SIZES[size.value].language_model
+        for part in Part:
             if checkpoint is None:
-                model = network(
-                    part, network_fields(part, TINY if size is Size.tiny else SIZES[size.value].language_model), options
-                )
+                model = network(part.value, config_fields(Plan(part, config)), options)
             else:
-                model = load_network(part, checkpoint / part, options)
-            _report(define(part, model, options, compile_engines))
-    except VitaError as error:
-        _fail(error)
+                model = load_network(part.value, checkpoint / part.value, options)
+            _report(define(part.value, model, options, compile_engines))
 
 
 @app.command("build")
@@ -104,13 +99,11 @@ def build(
     rank: Annotated[int, typer.Option(help="Rank of tensor parallelism.")] = 0,
 ) -> None:
     """Build one rank of one engine, in the container with TensorRT-LLM 1.2.1 (not run on a GPU yet)."""
-    try:
+    with errors_reported(ValueError, KeyError):
         vocab_size = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))["vocab_size"]
         banned = tuple(Vocabulary.from_tokenizer(tokenizer).banned_ids(vocab_size))
         options = NetworkOptions(max_batch_size, max_seq_len, max_num_tokens, prompt_table_rows, banned_ids=banned)
         build_engine(part.value, checkpoint, out, options, rank)
-    except (VitaError, OSError, ValueError, KeyError) as error:
-        _fail(error)
 
 
 def _report(definition: Definition) -> None:
@@ -127,11 +120,6 @@ def _report(definition: Definition) -> None:
     _out.print(f"  attention plugin: {fields}", markup=False)
     compiled = "" if d.engine_bytes is None else f", compiled to {d.engine_bytes / 1e6:.1f} MB"
     _out.print(f"  {d.seconds:.1f} s{compiled}; peak memory of the process {d.peak_mib:.0f} MiB", markup=False)
-
-
-def _fail(error: Exception) -> None:
-    _error.print(f"error: {error}", style="red", markup=False)
-    raise typer.Exit(1) from error
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """TensorRT-LLM checkpoints `backbone/` and `mctp/` -> engines. Runs inside the pinned container, on the serving GPU.
 
-**Not run on a GPU yet.** The networks themselves are defined by the dry run (docs/tensorrt_llm_networks.md).
+**Not run on a GPU yet.** The networks themselves are defined by the dry run (docs/tensorrt_llm.md 8).
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ def install() -> None:
         import transformers.modeling_utils
         import transformers.pytorch_utils  # noqa: F401  these look for packages that are stood in for below
     except ImportError as error:
-        raise EngineError(f"a dry run needs {error.name}: see docs/tensorrt_llm_networks.md") from error
+        raise EngineError(f"a dry run needs {error.name}: see docs/tensorrt_llm.md 8") from error
     sys.modules["tensorrt"] = tensorrt_rtx
     _stand_in("mpi4py", MPI=mock.MagicMock(COMM_WORLD=_one_process()))
     _stand_in("mpi4py.MPI", COMM_WORLD=_one_process())

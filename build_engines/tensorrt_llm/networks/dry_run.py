@@ -1,4 +1,4 @@
-"""Defines both networks without weights, GPU or wheel, and reports what they are (docs/tensorrt_llm_networks.md)."""
+"""Defines both networks without weights, GPU or wheel, and reports what they are (docs/tensorrt_llm.md 8)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
 
-from build_engines.tensorrt_llm.networks.build import MCTP, build_config
+from build_engines.tensorrt_llm.networks.build import build_config
 from build_engines.tensorrt_llm.networks.options import NetworkOptions
-from vita_audio.checkpoint.configs import LanguageModelConfig
 from vita_audio.checkpoint.sizes import SIZES
 
 #: Small, with heads of 64: TensorRT-LLM has kernels for no smaller ones.
@@ -87,30 +86,6 @@ def define(part: str, model: Any, options: NetworkOptions, compile_engine: bool 
         peak_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         engine_bytes=None if engine.engine is None else engine.engine.nbytes,
     )
-
-
-def network_fields(part: str, config: LanguageModelConfig) -> dict[str, Any]:
-    """Fields of a TensorRT-LLM checkpoint's config.json for one part of a language model, in bfloat16."""
-    return {
-        "architecture": "Qwen2ForCausalLM",
-        "dtype": "bfloat16",
-        "logits_dtype": "float32",
-        "vocab_size": config.vocab_size,
-        "max_position_embeddings": config.max_position_embeddings,
-        "hidden_size": config.hidden_size,
-        "num_hidden_layers": config.mctp_modules if part == MCTP else config.backbone_layers,
-        "num_attention_heads": config.num_attention_heads,
-        "num_key_value_heads": config.num_key_value_heads,
-        "head_size": config.head_dim,
-        "intermediate_size": config.intermediate_size,
-        "hidden_act": "silu",
-        "norm_epsilon": config.rms_norm_eps,
-        "position_embedding_type": "rope_gpt_neox",
-        "rotary_base": config.rope_theta,
-        "qwen_type": "qwen2",
-        "attn_bias": True,
-        "seq_length": config.max_position_embeddings,
-    }
 
 
 def _tensor(tensor: Any, largest: dict[str, tuple[int, ...]]) -> Tensor:

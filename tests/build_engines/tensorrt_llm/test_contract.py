@@ -1,6 +1,6 @@
 """What the packer makes is what the networks read: names, types and shapes, against TensorRT-LLM's own definition.
 
-Needs the dry run's requirements (docs/tensorrt_llm_networks.md); skipped where they are not.
+Needs the dry run's requirements (docs/tensorrt_llm.md 8); skipped where they are not.
 """
 
 from __future__ import annotations
@@ -31,15 +31,19 @@ DEFINE = """
 import json, sys
 from build_engines.tensorrt_llm.networks import cpu_sources
 cpu_sources.install()
+from build_engines.tensorrt_llm.config_file import config_fields
+from build_engines.tensorrt_llm.layout import Part
 from build_engines.tensorrt_llm.networks.build import network
-from build_engines.tensorrt_llm.networks.dry_run import define, network_fields
+from build_engines.tensorrt_llm.networks.dry_run import define
 from build_engines.tensorrt_llm.networks.options import NetworkOptions
+from build_engines.tensorrt_llm.plan import Plan
 from vita_audio.checkpoint.configs import LanguageModelConfig
 fields = json.loads(sys.argv[1])
 config, options = LanguageModelConfig(**fields["config"]), NetworkOptions(**fields["options"])
 defined = {}
 for part in ("backbone", "mctp"):
-    defined[part] = define(part, network(part, network_fields(part, config), options), options).inputs
+    plan = Plan(Part(part), config, head_first_id=options.head_first_id if part == "mctp" else 0)
+    defined[part] = define(part, network(part, config_fields(plan), options), options).inputs
 print("\\n" + json.dumps({p: [[t.name, t.dtype, t.shape, t.largest] for t in inputs] for p, inputs in defined.items()}))
 """
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from build_engines.tensorrt_llm.config_file import check_part
-from build_engines.tensorrt_llm.conversion import Options, convert
+from build_engines.tensorrt_llm.convert import Options, convert
 from build_engines.tensorrt_llm.layout import Part
 from build_engines.tensorrt_llm.verify import restore, verify_part
 from tensorrt_llm_checkpoints import SMALL, sequences, write_released

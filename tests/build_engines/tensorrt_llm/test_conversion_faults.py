@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 
 from build_engines.tensorrt_llm import calibrate, convert, verify
 from build_engines.tensorrt_llm.config_file import check_part, read_plan
-from build_engines.tensorrt_llm.conversion import Options
-from build_engines.tensorrt_llm.conversion import convert as convert_checkpoint
+from build_engines.tensorrt_llm.convert import Options
+from build_engines.tensorrt_llm.convert import convert as convert_checkpoint
 from build_engines.tensorrt_llm.layout import Part
 from tensorrt_llm_checkpoints import SMALL, change_config, sequences, write_released, write_shards
 from vita_audio.checkpoint.tensor_file import RankFile

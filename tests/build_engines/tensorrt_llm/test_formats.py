@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from build_engines.tensorrt_llm.calibration import Seen, awq_scales, calibrate
+from build_engines.tensorrt_llm.calibrate import Seen, awq_scales, calibrate
 from build_engines.tensorrt_llm.config_file import check_part
-from build_engines.tensorrt_llm.conversion import Options, convert
+from build_engines.tensorrt_llm.convert import Options, convert
 from build_engines.tensorrt_llm.formats import FORMATS, Awq, Fp8, pack_int4, quantise_fp8, quantise_int4, unpack_int4
 from build_engines.tensorrt_llm.layout import Part
 from build_engines.tensorrt_llm.plan import Plan

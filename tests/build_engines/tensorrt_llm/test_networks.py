@@ -220,7 +220,7 @@ def test_building_without_tensorrt_llm_says_where_to_build(tmp_path: Path) -> No
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(
     "TRTLLM_SRC" not in os.environ,
-    reason="needs TRTLLM_SRC, a TensorRT-LLM source tree (docs/tensorrt_llm_networks.md)",
+    reason="needs TRTLLM_SRC, a TensorRT-LLM source tree (docs/tensorrt_llm.md 8)",
 )
 def test_dry_run() -> None:
     """`TRTLLM_PYTHON` names the Python that has the packages of the sources, when it is not this one."""

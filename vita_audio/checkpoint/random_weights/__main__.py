@@ -20,8 +20,7 @@ from vita_audio.checkpoint.audio_decoder import write_audio_decoder
 from vita_audio.checkpoint.file_records import whole_folder
 from vita_audio.checkpoint.language_model import write_language_model_config
 from vita_audio.checkpoint.random_weights.audio import CPU, flow_weights, speech_tokenizer_weights, vocoder_weights
-from vita_audio.checkpoint.random_weights.device import drawing_device
-from vita_audio.checkpoint.random_weights.language_model import RandomLanguageModel
+from vita_audio.checkpoint.random_weights.language_model import RandomLanguageModel, drawing_device
 from vita_audio.checkpoint.random_weights.tokenizer import write_tokenizer
 from vita_audio.checkpoint.sizes import SIZES, SMALL, ModelSize, SizeName
 from vita_audio.checkpoint.speech_tokenizer import write_speech_tokenizer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from vita_audio.checkpoint.configs import LanguageModelConfig
 from vita_audio.checkpoint.language_model import language_model_shapes
+from vita_audio.contract.errors import EngineError
 from vita_audio.text.vocabulary import Vocabulary
 
 #: Attention scores of random rows spread by this squared: sharp enough that all of the context counts.
@@ -99,3 +101,14 @@ class RandomLanguageModel(Mapping[str, Tensor]):
 def _usual_largest(count: int) -> float:
     """What the largest of `count` standard normal numbers usually is."""
     return torch.special.ndtri(torch.tensor(1 - 1 / count, dtype=torch.float64)).item()
+
+
+def drawing_device(name: str) -> torch.device:
+    """`--device` of a command: cpu, cuda or cuda:N. Raises EngineError for another, or a GPU that is not there."""
+    if not re.fullmatch(r"cpu|cuda(:[0-9]{1,2})?", name):
+        raise EngineError(f"--device: {name!r} is not valid: cpu, cuda or cuda:N")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
+        seen = f"{count} GPUs, cuda:0 is the first" if count else "no GPU"
+        raise EngineError(f"--device: {name!r} is not there: PyTorch sees {seen}; cpu always is")
+    return device
