@@ -47,6 +47,7 @@ class TritonServer:
     Attributes:
         options: what runs; ports that were 0 have their number after `start`.
         start_seconds: time from process start to ready.
+        admission: whether it is full or drains, at this moment; None until `start`.
     """
 
     def __init__(self, options: ServerOptions, log_file: Path | None = None) -> None:
@@ -57,7 +58,7 @@ class TritonServer:
         self._start_error: OSError | None = None
         self._started, self._ended = threading.Event(), threading.Event()
         self._cleanup = contextlib.ExitStack()
-        self._admission: AdmissionRecord | None = None
+        self.admission: AdmissionRecord | None = None
         self._shared_memory_prefix = f"vita_audio_{os.getpid()}_{secrets.token_hex(4)}_"
 
     @property
@@ -122,7 +123,7 @@ class TritonServer:
         backends = assemble_backends(triton, folder)
         stub_python = assemble_python(folder)
         libraries = [*triton.library_folders, *([shared_python] if shared_python else [])]
-        self._admission = AdmissionRecord(folder / "admission")
+        self.admission = AdmissionRecord(folder / "admission")
         arguments = triton_arguments(self.options, triton, backends, self._shared_memory_prefix)
         environment = triton_environment(self.options, stub_python, libraries, folder / "admission")
         begin = time.monotonic()
@@ -149,8 +150,8 @@ class TritonServer:
 
     def drain(self) -> bool:
         """Take no new streams and wait for the running ones, at most `exit_timeout_s`. False when some are left."""
-        if self._admission is not None:
-            self._admission.drain()
+        if self.admission is not None:
+            self.admission.drain()
         deadline = time.monotonic() + self.options.exit_timeout_s
         idle = 0
         while idle < 2:  # twice, because a stream may be on its way from one stage to the next

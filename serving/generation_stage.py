@@ -32,11 +32,12 @@ log = logging.getLogger(__name__)
 #: On a CPU the language model runs seconds ahead of the sound, the decoder does not: where both want a core, it yields.
 NICENESS = 10
 
-#: Quiet streams are looked for so often. A Probe costs about 0.6 ms of CPU time in all, so the streams that nothing
-#: waits for, those with complete tokens, send fewer.
-TICK_S = 0.02
-PROBE_S = 0.07
+#: A stream is probed when it has been quiet for so long: before its first Delta, between Deltas, and after the last. A
+#: Probe costs about 0.6 ms of CPU time in all; the first of these is short, the last can be most of a stream's life.
+WAITING_PROBE_S = 0.05
+RUNNING_PROBE_S = 0.1
 DECODING_PROBE_S = 0.25
+TICK_S = 0.02
 
 #: Sends a message to the decoder, or none; the second argument says that it is the last of its request.
 Send = Callable[[Delta | Probe | None, bool], None]
@@ -49,6 +50,7 @@ class _Open:
     send: Send
     last_s: float
     lock: threading.Lock = field(default_factory=threading.Lock)
+    probe_s: float = WAITING_PROBE_S
     decoding: bool = False
     closed: bool = False
 
@@ -161,6 +163,7 @@ class GenerationStage:
             with opened.lock:
                 if not opened.closed:
                     opened.decoding, opened.closed, opened.last_s = decoding, over, time.monotonic()
+                    opened.probe_s = DECODING_PROBE_S if decoding else RUNNING_PROBE_S
                     opened.send(delta, over)
         finally:
             if over:
@@ -185,7 +188,7 @@ class GenerationStage:
                     self._close(stream)
                 now = time.monotonic()
                 for stream, opened in list(self._open.items()):
-                    if now - opened.last_s >= (DECODING_PROBE_S if opened.decoding else PROBE_S):
+                    if now - opened.last_s >= opened.probe_s:
                         with opened.lock:
                             if not opened.closed:
                                 opened.last_s = now

@@ -164,7 +164,7 @@ def test_quiet_streams_are_probed_and_cancelled_ones_leave_at_once(bench: Bench)
     reading, queued = bench.start(), bench.start()
     until(lambda: len(reading.probes) >= 3 and len(queued.probes) >= 3)
     gaps = [later - earlier for earlier, later in zip(queued.times, queued.times[1:], strict=False)]
-    assert min(gaps) >= 0.9 * generation_stage.PROBE_S
+    assert min(gaps) >= 0.9 * generation_stage.WAITING_PROBE_S
     assert {probe.stream for probe in queued.probes} == {queued.stream}
     for answers, left in ((queued, 1), (reading, 0)):
         bench.send(Cancel(answers.stream))
