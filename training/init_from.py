@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor
 
+from training.audio.speech_codes import SpeechCodes
 from training.config import TrainingConfig
 from training.device import pick_device
 from training.errors import TrainingError
@@ -26,7 +27,6 @@ from training.files import whole_folder
 from training.language_model.conversations import read_conversations
 from training.language_model.initialise import with_modules
 from training.language_model.prepare import CHAT
-from training.language_model.speech_codes import SpeechCodes
 from training.language_model.stages import EXPORT, STAGES, write_released
 from vita_audio.checkpoint.audio_decoder import load_flow, load_vocoder
 from vita_audio.checkpoint.language_model import load_language_model

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from training.files import whole_file
 
@@ -73,8 +74,8 @@ def write_curve(path: Path, curves: Mapping[str, Sequence[tuple[int, float]]], t
         axes.plot(*zip(*points, strict=True), marker="." if len(points) == 1 else None, linewidth=1.2, label=name)
     if min(value for points in drawn.values() for _, value in points) > 0:
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("{x:g}")
+        axes.yaxis.set_major_formatter(LogFormatter())
+        axes.yaxis.set_minor_formatter(LogFormatter())
     axes.grid(alpha=0.3)
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize="small", frameon=False)
     with whole_file(path) as temporary:

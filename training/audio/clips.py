@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from training.ahead import in_threads
+from training.data.manifest import CHAT, SPEECH, SpeechClip, read_speech
 from training.errors import TrainingError
 from training.files import whole_file
 from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ
@@ -29,10 +30,11 @@ _FAULTS_SHOWN = 5
 class Clip:
     """One utterance; its samples are [start, start + samples) of the packed file.
 
-    `output`: whether it is clean speech of the output voice, as the assistant speaks.
+    `audio`: its file, below the data folder. `output`: whether it is clean speech of the output voice (the assistant).
     """
 
     id: str
+    audio: str
     text: str
     split: str
     output: bool
@@ -88,16 +90,9 @@ def pack_clips(data: Path, rate_hz: int, output_voice: str, outputs_only: bool =
     Raises:
         TrainingError: a line or a file is faulty (missing, not 16 kHz mono, empty, above 30 s); names the first ones.
     """
-    manifest = data / "speech.jsonl"
-    try:
-        text = manifest.read_text(encoding="utf-8")
-    except OSError as error:
-        raise TrainingError(f"{manifest}: cannot be read ({error.strerror}); make the data first") from error
-    lines, spoken = _parse(manifest, text), _assistant_audios(data / "chat.jsonl")
-    outputs = {
-        line["audio"] for line in lines if line["voice"] == output_voice and (spoken is None or line["audio"] in spoken)
-    }
-    key = json.dumps([rate_hz, outputs_only, sorted(outputs), text])
+    lines, spoken = read_speech(data), _assistant_audios(data / CHAT)
+    outputs = {line.audio for line in lines if line.voice == output_voice and (spoken is None or line.audio in spoken)}
+    key = json.dumps([rate_hz, outputs_only, sorted(outputs), [asdict(line) for line in lines]])
     fingerprint = hashlib.sha256(key.encode()).hexdigest()[:16]
     folder = data / "packed" / fingerprint
     if not (folder / "clips.json").exists():
@@ -106,24 +101,24 @@ def pack_clips(data: Path, rate_hz: int, output_voice: str, outputs_only: bool =
 
 
 def _pack(
-    data: Path, lines: list[dict[str, str]], outputs: set[str], rate_hz: int, outputs_only: bool, folder: Path
+    data: Path, lines: list[SpeechClip], outputs: set[str], rate_hz: int, outputs_only: bool, folder: Path
 ) -> None:
-    chosen = [line for line in lines if not outputs_only or line["audio"] in outputs]
+    chosen = [line for line in lines if not outputs_only or line.audio in outputs]
     clips, faults, position = [], [], 0
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "samples.i16").open("wb") as file:
-            read = in_threads(lambda line: _read(data / line["audio"], rate_hz), chosen)
+            read = in_threads(lambda line: _read(data / line.audio, rate_hz), chosen)
             shown = track(read, f"packing {len(chosen)} clips at {rate_hz} Hz", len(chosen), transient=True)
             for line, samples in zip(chosen, shown, strict=True):
                 if isinstance(samples, str):
-                    faults.append(f"{line['id']}: {samples}")
+                    faults.append(f"{line.id}: {samples}")
                     continue
                 file.write(samples.tobytes())
-                output = line["audio"] in outputs
-                clips.append(Clip(line["id"], line["text"], line["split"], output, position, len(samples)))
+                output = line.audio in outputs
+                clips.append(Clip(line.id, line.audio, line.text, line.split, output, position, len(samples)))
                 position += len(samples)
-        _raise(data / "speech.jsonl", faults)
+        _raise(data / SPEECH, faults)
         if not clips:
             raise TrainingError(f"{data / 'speech.jsonl'}: has no clip" + (" of the output voice" * outputs_only))
         # The index comes last: without it the samples do not count.
@@ -150,18 +145,6 @@ def _assistant_audios(chat: Path) -> set[str] | None:
                 f"{chat}: line {number}: {type(error).__name__} {error}; make the data again"
             ) from error
     return spoken
-
-
-def _parse(manifest: Path, text: str) -> list[dict[str, str]]:
-    lines, faults = [], []
-    for number, line in enumerate(text.splitlines(), 1):
-        try:
-            fields = json.loads(line)
-            lines.append({name: str(fields[name]) for name in ("id", "audio", "text", "voice", "split")})
-        except (ValueError, KeyError, TypeError) as error:
-            faults.append(f"line {number}: {type(error).__name__} {error}")
-    _raise(manifest, faults)
-    return lines
 
 
 def _read(path: Path, rate_hz: int) -> NDArray[np.int16] | str:

@@ -16,10 +16,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from training.ahead import in_threads
 from training.audio.decoder_clips import DecoderClips
-from training.audio.flow_windows import FEWEST_TOKENS, FlowBatch, FlowWindows, output_codes
-from training.audio.limits import check_settings
+from training.audio.flow_windows import FEWEST_TOKENS, FlowBatch, FlowWindows
+from training.audio.speech_codes import SpeechCodes
 from training.device import autocast, pick_device
 from training.files import whole_file
+from training.limits import check_settings
 from training.run import Run, RunSettings, adamw, clip, set_seeds, step_generator
 from training.workers import Each, add_gradients, worker_count, workers
 from vita_audio.checkpoint.configs import FlowConfig
@@ -138,18 +139,21 @@ def train_flow(
     """
     device = pick_device(config.device)
     clips = DecoderClips(data, config.output_voice, device)
-    codes = output_codes(data, config.output_voice, speech_tokenizer, device)
+    held_out_clips = clips.test[: config.held_out_clips]
+    paths = [data / clips.clips[index].audio for index in range(len(clips.clips))]
+    codes = SpeechCodes(speech_tokenizer, folder / "codes", device)
+    codes.make(paths[index] for index in (*clips.train, *held_out_clips))
     windows, held_out = (
         FlowWindows(
             clips,
             indices,
-            [codes[clips.clips[index].id] for index in indices],
+            [np.array(codes[paths[index]], np.int64) for index in indices],
             config.model.block_size,
             config.window_tokens,
             config.batch,
             config.run.seed,
         )
-        for indices in (clips.train, clips.test[: config.held_out_clips])
+        for indices in (clips.train, held_out_clips)
     )
     set_seeds(config.run.seed)
     model = Flow(config.model)

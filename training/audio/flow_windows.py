@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from training.audio.clips import pack_clips
 from training.audio.decoder_clips import DecoderClips
-from training.audio.speech_tokenizer import tokenize_clips
 from training.errors import TrainingError
 from training.run import Shuffle, step_generator
 from vita_audio.contract.rates import (
     FRAMES_PER_TOKEN_DENOMINATOR,
     FRAMES_PER_TOKEN_NUMERATOR,
-    INPUT_SAMPLE_RATE_HZ,
     mel_frames,
 )
 
@@ -117,11 +113,3 @@ class FlowWindows:
     def _known(later: bool, rng: np.random.Generator) -> float:
         share = float(rng.uniform(0.0, 0.8))
         return share if later or rng.random() < 0.5 else 0.0
-
-
-def output_codes(data: Path, voice: str, speech_tokenizer: Path, device: torch.device) -> dict[str, NDArray[np.int64]]:
-    """Audio codes of every output clip, by id, from a tokenizer in the released layout."""
-    heard = pack_clips(data, INPUT_SAMPLE_RATE_HZ, voice, outputs_only=True)
-    indices = list(range(len(heard)))
-    codes = tokenize_clips(speech_tokenizer, heard, indices, device, batch=16 if device.type == "cpu" else 128)
-    return {heard[index].id: ids for index, ids in zip(indices, codes, strict=True)}

@@ -12,13 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from training.ahead import in_threads
 from training.audio.augment import Augmentation, augment
-from training.audio.clips import Clips, batch_of, pack_clips
-from training.audio.limits import check_settings
+from training.audio.clips import pack_clips
 from training.audio.mel import SpeechFeatures
 from training.audio.quantizer import CodebookAverages, QuantizerSettings, perplexity, straight_through
 from training.audio.tokenizer_batches import SpeechBatch, SpeechBatches
@@ -34,13 +32,13 @@ from training.data.answers import edit_distance
 from training.device import autocast, pick_device
 from training.errors import TrainingError
 from training.files import whole_folder
+from training.limits import check_settings
 from training.run import Run, RunSettings, adamw, clip, set_seeds, step_generator
 from vita_audio.checkpoint.configs import SpeechTokenizerConfig
 from vita_audio.checkpoint.random_weights.audio import sinusoids
 from vita_audio.checkpoint.speech_tokenizer import load_speech_tokenizer, write_speech_tokenizer
 from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ
 from vita_audio.models.speech_tokenizer import SpeechTokenizer
-from vita_audio.speech_features import HOP, TOKEN_SAMPLES
 
 EXPORT = "speech_tokenizer"  # folder of the released layout below a training's folder
 
@@ -259,25 +257,3 @@ def _evaluate(
         values["codes_perplexity"] = float(perplexity(used, len(model.encoder.codebook.weight)))
         values["codes_used"] = float(len(used.unique()))
     return values
-
-
-@torch.no_grad()
-def tokenize_clips(
-    speech_tokenizer: Path, clips: Clips, indices: list[int], device: torch.device, batch: int = 16
-) -> list[NDArray[np.int64]]:
-    """Audio codes of 16 kHz clips by a tokenizer in the released layout: int64 [ceil(samples / 1280)] each."""
-    config, tensors = load_speech_tokenizer(speech_tokenizer)
-    model = SpeechTokenizer(config).to(device).eval()
-    model.load_state_dict(tensors)
-    features = SpeechFeatures(config.num_mel_bins).to(device)
-    codes: dict[int, NDArray[np.int64]] = {}
-    by_length = sorted(indices, key=lambda index: clips[index].samples)
-    for first in range(0, len(by_length), batch):
-        part = by_length[first : first + batch]
-        wave, samples = (
-            torch.from_numpy(a).to(device) for a in batch_of([clips.samples(i) for i in part], TOKEN_SAMPLES)
-        )
-        ids = model(features(wave, samples), (samples + HOP - 1) // HOP).cpu().numpy()
-        for index, row in zip(part, ids, strict=True):
-            codes[index] = row[: -(-clips[index].samples // TOKEN_SAMPLES)]
-    return [codes[index] for index in indices]

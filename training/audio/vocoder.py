@@ -22,11 +22,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from training.ahead import in_threads
 from training.audio.decoder_clips import DecoderClips
 from training.audio.discriminators import Discriminators, adversarial_loss, discriminator_loss, feature_loss
-from training.audio.limits import check_settings
 from training.audio.pitch import fundamental_hz
 from training.audio.spectral import SpectralLoss
 from training.device import autocast, pick_device
 from training.files import whole_file
+from training.limits import check_settings
 from training.run import Run, RunSettings, Shuffle, adamw, clip, set_seeds, step_generator
 from vita_audio.checkpoint.audio_decoder import split_weight_norm
 from vita_audio.checkpoint.configs import VocoderConfig

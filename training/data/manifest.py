@@ -29,7 +29,7 @@ class SpeechClip:
     text: str
     voice: str
     split: str
-    seconds: float
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from training.errors import TrainingError
+from training.limits import range_faults
 
 VOICES = ("slt", "rms", "awb", "kal16")
 
@@ -56,38 +57,20 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         """Raises TrainingError naming every field that is wrong."""
-        faults = [
-            f"data.{field.name}: {getattr(self, field.name)} is negative"
-            for field in fields(self)
-            if field.type == "int" and getattr(self, field.name) < 0
-        ]
-        faults += [
-            f"data.{name}: {value} is not a share from 0 to 0.5 (clean_share: to 1)"
-            for name, value, top in (
-                ("clean_share", self.clean_share, 1.0),
-                ("held_out_facts", self.held_out_facts, 0.5),
-                ("held_out_questions", self.held_out_questions, 0.5),
-            )
-            if not 0 <= value <= top
-        ]
-        faults += [
-            f"data.{name}: {bounds} is not a pair low <= high within {low:g} .. {high:g}"
-            for name, bounds, low, high in (
-                ("stretch", self.stretch, 0.5, 2.0),
-                ("gain_db", self.gain_db, -40.0, 0.0),
-                ("snr_db", self.snr_db, 0.0, 80.0),
-            )
-            if len(bounds) != 2 or not low <= bounds[0] <= bounds[1] <= high
-        ]
+        ranges: dict[str, tuple[float, float | None]] = {
+            **{field.name: (0, None) for field in fields(self) if field.type == "int"},
+            **dict.fromkeys(("processes", "epochs"), (1, None)),
+            "clean_share": (0, 1),
+            **dict.fromkeys(("held_out_facts", "held_out_questions"), (0, 0.5)),
+            "stretch": (0.5, 2),
+            "gain_db": (-40, 0),
+            "snr_db": (0, 80),
+        }
+        faults = [f"data.{fault}" for fault in range_faults(self, ranges)]
         unknown = sorted({self.output_voice, *self.input_voices} - set(VOICES))
         if unknown:
             faults.append(f"data voices: {', '.join(unknown)} unknown; flite has {', '.join(VOICES)}")
         if not self.input_voices:
             faults.append("data.input_voices: empty; name at least one voice")
-        faults += [
-            f"data.{name}: {getattr(self, name)} must be at least 1"
-            for name in ("processes", "epochs")
-            if getattr(self, name) < 1
-        ]
         if faults:
             raise TrainingError("\n".join(faults))

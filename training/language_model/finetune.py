@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from training.audio.speech_codes import SpeechCodes
 from training.errors import TrainingError
 from training.language_model.batch import Batch
 from training.language_model.batch_stream import BatchStream
@@ -22,7 +23,6 @@ from training.language_model.loop import Place, held_out_batches, optimizer_of, 
 from training.language_model.prepare import build_samples, describe
 from training.language_model.result import LANGUAGE_MODEL, SPEECH_TOKENIZER, write_result
 from training.language_model.samples import SampleBuilder
-from training.language_model.speech_codes import SpeechCodes
 from training.language_model.token_set import PackStream, TokenSet
 from training.run import Run, RunSettings, set_seeds
 from vita_audio.checkpoint.check import default_pattern

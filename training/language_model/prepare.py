@@ -10,13 +10,13 @@ from pathlib import Path
 
 from rich.console import Console
 
+from training.audio.speech_codes import WEIGHTS, SpeechCodes, fingerprint
 from training.device import pick_device
 from training.errors import TrainingError
 from training.language_model.batch import Sample
 from training.language_model.conversations import Conversation, raise_faults, read_conversations
 from training.language_model.samples import SampleBuilder
 from training.language_model.settings import LanguageModelTraining
-from training.language_model.speech_codes import WEIGHTS, SpeechCodes, fingerprint
 from training.language_model.token_set import TokenSet
 from vita_audio.checkpoint.random_weights.tokenizer import write_tokenizer
 from vita_audio.text.chat_template import AUDIO_PLACEHOLDER, FIXED_TEXTS, ROLE_LINES

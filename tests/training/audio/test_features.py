@@ -140,11 +140,12 @@ def test_only_what_the_assistant_says_is_output(data: Path, tmp_path: Path) -> N
 
 
 def test_a_missing_or_broken_manifest_is_a_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="make the data first"):
+    with pytest.raises(TrainingError, match=r"speech\.jsonl does not exist: make it"):
         pack_clips(tmp_path, 16_000, "slt")
-    (tmp_path / "speech.jsonl").write_text('{"id": "a"}\nno json\n')
-    with pytest.raises(TrainingError, match=r"line 1.*line 2"):
-        pack_clips(tmp_path, 16_000, "slt")
+    for line, words in (('{"id": "a"}', r"line 1: .*missing"), ("no json", "line 1: not JSON")):
+        (tmp_path / "speech.jsonl").write_text(f"{line}\n")
+        with pytest.raises(TrainingError, match=words):
+            pack_clips(tmp_path, 16_000, "slt")
 
 
 def test_an_unknown_voice_is_a_clear_error(data: Path) -> None:

@@ -17,7 +17,7 @@ from build_engines.onnxruntime.speech_tokenizer import export_speech_tokenizer
 from training.audio import speech_tokenizer as module
 from training.audio.clips import pack_clips
 from training.audio.quantizer import CodebookAverages, QuantizerSettings, k_means, nearest, perplexity
-from training.audio.speech_tokenizer import SpeechTokenizerTraining, tokenize_clips, train_speech_tokenizer
+from training.audio.speech_tokenizer import SpeechTokenizerTraining, train_speech_tokenizer
 from training.audio.tokenizer_batches import SpeechBatches
 from training.audio.tokenizer_heads import LETTERS, ctc_loss, letter_ids, read_letters
 from training.data.answers import edit_distance
@@ -86,16 +86,11 @@ def test_the_export_loads_and_serves(data: Path, trained: Path, tmp_path: Path) 
     export_speech_tokenizer(model, tmp_path)
     served, reference = OnnxSpeechTokenizer(tmp_path), TorchSpeechTokenizer(config, tensors)
     clips = pack_clips(data, 16_000, "slt")
-    indices = list(range(0, len(clips), 5))
-    in_training = tokenize_clips(trained / "speech_tokenizer", clips, indices, CPU, batch=3)
-    equal = total = 0
-    for index, ids in zip(indices, in_training, strict=True):
+    for index in range(0, len(clips), 5):
         samples = clips.samples(index) / np.float32(32768)
         expected = speech_tokens(reference, samples)
+        assert len(expected) == -(-len(samples) // 1280)
         assert np.mean(speech_tokens(served, samples) == expected) > 0.9  # a tie may fall either way
-        assert len(ids) == len(expected) == -(-len(samples) // 1280)
-        equal, total = equal + int((ids == expected).sum()), total + len(ids)
-    assert equal > 0.9 * total  # the last frame is padded differently in a batch
 
 
 def test_another_size_does_not_go_on_from_the_snapshot(data: Path, trained: Path) -> None:

@@ -13,12 +13,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from training.audio.speech_codes import SpeechCodes
 from training.errors import TrainingError
 from training.language_model.batch import Sample
 from training.language_model.conversations import Conversation, Message, read_conversations
 from training.language_model.curriculum import Curriculum
 from training.language_model.samples import SampleBuilder
-from training.language_model.speech_codes import SpeechCodes
 from training.language_model.token_set import PackStream, TokenSet
 from training_lm_data import AUDIO, conversation_lines, write_checkpoint, write_conversations, write_lines, write_sound
 from vita_audio.checkpoint.speech_tokenizer import load_speech_tokenizer
