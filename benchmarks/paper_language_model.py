@@ -223,6 +223,7 @@ class LanguageModelBench:
                 scheduler.step()
             if turn >= repeats:  # the first half warms up
                 times.append((time.perf_counter() - start) * 1e3)
+            _end(scheduler, [stream])
         return median(times)
 
     def baseline_first_chunk_ms(self, mode: str, repeats: int) -> float:
@@ -299,7 +300,15 @@ def _run(
     ):
         scheduler.step()
     after, took = length(), time.perf_counter() - start
+    _end(scheduler, running)
     return (after - before) // streams, (before + after) / 2 / streams, (after - before) / took
+
+
+def _end(scheduler: Scheduler, streams: Sequence[Stream]) -> None:
+    """Free the slots of streams that have not come to their end."""
+    for stream in streams:
+        if not stream.ended:
+            scheduler.end(stream, "cancelled", "measured")
 
 
 def _submit(engine: TorchCudaLanguageModel, mode: str, tokens: int, streams: int) -> tuple[Scheduler, list[Stream]]:

@@ -241,7 +241,7 @@ def test_a_signal_ends_the_server_and_mps_too(engines: Path, tmp_path: Path) -> 
 def test_a_whole_run(engines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "serving.json"
     arguments = (
-        f"--engines {engines} --device cpu --slots 2 --streams 1 2 --modes boost --tasks tts chat --seconds 2.5 "
+        f"--engines {engines} --device cpu --slots 2 --streams 1 2 --modes boost --tasks tts chat --seconds 6 "
         f"--budget 120 --max-tokens 40 --processes 2 --threads 1 --mps --out {out}"
     )
     assert main(arguments.split()) == 0
