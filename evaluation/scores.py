@@ -22,21 +22,6 @@ from vita_audio.contract.rates import OUTPUT_SAMPLE_RATE_HZ
 NO_ERRORS = Errors(0, 0)
 
 
-@dataclass(frozen=True, slots=True)
-class Accuracy:
-    """Right answers out of all."""
-
-    right: int = 0
-    asked: int = 0
-
-    def __add__(self, other: Accuracy) -> Accuracy:
-        return Accuracy(self.right + other.right, self.asked + other.asked)
-
-    @property
-    def share(self) -> float:
-        return self.right / self.asked if self.asked else math.nan
-
-
 @dataclass(slots=True)
 class TeacherScores:
     """The evaluators' figures on the teacher's own sound of the same texts."""
@@ -94,8 +79,8 @@ def score_teacher(cases: Sequence[Case], asr: AsrEvaluators) -> TeacherScores:
         found = [asr.errors(case.reference, text) for case, text in zip(spoken, transcripts, strict=True)]
         scores.tts[evaluator] = _rate(found)
         families = ((case.sample.family, errors) for case, errors in zip(spoken, found, strict=True))
-        for name, total in _group(families, NO_ERRORS).items():
-            scores.tts_by_family.setdefault(name, {})[evaluator] = total.rate
+        for name, rate in _rates(families).items():
+            scores.tts_by_family.setdefault(name, {})[evaluator] = rate
     for kind in ("spoken", "typed"):
         asked = [case for case in cases if case.kind == kind]
         transcripts = _teacher_transcripts(asked, asr, "domain")
@@ -146,7 +131,7 @@ def _score_asr(outcomes: Sequence[Outcome], scores: Scores, records: list[dict[s
     errors = [word_errors(outcome.case.reference, outcome.text) for outcome in outcomes]
     scores.asr_wer = _rate(errors)
     voices = ((outcome.case.sample.voice, error) for outcome, error in zip(outcomes, errors, strict=True))
-    scores.asr_by_voice = {voice: total.rate for voice, total in _group(voices, NO_ERRORS).items()}
+    scores.asr_by_voice = _rates(voices)
     records += [_record(outcome, edits=error.edits) for outcome, error in zip(outcomes, errors, strict=True)]
 
 
@@ -176,8 +161,8 @@ def _score_tts(
         families = (
             (outcome.case.sample.family, error) for outcome, error in zip(outcomes, errors[evaluator], strict=True)
         )
-        for name, total in _group(families, NO_ERRORS).items():
-            scores.tts_wer_by_family.setdefault(name, {})[evaluator] = total.rate
+        for name, rate in _rates(families).items():
+            scores.tts_wer_by_family.setdefault(name, {})[evaluator] = rate
     scores.tts_text_wer = _rate(word_errors(outcome.case.reference, outcome.text) for outcome in outcomes)
     targets = [cepstra(*_teacher_wave(outcome.case)) for outcome in outcomes]
     distances = [
@@ -201,26 +186,30 @@ def _score_answers(
     if not outcomes:
         return
     written = [is_right(outcome.text, outcome.case.sample.accepted) for outcome in outcomes]
-    setattr(scores, f"{kind}_to_text", sum(written) / len(written))
+    setattr(scores, f"{kind}_to_text", _mean(written))
     if kind == "text":
         records += [_record(outcome, right=right) for outcome, right in zip(outcomes, written, strict=True)]
         return
     transcripts = list(asr.transcribe([(outcome.wave, outcome.rate_hz) for outcome in outcomes], "domain"))
     said = [_is_right(text, outcome.case, asr) for text, outcome in zip(transcripts, outcomes, strict=True)]
-    setattr(scores, f"{kind}_to_speech", sum(said) / len(said))
+    setattr(scores, f"{kind}_to_speech", _mean(said))
     for outcome, text, right, spoken_right in zip(outcomes, transcripts, written, said, strict=True):
         records.append(_record(outcome, transcript_domain=text, right=right, right_spoken=spoken_right))
     if kind != "spoken":
         return
     for attribute in ("family", "held_out", "voice"):
-        names = [getattr(outcome.case.sample, attribute) for outcome in outcomes]
-        table: dict[str, dict[str, float]] = {}
-        for name, values in (("text", written), ("speech", said)):
-            pairs = ((group, Accuracy(right, 1)) for group, right in zip(names, values, strict=True))
-            for group, accuracy in _group(pairs, Accuracy()).items():
-                table.setdefault(group, {})[name] = accuracy.share
-                table[group]["asked"] = accuracy.asked
-        setattr(scores, f"spoken_by_{attribute}", dict(sorted(table.items())))
+        groups: dict[str, list[tuple[bool, bool]]] = defaultdict(list)
+        for outcome, pair in zip(outcomes, zip(written, said, strict=True), strict=True):
+            groups[getattr(outcome.case.sample, attribute)].append(pair)
+        table = {
+            name: {
+                "text": _mean(text for text, _ in pairs),
+                "speech": _mean(sound for _, sound in pairs),
+                "asked": len(pairs),
+            }
+            for name, pairs in sorted(groups.items())
+        }
+        setattr(scores, f"spoken_by_{attribute}", table)
 
 
 def _score_speed(outcomes: Sequence[Outcome], scores: Scores) -> None:
@@ -278,12 +267,16 @@ def _rate(errors: Iterable[Errors]) -> float:
     return sum(errors, NO_ERRORS).rate
 
 
-def _group(pairs: Iterable[tuple[str, Any]], zero: Any) -> dict[str, Any]:
-    """Sums by name."""
-    totals: dict[str, Any] = {}
-    for name, value in pairs:
-        totals[name] = totals.get(name, zero) + value
-    return totals
+def _mean(values: Iterable[bool]) -> float:
+    return float(np.mean(list(values)))
+
+
+def _rates(pairs: Iterable[tuple[str, Errors]]) -> dict[str, float]:
+    """Error rates by name."""
+    totals: dict[str, Errors] = defaultdict(lambda: NO_ERRORS)
+    for name, errors in pairs:
+        totals[name] += errors
+    return {name: errors.rate for name, errors in totals.items()}
 
 
 def _finite_mean(values: Sequence[float]) -> float:

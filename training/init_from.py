@@ -195,8 +195,8 @@ def recode(
 
     Args:
         language_model, old_tokenizer: a model in the released layout and the tokenizer of its codes.
-        new_tokenizer: what it shall hear and say from now on.
-        data: a data folder; its first `clips` sounds for training are heard by both tokenizers.
+        new_tokenizer: of the codes that the result reads and writes.
+        data: a data folder; its first `clips` sounds for training are coded by both tokenizers.
 
     Returns:
         `folder/language_model`.
@@ -210,7 +210,7 @@ def recode(
     config, tensors = load_language_model(language_model)
     conversations = read_conversations(data / CHAT, "train")
     audios = list(dict.fromkeys(audio for c in conversations for audio in c.audios))[:clips]
-    heard: list[list[list[int]]] = []
+    coded: list[list[list[int]]] = []
     for tokenizer in (old_tokenizer, new_tokenizer):
         codes = SpeechCodes(tokenizer, folder / "codes", place)
         if codes.config.quantize_vocab_size != vocabulary.audio_codes:
@@ -219,8 +219,8 @@ def recode(
                 f"{vocabulary.audio_codes}; take tokenizers of its size"
             )
         codes.make(audios, console=console)
-        heard.append([codes[audio] for audio in audios])
-    counts = code_pairs(heard[0], heard[1], vocabulary.audio_codes)
+        coded.append([codes[audio] for audio in audios])
+    counts = code_pairs(coded[0], coded[1], vocabulary.audio_codes)
     rows = slice(vocabulary.audio_offset, vocabulary.audio_offset + vocabulary.audio_codes)
     for name in _TABLES:
         if name in tensors:

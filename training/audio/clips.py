@@ -22,7 +22,7 @@ from training.files import whole_file
 from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ
 from vita_audio.text.chat_template import AUDIO_PLACEHOLDER
 
-MAX_CLIP_SECONDS = 30.0  # the tokenizer hears pieces of this length
+MAX_CLIP_SECONDS = 30.0  # the tokenizer takes pieces of this length
 _FAULTS_SHOWN = 5
 
 

@@ -76,24 +76,24 @@ class FlowDraw:
     Attributes:
         noise: [B, mels, F], z.
         t: [B], as dense as the sampling grid.
-        told: [B], 0 where tokens, speaker and condition are withheld together.
+        given: [B], 0 where tokens, speaker and condition are withheld together.
     """
 
     noise: Tensor
     t: Tensor
-    told: Tensor
+    given: Tensor
 
     @staticmethod
     def of(batch: FlowBatch, config: FlowConfig, draw: torch.Generator) -> FlowDraw:
         rows, device = batch.mel.shape[0], batch.mel.device
         noise = torch.randn(batch.mel.shape, generator=draw, device=device)
         t = 1 - torch.cos(math.pi / 2 * torch.rand(rows, generator=draw, device=device))
-        told = (torch.rand(rows, generator=draw, device=device) >= config.training_cfg_rate).float()
-        return FlowDraw(noise, t, told)
+        given = (torch.rand(rows, generator=draw, device=device) >= config.training_cfg_rate).float()
+        return FlowDraw(noise, t, given)
 
     def rows(self, span: slice) -> FlowDraw:
         """Those of some of the windows."""
-        return FlowDraw(self.noise[span], self.t[span], self.told[span])
+        return FlowDraw(self.noise[span], self.t[span], self.given[span])
 
 
 def flow_errors(model: Flow, batch: FlowBatch, drawn: FlowDraw) -> Tensor:
@@ -105,13 +105,13 @@ def flow_errors(model: Flow, batch: FlowBatch, drawn: FlowDraw) -> Tensor:
     config, mel, device = model.config, batch.mel, batch.mel.device
     with autocast(device):
         mu = condition(model, batch).float()
-    t, told = drawn.t[:, None, None], drawn.told[:, None, None]
+    t, given = drawn.t[:, None, None], drawn.given[:, None, None]
     y = (1 - (1 - config.sigma_min) * t) * drawn.noise + t * mel
     u = mel - (1 - config.sigma_min) * drawn.noise
     cond = mel * batch.known[:, None]
-    spks = model.speaker().expand(mel.shape[0], -1) * told[:, :, 0]
+    spks = model.speaker().expand(mel.shape[0], -1) * given[:, :, 0]
     with autocast(device):
-        velocity = model.decoder.estimator(y, mu * told, drawn.t, spks, cond * told).float()
+        velocity = model.decoder.estimator(y, mu * given, drawn.t, spks, cond * given).float()
     error = (velocity - u).square().mean(1) * ~batch.known  # [B, F]
     return torch.stack((error.sum(), (mu - mel).square().mean(1).sum()))
 

@@ -84,7 +84,7 @@ def nearest(states: Tensor, codes: Tensor) -> Tensor:
     return torch.cat([(length - 2 * part @ codes.T).argmin(1) for part in states.split(_CHUNK)])
 
 
-def k_means(states: Tensor, codes: int, draw: torch.Generator, rounds: int = 15) -> tuple[Tensor, Tensor]:
+def k_means(states: Tensor, codes: int, draw: torch.Generator, iterations: int = 15) -> tuple[Tensor, Tensor]:
     """Lloyd's algorithm from random states; a centre without states jumps to a random state.
 
     Returns:
@@ -97,7 +97,7 @@ def k_means(states: Tensor, codes: int, draw: torch.Generator, rounds: int = 15)
         states = states + 0.01 * states.std() * torch.randn(states.shape, generator=draw, device=states.device)
     centres = states[torch.randperm(len(states), generator=draw, device=states.device)[:codes]].clone()
     counts = torch.ones(codes, device=states.device)
-    for _ in range(rounds):
+    for _ in range(iterations):
         ids = nearest(states, centres)
         counts = torch.bincount(ids, minlength=codes).float()
         sums = torch.zeros_like(centres).index_add_(0, ids, states)

@@ -103,7 +103,7 @@ class SpeechCodes:
             ) from error
 
     def _pieces(self, audio: Path) -> list[SpeechPiece]:
-        """Features of a file; of several channels only the first is heard, as in the reference."""
+        """Features of a file; of several channels only the first is used, as in the reference."""
         try:
             samples, rate_hz = soundfile.read(str(audio), dtype="float32", always_2d=True)
         except (OSError, soundfile.SoundFileError) as error:

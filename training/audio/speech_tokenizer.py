@@ -116,7 +116,7 @@ class TokenizerInTraining(nn.Module):
         self.features = SpeechFeatures(sizes.num_mel_bins)
 
     def encode(self, heard: Tensor, batch: SpeechBatch) -> Tensor:
-        """States of what was heard, [B, n] -> [B, n / 1280, d_model]."""
+        """States of speech, [B, n] -> [B, n / 1280, d_model]."""
         features = self.features(heard, batch.samples)
         with autocast(heard.device):
             return self.encoder.encode(features, batch.valid_frames).float()
@@ -213,7 +213,7 @@ def train_speech_tokenizer(
 
 
 def _heard(batch: SpeechBatch, config: SpeechTokenizerTraining, rng: np.random.Generator) -> Tensor:
-    """What the encoder hears: half of the output clips as they are, since the codes to speak are made from those."""
+    """The encoder's input: half of the output clips as they are, since the codes to speak are made from those."""
     clean = torch.from_numpy(rng.random(len(batch.texts)) < 0.5).to(batch.wave.device) & batch.output
     return torch.where(clean[:, None], batch.wave, augment(batch.wave, batch.samples, config.augmentation, rng))
 

@@ -46,7 +46,7 @@ class VocoderTraining:
 
     Attributes:
         batch, segment_frames: segments of a step and their mel frames.
-        clips: most clips to train on; one voice is soon heard.
+        clips: most clips to train on; one voice needs no more.
         output_voice: the voice it speaks with.
         own_f0_after: share of the steps after which the source follows the predicted f0, as served, not the true one.
         adversarial_after: share of the steps after which the discriminators take part; 1 never.

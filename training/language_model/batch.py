@@ -127,7 +127,7 @@ class Batch:
             k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
         bounds, longest = self.bounds, self.longest
         mixed = varlen_attn(q, k, v, bounds, bounds, longest, longest, window_size=(-1, 0))
-        assert isinstance(mixed, Tensor)  # and no sums of exponents, which nobody asked for
+        assert isinstance(mixed, Tensor)  # not with the sums of exponents, which are optional
         return mixed
 
 

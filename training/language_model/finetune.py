@@ -52,7 +52,7 @@ def finetune(settings: FinetuneSettings, place: Place) -> Path:
     tokenizer = TextTokenizer(source / "tokenizer.json")
     pattern = _pattern(settings, config, source)
     if tokenizer.vocabulary.context_of_audio is not None:
-        raise CheckpointError(f"{source}: a Plus checkpoint hears continuous audio, which cannot be trained here")
+        raise CheckpointError(f"{source}: a Plus checkpoint takes continuous audio, which cannot be trained here")
     if tokenizer.vocabulary.tokens > config.vocab_size:
         raise CheckpointError(
             f"{source}: tokenizer.json has {tokenizer.vocabulary.tokens} tokens, the model {config.vocab_size} rows"

@@ -103,7 +103,7 @@ class TrainedLanguageModel(LanguageModel):
         if len(labels) * len(weight) < _CHUNKED_FROM:
             return self.summed_loss(hidden, weight, labels)
         device = hidden.device.type
-        if torch.is_autocast_enabled(device):  # which does not know this operation
+        if torch.is_autocast_enabled(device):  # which lacks this operation
             kind = torch.get_autocast_dtype(device)
             hidden, weight = hidden.to(kind), weight.to(kind)
         options = nn.LinearCrossEntropyOptions()

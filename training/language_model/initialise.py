@@ -18,12 +18,12 @@ _LOCAL_FREQUENCY = 0.05  # radians a token: slower rotations hardly tell neighbo
 
 
 def random_weights(config: LanguageModelConfig, seed: int, local_layers: int = 0) -> dict[str, Tensor]:
-    """A model that knows nothing: matrices N(0, 0.02), norms 1, biases 0.
+    """Random weights: matrices N(0, 0.02), norms 1, biases 0.
 
     Args:
         local_layers: in so many first layers, head h of each group of query heads attends at first to the token h + 1
             places before; the last head of a group stays free. To copy a word one must find what came after it, for
-            which tokens must know the ones before them: a model from nothing spends long on learning that alone.
+            which tokens must carry the ones before them: a model from nothing needs long to learn that alone.
             Query and key biases, which act before the rotary embedding, are all it takes.
     """
     draw = torch.Generator().manual_seed(seed)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-_POLYNOMIAL = (3.4445, -4.7750, 2.0315)  # of the published quintic iteration, and its number of rounds
-_ROUNDS = 5
+_POLYNOMIAL = (3.4445, -4.7750, 2.0315)  # of the published quintic iteration, and its iterations
+_ITERATIONS = 5
 
 
 class Muon(Optimizer):
@@ -65,7 +65,7 @@ def orthogonal(x: Tensor) -> Tensor:
     x = x if wide else x.mT
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     a, b, c = _POLYNOMIAL
-    for _ in range(_ROUNDS):
+    for _ in range(_ITERATIONS):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x if wide else x.mT
