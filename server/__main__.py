@@ -24,7 +24,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> tuple[ServerOptions
     default = ServerOptions()
     parser = argparse.ArgumentParser(
         prog="python -m server",
-        description="Start a Triton server for vita_audio: gRPC on this machine only, unless told otherwise.",
+        description="Start a Triton server for vita_audio: gRPC on this machine only, unless asked otherwise.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
@@ -52,37 +52,27 @@ def parse_options(arguments: Sequence[str] | None = None) -> tuple[ServerOptions
         "--queue",
         type=int,
         default=default.queue,
-        help="streams taken beyond the slots, that wait or only sound; the next one is told the server is full",
+        help="streams admitted beyond the slots, queued or only being decoded; the next one is refused as full",
     )
     add("--threads", type=int, default=default.threads, help="CPU threads of each engine process")
     add("--tls-cert", type=Path, help="PEM certificate: serve gRPC over TLS")
     add("--tls-key", type=Path, help="PEM key of --tls-cert")
     add("--tls-ca", type=Path, help="PEM authority of client certificates: demand one from every client (mutual TLS)")
-    add("--exit-timeout", type=int, default=default.exit_timeout_s, help="seconds that running streams may take to end")
+    add(
+        "--exit-timeout",
+        dest="exit_timeout_s",
+        type=int,
+        default=default.exit_timeout_s,
+        help="seconds that running streams may take to end",
+    )
     add("--log-file", type=Path, help="log of Triton and the models (default: a new file in the temporary folder)")
     add("--log-verbose", type=int, default=default.log_verbose, help="Triton's verbosity")
     given = parser.parse_args(arguments)
     if (given.tls_cert is None) != (given.tls_key is None) or (given.tls_ca and not given.tls_cert):
         parser.error("--tls-cert and --tls-key belong together, and --tls-ca needs both")
-    options = ServerOptions(
-        engines=given.engines,
-        checkpoint=given.checkpoint,
-        host=given.host,
-        grpc_port=given.grpc_port,
-        http_port=given.http_port,
-        metrics_port=given.metrics_port,
-        metrics_host=given.metrics_host,
-        profile=given.profile,
-        device=given.device,
-        slots=given.slots,
-        queue=given.queue,
-        threads=given.threads,
-        log_verbose=given.log_verbose,
-        tls=TlsFiles(given.tls_cert, given.tls_key, given.tls_ca) if given.tls_cert else None,
-        allow_remote=given.allow_remote,
-        exit_timeout_s=given.exit_timeout,
-    )
-    return options, given.log_file
+    values = vars(given)
+    log_file, certificate, key, authority = (values.pop(name) for name in ("log_file", "tls_cert", "tls_key", "tls_ca"))
+    return ServerOptions(**values, tls=TlsFiles(certificate, key, authority) if certificate else None), log_file
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -141,7 +131,9 @@ def describe(server: TritonServer) -> str:
 
 def remote_warning(options: ServerOptions) -> str:
     """What an operator must know before this server faces a network (docs/triton.md, "Security")."""
-    transport = "Clients are not authenticated" if options.tls else "Nothing is encrypted and nobody is authenticated"
+    transport = (
+        "Clients are not authenticated" if options.tls else "Nothing is encrypted and clients are not authenticated"
+    )
     if options.tls and options.tls.client_ca:
         transport = "Clients need a certificate"
     return (

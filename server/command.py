@@ -14,15 +14,15 @@ from serving.settings import ServingSettings
 #: configuration and statistics stay open: clients and benchmarks read them.
 RESTRICTED = "shared-memory,model-repository,trace,logging"
 #: Triton opens a restricted protocol to requests with a header of this name. Names of gRPC metadata are lower case, so
-#: nobody can send this one: the lock has no key, and it does not matter who can read the command line.
+#: this one cannot be sent: the lock has no key, and it does not matter who can read the command line.
 LOCK = "NoKey"
 
 #: First size and growth step of the shared memory between Triton and each model process. A region grows on demand:
 #: measured, a 120 s clip at 192 kHz (92 MB) passes. It never shrinks, so the first size is small.
 SHARED_MEMORY_BYTES = 8 << 20
 
-#: What Triton itself waits for when it is told to end: time for its models to unload. Streams are drained before that,
-#: because Triton (2.51) schedules no further steps of an ensemble once it is told to: they would hang, not end.
+#: What Triton itself waits for when it is asked to end: time for its models to unload. Streams are drained before that,
+#: because Triton (2.51) schedules no further steps of an ensemble then: they would hang, not end.
 TRITON_EXIT_TIMEOUT_S = 5
 
 #: A client that vanished without closing its connection (pulled cable) is noticed after these two, in ms.

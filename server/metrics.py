@@ -14,7 +14,7 @@ def read_metrics(host: str, port: int) -> dict[str, float]:
     """``name{labels}`` -> value of all metrics that begin with ``vita_``.
 
     Raises:
-        OSError: nobody answers.
+        OSError: there is no answer.
     """
     connection = http.client.HTTPConnection(host, port, timeout=READ_TIMEOUT_S)
     try:

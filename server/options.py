@@ -1,4 +1,4 @@
-"""What a server can be told: ports, engines, limits, TLS files. One frozen object."""
+"""Settings of a server: ports, engines, limits, TLS files. One frozen object."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from serving.settings import DEVICES, default_queue, default_slots, default_thre
 ROOT = Path(__file__).resolve().parent.parent
 
 LOOPBACK = "127.0.0.1"
-#: Any free port; the launcher picks it and tells.
+#: Any free port; the launcher picks it and prints it.
 FREE_PORT = 0
 
 DEFAULT_GRPC_PORT = 8001

@@ -53,7 +53,7 @@ def wait_until_ready(options: ServerOptions, ended: Callable[[], bool], log_file
                 for other in others:
                     socket.create_connection(other, timeout=CALL_TIMEOUT_S).close()
                 return
-        except OSError:  # nobody listens yet
+        except OSError:  # the port is not open yet
             pass
         time.sleep(POLL_S)
 

@@ -30,7 +30,7 @@ _BYTES = 8 * 5
 
 
 class AdmissionRecord:
-    """What every process of one server knows of its admission.
+    """What every process of one server can read of its admission.
 
     Args:
         path: the file that they share, made by the first that opens it; None keeps the record to this process.

@@ -8,19 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from vita_audio.contract.errors import EngineError
 from vita_audio.engines.manifest import Manifest, load_manifest
 from vita_audio.engines.source import EngineSource
-
-ENGINES_VARIABLE = "VITA_ENGINES"
-SLOTS_VARIABLE = "VITA_SLOTS"
-QUEUE_VARIABLE = "VITA_QUEUE"
-THREADS_VARIABLE = "VITA_THREADS"
-DEVICE_VARIABLE = "VITA_DEVICE"
-ADMISSION_VARIABLE = "VITA_ADMISSION"
 
 #: Where torch_cuda engines may run; the CPU is for trying the GPU profile on a machine without a GPU.
 DEVICES = ("cuda:0", "cpu")
@@ -58,19 +51,15 @@ class ServingSettings:
     engines: Path
     slots: int = field(default_factory=default_slots)
     queue: int = field(default_factory=default_queue)
-    threads: int = 1
+    threads: int = field(default_factory=default_threads)
     device: str = DEVICES[0]
     admission: Path | None = None
 
     def to_environment(self) -> dict[str, str]:
         """The variables of one server's model processes. OMP_NUM_THREADS keeps numpy's and torch's pools small too."""
+        settings = {_variable(entry.name): getattr(self, entry.name) for entry in fields(self)}
         return {
-            **({} if self.admission is None else {ADMISSION_VARIABLE: str(self.admission)}),
-            ENGINES_VARIABLE: str(self.engines),
-            SLOTS_VARIABLE: str(self.slots),
-            QUEUE_VARIABLE: str(self.queue),
-            THREADS_VARIABLE: str(self.threads),
-            DEVICE_VARIABLE: self.device,
+            **{name: str(value) for name, value in settings.items() if value is not None},
             "OMP_NUM_THREADS": str(self.threads),
         }
 
@@ -81,18 +70,15 @@ class ServingSettings:
         Raises:
             EngineError: VITA_ENGINES is not set (the model repository was not started by ``python -m server``).
         """
-        engines = environment.get(ENGINES_VARIABLE)
-        if not engines:
-            raise EngineError(f"{ENGINES_VARIABLE} is not set: start the server with `python -m server`, or set it")
-        admission = environment.get(ADMISSION_VARIABLE)
-        return cls(
-            engines=Path(engines),
-            admission=Path(admission) if admission else None,
-            slots=int(environment.get(SLOTS_VARIABLE, default_slots())),
-            queue=int(environment.get(QUEUE_VARIABLE, default_queue())),
-            threads=int(environment.get(THREADS_VARIABLE, default_threads())),
-            device=environment.get(DEVICE_VARIABLE, DEVICES[0]),
-        )
+        names = [entry.name for entry in fields(cls) if environment.get(_variable(entry.name))]
+        if "engines" not in names:
+            raise EngineError("VITA_ENGINES is not set: start the server with `python -m server`, or set it")
+        kinds: dict[str, type] = {"engines": Path, "device": str, "admission": Path}
+        return cls(**{name: kinds.get(name, int)(environment[_variable(name)]) for name in names})
+
+
+def _variable(name: str) -> str:
+    return f"VITA_{name.upper()}"
 
 
 def served_engines() -> tuple[ServingSettings, Manifest, EngineSource]:

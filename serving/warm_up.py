@@ -1,6 +1,6 @@
-"""One small real request through an engine before a server says it is ready, so that the first user does not wait.
+"""One small real request through an engine before a server is ready, so that the first user does not wait.
 
-The audio decoder knows its own geometries: `StreamingDecoder.warm_up`.
+The audio decoder's own geometries: `StreamingDecoder.warm_up`.
 """
 
 from __future__ import annotations

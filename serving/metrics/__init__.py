@@ -1,4 +1,4 @@
-"""What a server tells its operators: the table of metrics, the recorder they are given to, and who measures what.
+"""What operators can measure: the table of metrics, a recorder for them, and the meters of each stage.
 
-Nothing in here knows Triton: `serving/metrics/publisher.py` carries the numbers to its metrics port.
+None of it depends on Triton, but for `serving/metrics/publisher.py`, which carries the numbers to its metrics port.
 """

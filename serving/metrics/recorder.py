@@ -1,4 +1,4 @@
-"""Takes numbers from any thread at the price of a lock; whoever publishes them asks for what is new."""
+"""Takes numbers from any thread at the price of a lock; the publisher takes out what is new."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Recorder:
             self._new.counters[series] = self._new.counters.get(series, 0.0) + amount
 
     def total(self, name: str, value: float, **labels: str) -> None:
-        """A counter that somebody else counts stands at `value`. Not to be mixed with `add` for one series."""
+        """A counter that is counted elsewhere stands at `value`. Not to be mixed with `add` for one series."""
         series = _series(name, "counter", labels)
         with self._lock:
             step = value - self._totals.get(series, 0.0)

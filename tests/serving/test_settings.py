@@ -26,5 +26,6 @@ def test_round_trip() -> None:
 def test_defaults_but_for_the_engines() -> None:
     settings = ServingSettings.from_environment({"VITA_ENGINES": "/engines"})
     assert settings == ServingSettings(Path("/engines"), default_slots(), default_queue(), default_threads())
+    assert ServingSettings.from_environment({"VITA_ENGINES": "/engines", "VITA_ADMISSION": ""}).admission is None
     with pytest.raises(EngineError, match=r"VITA_ENGINES is not set.*python -m server"):
         ServingSettings.from_environment({})

@@ -188,7 +188,7 @@ class DecodingService:
                 self._open(request)
             else:
                 number = request.status.index
-                error = BadMessage(f"message {number} belongs to no stream that the audio decoder knows")
+                error = BadMessage(f"message {number} belongs to no stream of the audio decoder")
                 self._refuse(request, error)
         for stream_id in cancels:
             stream = self._streams.get(stream_id)
@@ -274,7 +274,7 @@ class DecodingService:
             self._progress(stream)
 
     def _end(self, stream: ServedStream, ending: Ending, cancel: bool = True, kind: str = "") -> None:
-        """Free a stream and answer what still waits; `cancel` unless the language model knows."""
+        """Free a stream and answer what still waits; `cancel` unless the language model has ended it."""
         del self._streams[stream.id]
         self._endings[kind or ending.state] += 1
         self._ended[stream.id] = ending
