@@ -98,9 +98,9 @@ def test_continuing_equals_reading_everything(
     finish(scheduler)
     assert stream.slot == 0
     keep = round(kept * stream.consumed)
-    # Others run in the slots beside it, which batches span, and end before it begins again.
+    # Others step together in the slots beside it, in batches that span it, and end before it begins again.
     scheduler._free = [2, 1]
-    others = [scheduler.submit("", request([5 + i] * (3 + i), (1, K), 6)) for i in range(company)]
+    others = [scheduler.submit("", request([5 + i] * (3 + i), PATTERNS["vanilla"], 6)) for i in range(company)]
     finish(scheduler)
     assert all(other.slot != 0 for other in others)
     scheduler._free = [2, 1, 0]
