@@ -182,16 +182,25 @@ class GenerationStage:
 
     def _probe(self) -> None:
         while not self._closing.wait(TICK_S):
-            try:
-                for stream in self._admission.overdue():
-                    log.warning("stream %s: the decoder has not released it, it counts no longer", stream)
-                    self._close(stream)
-                now = time.monotonic()
-                for stream, opened in list(self._open.items()):
-                    if now - opened.last_s >= opened.probe_s:
-                        with opened.lock:
-                            if not opened.closed:
-                                opened.last_s = now
-                                opened.send(Probe(stream), False)
-            except Exception:
-                log.exception("probing clients failed")
+            for stream in self._admission.overdue():
+                log.warning("stream %s: the decoder has not released it, it counts no longer", stream)
+                self._guard(stream, partial(self._close, stream))
+            for stream, opened in list(self._open.items()):
+                if time.monotonic() - opened.last_s >= opened.probe_s:
+                    self._guard(stream, partial(self._probe_one, stream, opened))
+
+    def _probe_one(self, stream: str, opened: _Open) -> None:
+        with opened.lock:
+            if not opened.closed:
+                opened.last_s = time.monotonic()
+                opened.send(Probe(stream), False)
+
+    def _guard(self, stream: str, act: Callable[[], None]) -> None:
+        """What goes wrong costs this stream, not the thread."""
+        try:
+            act()
+        except Exception:
+            log.exception("stream %s: nothing can be sent to its decoder", stream)
+            self._open.pop(stream, None)
+            self._admission.release(stream)
+            self._service.cancel(stream)

@@ -14,7 +14,7 @@ from serving import admission, generation_stage
 from serving.admission import Admission, AdmissionRecord, Load
 from serving.generation_stage import GenerationStage
 from vita_audio.contract.errors import BadMessage, InvalidRequest, ServerFull, ServerStopping
-from vita_audio.contract.messages import Cancel, Delta, Message, Probe, Released, Start, Status
+from vita_audio.contract.messages import Cancel, Delta, Message, Probe, Released, Start, Status, decode, encode
 from vita_audio.engines.interface import BurstRow, ExtendRow, Sampling
 from vita_audio.generation.service import GenerationService
 
@@ -206,6 +206,29 @@ def test_a_sender_that_raises_costs_its_stream_only(bench: Bench) -> None:
     fine = bench.start()
     until(lambda: fine.complete)
     until(lambda: bench.load == Load(0, 0, 1))
+
+
+def test_a_sender_that_raises_at_a_probe_costs_its_stream_only(bench: Bench) -> None:
+    bench.engine.gate.clear()
+    generation, broken = request([5] * 3, (8192, 0), 4000), Answers(fails=True)
+    bench.stage.accept(Start(generation.settings, generation.prompt), broken)
+    until(lambda: broken.probes and bench.load.taken == 0)
+    queued = bench.start()
+    until(lambda: len(queued.probes) > 1)
+    bench.engine.gate.set()
+    until(lambda: queued.complete)
+
+
+def test_a_long_reason_of_a_failure_still_fits_a_message(bench: Bench) -> None:
+    def extend(rows: Sequence[ExtendRow]) -> list[int | None]:
+        raise RuntimeError("x" * 100_000)
+
+    bench.engine.extend = extend  # type: ignore[method-assign]
+    answers = bench.start()
+    until(lambda: answers.closed)
+    (delta,) = (message for message in answers.sent if isinstance(message, Delta))
+    assert decode(*encode(delta)) == delta
+    assert (delta.status.state, delta.status.code) == ("failed", "engine_error")
 
 
 def test_metrics_of_the_stage(bench: Bench) -> None:

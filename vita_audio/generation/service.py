@@ -27,6 +27,9 @@ EAGER_DELTAS = 3
 SHORTEST_GAP_MS = 20.0
 LONGEST_WAIT_MS = 40.0
 
+#: Characters of the reason of a failure; an engine may quote much.
+MAX_REASON = 1000
+
 
 @dataclass(slots=True)
 class _Live:
@@ -193,6 +196,7 @@ class GenerationService:
         }
         code = {"failed": EngineError.default_code, "cancelled": "cancelled"}.get(state, "")
         settings, index = live.request.settings, live.deltas
+        reason = reason[:MAX_REASON]
         status = Status(live.id, index, state, reason, settings.task, settings.mode, settings.seed, timings, code)
         live.deltas, live.last_emit = live.deltas + 1, now
         self._tokens += len(tokens)
