@@ -191,9 +191,7 @@ class Session:
         for check in checks:
             logger.log(logging.INFO if check.kept else logging.WARNING, str(check))
         if not all(load.kept_up for load in run.generators.values()):
-            logger.warning(
-                "the generator was too slow, its delay is in the figures: add --processes 2, or a machine"
-            )
+            logger.warning("the generator was too slow, its delay is in the figures: add --processes 2, or a machine")
         logger.info(f"report: {folder / 'report.html'}")
         if run.aborted:
             logger.error(f"the run is not complete: {run.aborted}")
