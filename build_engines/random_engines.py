@@ -92,10 +92,15 @@ def _write(
     tokenizer.save(str(folder / _TOKENIZER_FILE))
     size = size.for_tokens(tokenizer.get_vocab_size())
     vocabulary = Vocabulary.from_tokenizer(folder / _TOKENIZER_FILE)
-    found = _found(size, vocabulary)
-    facts = checked_facts(found)
+    pattern = NAMED_MODES["boost"]
+    facts = checked_facts(
+        CheckpointSizes(
+            *size.networks, vocabulary, pattern, samples=True, repetition_penalty=DEFAULT_REPETITION_PENALTY
+        )
+    )
     facts["limits"] = make_limits(build, facts).to_dict()
-    _check_machine(build, found, device, machine)
+    sizes = Sizes(build.checkpoint.name, *size.networks, vocabulary.text_tokens, pattern)
+    _check_machine(build, sizes, device, machine)
     facts |= machine_facts(build.gpu, machine)
     files = file_records(folder, [_TOKENIZER_FILE])
     start_s = time.monotonic()
@@ -124,32 +129,9 @@ def _networks(
         yield name, {key: (tuple(tensor.shape), tensor.dtype) for key, tensor in tensors.items()}, tensors.items()
 
 
-def _found(size: ModelSize, vocabulary: Vocabulary) -> CheckpointSizes:
-    """What a check of the random-weight checkpoint would find."""
-    return CheckpointSizes(
-        language_model=size.language_model,
-        speech_tokenizer=size.speech_tokenizer,
-        flow=size.flow,
-        vocoder=size.vocoder,
-        vocabulary=vocabulary,
-        default_pattern=NAMED_MODES["boost"],
-        samples=True,
-        repetition_penalty=DEFAULT_REPETITION_PENALTY,
-    )
-
-
-def _check_machine(build: Build, found: CheckpointSizes, device: torch.device, machine: GpuMachine) -> None:
+def _check_machine(build: Build, sizes: Sizes, device: torch.device, machine: GpuMachine) -> None:
     """As a build does, but that engines drawn on a CPU may be for no GPU."""
     build.gpu.check()
-    sizes = Sizes(
-        build.checkpoint.name,
-        found.language_model,
-        found.speech_tokenizer,
-        found.flow,
-        found.vocoder,
-        found.vocabulary.text_tokens,
-        found.default_pattern,
-    )
     plan = plan_build(sizes, build.gpu, build.context_tokens)
     if device.type != "cpu":
         check_gpu(build.gpu, machine)

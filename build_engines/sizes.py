@@ -37,9 +37,7 @@ class Sizes:
 
 def released_sizes() -> Sizes:
     """The released 7B with its speech tokenizer and decoder."""
-    size = SIZES["7b"]
-    parts = (size.language_model, size.speech_tokenizer, size.flow, size.vocoder)
-    return Sizes("the released 7B", *parts, size.text_tokens, NAMED_MODES["boost"])
+    return Sizes("the released 7B", *SIZES["7b"].networks, SIZES["7b"].text_tokens, NAMED_MODES["boost"])
 
 
 def read_sizes(checkpoint: Path) -> Sizes:

@@ -15,7 +15,8 @@ from vita_audio.checkpoint.check import check_checkpoint
 from vita_audio.checkpoint.file_records import checkpoint_sha256
 from vita_audio.checkpoint.language_model import load_language_model
 from vita_audio.checkpoint.random_weights.__main__ import main, write_random_checkpoint
-from vita_audio.checkpoint.random_weights.audio import language_model_weights
+from vita_audio.checkpoint.random_weights.audio import CPU
+from vita_audio.checkpoint.random_weights.language_model import RandomLanguageModel
 from vita_audio.checkpoint.random_weights.tokenizer import write_tokenizer
 from vita_audio.checkpoint.sizes import SMALL, TINY, ModelSize
 from vita_audio.checkpoint.speech_tokenizer import load_speech_tokenizer
@@ -132,7 +133,7 @@ def test_end_tokens_can_be_reached(size: ModelSize, tmp_path: Path) -> None:
     tokens = write_tokenizer(tmp_path, size.merges, size.audio_codes, seed=0)
     vocabulary = Vocabulary.from_tokenizer(tmp_path / "tokenizer.json")
     config = replace(size.language_model, vocab_size=tokens)
-    head = language_model_weights(config, vocabulary, seed=0)["lm_head.weight"]
+    head = RandomLanguageModel(config, CPU, vocabulary=vocabulary)["lm_head.weight"]
     hidden = torch.randn(10_000, config.hidden_size, generator=torch.Generator().manual_seed(0))
     picked = (hidden @ head.T).argmax(1)
     ends = sum(int((picked == token).sum()) for token in vocabulary.end_tokens)

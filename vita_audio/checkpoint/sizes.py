@@ -35,6 +35,10 @@ class ModelSize:
     def audio_codes(self) -> int:
         return self.flow.vocab_size
 
+    @property
+    def networks(self) -> tuple[LanguageModelConfig, SpeechTokenizerConfig, FlowConfig, VocoderConfig]:
+        return self.language_model, self.speech_tokenizer, self.flow, self.vocoder
+
     def for_tokens(self, tokens: int) -> ModelSize:
         """The same for a tokenizer of so many tokens; rows are padded as the released ones."""
         return replace(self, language_model=replace(self.language_model, vocab_size=-(-tokens // 8) * 8))

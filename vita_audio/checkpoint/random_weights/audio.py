@@ -1,4 +1,4 @@
-"""Seeded random weights that behave sanely: streams mix text and audio, end by themselves, and make a quiet noise."""
+"""Seeded random weights of the audio networks that behave sanely: they make a quiet noise, and codes differ."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from vita_audio.checkpoint.configs import FlowConfig, LanguageModelConfig, SpeechTokenizerConfig, VocoderConfig
-from vita_audio.checkpoint.random_weights.language_model import RandomLanguageModel
+from vita_audio.checkpoint.configs import FlowConfig, SpeechTokenizerConfig, VocoderConfig
 from vita_audio.models.flow import Flow
 from vita_audio.models.speech_tokenizer import SpeechTokenizer
 from vita_audio.models.vocoder import Vocoder
-from vita_audio.text.vocabulary import Vocabulary
 
 #: Centre and spread of the vocoder's f0, and how much louder than its default start it is (about -25 dB of full scale).
 _F0_HZ, _F0_SPREAD_HZ = 150.0, 60.0
@@ -23,11 +21,6 @@ _VOCODER_GAIN = 3.0
 _CODEBOOK_CLIP_SECONDS = 4
 
 CPU = torch.device("cpu")
-
-
-def language_model_weights(config: LanguageModelConfig, vocabulary: Vocabulary, seed: int) -> dict[str, Tensor]:
-    """Random tensors under the released keys, all in memory."""
-    return dict(RandomLanguageModel(config, CPU, seed, vocabulary=vocabulary))
 
 
 def speech_tokenizer_weights(config: SpeechTokenizerConfig, seed: int, device: torch.device = CPU) -> dict[str, Tensor]:
