@@ -1,1 +1,1 @@
-"""Starts a Triton server on the model repository (launcher), and what the models' adapters share (`adapter.py`)."""
+"""The launcher: finds, checks, assembles, starts, supervises and drains a Triton server on the model repository."""

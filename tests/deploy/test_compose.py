@@ -63,7 +63,7 @@ def read_by_compose(*files: str) -> dict[str, Any]:
 
 
 def with_defaults(text: str) -> str:
-    """``${NAME:-default}`` as it is when nobody sets NAME."""
+    """``${NAME:-default}`` as it is where NAME is not set."""
     return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text)
 
 
