@@ -169,7 +169,7 @@ def stored_tensors(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: value.float() for name, value in stored_as(tensors, "float16").items()}
 
 
-def test_share_of_misheard_codes_is_checked() -> None:
+def test_share_of_corrupted_codes_is_checked() -> None:
     config = settings()
     with pytest.raises(TrainingError, match=r"stage2\.token_corruption: 1\.0 must be a share"):
         replace(config, stage2=replace(config.stage2, token_corruption=1.0))
