@@ -267,7 +267,11 @@ class Session:
         return {**manifest(self.settings, self._command()), "started_s": self._start_s}
 
     def _live_page(self) -> str:
-        return page([summary(self._run())]) if self._start_s else "no run yet"
+        if not self._start_s:
+            return "no run yet"
+        # Drawing takes a second: in a thread of its own, so that no stream waits for it.
+        made: str = gevent.get_hub().threadpool.apply(page, ([summary(self._run())],))
+        return made
 
     def _read_settings(self) -> Settings:
         """Checked options. Raises VitaError."""

@@ -117,7 +117,7 @@ def test_the_web_ui_starts_shows_and_stops_a_run(tmp_path: Path) -> None:
 def ask(url: str, **form: Any) -> str:
     data = urllib.parse.urlencode(form).encode() if form else None
     try:
-        with urllib.request.urlopen(url, data, timeout=10) as answer:
+        with urllib.request.urlopen(url, data, timeout=60) as answer:
             text: str = answer.read().decode()
             return text
     except urllib.error.HTTPError:
