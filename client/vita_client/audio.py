@@ -5,7 +5,9 @@ Several channels are mixed down to their mean. The rate is changed here, not on 
 
 from __future__ import annotations
 
+import io
 import os
+import stat
 from typing import BinaryIO
 
 import numpy as np
@@ -20,6 +22,8 @@ from vita_audio.contract.request import check_audio, check_duration, check_field
 
 #: More columns than this is a transposed array, not a recording.
 _MAX_CHANNELS = 32
+#: Of a pipe, which is read whole: more than 120 s of stereo at the highest rate.
+_MAX_PIPED_BYTES = 256 * 1024 * 1024
 
 
 def load_speech(source: AudioSource, sample_rate_hz: int | None = None) -> NDArray[np.float32]:
@@ -60,7 +64,7 @@ def _from_file(source: str | os.PathLike[str] | BinaryIO) -> tuple[NDArray[np.fl
         if os.path.isdir(source):
             raise InvalidRequest("AUDIO", name, "it is a folder, not a file")
     try:
-        with soundfile.SoundFile(source) as file:
+        with soundfile.SoundFile(_seekable(source, name)) as file:
             check_duration(file.frames, check_field("SAMPLE_RATE", file.samplerate))
             if file.channels > _MAX_CHANNELS:
                 raise InvalidRequest("AUDIO", name, f"it has {file.channels} channels, the limit is {_MAX_CHANNELS}")
@@ -71,6 +75,23 @@ def _from_file(source: str | os.PathLike[str] | BinaryIO) -> tuple[NDArray[np.fl
         # TypeError: soundfile takes a name ending in .raw for headerless data and asks for its rate.
         limit = "it is not a sound file that libsndfile can read"
         raise InvalidRequest("AUDIO", name, limit, "use WAV, FLAC, OGG or MP3") from error
+
+
+def _seekable(source: str | os.PathLike[str] | BinaryIO, name: str) -> str | os.PathLike[str] | BinaryIO:
+    """The source itself, or the content of one that cannot seek (a FIFO, a pipe): libsndfile seeks."""
+    if isinstance(source, (str, os.PathLike)):
+        if stat.S_ISREG(os.stat(source).st_mode):
+            return source
+        with open(source, "rb") as pipe:
+            content = pipe.read(_MAX_PIPED_BYTES + 1)
+    elif getattr(source, "seekable", lambda: True)():
+        return source
+    else:
+        content = source.read(_MAX_PIPED_BYTES + 1)
+    if len(content) > _MAX_PIPED_BYTES:
+        limit = f"a pipe may bring at most {_MAX_PIPED_BYTES} bytes"
+        raise InvalidRequest("AUDIO", name, limit, "write a file first, or compress it")
+    return io.BytesIO(content)
 
 
 def _from_array(samples: NDArray[np.generic]) -> NDArray[np.float32]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 import uuid
@@ -20,12 +21,10 @@ from vita_client.channel import DEFAULT_TIMEOUT_S, DEFAULT_URL, Connection, Tls
 from vita_client.errors import (
     ClientClosed,
     ClientError,
-    GenerationFailed,
     StreamBroken,
-    StreamCancelled,
     from_message,
     from_rpc,
-    one_line,
+    from_status,
 )
 from vita_client.events import Event, Metrics, StatusUpdate
 from vita_client.request import Request, build_request, check_timeout
@@ -139,7 +138,7 @@ class ClientBase(Generic[StreamT]):
 
     def _no_health(self, error: grpc.RpcError) -> Health:
         """What it means that there was no answer."""
-        url, timeout_s = self.connection.url, self.connection.connect_timeout_s
+        url, timeout_s = self.connection.route, self.connection.connect_timeout_s
         reason = from_rpc(error.code(), error.details(), url=url, timeout_s=timeout_s, responses=0)
         return Health(False, False, str(reason))
 
@@ -152,7 +151,7 @@ class StreamBase:
 
     def __init__(self, client: ClientBase[Any], call: Any, timeout_s: float, start_s: float) -> None:
         self._client, self._call, self._timeout_s, self._start_s = client, call, timeout_s, start_s
-        self._url = client.connection.url
+        self._url = client.connection.route
         self._pending: deque[Event] = deque()
         self._over = self._cancelled = False
         self._status: Status | None = None
@@ -162,6 +161,13 @@ class StreamBase:
         self._refused = False
         self._end_s: float | None = None
         self._metrics = Metrics()
+
+    def __del__(self) -> None:
+        # A loop left by `break` has dropped its stream without a word: what is still running must end on the server.
+        # A stream whose event loop is closed ended with it.
+        if hasattr(self, "_over") and not self._over:
+            with contextlib.suppress(RuntimeError):
+                self._call.cancel()
 
     @property
     def status(self) -> Status | None:
@@ -203,7 +209,7 @@ class StreamBase:
             for event in response.events:
                 self._metrics.add(event, at_ms)
                 if isinstance(event, StatusUpdate):
-                    self._status, self._failure = event.status, _failure(event.status)
+                    self._status, self._failure = event.status, from_status(event.status)
             self._pending.extend(response.events)
 
     def _end(self, error: ClientError | grpc.RpcError | None) -> None:
@@ -225,11 +231,3 @@ class StreamBase:
             error = from_rpc(code, details, url=self._url, timeout_s=self._timeout_s, responses=came)
         if error is not None and not self._cancelled:
             raise error
-
-
-def _failure(status: Status) -> ClientError | None:
-    """The error that a status reports."""
-    reason = one_line(status.reason) or "no reason given"
-    if status.state == "failed":
-        return GenerationFailed(f"the server failed: {reason}", code=status.code)
-    return StreamCancelled(f"the server cancelled the stream: {reason}") if status.state == "cancelled" else None

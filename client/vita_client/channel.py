@@ -11,6 +11,7 @@ import grpc
 
 from vita_audio.contract.errors import InvalidRequest
 from vita_audio.contract.fields import ENSEMBLE
+from vita_client.address import is_loopback, proxy_of, split_address
 
 DEFAULT_URL = "localhost:8001"
 DEFAULT_TIMEOUT_S = 120.0
@@ -70,11 +71,18 @@ class Connection:
     max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
 
     def __post_init__(self) -> None:
-        if not self.url or "://" in self.url or any(character.isspace() for character in self.url):
-            raise InvalidRequest("url", self.url, "it has the form host:port", f"for example {DEFAULT_URL}")
+        split_address(self.url)
         for name, value in (("connect_timeout_s", self.connect_timeout_s), ("keepalive_s", self.keepalive_s)):
             if not 0 < value <= 3600:
                 raise InvalidRequest(name, value, "it is above 0 and at most 3600 seconds")
+
+    @property
+    def route(self) -> str:
+        """The address as messages show it, with the proxy on the way to it."""
+        proxy = proxy_of(split_address(self.url)[0])
+        if proxy is None:
+            return self.url
+        return f"{self.url} (through the proxy {proxy[0]} of {proxy[1]}; name the host in no_proxy to go without)"
 
     def options(self) -> list[tuple[str, str | int]]:
         """gRPC channel arguments."""
@@ -97,6 +105,8 @@ class Connection:
             # Every client has its own connection, not one shared by all clients of the process.
             ("grpc.use_local_subchannel_pool", 1),
         ]
+        if is_loopback(split_address(self.url)[0]):
+            options.append(("grpc.enable_http_proxy", 0))
         if self.tls is not None and self.tls.server_name:
             options.append(("grpc.ssl_target_name_override", self.tls.server_name))
         return options

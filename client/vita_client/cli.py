@@ -1,12 +1,12 @@
 """The command line `vita`: say, ask, chat, transcribe, health.
 
-Exit codes: 0 done, 2 bad input, 3 no server (or a full one, or no access), 4 failed or too late, 130 interrupted.
+Exit codes: 0 done, 2 bad input, 3 no server (or a full one, or no access), 4 failed, too late, or the reader of a pipe
+that the output goes to has left, 130 interrupted.
 Errors are one line on standard error.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import signal
@@ -20,7 +20,7 @@ import typer
 
 from vita_audio.contract.errors import InvalidRequest, VitaError
 from vita_client.client import Client
-from vita_client.errors import NOT_READY, REFUSALS, AccessDenied, ServerUnavailable, StreamBroken
+from vita_client.errors import UNAVAILABLE, AccessDenied
 from vita_client.options import ServerOptions, StreamOptions, with_options
 from vita_client.request import Request, build_request
 from vita_client.session import run_stream
@@ -30,8 +30,7 @@ OK, BAD_INPUT, NO_SERVER, FAILED, INTERRUPTED = 0, 2, 3, 4, 130
 #: By the code of an error; every other code is `FAILED`.
 _EXIT_CODES = {
     InvalidRequest.default_code: BAD_INPUT,
-    **dict.fromkeys((*REFUSALS, NOT_READY), NO_SERVER),
-    **{kind.default_code: NO_SERVER for kind in (ServerUnavailable, StreamBroken, AccessDenied)},
+    **dict.fromkeys((*UNAVAILABLE, AccessDenied.default_code), NO_SERVER),
 }
 
 app = typer.Typer(
@@ -117,6 +116,7 @@ def main() -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - it may have been closed by the parent
     try:
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except _USAGE_ERROR as error:
@@ -124,12 +124,18 @@ def main() -> None:
         code = BAD_INPUT
     except typer.Abort:
         code = INTERRUPTED
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The output has no reader any more; keep the interpreter from complaining about it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = code or FAILED
     sys.exit(code)
 
 
 def _run(options: StreamOptions, make_request: Callable[[], Request]) -> None:
     """Send the request and show its stream; always ends in an exit code."""
-    view = choose_view(options.json)
+    view = choose_view(options.json, sys.stderr if options.to_stdout else sys.stdout)
     try:
         run_stream(options, make_request, view)
     except VitaError as error:
@@ -139,8 +145,6 @@ def _run(options: StreamOptions, make_request: Callable[[], Request]) -> None:
         view.stop()
         raise typer.Exit(INTERRUPTED) from None
     except BrokenPipeError:
-        # Nobody reads our output any more; keep the interpreter from complaining about it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(FAILED) from None
     except OSError as error:
         view.stop()
@@ -152,14 +156,19 @@ def _read_text(argument: str) -> str:
     if argument != "-":
         return argument
     try:
-        return sys.stdin.buffer.read().decode("utf-8")
+        return _stdin("TEXT").read().decode("utf-8")
     except UnicodeDecodeError as error:
         raise InvalidRequest("TEXT", "standard input", f"it is not UTF-8 at byte {error.start}") from error
 
 
 def _read_speech(argument: str) -> Path | BinaryIO:
-    # libsndfile seeks, a pipe cannot.
-    return io.BytesIO(sys.stdin.buffer.read()) if argument == "-" else Path(argument)
+    return _stdin("AUDIO") if argument == "-" else Path(argument)
+
+
+def _stdin(field: str) -> BinaryIO:
+    if sys.stdin is None:
+        raise InvalidRequest(field, "-", "standard input is closed", "name a file, or pipe it in")
+    return sys.stdin.buffer
 
 
 def _complain(message: str) -> None:

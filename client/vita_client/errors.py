@@ -14,11 +14,18 @@ import re
 import grpc
 
 from vita_audio.contract.errors import VitaError, from_wire, without_prefix
+from vita_audio.contract.messages import Status
 
+NOT_READY, SHUTTING_DOWN, UNHEALTHY = "not_ready", "shutting_down", "unhealthy"
 _MAX_MESSAGE_CHARS = 500
 #: Errors of Triton's own core have no code of ours. They are told apart by its fixed phrases (tritonserver 2.51),
-#: here and nowhere else: no such model, or a request whose tensors do not fit the model.
-_CORE_NOT_READY = re.compile(r"unknown model|is not ready")
+#: here and nowhere else: no such model, a server on its way out, a model process that died, or a request whose tensors
+#: do not fit the model.
+_CORE_UNAVAILABLE = {
+    NOT_READY: re.compile(r"unknown model|is not ready|(Server|version) not ready"),
+    SHUTTING_DOWN: re.compile(r"Server is stopping"),
+    UNHEALTHY: re.compile(r"Stub process .*is (unhealthy|not healthy)"),
+}
 _CORE_REFUSAL = re.compile(r"\[request id: |unexpected inference input|expected \d+ inputs")
 #: What gRPC puts before the reason why it could not connect.
 _CONNECT_PREFIX = re.compile(r"^failed to connect to all addresses; last error: (UNKNOWN|UNAVAILABLE|INTERNAL): ")
@@ -35,7 +42,9 @@ class RequestRejected(ClientError):
 
 
 class ServerUnavailable(ClientError):
-    """No server (`unavailable`), one without the model (`not_ready`), `server_full` or `shutting_down`: try later."""
+    """No server (`unavailable`), one without the model (`not_ready`), or one that is `server_full`, `shutting_down` or
+    `unhealthy` (a part of it died and is being started again): try later.
+    """
 
     default_code = "unavailable"
 
@@ -82,14 +91,16 @@ class ClientClosed(ClientError):
     default_code = "client_closed"
 
 
-NOT_READY = "not_ready"
-#: Codes of a server that takes no more now; every other `unavailable` one could not be reached at all.
-REFUSALS = frozenset({"server_full", "shutting_down"})
 #: The class of each code that a server may send; any other is `GenerationFailed`.
 _CLASSES: dict[str, type[ClientError]] = {
     RequestRejected.default_code: RequestRejected,
     StreamCancelled.default_code: StreamCancelled,
-    **dict.fromkeys((*REFUSALS, NOT_READY), ServerUnavailable),
+    **dict.fromkeys(("server_full", SHUTTING_DOWN, NOT_READY, UNHEALTHY), ServerUnavailable),
+}
+#: Codes of errors of `ServerUnavailable` and what is beneath it.
+UNAVAILABLE = frozenset(code for code, kind in _CLASSES.items() if kind is ServerUnavailable) | {
+    ServerUnavailable.default_code,
+    StreamBroken.default_code,
 }
 
 
@@ -141,6 +152,16 @@ def from_message(message: str, url: str) -> ClientError:
     if error := _from_wire(message):
         return error
     text = one_line(message)
-    if _CORE_NOT_READY.search(text):
-        return ServerUnavailable(f"{url} does not serve this model: {text}", code=NOT_READY)
+    for code, phrase in _CORE_UNAVAILABLE.items():
+        if phrase.search(text):
+            return ServerUnavailable(f"{url} cannot serve this model: {text}", code=code)
     return RequestRejected(text) if _CORE_REFUSAL.match(message) else GenerationFailed(text)
+
+
+def from_status(status: Status) -> ClientError | None:
+    """The error that a status reports, None for one that is no failure."""
+    if status.state not in ("failed", "cancelled"):
+        return None
+    kind = _CLASSES.get(status.code, GenerationFailed if status.state == "failed" else StreamCancelled)
+    verb = "failed" if status.state == "failed" else "cancelled the stream"
+    return kind(f"the server {verb}: {one_line(status.reason) or 'no reason given'}", code=status.code)

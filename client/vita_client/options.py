@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import inspect
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,11 +59,22 @@ class StreamOptions(ServerOptions):
     """How to generate, and where the sound goes."""
 
     timeout: Annotated[float, _generation("--timeout", help="deadline in seconds")] = DEFAULT_TIMEOUT_S
-    output: Annotated[Path | None, _output("--output", "-o", help="WAV file, written as it streams")] = None
+    output: Annotated[
+        Path | None, _output("--output", "-o", help="WAV file, written as it streams; - is standard output")
+    ] = None
     play: Annotated[bool, _output("--play", help="play the sound as it streams")] = False
     json: Annotated[bool, _output("--json", help="one JSON object on standard output")] = False
     #: What was given of the options that come from the table of fields, by keyword.
     fields: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def to_stdout(self) -> bool:
+        """Whether the sound goes to standard output, by `-` or by a name of it; what is for people then must not."""
+        if self.output is None or str(self.output) == "-":
+            return self.output is not None
+        with contextlib.suppress(OSError):
+            return os.path.samestat(os.stat(self.output), os.fstat(1)) and str(self.output) != os.devnull
+        return False
 
 
 def _field_parameters() -> list[inspect.Parameter]:

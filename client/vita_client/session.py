@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import BinaryIO
 
 from vita_audio.contract.errors import InvalidRequest, VitaError
 from vita_client.client import Client, Stream
@@ -31,8 +33,7 @@ def run_stream(options: StreamOptions, make_request: Callable[[], Request], view
         try:
             check_timeout(options.timeout)
             connection = options.connection()
-            if options.output is not None:
-                _check_writable(options.output)
+            output = _output(options)
             request = make_request()
             player = stack.enter_context(Player()) if options.play else None
             client = stack.enter_context(Client(connection=connection))
@@ -40,10 +41,10 @@ def run_stream(options: StreamOptions, make_request: Callable[[], Request], view
         except VitaError as error:
             view.refused(error)
             raise
-        _consume(stream, options.output, player, view)
+        _consume(stream, output, player, view)
 
 
-def _consume(stream: Stream, output: Path | None, player: Player | None, view: View) -> None:
+def _consume(stream: Stream, output: Path | BinaryIO | None, player: Player | None, view: View) -> None:
     collector, wav, outcome = Collector(), None, "failed"
     problem: VitaError | None = None
     try:
@@ -66,22 +67,32 @@ def _consume(stream: Stream, output: Path | None, player: Player | None, view: V
         problem = error
         raise
     finally:
-        if wav is not None:
-            wav.close()
-        view.stop()
-        reply = collector.reply(stream.status, stream.metrics)
-        view.summary(reply, wav, outcome, problem)
+        try:
+            if wav is not None:
+                wav.close()
+        finally:
+            view.stop()
+            reply = collector.reply(stream.status, stream.metrics)
+            view.summary(reply, wav, outcome, problem)
 
 
-def _check_writable(path: Path) -> None:
-    """Find out before anything is sent that a file cannot be written.
+def _output(options: StreamOptions) -> Path | BinaryIO | None:
+    """Where the sound goes; that a file cannot be written is found out before anything is sent.
 
     Raises:
         InvalidRequest: field output.
     """
+    path = options.output
+    if path is None:
+        return None
+    if options.to_stdout:
+        if sys.stdout.isatty():
+            raise InvalidRequest("output", str(path), "standard output is a terminal", "redirect it, or name a file")
+        return sys.stdout.buffer
     if path.is_dir():
         raise InvalidRequest("output", str(path), "it is a folder", "name a file in it")
     if not path.parent.is_dir():
         raise InvalidRequest("output", str(path), f"there is no folder {path.parent}", "make it first")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise InvalidRequest("output", str(path), "it may not be written", "check the permissions")
+    return path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import TextIO
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -55,22 +56,20 @@ def summary_line(reply: Reply, wav: WavWriter | None, outcome: str) -> str:
 
 
 class PlainView(View):
-    """No terminal: the text as it comes on standard output, the numbers as one line on standard error at the end."""
+    """No terminal: the text as it comes, the numbers as one line on standard error at the end."""
 
-    def __init__(self) -> None:
-        self._mid_line = False
+    def __init__(self, out: TextIO) -> None:
+        self._out, self._mid_line = out, False
 
     def event(self, event: Event, metrics: Metrics) -> None:
         if isinstance(event, TextDelta):
-            sys.stdout.write(event.text)
-            sys.stdout.flush()
+            print(event.text, end="", file=self._out, flush=True)
             self._mid_line = not event.text.endswith("\n")
 
     def stop(self) -> None:
         if self._mid_line:
-            sys.stdout.write("\n")
-            sys.stdout.flush()
             self._mid_line = False
+            print(file=self._out, flush=True)
 
     def summary(self, reply: Reply, wav: WavWriter | None, outcome: str, problem: VitaError | None) -> None:
         if reply.metrics.responses or not problem:  # else the error line says it all
@@ -117,7 +116,10 @@ class LiveView(View):
 
 
 class JsonView(View):
-    """Nothing while it runs; one JSON object on standard output at the end."""
+    """Nothing while it runs; one JSON object at the end."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
 
     def summary(self, reply: Reply, wav: WavWriter | None, outcome: str, problem: VitaError | None) -> None:
         status, metrics = reply.status, reply.metrics
@@ -135,10 +137,10 @@ class JsonView(View):
             "tokens_per_s": _rounded(metrics.tokens_per_s),
             "status": json.loads(status.to_json()) if status else None,
         }
-        print(json.dumps(result, ensure_ascii=False), flush=True)
+        print(json.dumps(result, ensure_ascii=False), file=self._out, flush=True)
 
     def refused(self, problem: VitaError) -> None:
-        print(json.dumps(_problem("failed", problem), ensure_ascii=False), flush=True)
+        print(json.dumps(_problem("failed", problem), ensure_ascii=False), file=self._out, flush=True)
 
 
 def _problem(outcome: str, problem: VitaError | None) -> dict[str, str | None]:
@@ -151,12 +153,12 @@ def _rounded(number: float | None) -> float | None:
     return None if number is None else round(number, 4)
 
 
-def choose_view(as_json: bool) -> View:
-    """The view that fits standard output."""
+def choose_view(as_json: bool, out: TextIO) -> View:
+    """The view that fits `out`, standard output or, where the sound goes there, standard error."""
     if as_json:
-        return JsonView()
-    if sys.stdout.isatty():
-        console = Console()
+        return JsonView(out)
+    if out.isatty():
+        console = Console(file=out)
         if console.is_terminal and not console.is_dumb_terminal:
             return LiveView(console)
-    return PlainView()
+    return PlainView(out)

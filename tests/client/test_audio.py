@@ -1,20 +1,19 @@
-"""Speech read by the client: formats, rates, channels, limits; and the WAV file that is valid at every moment."""
+"""Speech read by the client: formats, rates, channels, limits, pipes."""
 
 from __future__ import annotations
 
 import io
-import wave
+import os
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
+import vita_client.audio
 from vita_client import InvalidRequest, WavWriter
 from vita_client.audio import load_speech
-from wav_files import read_wav
 
 
 def tone(rate_hz: int, seconds: float = 0.5, frequency_hz: float = 440.0) -> np.ndarray:
@@ -131,44 +130,69 @@ def test_limits_of_files(tmp_path: Path) -> None:
         load_speech(path)
 
 
-@settings(max_examples=25, deadline=None)
-@given(sizes=st.lists(st.integers(0, 700), max_size=6))
-def test_a_wav_file_is_whole_after_every_piece(tmp_path_factory: pytest.TempPathFactory, sizes: list[int]) -> None:
-    path = tmp_path_factory.mktemp("wav") / "out.wav"
-    written = np.zeros(0, np.int16)
-    with WavWriter(path) as writer:
-        assert read_wav(path)[1].size == 0
-        for size in sizes:
-            piece = np.arange(size, dtype=np.int16)
-            writer.write(piece)
-            written = np.concatenate([written, piece])
-            rate_hz, samples = read_wav(path)
-            assert rate_hz == 22_050
-            np.testing.assert_array_equal(samples, written)
-            assert path.stat().st_size == 44 + 2 * len(written)
-    assert writer.samples == len(written)
-    assert writer.seconds == len(written) / 22_050
+def _wav(seconds: float = 0.5) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, tone(16_000, seconds), 16_000, format="WAV", subtype="FLOAT")
+    return file.getvalue()
 
 
-def test_a_wav_file_is_valid_between_samples_and_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "out.wav"
-    writer = WavWriter(path)
-    writer.write(np.arange(10, dtype=np.int16))
-    patch_header, seen = wave.Wave_write._patchheader, []  # type: ignore[attr-defined]
+class Unseekable(io.RawIOBase):
+    """Bytes as a pipe gives them: some at a time, and no way back."""
 
-    def spy(file: wave.Wave_write) -> None:
-        writer._file.flush()
-        seen.append(read_wav(path)[1].size)
-        patch_header(file)
-        writer._file.flush()
-        seen.append(read_wav(path)[1].size)
+    def __init__(self, content: bytes) -> None:
+        self._rest = io.BytesIO(content)
 
-    monkeypatch.setattr(wave.Wave_write, "_patchheader", spy)
-    writer.write(np.arange(5, dtype=np.int16))
-    writer.close()
-    assert seen == [10, 15]
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: bytearray) -> int:  # type: ignore[override]
+        piece = self._rest.read(min(1000, len(buffer)))
+        buffer[: len(piece)] = piece
+        return len(piece)
 
 
-def test_a_wav_path_that_cannot_be_written(tmp_path: Path) -> None:
-    with pytest.raises(InvalidRequest, match=r"output: .*cannot be written"):
-        WavWriter(tmp_path / "nowhere" / "out.wav")
+@pytest.mark.parametrize("kind", ["fifo", "descriptor", "object"])
+def test_what_cannot_seek_is_read_whole(tmp_path: Path, kind: str) -> None:
+    content, path = _wav(), tmp_path / "speech.wav"
+    if kind == "object":
+        np.testing.assert_array_equal(load_speech(io.BufferedReader(Unseekable(content))), tone(16_000))
+        return
+    os.mkfifo(path)
+    writer = threading.Thread(target=path.write_bytes, args=(content,))
+    writer.start()
+    if kind == "fifo":
+        speech = load_speech(path)
+    else:
+        with path.open("rb") as opened:
+            speech = load_speech(f"/dev/fd/{opened.fileno()}")
+    writer.join(10)
+    np.testing.assert_array_equal(speech, tone(16_000))
+
+
+def test_a_pipe_with_no_sound_is_named() -> None:
+    for content in (b"", b"text", _wav()[:20]):
+        with pytest.raises(InvalidRequest, match="'standard input' is not valid: it is not a sound file"):
+            load_speech(io.BufferedReader(Unseekable(content)))
+    with pytest.raises(InvalidRequest, match=r"'/dev/null' is not valid: it is not a sound file"):
+        load_speech(os.devnull)
+
+
+def test_a_pipe_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vita_client.audio, "_MAX_PIPED_BYTES", 100_000)
+    with pytest.raises(InvalidRequest, match="a pipe may bring at most 100000 bytes"):
+        load_speech("/dev/zero")
+    with pytest.raises(InvalidRequest, match="a pipe may bring at most 100000 bytes"):
+        load_speech(io.BufferedReader(Unseekable(bytes(100_001))))
+    with pytest.raises(InvalidRequest, match="not a sound file"):
+        load_speech(io.BufferedReader(Unseekable(bytes(100_000))))
+
+
+def test_a_streamed_wav_is_read_to_its_end() -> None:
+    """What `vita say -o -` writes can be piped into `vita ask -`."""
+    file = io.BytesIO()
+    with WavWriter(file) as writer:
+        for start in range(0, 22_050, 4000):
+            writer.write((tone(22_050, 1) * 32767).astype(np.int16)[start : start + 4000])
+    speech = load_speech(io.BufferedReader(Unseekable(file.getvalue())))
+    assert len(speech) == 16_000
+    assert np.abs(speech - tone(16_000, 1))[800:-800].max() < 0.01

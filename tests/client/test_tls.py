@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 
 from client_protocol_double import ProtocolDouble
-from vita_client import Client, InvalidRequest, ServerUnavailable, Tls
+from vita_client import InvalidRequest, ServerUnavailable, Tls
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificates of this test")
 
@@ -44,31 +45,35 @@ def double(certificates: Path) -> Iterator[ProtocolDouble]:
     server.close()
 
 
-def test_mutual_tls(double: ProtocolDouble, certificates: Path) -> None:
+def test_mutual_tls(double: ProtocolDouble, certificates: Path, connect: Callable[..., Any]) -> None:
     tls = Tls(certificates / "ca.pem", certificates / "client.pem", certificates / "client.key")
-    with Client(double.url, tls=tls) as client:
+    with connect(double.url, tls=tls) as client:
         assert client.health().ready
         assert client.collect("chunks 2").text
     address = f"127.0.0.1:{double.port}"
-    with Client(address, tls=Tls(tls.root_ca, tls.certificate, tls.key, server_name="localhost")) as client:
+    with connect(address, tls=Tls(tls.root_ca, tls.certificate, tls.key, server_name="localhost")) as client:
         assert client.health().ready
 
 
 @pytest.mark.parametrize("tls", ["no tls", "no certificate", "no root"])
-def test_connections_that_do_not_fit_fail_cleanly(double: ProtocolDouble, certificates: Path, tls: str) -> None:
+def test_connections_that_do_not_fit_fail_cleanly(
+    double: ProtocolDouble, certificates: Path, connect: Callable[..., Any], tls: str
+) -> None:
     settings = {
         "no tls": None,
         "no certificate": Tls(certificates / "ca.pem"),
         "no root": Tls(None, certificates / "client.pem", certificates / "client.key"),
     }
-    with Client(double.url, tls=settings[tls]) as client:
+    with connect(double.url, tls=settings[tls]) as client:
         with pytest.raises(ServerUnavailable, match="no answer"):
             client.collect("chunks 1", timeout_s=10)
         assert not client.health().ready
 
 
-def test_bad_tls_files(certificates: Path) -> None:
-    with pytest.raises(InvalidRequest, match="belong together"):
-        Client(tls=Tls(certificate=certificates / "client.pem"))
+def test_bad_tls_files(certificates: Path, connect: Callable[..., Any]) -> None:
+    with pytest.raises(InvalidRequest, match=r"TLS: 'certificate' .*belong together"):
+        connect(tls=Tls(certificate=certificates / "client.pem"))
+    with pytest.raises(InvalidRequest, match=r"TLS: 'key' .*belong together"):
+        connect(tls=Tls(key=certificates / "client.key"))
     with pytest.raises(InvalidRequest, match="cannot be read"):
-        Client(tls=Tls(certificates / "nowhere.pem"))
+        connect(tls=Tls(certificates / "nowhere.pem"))

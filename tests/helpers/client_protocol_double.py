@@ -6,6 +6,7 @@ Run as a program it prints its port and serves until killed.
 
 from __future__ import annotations
 
+import itertools
 import struct
 import threading
 import time
@@ -86,28 +87,37 @@ def read_inputs(request: service_pb2.ModelInferRequest) -> Inputs:
 class ProtocolDouble(service_pb2_grpc.GRPCInferenceServiceServicer):
     """Serves scripted streams on a free loopback port and remembers what it was sent."""
 
-    def __init__(self, credentials: grpc.ServerCredentials | None = None) -> None:
+    def __init__(self, credentials: grpc.ServerCredentials | None = None, host: str = "127.0.0.1") -> None:
         self.ready = self.model_ready = True
         self.requests: list[service_pb2.ModelInferRequest] = []
         self.inputs: list[Inputs] = []
+        #: Of each stream: its headers, and the seconds its deadline left when it came.
         self.headers: list[dict[str, str]] = []
+        self.deadlines_s: list[float] = []
+        #: The other ends of the connections that asked for readiness.
+        self.peers: set[str] = set()
+        #: Headers of the questions for readiness, and the model they named.
+        self.asked: list[tuple[dict[str, str], str]] = []
         self.cancelled = threading.Event()
         options = [("grpc.http2.min_ping_interval_without_data_ms", 10)]
         self.server = grpc.server(futures.ThreadPoolExecutor(32), options=options)
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self, self.server)
         if credentials is None:
-            self.port = self.server.add_insecure_port("127.0.0.1:0")
+            self.port = self.server.add_insecure_port(f"{host}:0")
         else:
             self.port = self.server.add_secure_port("127.0.0.1:0", credentials)
         self.url = f"localhost:{self.port}"
         self.server.start()
 
     def ServerReady(self, request: object, context: grpc.ServicerContext) -> service_pb2.ServerReadyResponse:
+        self.asked.append((dict(context.invocation_metadata()), ""))
+        self.peers.add(context.peer())
         return service_pb2.ServerReadyResponse(ready=self.ready)
 
     def ModelReady(
         self, request: service_pb2.ModelReadyRequest, context: grpc.ServicerContext
     ) -> service_pb2.ModelReadyResponse:
+        self.asked.append((dict(context.invocation_metadata()), request.name))
         return service_pb2.ModelReadyResponse(ready=self.model_ready and request.name == "vita_audio")
 
     def ModelStreamInfer(
@@ -121,6 +131,7 @@ class ProtocolDouble(service_pb2_grpc.GRPCInferenceServiceServicer):
 
         context.add_callback(on_end)
         self.headers.append(dict(context.invocation_metadata()))
+        self.deadlines_s.append(context.time_remaining())
         for request in request_iterator:
             assert request.parameters["triton_enable_empty_final_response"].bool_param
             inputs = read_inputs(request)
@@ -176,8 +187,9 @@ def _fail(inputs: Inputs, context: grpc.ServicerContext) -> Iterator[Message]:
     yield message(final=True)
 
 
-def _server_cancels(inputs: Inputs, context: grpc.ServicerContext) -> Iterator[Message]:
-    yield message(status=_status(inputs, 1, "cancelled", "server is shutting down"))
+def _ends(inputs: Inputs, context: grpc.ServicerContext, state: str, code: str, *reason: str) -> Iterator[Message]:
+    """One status: `state`, with a code ("-" is none) and a reason."""
+    yield message(status=_status(inputs, 1, state, " ".join(reason), code.removeprefix("-")))
     yield message(final=True)
 
 
@@ -218,17 +230,23 @@ def _bad_tensor(inputs: Inputs, context: grpc.ServicerContext, which: str) -> It
     yield message(final=True)
 
 
+def _bad_then_hang(inputs: Inputs, context: grpc.ServicerContext) -> Iterator[Message]:
+    yield from itertools.islice(_bad_tensor(inputs, context, "pcm"), 1)
+    yield from _hang(inputs, context)
+
+
 _SCRIPTS: dict[str, Callable[..., Iterator[Message]]] = {
     "chunks": chunks,
     "hang": _hang,
     "stall": _one_then(_hang),
     "fail": _one_then(_fail),
-    "server-cancels": _one_then(_server_cancels),
+    "ends": _ends,
     "short": _one_then(_just_ends),
     "abort": _abort,
     "message-only": _message_only,
     "late-abort": _late_abort,
     "bad-tensor": _bad_tensor,
+    "bad-tensor-then-hang": _bad_then_hang,
 }
 
 assert CHUNK_SAMPLES * 10 == OUTPUT_SAMPLE_RATE_HZ

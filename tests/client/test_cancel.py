@@ -1,0 +1,237 @@
+"""Whatever way a caller leaves a stream, the work on the server ends: the double sees the call cancelled."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from client_protocol_double import ProtocolDouble
+from client_twins import run
+from vita_client import AsyncClient, ClientClosed, StatusUpdate, StreamCancelled, TextDelta
+from vita_client.base import StreamBase
+
+
+def seen(double: ProtocolDouble) -> bool:
+    """Whether the server saw the cancel, well before the deadline of the stream."""
+    return double.cancelled.wait(20)
+
+
+def test_cancel_ends_the_iteration_and_reaches_the_server(double: ProtocolDouble, client: Any) -> None:
+    stream = client.stream("chunks 1000 0.01")
+    for event in stream:
+        if isinstance(event, StatusUpdate) and event.status.index == 2:
+            assert not stream.cancelled
+            stream.cancel()
+    assert stream.cancelled
+    assert stream.status.index == 2
+    assert seen(double)
+    stream.cancel()
+    assert list(stream) == []
+
+
+def test_cancel_drops_the_events_that_have_come(client: Any) -> None:
+    stream = client.stream("stall")
+    assert isinstance(next(stream), TextDelta)
+    stream.cancel()
+    assert list(stream) == []
+
+
+def test_cancel_from_another_thread_wakes_a_waiting_reader(double: ProtocolDouble, client: Any) -> None:
+    stream = client.stream("stall")
+    threading.Timer(0.2, stream.cancel).start()
+    started_s = time.monotonic()
+    events = list(stream)
+    assert time.monotonic() - started_s < 20
+    assert [event.text for event in events if isinstance(event, TextDelta)] == ["one "]
+    assert seen(double)
+
+
+def test_leaving_the_block_cancels(double: ProtocolDouble, client: Any) -> None:
+    with client.stream("stall") as stream:
+        next(stream)
+    assert stream.cancelled
+    assert seen(double)
+
+
+def test_an_error_inside_the_block_cancels(double: ProtocolDouble, client: Any) -> None:
+    with pytest.raises(ZeroDivisionError), client.stream("stall") as stream:
+        _ = 1 / (next(stream) is None)
+    assert seen(double)
+
+
+def test_a_finished_block_cancels_nothing(double: ProtocolDouble, client: Any) -> None:
+    with client.stream("chunks 2") as stream:
+        list(stream)
+    assert not stream.cancelled
+    time.sleep(0.2)
+    assert not double.cancelled.is_set()
+
+
+def test_a_loop_left_by_break_cancels(double: ProtocolDouble, client: Any) -> None:
+    for _ in client.stream("stall"):
+        break
+    assert seen(double)
+
+
+def test_a_stream_dropped_unread_cancels(double: ProtocolDouble, client: Any) -> None:
+    stream = client.stream("hang")
+    deadline_s = time.monotonic() + 20
+    while not double.requests:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
+    del stream
+    gc.collect()
+    assert seen(double)
+
+
+def test_a_client_dropped_without_close_cancels(double: ProtocolDouble, connect: Callable[..., Any]) -> None:
+    client = connect(double.url)
+    stream = client.stream("stall")
+    next(stream)
+    del client, stream
+    gc.collect()
+    assert seen(double)
+
+
+def test_a_generator_closed_early_cancels(double: ProtocolDouble, client: Any) -> None:
+    def texts() -> Any:
+        with client.stream("stall") as stream:
+            yield from stream
+
+    generator = texts()
+    next(generator)
+    generator.close()
+    assert seen(double)
+
+
+def test_closing_the_client_ends_its_streams(double: ProtocolDouble, connect: Callable[..., Any]) -> None:
+    client = connect(double.url)
+    stream = client.stream("stall")
+    next(stream)
+    threading.Timer(0.1, client.close).start()
+    with pytest.raises(StreamCancelled):
+        list(stream)
+    assert seen(double)
+    for call in (lambda: client.stream("chunks 1"), lambda: client.collect("chunks 1"), client.health):
+        with pytest.raises(ClientClosed, match="open another one"):
+            call()
+    client.close()
+
+
+def test_leaving_the_block_of_the_client_closes_it(double: ProtocolDouble, connect: Callable[..., Any]) -> None:
+    with connect(double.url) as client:
+        next(client.stream("stall"))
+    with pytest.raises(ClientClosed):
+        client.stream("chunks 1")
+    assert seen(double)
+    with connect(double.url):
+        pass  # never connected, closes all the same
+
+
+async def _break(client: AsyncClient) -> None:
+    async for _ in client.stream("stall"):
+        break
+
+
+async def _close_generator(client: AsyncClient) -> None:
+    async def texts() -> AsyncIterator[object]:
+        async with client.stream("stall") as stream:
+            async for event in stream:
+                yield event
+
+    generator = texts()
+    await anext(generator)
+    await generator.aclose()  # type: ignore[attr-defined]
+
+
+async def _cancel_task(client: AsyncClient) -> None:
+    task = asyncio.create_task(client.collect("stall"))
+    await asyncio.sleep(0.3)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def _cancel_task_between_reads(client: AsyncClient) -> None:
+    async def slow() -> None:
+        async with client.stream("stall") as stream:
+            await anext(stream)
+            await asyncio.sleep(60)
+
+    task = asyncio.create_task(slow())
+    await asyncio.sleep(0.3)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def _cancel_bare_task(client: AsyncClient) -> None:
+    async def bare() -> None:
+        async for _ in client.stream("stall"):
+            pass
+
+    task = asyncio.create_task(bare())
+    await asyncio.sleep(0.3)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def _time_out(client: AsyncClient) -> None:
+    with pytest.raises(asyncio.TimeoutError):
+        await asyncio.wait_for(client.collect("stall"), 0.3)
+
+
+@pytest.mark.parametrize(
+    "leave", [_break, _close_generator, _cancel_task, _cancel_task_between_reads, _cancel_bare_task, _time_out]
+)
+def test_ways_to_leave_that_only_asyncio_has(double: ProtocolDouble, leave: Callable[[AsyncClient], Any]) -> None:
+    async def scenario() -> bool:
+        async with AsyncClient(double.url) as client:
+            await leave(client)
+            return await asyncio.to_thread(double.cancelled.wait, 20)
+
+    assert run(scenario())
+
+
+def test_a_task_cancelled_twice_ends_as_cancelled(double: ProtocolDouble) -> None:
+    """A stream that its own `cancel()` ended must not swallow the cancelling of the task."""
+
+    async def scenario() -> None:
+        async with AsyncClient(double.url) as client:
+            stream = client.stream("stall")
+            task = asyncio.create_task(stream.collect())
+            await asyncio.sleep(0.3)
+            task.cancel()
+            stream.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    run(scenario())
+    assert seen(double)
+
+
+def test_a_stream_that_outlives_its_loop_is_dropped_in_silence(
+    double: ProtocolDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    complaints: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", complaints.append)
+
+    async def scenario() -> Any:
+        stream = AsyncClient(double.url).stream("stall")
+        await anext(stream)
+        return stream
+
+    loop = asyncio.new_event_loop()
+    stream = loop.run_until_complete(scenario())
+    loop.close()
+    del stream
+    gc.collect()
+    assert [str(complaint.exc_value) for complaint in complaints if complaint.object == StreamBase.__del__] == []

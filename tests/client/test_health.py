@@ -1,0 +1,56 @@
+"""Readiness: what the answers of a server mean, and waiting for it, in both clients."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from client_protocol_double import ProtocolDouble
+from vita_client import Health, ServerUnavailable
+
+
+@pytest.mark.parametrize(
+    ("server", "model", "reason"),
+    [
+        (True, True, ""),
+        (False, True, "the server at URL is not ready"),
+        (True, False, "the server at URL has no model vita_audio ready"),
+        (False, False, "the server at URL is not ready"),
+    ],
+)
+def test_what_the_answers_mean(double: ProtocolDouble, client: Any, server: bool, model: bool, reason: str) -> None:
+    double.ready, double.model_ready = server, model
+    health = client.health()
+    assert health == Health(server, model, reason.replace("URL", double.url))
+    assert health.ready is (server and model)
+
+
+def test_waiting_ends_when_it_is_ready(double: ProtocolDouble, client: Any) -> None:
+    assert client.wait_ready(5).ready
+    double.model_ready = False
+    started_s = time.monotonic()
+    threading.Timer(0.3, lambda: setattr(double, "model_ready", True)).start()
+    assert client.wait_ready(30).ready
+    assert 0.25 < time.monotonic() - started_s < 25
+    assert 3 <= len(double.asked) < 40  # asked again and again, with pauses
+
+
+def test_waiting_ends_with_its_time(double: ProtocolDouble, client: Any) -> None:
+    double.ready = False
+    started_s = time.monotonic()
+    with pytest.raises(ServerUnavailable, match=r"^not ready within 0\.4 s: the server at .* is not ready$") as caught:
+        client.wait_ready(0.4)
+    assert caught.value.code == "not_ready"
+    assert time.monotonic() - started_s >= 0.4
+    assert len(double.asked) < 40
+
+
+def test_waiting_for_a_server_that_is_not_there_yet(connect: Callable[..., Any]) -> None:
+    with connect("localhost:1") as client:
+        assert "refused" in client.health().reason
+        with pytest.raises(ServerUnavailable, match=r"not ready within 0\.2 s: no answer from localhost:1"):
+            client.wait_ready(0.2)
