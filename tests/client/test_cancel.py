@@ -152,11 +152,13 @@ async def _close_generator(client: AsyncClient) -> None:
 
 
 async def _cancel_task(client: AsyncClient) -> None:
-    task = asyncio.create_task(client.collect("stall"))
+    stream = client.stream("stall")
+    task = asyncio.create_task(stream.collect())
     await asyncio.sleep(0.3)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+    assert stream.cancelled
 
 
 async def _cancel_task_between_reads(client: AsyncClient) -> None:

@@ -166,10 +166,20 @@ def test_a_response_outside_the_contract_is_named(client: Any, which: str) -> No
     assert caught.value.code == "bad_response"
 
 
-def test_a_bad_response_ends_the_work_on_the_server(client: Any, double: Any) -> None:
-    with pytest.raises(BadResponse):
-        client.collect("bad-tensor-then-hang")
-    assert double.cancelled.wait(5)
+@pytest.mark.parametrize(
+    ("script", "error"),
+    [
+        ("bad-tensor-then-hang pcm", BadResponse),
+        ("ends-then-hang failed engine_error broke", GenerationFailed),
+        ("ends-then-hang cancelled cancelled gone", StreamCancelled),
+    ],
+)
+def test_a_failure_ends_the_call_at_once(client: Any, double: Any, script: str, error: type[ClientError]) -> None:
+    stream = client.stream(script, timeout_s=40)
+    with pytest.raises(error):
+        list(stream)
+    assert double.cancelled.wait(20)
+    assert stream.metrics.elapsed_ms < 20_000
 
 
 @given(text=st.text())

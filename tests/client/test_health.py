@@ -32,11 +32,12 @@ def test_what_the_answers_mean(double: ProtocolDouble, client: Any, server: bool
 def test_waiting_ends_when_it_is_ready(double: ProtocolDouble, client: Any) -> None:
     assert client.wait_ready(5).ready
     double.model_ready = False
+    double.asked.clear()
     started_s = time.monotonic()
-    threading.Timer(0.3, lambda: setattr(double, "model_ready", True)).start()
+    threading.Timer(0.5, lambda: setattr(double, "model_ready", True)).start()
     assert client.wait_ready(30).ready
-    assert 0.25 < time.monotonic() - started_s < 25
-    assert 3 <= len(double.asked) < 40  # asked again and again, with pauses
+    assert 0.45 < time.monotonic() - started_s < 8
+    assert 4 <= len(double.asked) < 40  # server and model, again and again, with pauses
 
 
 def test_waiting_ends_with_its_time(double: ProtocolDouble, client: Any) -> None:
@@ -45,7 +46,7 @@ def test_waiting_ends_with_its_time(double: ProtocolDouble, client: Any) -> None
     with pytest.raises(ServerUnavailable, match=r"^not ready within 0\.4 s: the server at .* is not ready$") as caught:
         client.wait_ready(0.4)
     assert caught.value.code == "not_ready"
-    assert time.monotonic() - started_s >= 0.4
+    assert 0.4 <= time.monotonic() - started_s < 3
     assert len(double.asked) < 40
 
 

@@ -230,9 +230,14 @@ def _bad_tensor(inputs: Inputs, context: grpc.ServicerContext, which: str) -> It
     yield message(final=True)
 
 
-def _bad_then_hang(inputs: Inputs, context: grpc.ServicerContext) -> Iterator[Message]:
-    yield from itertools.islice(_bad_tensor(inputs, context, "pcm"), 1)
-    yield from _hang(inputs, context)
+def _first_of(script: Callable[..., Iterator[Message]]) -> Callable[..., Iterator[Message]]:
+    """The first message of a script; then nothing more, and no end."""
+
+    def first_then_hang(inputs: Inputs, context: grpc.ServicerContext, *arguments: str) -> Iterator[Message]:
+        yield from itertools.islice(script(inputs, context, *arguments), 1)
+        yield from _hang(inputs, context)
+
+    return first_then_hang
 
 
 _SCRIPTS: dict[str, Callable[..., Iterator[Message]]] = {
@@ -246,7 +251,8 @@ _SCRIPTS: dict[str, Callable[..., Iterator[Message]]] = {
     "message-only": _message_only,
     "late-abort": _late_abort,
     "bad-tensor": _bad_tensor,
-    "bad-tensor-then-hang": _bad_then_hang,
+    "bad-tensor-then-hang": _first_of(_bad_tensor),
+    "ends-then-hang": _first_of(_ends),
 }
 
 assert CHUNK_SAMPLES * 10 == OUTPUT_SAMPLE_RATE_HZ
