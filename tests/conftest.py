@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,10 @@ from server.launch import TritonServer
 from server.options import ServerOptions
 
 ROOT = Path(__file__).resolve().parent.parent
+#: Doubles of programs that may be missing.
+PROGRAMS = ROOT / "tests" / "helpers" / "programs"
+if shutil.which("flite") is None:
+    os.environ["PATH"] += os.pathsep + str(PROGRAMS)
 
 
 @pytest.fixture(scope="session")
