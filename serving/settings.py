@@ -25,7 +25,7 @@ def default_threads() -> int:
 
 
 def default_slots() -> int:
-    """Two streams for each usable core, at least four: what a CPU answers in time (README, "How many callers")."""
+    """Two streams for each usable core, at least four: what a CPU answers in time (docs/results.md)."""
     return max(4, 2 * len(os.sched_getaffinity(0)))
 
 
