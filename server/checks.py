@@ -70,9 +70,7 @@ def check_engines(
     The manifest's check reads every engine file once and names the first field that does not fit.
     """
     try:
-        manifest = check_manifest(
-            engines, checkpoint, target, device=device, schedule=schedule_fields(DecoderConfig())
-        )
+        manifest = check_manifest(engines, checkpoint, target, device=device, schedule=schedule_fields(DecoderConfig()))
         if manifest.gpu is not None:
             check_slots(manifest.gpu, slots)
     except EngineError as error:
