@@ -14,12 +14,15 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from vita_audio.contract.errors import BadMessage, InvalidRequest
+from vita_audio.contract.fields import TASKS
 from vita_audio.contract.modes import mode_of
 
 VERSION = 1
 MAX_TOKENS_OF_A_MESSAGE = 1 << 20
 
 State = Literal["running", "done", "cancelled", "failed"]
+#: Keys of `timings_ms`, in the order of a stream. They and TASKS are labels of metrics: no message may make new ones.
+STAGES = ("prompt", "speech_tokenizer", "lm_queue", "lm", "decode_queue", "decode")
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +196,8 @@ def _is_pattern(value: Any) -> bool:
 
 
 def _are_timings(value: Any) -> bool:
-    return isinstance(value, dict) and len(value) <= 16 and all(_CHECKS["timing"][0](took) for took in value.values())
+    known = isinstance(value, dict) and value.keys() <= set(STAGES)
+    return known and all(_CHECKS["timing"][0](took) for took in value.values())
 
 
 #: What a field of any message may hold. The limits of requests are in `fields.py` and checked before: these keep a
@@ -204,10 +208,10 @@ _CHECKS: dict[str, _Check] = {
     "state": (lambda value: value in get_args(State), f"one of {', '.join(get_args(State))}"),
     "reason": _text(10_000),
     "code": _text(64),
-    "task": _text(16),
+    "task": (lambda value: value in ("", *TASKS), f"one of {', '.join(TASKS)}, or empty"),
     "mode": _text(1024),
     "seed": _whole(2**64 - 1),
-    "timings_ms": (_are_timings, "up to 16 stages, each from 0 to 1e9 ms"),
+    "timings_ms": (_are_timings, f"from 0 to 1e9 ms for any of {', '.join(STAGES)}"),
     "timing": _number(1e9),
     "pattern": (_is_pattern, "pairs m,n of a decoding mode"),
     "max_tokens": _whole(MAX_TOKENS_OF_A_MESSAGE, low=1),
