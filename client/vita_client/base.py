@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 import uuid
@@ -163,11 +162,9 @@ class StreamBase:
         self._metrics = Metrics()
 
     def __del__(self) -> None:
-        # A loop left by `break` has dropped its stream without a word: what is still running must end on the server.
-        # A stream whose event loop is closed ended with it.
-        if hasattr(self, "_over") and not self._over:
-            with contextlib.suppress(RuntimeError):
-                self._call.cancel()
+        # A loop left by `break` drops its stream without a word: what is still running must end on the server.
+        if not self._over:
+            self._call.cancel()
 
     @property
     def status(self) -> Status | None:

@@ -160,6 +160,8 @@ def test_a_network_in_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://c:1")
     monkeypatch.setenv("no_proxy", "10.0.0.0/8")
     assert proxy_of("10.1.2.3") is None
+    monkeypatch.setenv("no_proxy", "10.9.9.9/8")
+    assert proxy_of("10.1.2.3") is None
     assert proxy_of("11.1.2.3") == ("c:1", "http_proxy")
 
 

@@ -9,13 +9,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import grpc
 import pytest
 
 from client_protocol_double import CHUNK_SAMPLES, ProtocolDouble
-from vita_client import Connection, GenerationFailed, InvalidRequest, Pcm, ServerUnavailable, StreamBroken, Tls
+from vita_client import Client, Connection, GenerationFailed, InvalidRequest, Pcm, ServerUnavailable, StreamBroken, Tls
 
 ROOT = Path(__file__).resolve().parents[2]
 Connect = Callable[..., Any]
@@ -220,11 +223,17 @@ def test_a_message_over_the_size_limit(double: ProtocolDouble, connect: Connect)
         client.collect("chunks 1")
 
 
-def test_one_connection_serves_threads_that_start_at_once(double: ProtocolDouble, connect: Connect) -> None:
-    with connect(double.url) as client:
-        threads = [threading.Thread(target=client.health) for _ in range(6)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(20)
-    assert len(double.peers) == 1
+def test_threads_that_start_at_once_share_one_connection(
+    double: ProtocolDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+
+    def open_slowly(*arguments: Any, **options: Any) -> grpc.Channel:
+        opened.append(arguments)
+        time.sleep(0.2)
+        return grpc.insecure_channel(*arguments, **options)
+
+    monkeypatch.setattr(Client, "_library", SimpleNamespace(insecure_channel=open_slowly))
+    with Client(double.url) as client, ThreadPoolExecutor(6) as threads:
+        assert all(health.ready for health in threads.map(lambda _: client.health(), range(6)))
+    assert opened == [(double.url,)]

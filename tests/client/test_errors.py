@@ -166,6 +166,18 @@ def test_a_response_outside_the_contract_is_named(client: Any, which: str) -> No
     assert caught.value.code == "bad_response"
 
 
+def test_a_call_is_read_to_its_end_after_an_error_message(client: Any, double: Any) -> None:
+    """tritonserver 2.51 never frees a request whose call is cancelled after such a message."""
+    with pytest.raises(GenerationFailed, match=r"^broke$"):
+        client.collect("message-then-end")
+    assert not double.cancelled.wait(0.5)
+
+
+def test_a_bad_response_after_the_final_status_is_named(client: Any) -> None:
+    with pytest.raises(BadResponse):
+        client.collect("bad-tail")
+
+
 @pytest.mark.parametrize(
     ("script", "error"),
     [

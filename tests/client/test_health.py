@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from client_protocol_double import ProtocolDouble
-from vita_client import Health, ServerUnavailable
+from vita_client import Connection, Health, ServerUnavailable
 
 
 @pytest.mark.parametrize(
@@ -48,6 +48,14 @@ def test_waiting_ends_with_its_time(double: ProtocolDouble, client: Any) -> None
     assert caught.value.code == "not_ready"
     assert 0.4 <= time.monotonic() - started_s < 3
     assert len(double.asked) < 40
+
+
+def test_a_server_that_does_not_answer_is_not_ready(double: ProtocolDouble, connect: Callable[..., Any]) -> None:
+    double.silent = True
+    with connect(connection=Connection(double.url, connect_timeout_s=0.5)) as client:
+        health = client.health()
+    assert (health.server, health.model) == (False, False)
+    assert "not finished within 0.5 s" in health.reason
 
 
 def test_waiting_for_a_server_that_is_not_there_yet(connect: Callable[..., Any]) -> None:

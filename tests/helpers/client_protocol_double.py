@@ -89,13 +89,13 @@ class ProtocolDouble(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     def __init__(self, credentials: grpc.ServerCredentials | None = None, host: str = "127.0.0.1") -> None:
         self.ready = self.model_ready = True
+        #: Whether questions for readiness are left without an answer.
+        self.silent = False
         self.requests: list[service_pb2.ModelInferRequest] = []
         self.inputs: list[Inputs] = []
         #: Of each stream: its headers, and the seconds its deadline left when it came.
         self.headers: list[dict[str, str]] = []
         self.deadlines_s: list[float] = []
-        #: The other ends of the connections that asked for readiness.
-        self.peers: set[str] = set()
         #: Headers of the questions for readiness, and the model they named.
         self.asked: list[tuple[dict[str, str], str]] = []
         self.cancelled = threading.Event()
@@ -111,7 +111,8 @@ class ProtocolDouble(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     def ServerReady(self, request: object, context: grpc.ServicerContext) -> service_pb2.ServerReadyResponse:
         self.asked.append((dict(context.invocation_metadata()), ""))
-        self.peers.add(context.peer())
+        while self.silent and context.is_active():
+            time.sleep(0.01)
         return service_pb2.ServerReadyResponse(ready=self.ready)
 
     def ModelReady(
@@ -206,6 +207,17 @@ def _message_only(inputs: Inputs, context: grpc.ServicerContext, *words: str) ->
     yield Message(error_message=" ".join(words))
 
 
+def _message_then_end(inputs: Inputs, context: grpc.ServicerContext) -> Iterator[Message]:
+    """An error message, and the end of the call some time after it."""
+    yield Message(error_message="broke")
+    time.sleep(0.3)
+
+
+def _bad_tail(inputs: Inputs, context: grpc.ServicerContext) -> Iterator[Message]:
+    yield message("whole", [1], chunk_pcm(0, 0), _status(inputs, 0, "done", "end_token"))
+    yield from _bad_tensor(inputs, context, "pcm")
+
+
 def _late_abort(inputs: Inputs, context: grpc.ServicerContext) -> Iterator[Message]:
     yield message("whole", [1], chunk_pcm(0, 0), _status(inputs, 0, "done", "end_token"))
     context.abort(grpc.StatusCode.UNAVAILABLE, "connection reset")
@@ -249,6 +261,8 @@ _SCRIPTS: dict[str, Callable[..., Iterator[Message]]] = {
     "short": _one_then(_just_ends),
     "abort": _abort,
     "message-only": _message_only,
+    "message-then-end": _message_then_end,
+    "bad-tail": _bad_tail,
     "late-abort": _late_abort,
     "bad-tensor": _bad_tensor,
     "bad-tensor-then-hang": _first_of(_bad_tensor),
