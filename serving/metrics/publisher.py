@@ -72,9 +72,12 @@ class MetricsPublisher:
         return self._metrics[series]
 
     def _run(self) -> None:
+        failing = False
         while not self._closing.wait(_INTERVAL_S):
             try:
                 self.publish()
-            except Exception:
-                log.exception("publishing metrics failed")
-                return
+                failing = False
+            except Exception:  # one round is lost; a drain and the admission record need the next
+                if not failing:
+                    log.exception("publishing metrics failed")
+                failing = True

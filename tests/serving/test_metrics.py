@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import re
+import sys
 import threading
+import time
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -191,3 +195,35 @@ def test_refusals_by_reason() -> None:
         ("prompt", "server_stopping", ""): 1,
         ("prompt", "internal_error", ""): 1,
     }
+
+
+def test_the_publisher_goes_on_after_a_round_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A series that Triton refuses costs one round: a drain reads the gauges of the next."""
+    published: dict[str, float] = {}
+
+    class Family:
+        GAUGE = COUNTER = HISTOGRAM = None
+
+        def __init__(self, name: str, **_: object) -> None:
+            self.name = name
+
+        def Metric(self, labels: dict[str, str], **_: object) -> SimpleNamespace:
+            if "refused" in labels.values():
+                raise RuntimeError("cannot make this metric")
+            return SimpleNamespace(set=lambda value: published.update({self.name: value}), increment=lambda step: None)
+
+    triton = ModuleType("triton_python_backend_utils")
+    triton.MetricFamily = Family  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, triton.__name__, triton)
+    monkeypatch.delitem(sys.modules, "serving.metrics.publisher", raising=False)
+    module = importlib.import_module("serving.metrics.publisher")
+    monkeypatch.setattr(module, "_INTERVAL_S", 0.005)
+    recorder, rounds = Recorder(), iter(range(1, 10**9))
+    publisher = module.MetricsPublisher(recorder, lambda: recorder.set("vita_places_taken", next(rounds)))
+    recorder.add("vita_tokens_total", 1, task="refused", mode="boost")
+    end = time.monotonic() + 10
+    while published["vita_places_taken"] < 20:
+        assert time.monotonic() < end, "no more rounds"
+        time.sleep(0.001)
+    publisher.close()
+    del sys.modules["serving.metrics.publisher"]
