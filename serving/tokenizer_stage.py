@@ -28,5 +28,6 @@ class TokenizerStage:
             InvalidRequest: too long, empty or not finite. `prompt` has checked that; other callers have not.
         """
         if not 0 < speech.size <= MAX_AUDIO_SECONDS * INPUT_SAMPLE_RATE_HZ + 1 or not np.isfinite(speech).all():
-            raise InvalidRequest("AUDIO", f"{speech.size} samples", f"finite, up to {MAX_AUDIO_SECONDS:g} s at 16 kHz")
+            limit = f"it must be finite and have 1 sample to {MAX_AUDIO_SECONDS:g} s at 16 kHz"
+            raise InvalidRequest("AUDIO", f"{speech.size} samples", limit, "send it through the model vita_audio")
         return speech_tokens(self._engine, speech).astype(np.int32)

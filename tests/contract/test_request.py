@@ -151,7 +151,7 @@ BAD = [
     ({"TEXT": "a", "TOP_P": 1.01}, "TOP_P", "at most 1"),
     ({"TEXT": "a", "REPETITION_PENALTY": 0.0}, "REPETITION_PENALTY", "more than 0"),
     ({"TEXT": "a", "REPETITION_PENALTY": np.array([np.inf], np.float32)}, "REPETITION_PENALTY", "at most 10"),
-    ({"TEXT": "a", "SEED": -1}, "SEED", "from 0"),
+    ({"TEXT": "a", "SEED": -1}, "SEED", "it must be from 0 to 18446744073709551615; choose another value"),
     ({"TEXT": "a", "SEED": 2**64}, "SEED", "from 0"),
     ({"TEXT": "a", "VOICE": "x"}, "VOICE", "inputs are TEXT, AUDIO"),
 ]

@@ -240,6 +240,6 @@ def _number(field: Field, value: float, limits: Limits | None) -> float:
     if low is None or high is None:
         return value
     if not (low < value <= high if field.low_excluded else low <= value <= high):  # NaN is not in any range
-        remedy = field.note or f"choose another {field.help}"
+        remedy = field.note or "choose another value"
         raise InvalidRequest(field.name, value, f"it must be {field.allowed(limits)}", remedy)
     return value
