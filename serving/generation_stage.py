@@ -140,7 +140,7 @@ class GenerationStage:
         self._closing.set()
         self._prober.join()
         for stream in list(self._open):
-            self._close(stream)
+            self._guard(stream, partial(self._close, stream))
 
     def _start(self, start: Start, send: Send) -> None:
         stream = self._admission.admit()
@@ -149,7 +149,7 @@ class GenerationStage:
             request = GenerationRequest(start.tokens, start.settings)
             self._service.submit(stream, request, partial(self._emit, opened, len(start.tokens)))
         except BaseException:
-            del self._open[stream]
+            self._open.pop(stream, None)  # a Probe that could not be sent may have taken it out
             self._admission.release(stream)
             raise
 

@@ -254,6 +254,16 @@ def test_close_answers_every_request_to_its_end() -> None:
     assert bench.load.taken == 0
 
 
+def test_close_ends_every_stream_although_one_cannot_be_answered() -> None:
+    bench = Bench(slots=1, queue=2)
+    broken, fine = bench.start(), bench.start()
+    until(lambda: broken.complete and fine.complete)
+    broken.fails = True
+    bench.stage.close()
+    assert [answers.closed for answers in (broken, fine)] == [True, True]
+    assert bench.load.taken == 0
+
+
 def test_random_cancels_and_releases_leave_nothing() -> None:
     chance, bench = random.Random(0), Bench(slots=3, queue=3)
     kept: list[Answers] = []
