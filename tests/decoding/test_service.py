@@ -562,7 +562,11 @@ def test_a_broken_service_thread_leaves_nobody_waiting() -> None:
     bench.send("b", audio(8))
     bench.wait(3)
     assert [chunk.status.state for chunk in bench.answers[1:]] == ["failed"] * 2
-    until(lambda: "a" in bench.stopped)
+    until(lambda: {"a", "b"} <= set(bench.stopped))
+    bench.send("late", audio(8))  # the language model goes on without a decoder: it is stopped
+    bench.service.cancel("gone")
+    bench.wait(4)
+    until(lambda: {"late", "gone"} <= set(bench.stopped))
     bench.service.close()
 
 

@@ -113,14 +113,16 @@ class DecodingService:
                 self._inbox.append(request)
                 self._changed.notify()
         if closed:
+            self._notifier.cancel(delta.status.stream)  # of a thread that broke: the language model has not ended
             self._reply(request, request.empty(_CLOSED))
 
     def cancel(self, stream_id: str) -> None:
         """The client of a stream is gone, whether or not a message of it has come yet; returns at once."""
         self._notifier.cancel(stream_id)
         with self._changed:
-            self._cancels.append(stream_id)
-            self._changed.notify()
+            if not self._closed:
+                self._cancels.append(stream_id)
+                self._changed.notify()
 
     def stats(self) -> DecodingStats:
         with self._changed:
