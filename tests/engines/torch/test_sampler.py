@@ -82,6 +82,22 @@ def test_batches_draw_as_rows_by_hand(rows: list[Sampling], seed: int, uniforms:
         assert made[i] == by_hand(logits[i].tolist(), *known, sampling, uniforms[i])
 
 
+def test_a_row_draws_the_same_beside_one_that_sorts_every_id() -> None:
+    """Many logits are equal, as those of bfloat16 are; which of them a sort puts first depends on its width."""
+    ids, count = 4000, 64
+    generator = torch.Generator().manual_seed(1)
+    logits = (torch.randn(count, ids, generator=generator) * 3).bfloat16().float()
+    none, uniform = torch.zeros(ids, dtype=torch.bool), torch.rand(count, generator=generator)
+    table = SamplingTable.create(count, CPU)
+    for slot in range(count):
+        table.put(slot, Sampling(temperature=1.0, top_k=50 if slot % 2 else 0), ids)
+    together = draw(logits, none.expand(count, ids), none, table, uniform, ids).tolist()
+    for i in range(count):
+        row, width = slice(i, i + 1), NARROW if i % 2 else ids
+        alone = draw(logits[row], none[None], none, SamplingTable(*(x[row] for x in table)), uniform[row], width)
+        assert together[i] == int(alone)
+
+
 @given(samplings)
 def test_few_widths_cover_every_request(sampling: Sampling) -> None:
     width = candidates(sampling, IDS)

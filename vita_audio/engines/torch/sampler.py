@@ -72,7 +72,12 @@ def draw(logits: Tensor, seen: Tensor, banned: Tensor, table: SamplingTable, uni
     greedy = logits.argmax(1)
     if width == 1:
         return greedy
-    drawn = draw_candidates(logits, table.inv_temperature, table.top_k, table.top_p, uniform, width)
+    how = table.inv_temperature, table.top_k, table.top_p, uniform
+    drawn = draw_candidates(logits, *how, min(width, NARROW))
+    if width > NARROW:
+        # Which of equal logits is sorted first depends on how many are sorted; logits of bfloat16 are often equal. So a
+        # row with a small top-k is drawn from as many candidates as ever, whatever the rows beside it ask for.
+        drawn = torch.where(table.top_k > NARROW, draw_candidates(logits, *how, width), drawn)
     return torch.where(table.greedy, greedy, drawn)
 
 
