@@ -124,6 +124,8 @@ def main() -> None:
         code = BAD_INPUT
     except typer.Abort:
         code = INTERRUPTED
+    except SystemExit:  # typer's answer to a broken pipe
+        code = FAILED
     try:
         sys.stdout.flush()
     except BrokenPipeError:

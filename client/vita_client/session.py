@@ -60,8 +60,7 @@ def _consume(stream: Stream, output: Path | BinaryIO | None, player: Player | No
             view.event(event, stream.metrics)
         outcome = f"done ({stream.status.reason})" if stream.status and stream.status.reason else "done"
     except KeyboardInterrupt:
-        outcome = "interrupted"
-        stream.cancel()
+        outcome = "interrupted"  # the stream is cancelled where its block ends
         raise
     except VitaError as error:
         problem = error

@@ -20,8 +20,9 @@ from typer.testing import CliRunner, Result
 from client_command import PATIENCE_S, ended, start, wait_for
 from client_protocol_double import CHUNK_SAMPLES, ProtocolDouble, chunk_pcm, chunk_text
 from vita_audio.contract.errors import InvalidRequest, ServerFull, to_wire
-from vita_client import cli
+from vita_client import Connection, Tls, WavWriter, cli, session
 from vita_client.events import Metrics, TextDelta
+from vita_client.options import ServerOptions
 from vita_client.terminal import LiveView, numbers
 from wav_files import read_wav
 
@@ -143,7 +144,72 @@ def test_errors_are_one_line_and_an_exit_code(
     assert len(errors) == 1
     assert words in errors[0]
     assert "Traceback" not in result.output
+    answered = arguments[1] in ("short", "fail")
+    assert len(result.stderr.splitlines()) == 1 + answered  # the numbers, where there are any
     assert not (tmp_path / "out.wav").exists()
+
+
+def test_how_to_reach_the_server() -> None:
+    """Each option ends where it belongs."""
+    assert ServerOptions().connection() == Connection()
+    assert ServerOptions("host:1", tls=True).connection() == Connection("host:1", tls=Tls())
+    ca, cert, key = Path("ca.pem"), Path("cert.pem"), Path("key.pem")
+    headers = ["authorization: Bearer a:b ", " tenant :c", "empty:"]
+    assert ServerOptions("host:1", False, ca, cert, key, headers).connection() == Connection(
+        "host:1", tls=Tls(ca, cert, key), headers={"authorization": "Bearer a:b", "tenant": "c", "empty": ""}
+    )
+    for one in ({"ca": ca}, {"cert": cert}, {"key": key}):
+        assert ServerOptions(**one).connection().tls is not None
+
+
+def test_options_reach_the_call(double: ProtocolDouble) -> None:
+    result = vita("chat", "chunks 1", "-u", double.url, "-H", "tenant: a", "--timeout", "50")
+    assert result.exit_code == 0
+    assert double.headers[-1]["tenant"] == "a"
+    assert 30 < double.deadlines_s[-1] < 51
+    assert vita("health", "-u", double.url, "-H", "tenant: b").exit_code == 0
+    assert double.asked[-1][0]["tenant"] == "b"
+
+
+class PlayerDouble:
+    """Takes the place of the loudspeaker; `last` is the one that was opened last."""
+
+    last: PlayerDouble
+    failure: OSError | None = None
+
+    def __init__(self) -> None:
+        self.pieces: list[np.ndarray] = []
+        self.left_with: object = "open"
+        PlayerDouble.last = self
+
+    def write(self, samples: np.ndarray) -> None:
+        if self.failure is not None:
+            raise self.failure
+        self.pieces.append(samples)
+
+    def __enter__(self) -> PlayerDouble:
+        return self
+
+    def __exit__(self, kind: object, *error: object) -> None:
+        self.left_with = kind
+
+
+def test_play(double: ProtocolDouble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "Player", PlayerDouble)
+    path = tmp_path / "out.wav"
+    for output in ([], ["-o", str(path)]):
+        assert vita("say", "chunks 3", "--play", "-u", double.url, *output).exit_code == 0
+        player = PlayerDouble.last
+        np.testing.assert_array_equal(
+            np.concatenate(player.pieces), np.concatenate([chunk_pcm(0, i) for i in range(3)])
+        )
+        assert player.left_with is None
+    np.testing.assert_array_equal(read_wav(path)[1], np.concatenate(player.pieces))
+    monkeypatch.setattr(PlayerDouble, "failure", OSError("the output device failed: unplugged"))
+    result = vita("say", "chunks 3", "--play", "-u", double.url)
+    assert result.exit_code == 4
+    assert "vita: error: the output device failed: unplugged\n" in result.stderr
+    assert PlayerDouble.last.left_with is OSError
 
 
 def test_a_failure_in_the_middle_keeps_what_came(double: ProtocolDouble, tmp_path: Path) -> None:
@@ -155,6 +221,30 @@ def test_a_failure_in_the_middle_keeps_what_came(double: ProtocolDouble, tmp_pat
     assert result.exit_code == 4
     assert result.stdout == "one two \n"
     np.testing.assert_array_equal(read_wav(path)[1], np.concatenate([chunk_pcm(0, 0), chunk_pcm(0, 1)]))
+
+
+def test_an_answer_without_sound_leaves_an_empty_wav(double: ProtocolDouble, tmp_path: Path) -> None:
+    path = tmp_path / "out.wav"
+    assert vita("say", "ends done - end_token", "-o", str(path), "-u", double.url).exit_code == 0
+    assert read_wav(path)[1].size == 0
+
+
+def test_a_full_disk_keeps_what_is_written(
+    double: ProtocolDouble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, path = WavWriter.write, tmp_path / "out.wav"
+
+    def write_one(self: WavWriter, samples: np.ndarray) -> None:
+        if self.samples:
+            raise OSError(28, "No space left on device")
+        write(self, samples)
+
+    monkeypatch.setattr(WavWriter, "write", write_one)
+    result = vita("say", "chunks 3", "-o", str(path), "--json", "-u", double.url)
+    assert (result.exit_code, result.stderr) == (4, "vita: error: [Errno 28] No space left on device\n")
+    answer = json.loads(result.stdout)
+    assert (answer["outcome"], answer["audio_s"], answer["wav_s"]) == ("failed", 0.2, 0.1)
+    np.testing.assert_array_equal(read_wav(path)[1], chunk_pcm(0, 0))
 
 
 def test_health(double: ProtocolDouble) -> None:

@@ -86,6 +86,17 @@ def test_dev_null_is_a_file_like_others(double: ProtocolDouble) -> None:
     assert TEXT not in errors.decode()
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_leaves_before_the_end_is_no_success(double: ProtocolDouble, unbuffered: str) -> None:
+    process = start("health", "-u", double.url, env={**ENVIRONMENT, "PYTHONUNBUFFERED": unbuffered})
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.wait(120) == cli.FAILED
+    assert process.stderr.read() == b""
+    process.stderr.close()
+
+
 @pytest.mark.parametrize("script", ["chat TEXT", "say TEXT -o -", "say TEXT -o /dev/stdout"])
 def test_a_reader_of_standard_output_that_leaves_ends_the_command(double: ProtocolDouble, script: str) -> None:
     double.cancelled.clear()
@@ -100,6 +111,7 @@ def test_a_reader_of_standard_output_that_leaves_ends_the_command(double: Protoc
     process.stderr.close()
     assert b"Traceback" not in errors
     assert b"Exception ignored" not in errors
+    assert b"vita: error" not in errors  # a reader may leave when it has enough
     assert double.cancelled.wait(20)
 
 
