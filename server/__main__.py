@@ -76,7 +76,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> tuple[ServerOptions
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run until a signal or the server's own end. Returns the exit status: 0 after a drain, 1 if it failed."""
+    """Run until a signal or the server's own end. Returns the exit status: 0 after a drain on a signal, 1 otherwise."""
     options, log_file = parse_options(arguments)
     server = TritonServer(options, log_file)
     asked: list[int] = []
@@ -103,12 +103,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def serve_until_signal(server: TritonServer, asked: Sequence[int]) -> int:
-    """Drain at the first signal in `asked`, end at once at the second. Returns the exit status."""
+    """Drain at the first signal in `asked`, end at once at the second. Returns the exit status.
+
+    A server that has lost a model process is drained as well, to be started again by what supervises the launcher.
+    """
     stopper = threading.Thread(target=server.stop, name="stopper")
+    lost: list[str] = []
     while not server.wait(POLL_S):
-        if asked and stopper.ident is None:
-            say(f"draining, at most {server.options.exit_timeout_s} s; once more stops now")
-            stopper.start()
+        if stopper.ident is None:
+            # Those that a dying Triton takes along are not lost: it has a round to be gone itself.
+            before, lost = lost, server.lost_models()
+            if before and not asked:
+                say(f"a process of {', '.join(lost)} has ended: see {server.log_file}")
+            if before or asked:
+                say(f"draining, at most {server.options.exit_timeout_s} s; once more stops now")
+                stopper.start()
         elif len(asked) > 1:
             server.kill()
     server.kill()  # removes what is left of it
@@ -117,7 +126,7 @@ def serve_until_signal(server: TritonServer, asked: Sequence[int]) -> int:
         return 1
     stopper.join()
     say("stopped")
-    return 0
+    return 1 if lost else 0
 
 
 def describe(server: TritonServer) -> str:

@@ -22,7 +22,7 @@ from server.locate import find_shared_python, find_triton
 from server.metrics import STREAMS, read_metrics
 from server.options import ServerOptions
 from server.ports import claim_ports
-from server.processes import remove_shared_memory, resident_bytes
+from server.processes import is_alive, model_processes, remove_shared_memory, resident_bytes
 from server.readiness import wait_until_ready
 from server.stub_python import assemble_python
 from serving.admission import AdmissionRecord
@@ -58,6 +58,7 @@ class TritonServer:
         self._start_error: OSError | None = None
         self._started, self._ended = threading.Event(), threading.Event()
         self._cleanup = contextlib.ExitStack()
+        self._models: dict[int, str] = {}
         self.admission: AdmissionRecord | None = None
         self._shared_memory_prefix = f"vita_audio_{os.getpid()}_{secrets.token_hex(4)}_"
 
@@ -136,8 +137,13 @@ class TritonServer:
         except BaseException:
             self.kill()
             raise
+        self._models = model_processes(self.pid)
         self.start_seconds = time.monotonic() - begin
         return self
+
+    def lost_models(self) -> list[str]:
+        """Models of which a process has ended. Triton (2.51) starts none again and goes on calling itself ready."""
+        return sorted({model for pid, model in self._models.items() if not is_alive(pid)})
 
     def live_streams(self) -> int:
         """Streams in any stage, running or waiting.

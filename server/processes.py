@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
+
+from server.backend import STUB
 
 
 def descendants(pid: int) -> list[int]:
@@ -11,19 +14,40 @@ def descendants(pid: int) -> list[int]:
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
-            try:
-                # "pid (name) state ppid ...": the name may hold spaces and brackets
-                state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
-            except OSError:  # ended while we looked
-                continue
-            if state != "Z":
+            parent = _living_parent(int(entry.name))
+            if parent is not None:
                 alive.add(int(entry.name))
-                children.setdefault(int(parent), []).append(int(entry.name))
+                children.setdefault(parent, []).append(int(entry.name))
     found, waiting = [], [pid] if pid in alive else []
     while waiting:
         found.append(waiting.pop())
         waiting += children.get(found[-1], [])
     return found
+
+
+def model_processes(pid: int) -> dict[int, str]:
+    """The model processes of a tritonserver, and the model of each."""
+    models = {}
+    for member in descendants(pid):
+        with contextlib.suppress(OSError, IndexError):  # ended while we looked; another kind of process
+            program, model_file = Path(f"/proc/{member}/cmdline").read_text().split("\0")[:2]
+            if Path(program).name == STUB:
+                models[member] = Path(model_file).parts[-3]  # MODEL/VERSION/model.py
+    return models
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process has not ended; a zombie has."""
+    return _living_parent(pid) is not None
+
+
+def _living_parent(pid: int) -> int | None:
+    try:
+        # "pid (name) state ppid ...": the name may hold spaces and brackets
+        state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
+    except OSError:
+        return None
+    return None if state == "Z" else int(parent)
 
 
 def resident_bytes(pid: int) -> int:

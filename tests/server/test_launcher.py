@@ -18,7 +18,7 @@ import pytest
 
 from server.launch import TritonServer
 from server.options import ROOT, ServerOptions
-from server.processes import descendants
+from server.processes import descendants, model_processes
 from triton_probe import in_flight_at_stop, long_request
 from vita_client import Client, StreamBroken
 
@@ -128,6 +128,21 @@ def test_a_killed_triton_breaks_streams_and_is_reported(engines: Path, tmp_path:
             stream.collect()
         assert server.process.wait(5) == 1
         assert server.line() == f"vita-audio server: the server ended by itself (status -9): see {server.log}"
+        assert all_gone(family, 2)
+
+
+@pytest.mark.parametrize("model", ["audio_decoder", "prompt"])
+def test_a_lost_model_process_ends_the_server(engines: Path, tmp_path: Path, model: str) -> None:
+    """Triton would go on without it, ready in name only."""
+    with foreground(engines, tmp_path, "--exit-timeout", "3") as server:
+        server.url()
+        family = server.family()
+        lost = [pid for pid, name in model_processes(family[1]).items() if name == model]
+        os.kill(lost[0], signal.SIGKILL)
+        assert server.line() == f"vita-audio server: a process of {model} has ended: see {server.log}"
+        assert "draining, at most 3 s" in server.line()
+        assert server.line() == "vita-audio server: stopped"
+        assert server.process.wait(5) == 1
         assert all_gone(family, 2)
 
 
