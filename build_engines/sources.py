@@ -2,7 +2,7 @@
 
 A stage's code is its own module and every module of this repository that is imported from there, directly or not; what
 it takes from outside are packages, which count by their versions. Import statements inside functions count, those
-under `if TYPE_CHECKING:` do not; a comment or another layout of a file is no change.
+under `if TYPE_CHECKING:` do not; a comment, a docstring or another layout of a file is no change.
 """
 
 from __future__ import annotations
@@ -89,6 +89,9 @@ def _file(module: str, root: Path) -> Path | None:
 def _parsed(path: Path, changed_ns: int, package: str) -> _Module:
     """`changed_ns` keeps apart the states of a file."""
     tree = ast.parse(path.read_bytes())
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            del node.body[: ast.get_docstring(node, clean=False) is not None]
     return _Module(hashlib.sha256(ast.dump(tree).encode()).hexdigest(), frozenset(_imports(tree, package)))
 
 

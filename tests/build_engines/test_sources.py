@@ -63,10 +63,12 @@ def test_all_that_is_imported_and_nothing_else(tree: Path) -> None:
     assert code.packages == {"yaml"}
 
 
-def test_comments_and_layout_are_no_change(tree: Path) -> None:
+def test_comments_docstrings_and_layout_are_no_change(tree: Path) -> None:
     before = code_of("ours.deep.d", tree)
-    (tree / "ours/deep/d.py").write_text("# why\nname = (\n    1\n)\n")
+    (tree / "ours/deep/d.py").write_text('"""What it is."""\n# why\nname = (\n    1\n)\n')
     assert code_of("ours.deep.d", tree) == before
+    (tree / "ours/deep/d.py").write_text('name = 1\n"no docstring"\n')
+    assert code_of("ours.deep.d", tree) != before
     (tree / "ours/deep/d.py").write_text("name = 2\n")
     assert code_of("ours.deep.d", tree) != before
 
