@@ -37,8 +37,8 @@ from benchmarks.roofline import SIZES
 from vita_audio.checkpoint.configs import LanguageModelConfig
 from vita_audio.checkpoint.language_model import language_model_shapes
 from vita_audio.engines.torch.sampler import NARROW
+from vita_audio.engines.torch_cuda.cuda_graphs import Program
 from vita_audio.engines.torch_cuda.engine import TorchCudaLanguageModel
-from vita_audio.engines.torch_cuda.program import Program
 from vita_audio.engines.torch_cuda.settings import Settings
 from vita_audio.engines.torch_cuda.shapes import Limits, prepared_shapes
 from vita_audio.engines.torch_cuda.weights import load_weights

@@ -1,4 +1,4 @@
-"""Triton adapter of `serving.decoding_stage`: Delta -> TEXT_DELTA, TOKENS, PCM, STATUS; Probe -> nothing.
+"""Triton adapter of `serving.audio_decoder_stage`: Delta -> TEXT_DELTA, TOKENS, PCM, STATUS; Probe -> nothing.
 
 `execute` only enqueues, the stage's threads answer, with a response for each decode that a request makes due. Every
 request gets exactly one final flag, with its last response or alone, and never an error.
@@ -12,7 +12,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from serving.adapter import notify_language_model, read_message, send, start_logging, text_tensor
-from serving.decoding_stage import DecodingStage
+from serving.audio_decoder_stage import AudioDecoderStage
 from serving.metrics.publisher import MetricsPublisher
 from vita_audio.decoding.served_stream import DecodedChunk
 
@@ -22,7 +22,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         start_logging(args["model_name"])
-        self._stage = DecodingStage.serve(args["model_instance_name"], notify_language_model)
+        self._stage = AudioDecoderStage.serve(args["model_instance_name"], notify_language_model)
         self._metrics = MetricsPublisher(self._stage.recorder, self._stage.measure)
 
     def execute(self, requests: list[pb_utils.InferenceRequest]) -> None:

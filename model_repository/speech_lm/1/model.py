@@ -1,4 +1,4 @@
-"""Triton adapter of `serving.generation_stage`: Start -> Deltas and Probes as they come; Cancel, Released -> nothing.
+"""Triton adapter of `serving.speech_lm_stage`: Start -> Deltas and Probes as they come; Cancel, Released -> nothing.
 
 `execute` only enqueues, the stage's threads answer. Every request gets exactly one final flag: with its last message,
 with an error, or alone.
@@ -11,8 +11,8 @@ from functools import partial
 import triton_python_backend_utils as pb_utils
 
 from serving.adapter import FINAL, error_response, message_tensors, read_message, send, start_logging
-from serving.generation_stage import GenerationStage
 from serving.metrics.publisher import MetricsPublisher
+from serving.speech_lm_stage import SpeechLmStage
 from vita_audio.contract.messages import Message
 
 
@@ -21,7 +21,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         start_logging(args["model_name"])
-        self._stage = GenerationStage.serve(args["model_instance_name"])
+        self._stage = SpeechLmStage.serve(args["model_instance_name"])
         self._metrics = MetricsPublisher(self._stage.recorder, self._stage.measure)
 
     def execute(self, requests: list[pb_utils.InferenceRequest]) -> None:

@@ -1,11 +1,11 @@
-"""Triton adapter of `serving.tokenizer_stage`: AUDIO (16 kHz) -> CODES."""
+"""Triton adapter of `serving.speech_tokenizer_stage`: AUDIO (16 kHz) -> CODES."""
 
 from __future__ import annotations
 
 import triton_python_backend_utils as pb_utils
 
 from serving.adapter import error_response, read, start_logging
-from serving.tokenizer_stage import TokenizerStage
+from serving.speech_tokenizer_stage import SpeechTokenizerStage
 
 
 class TritonPythonModel:
@@ -13,7 +13,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         start_logging(args["model_name"])
-        self._stage = TokenizerStage()
+        self._stage = SpeechTokenizerStage()
 
     def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse]:
         return [self._answer(request) for request in requests]

@@ -16,7 +16,7 @@ from vita_audio.checkpoint.configs import FlowConfig, VocoderConfig
 from vita_audio.engines.interface import Floats, Ints
 from vita_audio.engines.limits import check_condition
 from vita_audio.engines.torch.audio import TorchFlow, TorchVocoder, tensor_float_32
-from vita_audio.engines.torch_cuda.program import Capturer
+from vita_audio.engines.torch_cuda.cuda_graphs import Capturer
 from vita_audio.engines.torch_cuda.shape_graphs import ShapeGraphs
 
 

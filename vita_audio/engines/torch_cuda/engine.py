@@ -21,8 +21,8 @@ from vita_audio.engines.cached_tokens import SlotEngine
 from vita_audio.engines.interface import BurstRow, ExtendRow, Sampling
 from vita_audio.engines.sampling import DrawnAhead
 from vita_audio.engines.torch.sampler import NARROW, candidates
+from vita_audio.engines.torch_cuda.cuda_graphs import Capturer, Program
 from vita_audio.engines.torch_cuda.forward import UNIFORM_STEP, Forward
-from vita_audio.engines.torch_cuda.program import Capturer, Program
 from vita_audio.engines.torch_cuda.settings import Settings
 from vita_audio.engines.torch_cuda.shapes import (
     GROUP_STREAMS,

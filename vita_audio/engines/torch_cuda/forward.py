@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from vita_audio.checkpoint.configs import LanguageModelConfig
 from vita_audio.engines.torch.sampler import SamplingTable, draw
 from vita_audio.engines.torch_cuda import network
+from vita_audio.engines.torch_cuda.cuda_graphs import Fields, Function
 from vita_audio.engines.torch_cuda.network import Attend, Spans, rms_norm
-from vita_audio.engines.torch_cuda.program import Fields, Function
 from vita_audio.engines.torch_cuda.settings import Settings
 from vita_audio.engines.torch_cuda.shapes import Shape
 from vita_audio.engines.torch_cuda.weights import Weights

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vita_audio.engines.torch_cuda.program import Capturer
+from vita_audio.engines.torch_cuda.cuda_graphs import Capturer
 from vita_audio.engines.torch_cuda.shapes import power_of_two
 
 #: Graphs of one function that are kept; the least recently used makes room. A launch of a graph is some kilobytes, and

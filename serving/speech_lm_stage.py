@@ -55,7 +55,7 @@ class _Open:
     closed: bool = False
 
 
-class GenerationStage:
+class SpeechLmStage:
     """Answers the messages that `speech_lm` gets.
 
     Args:
@@ -75,7 +75,7 @@ class GenerationStage:
         self._prober.start()
 
     @classmethod
-    def serve(cls, worker: str) -> GenerationStage:
+    def serve(cls, worker: str) -> SpeechLmStage:
         """Open the engine of this server and warm it up.
 
         Raises:

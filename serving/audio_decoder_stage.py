@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 Send = Callable[[DecodedChunk | None], None]
 
 
-class DecodingStage:
+class AudioDecoderStage:
     """Answers the messages that `audio_decoder` gets.
 
     Args:
@@ -43,7 +43,7 @@ class DecodingStage:
         self._meter, self._meter_lock = PlayoutMeter(self.recorder), threading.Lock()
 
     @classmethod
-    def serve(cls, worker: str, notify: Callable[[Cancel | Released], None]) -> DecodingStage:
+    def serve(cls, worker: str, notify: Callable[[Cancel | Released], None]) -> AudioDecoderStage:
         """Open the engines of this server and warm them up; `notify` sends a message to `speech_lm`.
 
         Raises:

@@ -14,7 +14,7 @@ from vita_audio.engines.registry import open_speech_tokenizer
 from vita_audio.speech_features import speech_tokens
 
 
-class TokenizerStage:
+class SpeechTokenizerStage:
     """The engine of this server, warmed up. Raises EngineError when it cannot be opened."""
 
     def __init__(self) -> None:

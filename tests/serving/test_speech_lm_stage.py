@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 
 from language_models import request
-from serving import admission, generation_stage
+from serving import admission, speech_lm_stage
 from serving.admission import Admission, AdmissionRecord, Load
-from serving.generation_stage import GenerationStage
+from serving.speech_lm_stage import SpeechLmStage
 from vita_audio.contract.errors import BadMessage, InvalidRequest, ServerFull, ServerStopping
 from vita_audio.contract.messages import Cancel, Delta, Message, Probe, Released, Start, Status, decode, encode
 from vita_audio.engines.interface import BurstRow, ExtendRow, Sampling
@@ -50,7 +50,7 @@ class Bench:
     def __init__(self, slots: int, queue: int) -> None:
         self.engine, self.record = GatedEngine(slots), AdmissionRecord(None)
         self.admission = Admission(self.record, slots, queue)
-        self.stage = GenerationStage(GenerationService(self.engine, ()), self.admission)
+        self.stage = SpeechLmStage(GenerationService(self.engine, ()), self.admission)
 
     def start(self, tokens: int = 4, cancelled: bool = False) -> Answers:
         generation = request([5] * 3, (8192, 0), tokens)
@@ -164,7 +164,7 @@ def test_quiet_streams_are_probed_and_cancelled_ones_leave_at_once(bench: Bench)
     reading, queued = bench.start(), bench.start()
     until(lambda: len(reading.probes) >= 3 and len(queued.probes) >= 3)
     gaps = [later - earlier for earlier, later in zip(queued.times, queued.times[1:], strict=False)]
-    assert min(gaps) >= 0.9 * generation_stage.WAITING_PROBE_S
+    assert min(gaps) >= 0.9 * speech_lm_stage.WAITING_PROBE_S
     assert {probe.stream for probe in queued.probes} == {queued.stream}
     for answers, left in ((queued, 1), (reading, 0)):
         bench.send(Cancel(answers.stream))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from serving.decoding_stage import DecodingStage
+from serving.audio_decoder_stage import AudioDecoderStage
 from vita_audio.contract.messages import Cancel, Delta, Message, Probe, Released, Status, decode
 from vita_audio.decoding.served_stream import DecodedChunk
 from vita_audio.decoding.service import DecodingService
@@ -25,10 +25,12 @@ class ServiceDouble:
         self.submitted.append((delta, reply, cancelled))
 
 
-def accept(message: Message | Callable[[], Message], gone: bool = False) -> tuple[ServiceDouble, list, DecodingStage]:
+def accept(
+    message: Message | Callable[[], Message], gone: bool = False
+) -> tuple[ServiceDouble, list, AudioDecoderStage]:
     service = ServiceDouble()
     answers: list[DecodedChunk | None] = []
-    stage = DecodingStage(service)  # type: ignore[arg-type]
+    stage = AudioDecoderStage(service)  # type: ignore[arg-type]
     stage.accept(message if callable(message) else lambda: message, answers.append, lambda: gone)
     return service, answers, stage
 
@@ -76,7 +78,7 @@ def test_a_stream_without_a_delta_is_cancelled_too() -> None:
         None,  # type: ignore[arg-type]
         sent.append,
     )
-    stage = DecodingStage(service)
+    stage = AudioDecoderStage(service)
     answers: list[DecodedChunk | None] = []
     stage.accept(lambda: Probe("queued"), answers.append, lambda: True)
     end = time.monotonic() + 5
