@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 class AsyncStream(StreamBase, AsyncIterator[Event]):
     """One running request; as `Stream`. Cancelling the task that reads it cancels the stream on the server too."""
 
+    def __del__(self) -> None:
+        # A loop left by `break` drops its stream: what is still running must end on the server. For threads grpc does so.
+        if not self._over:
+            self._call.cancel()
+
     async def collect(self) -> Reply:
         """Everything from here to the end of the stream."""
         collector = Collector()

@@ -161,11 +161,6 @@ class StreamBase:
         self._end_s: float | None = None
         self._metrics = Metrics()
 
-    def __del__(self) -> None:
-        # A loop left by `break` drops its stream without a word: what is still running must end on the server.
-        if not self._over:
-            self._call.cancel()
-
     @property
     def status(self) -> Status | None:
         """The last status the server sent."""

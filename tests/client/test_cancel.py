@@ -14,8 +14,7 @@ import pytest
 
 from client_protocol_double import ProtocolDouble
 from client_twins import run
-from vita_client import AsyncClient, ClientClosed, StatusUpdate, StreamCancelled, TextDelta
-from vita_client.base import StreamBase
+from vita_client import AsyncClient, AsyncStream, ClientClosed, StatusUpdate, StreamCancelled, TextDelta
 
 
 def seen(double: ProtocolDouble) -> bool:
@@ -237,4 +236,4 @@ def test_a_stream_that_outlives_its_loop_is_dropped_in_silence(
     loop.close()
     del stream
     gc.collect()
-    assert [str(complaint.exc_value) for complaint in complaints if complaint.object == StreamBase.__del__] == []
+    assert [str(complaint.exc_value) for complaint in complaints if complaint.object == AsyncStream.__del__] == []
