@@ -422,6 +422,17 @@ def test_a_failing_stream_fails_in_band_and_alone(bench: Bench) -> None:
     assert [stream for stream, _ in bench.released] == ["good"]
 
 
+def test_a_long_reason_of_a_failure_is_cut(bench: Bench) -> None:
+    def condition(tokens: np.ndarray, frame_token: np.ndarray) -> np.ndarray:
+        raise RuntimeError("x" * 100_000)
+
+    bench.flow.condition = condition  # type: ignore[method-assign]
+    bench.send("a", audio(8))
+    bench.wait(1)
+    assert bench.answers[0].status.code == "internal_error"
+    assert bench.answers[0].status.reason == f"audio decoding failed: RuntimeError: {'x' * 1000}"[:1000]
+
+
 def test_a_missing_message_fails_the_stream(bench: Bench) -> None:
     bench.send("a", audio(8))
     bench.send("a", audio(8), index=2)

@@ -19,6 +19,8 @@ from vita_audio.contract.modes import mode_of
 
 VERSION = 1
 MAX_TOKENS_OF_A_MESSAGE = 1 << 20
+#: Characters of the reason of a failure; an engine may quote much.
+MAX_REASON = 1000
 
 State = Literal["running", "done", "cancelled", "failed"]
 #: Keys of `timings_ms`, in the order of a stream. They and TASKS are labels of metrics: no message may make new ones.
@@ -206,7 +208,7 @@ _CHECKS: dict[str, _Check] = {
     "stream": _text(64, low=1),
     "index": _whole(2**31 - 1),
     "state": (lambda value: value in get_args(State), f"one of {', '.join(get_args(State))}"),
-    "reason": _text(10_000),
+    "reason": _text(MAX_REASON),
     "code": _text(64),
     "task": (lambda value: value in ("", *TASKS), f"one of {', '.join(TASKS)}, or empty"),
     "mode": _text(1024),

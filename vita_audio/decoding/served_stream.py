@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vita_audio.contract.errors import BadMessage, error_code
-from vita_audio.contract.messages import State, Status
+from vita_audio.contract.messages import MAX_REASON, State, Status
 from vita_audio.contract.rates import OUTPUT_SAMPLE_RATE_HZ
 from vita_audio.decoding.decoder import Pcm, StreamingDecoder, StreamState
 
@@ -68,7 +68,7 @@ class Ending(NamedTuple):
         """Decoding failed with `error`: one line for the client."""
         lines = str(error).strip().splitlines()
         reason = f"audio decoding failed: {type(error).__name__}" + (f": {lines[0]}" if lines else "")
-        return cls("failed", reason, error_code(error))
+        return cls("failed", reason[:MAX_REASON], error_code(error))
 
 
 CANCELLED = Ending("cancelled", "cancelled", "cancelled")

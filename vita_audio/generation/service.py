@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from vita_audio.contract.errors import EngineError, ServerStopping
-from vita_audio.contract.messages import Delta, State, Status
+from vita_audio.contract.messages import MAX_REASON, Delta, State, Status
 from vita_audio.engines.interface import LanguageModelEngine
 from vita_audio.generation.request import GenerationRequest
 from vita_audio.generation.scheduler import Scheduler
@@ -26,9 +26,6 @@ TOKENS_PER_DELTA = 8
 EAGER_DELTAS = 3
 SHORTEST_GAP_MS = 20.0
 LONGEST_WAIT_MS = 40.0
-
-#: Characters of the reason of a failure; an engine may quote much.
-MAX_REASON = 1000
 
 
 @dataclass(slots=True)
