@@ -24,7 +24,7 @@ class AsyncStream(StreamBase, AsyncIterator[Event]):
     """One running request; as `Stream`. Cancelling the task that reads it cancels the stream on the server too."""
 
     def __del__(self) -> None:
-        # A loop left by `break` drops its stream: what is still running must end on the server. For threads grpc does so.
+        # A loop left by `break` drops its stream: what still runs must end on the server. For threads grpc does that.
         if not self._over:
             self._call.cancel()
 
