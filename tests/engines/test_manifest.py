@@ -120,7 +120,7 @@ def test_engines_of_another_schedule(engines: Path) -> None:
 
 
 def test_older_engines_record_no_schedule(engines: Path) -> None:
-    """Those for the CPU take any; engines of TensorRT are refused (test_gpu_stages.py)."""
+    """Those for the CPU take any; engines of TensorRT are refused (test_gpu_manifest.py in tests/build_engines)."""
     _change(engines, lambda m: m.pop("schedule"))
     manifest = check_manifest(engines, schedule=SCHEDULE)
     assert manifest.schedule is None
