@@ -151,20 +151,30 @@ class Unseekable(io.RawIOBase):
         return len(piece)
 
 
+def _write_and_close(descriptor: int, content: bytes) -> None:
+    with os.fdopen(descriptor, "wb") as pipe:
+        pipe.write(content)
+
+
 @pytest.mark.parametrize("kind", ["fifo", "descriptor", "object"])
 def test_what_cannot_seek_is_read_whole(tmp_path: Path, kind: str) -> None:
     content, path = _wav(), tmp_path / "speech.wav"
     if kind == "object":
         np.testing.assert_array_equal(load_speech(io.BufferedReader(Unseekable(content))), tone(16_000))
         return
-    os.mkfifo(path)
-    writer = threading.Thread(target=path.write_bytes, args=(content,))
-    writer.start()
     if kind == "fifo":
+        os.mkfifo(path)
+        writer = threading.Thread(target=path.write_bytes, args=(content,))
+        writer.start()
         speech = load_speech(path)
-    else:
-        with path.open("rb") as opened:
-            speech = load_speech(f"/dev/fd/{opened.fileno()}")
+    else:  # what <(...) of a shell gives: its writer may have ended before the descriptor is opened
+        reading, writing = os.pipe()
+        writer = threading.Thread(target=_write_and_close, args=(writing, content))
+        writer.start()
+        try:
+            speech = load_speech(f"/dev/fd/{reading}")
+        finally:
+            os.close(reading)
     writer.join(10)
     np.testing.assert_array_equal(speech, tone(16_000))
 
