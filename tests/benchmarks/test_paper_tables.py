@@ -171,7 +171,7 @@ def test_report_of_a_real_size_compares_with_eager_code_and_the_paper() -> None:
 
 def test_a_failed_part_is_named_and_the_others_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: object) -> Iterator[dict[str, Any]]:
-        yield {"call": "backbone", "streams": 1, "ms": 1.0, "floor_ms": 0.5, "share": 0.5}
+        yield {"call": "backbone", "head": "-", "streams": 1, "ms": 1.0, "floor_ms": 0.5, "share": 0.5}
         raise RuntimeError("out of memory")
 
     monkeypatch.setitem(paper_tables._PARTS, "steps", fails)
