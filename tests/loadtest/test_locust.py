@@ -55,7 +55,9 @@ def test_a_closed_loop_never_runs_more_streams_than_it_has_callers(tmp_path: Pat
     assert {stream.scenario for stream in streams} == {"tts"}
     assert "queueing is hidden" in (out / "report.html").read_text()
     # Callers cut in 0.3 s after the first sound at the earliest, and these streams are over long before.
-    assert sum(sound_s for _, sound_s in even(0).chunks) == pytest.approx(streams[0].audio_s)
+    done = [stream.audio_s for stream in streams if stream.outcome == "done"]
+    assert len(done) > 6
+    assert done == pytest.approx([sum(sound_s for _, sound_s in even(0).chunks)] * len(done))
     assert figures["streams"]["done"] == len(streams)
 
 
