@@ -28,7 +28,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.mark.timeout(900)  # 100 s of one free core
+@pytest.mark.timeout(900)  # a minute of two free cores
 @pytest.mark.usefixtures("one_thread")
 def test_every_golden_case_passes_on_every_engine(golden: Path) -> None:
     results = list(run_checks(golden))
