@@ -12,7 +12,15 @@ import numpy as np
 import triton_python_backend_utils as pb_utils  # exists in the stub only
 from numpy.typing import NDArray
 
-from vita_audio.contract.errors import EngineError, InvalidRequest, ServerFull, ServerStopping, VitaError, to_wire
+from vita_audio.contract.errors import (
+    EngineError,
+    InvalidRequest,
+    ServerFull,
+    ServerStopping,
+    VitaError,
+    from_wire,
+    to_wire,
+)
 from vita_audio.contract.messages import Cancel, Message, Released, decode, encode
 
 #: The flag of the last response to a request of a decoupled model.
@@ -86,7 +94,7 @@ def notify_language_model(message: Cancel | Released) -> None:
     )
     for response in request.exec(decoupled=True):
         if response.has_error():
-            raise EngineError(f"speech_lm: {response.error().message()}")
+            raise _refused("speech_lm", response)
 
 
 def ask_speech_tokenizer(speech: NDArray[np.float32]) -> NDArray[np.int32]:
@@ -101,5 +109,12 @@ def ask_speech_tokenizer(speech: NDArray[np.float32]) -> NDArray[np.int32]:
         inputs=[pb_utils.Tensor("AUDIO", np.ascontiguousarray(speech, np.float32))],
     ).exec()
     if response.has_error():
-        raise EngineError(f"speech_tokenizer: {response.error().message()}")
+        raise _refused("speech_tokenizer", response)
     return pb_utils.get_output_tensor_by_name(response, "CODES").as_numpy()
+
+
+def _refused(model: str, response: pb_utils.InferenceResponse) -> EngineError:
+    """The error of a called model, in its words: what goes out again has one code, not one inside the other."""
+    text = response.error().message()
+    wire = from_wire(text)
+    return EngineError(f"{model}: {text if wire is None else wire.message}")
