@@ -105,7 +105,7 @@ def _speak_batch(batch: tuple[Sequence[Clip], DataConfig, Path]) -> list[float]:
 
 
 def _write_lists(samples: Sequence[PlannedSample], folder: Path) -> None:
-    """splits/{train,test}.txt: what each split asks, says and hears; lexicon.txt: every word, sorted."""
+    """splits/{train,test}.txt: the content of each split; lexicon.txt: every word, sorted."""
     lines: dict[str, dict[str, None]] = {"train": {}, "test": {}}
     words: set[str] = set()
     for planned in samples:
