@@ -81,7 +81,7 @@ def triton_arguments(options: ServerOptions, triton: Triton, backends: Path, sha
 
 
 def triton_environment(
-    options: ServerOptions, stub_python: Path, library_folders: list[Path], admission: Path
+    options: ServerOptions, stub_python: Path, library_folders: list[Path], admission: Path, secret: str
 ) -> dict[str, str]:
     """Environment of Triton and of the model processes it starts.
 
@@ -89,6 +89,7 @@ def triton_environment(
         stub_python: the ``bin`` folder made by `assemble_python`.
         library_folders: where Triton's libraries and the shared Python library lie.
         admission: file of this server's admission record.
+        secret: seals the messages between its models.
     """
     libraries = [str(folder) for folder in library_folders]
     inherited = os.environ.get("LD_LIBRARY_PATH")
@@ -99,6 +100,7 @@ def triton_environment(
         threads=options.threads,
         device=options.device,
         admission=admission,
+        secret=secret,
     )
     return {
         # The processes have some 200 threads, and glibc would give each few of them an arena of its own. Two keep

@@ -26,6 +26,7 @@ from server.processes import is_alive, model_processes, remove_shared_memory, re
 from server.readiness import wait_until_ready
 from server.stub_python import assemble_python
 from serving.admission import AdmissionRecord
+from serving.seal import new_secret
 
 CHILD = Path(__file__).with_name("child.py")
 
@@ -48,6 +49,7 @@ class TritonServer:
         options: what runs; ports that were 0 have their number after `start`.
         start_seconds: time from process start to ready.
         admission: whether it is full or drains, at this moment; None until `start`.
+        secret: seals the messages between its models.
     """
 
     def __init__(self, options: ServerOptions, log_file: Path | None = None) -> None:
@@ -60,6 +62,7 @@ class TritonServer:
         self._cleanup = contextlib.ExitStack()
         self._models: dict[int, str] = {}
         self.admission: AdmissionRecord | None = None
+        self.secret = new_secret()
         self._shared_memory_prefix = f"vita_audio_{os.getpid()}_{secrets.token_hex(4)}_"
 
     @property
@@ -126,7 +129,7 @@ class TritonServer:
         libraries = [*triton.library_folders, *([shared_python] if shared_python else [])]
         self.admission = AdmissionRecord(folder / "admission")
         arguments = triton_arguments(self.options, triton, backends, self._shared_memory_prefix)
-        environment = triton_environment(self.options, stub_python, libraries, folder / "admission")
+        environment = triton_environment(self.options, stub_python, libraries, folder / "admission", self.secret)
         begin = time.monotonic()
         threading.Thread(target=self._keep, args=(arguments, environment), name="triton-keeper", daemon=True).start()
         try:

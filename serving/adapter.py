@@ -1,5 +1,5 @@
-"""Tensors, messages, errors and calls in the terms of Triton, for the adapters in `model_repository/`. Runs inside
-Triton's Python stubs only.
+"""Tensors, sealed messages, errors and calls in the terms of Triton, for the adapters in `model_repository/`. Runs
+inside Triton's Python stubs only.
 
 Nothing may be raised out of `execute`: the caller would see a traceback, and the reply would not say what to do.
 """
@@ -12,7 +12,10 @@ import numpy as np
 import triton_python_backend_utils as pb_utils  # exists in the stub only
 from numpy.typing import NDArray
 
+from serving.seal import MAX_BYTES, REFUSAL, Seal
+from serving.settings import ServingSettings
 from vita_audio.contract.errors import (
+    BadMessage,
     EngineError,
     InvalidRequest,
     ServerFull,
@@ -40,25 +43,13 @@ def read(request: pb_utils.InferenceRequest, name: str) -> NDArray | None:
     return None if tensor is None else tensor.as_numpy()
 
 
-def read_message(request: pb_utils.InferenceRequest) -> Message:
-    """The message of MESSAGE and TOKENS.
-
-    Raises:
-        BadMessage: what is wrong with it.
-    """
-    text, tokens = (pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in ("MESSAGE", "TOKENS"))
-    return decode(text.reshape(-1)[0], tokens.reshape(-1).tolist())
-
-
-def message_tensors(message: Message) -> list[pb_utils.Tensor]:
-    """MESSAGE and TOKENS of a message."""
-    text, tokens = encode(message)
-    return [text_tensor("MESSAGE", text), pb_utils.Tensor("TOKENS", np.asarray(tokens, np.int32))]
-
-
 def text_tensor(name: str, text: str) -> pb_utils.Tensor:
     """A STRING[1] tensor."""
-    return pb_utils.Tensor(name, np.array([text.encode("utf-8")], dtype=np.object_))
+    return _bytes_tensor(name, text.encode())
+
+
+def _bytes_tensor(name: str, value: bytes) -> pb_utils.Tensor:
+    return pb_utils.Tensor(name, np.array([value], dtype=np.object_))
 
 
 def send(sender: pb_utils.InferenceResponseSender, tensors: list[pb_utils.Tensor] | None, final: bool) -> None:
@@ -72,7 +63,7 @@ def send(sender: pb_utils.InferenceResponseSender, tensors: list[pb_utils.Tensor
 
 def error_response(error: Exception) -> pb_utils.InferenceResponse:
     """An error as one line with a code; what was not raised on purpose goes to the log with its traceback."""
-    if isinstance(error, InvalidRequest):
+    if isinstance(error, (InvalidRequest, BadMessage)):
         code = pb_utils.TritonError.INVALID_ARG
     elif isinstance(error, (ServerFull, ServerStopping)):
         code = pb_utils.TritonError.UNAVAILABLE
@@ -83,34 +74,77 @@ def error_response(error: Exception) -> pb_utils.InferenceResponse:
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(to_wire(error), code))
 
 
-def notify_language_model(message: Cancel | Released) -> None:
-    """Send a message from `audio_decoder` back to `speech_lm`; returns when it was taken.
+class ModelCalls:
+    """Messages and calls between the models of this server, sealed with its secret (`serving/seal.py`).
+
+    Args:
+        once: of a model that accepts each message once.
 
     Raises:
-        EngineError: it was refused.
+        EngineError: the environment has no secret.
     """
-    request = pb_utils.InferenceRequest(
-        model_name="speech_lm", requested_output_names=[], inputs=message_tensors(message)
-    )
-    for response in request.exec(decoupled=True):
+
+    def __init__(self, once: bool = False) -> None:
+        self._seal = Seal(ServingSettings.from_environment().secret, once)
+
+    def read(self, request: pb_utils.InferenceRequest) -> Message:
+        """The message of MESSAGE and TOKENS. Raises BadMessage: it is not sealed, or not a message."""
+        sealed, tokens = read(request, "MESSAGE"), read(request, "TOKENS")
+        text = self._open(sealed, tokens)
+        return decode(text, tokens.reshape(-1).tolist())
+
+    def tensors(self, message: Message) -> list[pb_utils.Tensor]:
+        """MESSAGE and TOKENS of a message."""
+        text, ids = encode(message)
+        tokens = np.asarray(ids, np.int32)
+        return [
+            _bytes_tensor("MESSAGE", self._seal.seal(text.encode(), tokens.tobytes())),
+            pb_utils.Tensor("TOKENS", tokens),
+        ]
+
+    def read_speech(self, request: pb_utils.InferenceRequest) -> NDArray[np.float32]:
+        """AUDIO of a call of `ask_speech_tokenizer`, mono [samples] at 16 kHz. Raises BadMessage: it is not sealed."""
+        speech = read(request, "AUDIO")
+        self._open(read(request, "SEAL"), speech)
+        return speech
+
+    def ask_speech_tokenizer(self, speech: NDArray[np.float32]) -> NDArray[np.int32]:
+        """Mono speech [samples] at 16 kHz -> audio codes.
+
+        Raises:
+            EngineError: it was refused.
+        """
+        speech = np.ascontiguousarray(speech, np.float32)
+        response = pb_utils.InferenceRequest(
+            model_name="speech_tokenizer",
+            requested_output_names=["CODES"],
+            inputs=[
+                pb_utils.Tensor("AUDIO", speech),
+                _bytes_tensor("SEAL", self._seal.seal(b"", speech.tobytes())),
+            ],
+        ).exec()
         if response.has_error():
-            raise _refused("speech_lm", response)
+            raise _refused("speech_tokenizer", response)
+        return pb_utils.get_output_tensor_by_name(response, "CODES").as_numpy()
 
+    def notify_language_model(self, message: Cancel | Released) -> None:
+        """Send a message from `audio_decoder` back to `speech_lm`; returns when it was taken.
 
-def ask_speech_tokenizer(speech: NDArray[np.float32]) -> NDArray[np.int32]:
-    """Mono speech [samples] at 16 kHz -> audio codes.
+        Raises:
+            EngineError: it was refused.
+        """
+        request = pb_utils.InferenceRequest(
+            model_name="speech_lm", requested_output_names=[], inputs=self.tensors(message)
+        )
+        for response in request.exec(decoupled=True):
+            if response.has_error():
+                raise _refused("speech_lm", response)
 
-    Raises:
-        EngineError: it was refused.
-    """
-    response = pb_utils.InferenceRequest(
-        model_name="speech_tokenizer",
-        requested_output_names=["CODES"],
-        inputs=[pb_utils.Tensor("AUDIO", np.ascontiguousarray(speech, np.float32))],
-    ).exec()
-    if response.has_error():
-        raise _refused("speech_tokenizer", response)
-    return pb_utils.get_output_tensor_by_name(response, "CODES").as_numpy()
+    def _open(self, sealed: NDArray | None, payload: NDArray | None) -> bytes:
+        """Size first: what a client sends to no purpose is not copied."""
+        if sealed is None or payload is None or sealed.size != 1 or payload.nbytes > MAX_BYTES:
+            raise BadMessage(REFUSAL)
+        return self._seal.open(bytes(sealed.reshape(-1)[0]), payload.tobytes())
 
 
 def _refused(model: str, response: pb_utils.InferenceResponse) -> EngineError:

@@ -46,6 +46,7 @@ class ServingSettings:
         threads: CPU threads of each engine process.
         device: one of DEVICES; CPU engines and TensorRT engines ignore it.
         admission: file of this server's `serving.admission.AdmissionRecord`.
+        secret: of this start of the server, for `serving.seal.Seal`; shown nowhere.
     """
 
     engines: Path
@@ -54,6 +55,7 @@ class ServingSettings:
     threads: int = field(default_factory=default_threads)
     device: str = DEVICES[0]
     admission: Path | None = None
+    secret: str = field(default="", repr=False)
 
     def to_environment(self) -> dict[str, str]:
         """The variables of one server's model processes. OMP_NUM_THREADS keeps numpy's and torch's pools small too."""
@@ -73,7 +75,7 @@ class ServingSettings:
         names = [entry.name for entry in fields(cls) if environment.get(_variable(entry.name))]
         if "engines" not in names:
             raise EngineError("VITA_ENGINES is not set: start the server with `python -m server`, or set it")
-        kinds: dict[str, type] = {"engines": Path, "device": str, "admission": Path}
+        kinds: dict[str, type] = {"engines": Path, "device": str, "admission": Path, "secret": str}
         return cls(**{name: kinds.get(name, int)(environment[_variable(name)]) for name in names})
 
 

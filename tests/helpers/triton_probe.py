@@ -14,7 +14,9 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from server.launch import TritonServer
 from server.metrics import read_metrics
+from serving.seal import Seal
 from vita_audio.contract.fields import ENSEMBLE, INPUTS
+from vita_audio.contract.messages import Message, encode
 from vita_client import Client
 
 NUMPY_TYPES = {"FP32": np.float32, "INT32": np.int32, "UINT64": np.uint64, "INT64": np.int64}
@@ -78,6 +80,13 @@ def public(**inputs: object) -> list[tuple]:
         tensor(name, types[name], value if isinstance(value, (list, np.ndarray)) else [value])
         for name, value in inputs.items()
     ]
+
+
+def sealed(server: TritonServer, message: Message) -> list[tuple]:
+    """MESSAGE and TOKENS of a message between the models of `server`."""
+    text, ids = encode(message)
+    tokens = tensor("TOKENS", "INT32", ids)
+    return [tensor("MESSAGE", "BYTES", [Seal(server.secret).seal(text.encode(), tokens[3])]), tokens]
 
 
 def message(inputs: Iterable[tuple], model: str = ENSEMBLE) -> service_pb2.ModelInferRequest:

@@ -18,7 +18,9 @@ def test_round_trip() -> None:
         threads=2,
         device="cpu",
         admission=Path("/tmp/admission"),
+        secret="5ec12e7",
     )
+    assert "5ec12e7" not in repr(settings)
     assert ServingSettings.from_environment(settings.to_environment()) == settings
     assert settings.to_environment()["OMP_NUM_THREADS"] == "2"
 

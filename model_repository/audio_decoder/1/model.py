@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from serving.adapter import notify_language_model, read_message, send, start_logging, text_tensor
+from serving.adapter import ModelCalls, send, start_logging, text_tensor
 from serving.audio_decoder_stage import AudioDecoderStage
 from serving.metrics.publisher import MetricsPublisher
 from vita_audio.decoding.served_stream import DecodedChunk
@@ -22,13 +22,14 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         start_logging(args["model_name"])
-        self._stage = AudioDecoderStage.serve(args["model_instance_name"], notify_language_model)
+        self._calls = ModelCalls()
+        self._stage = AudioDecoderStage.serve(args["model_instance_name"], self._calls.notify_language_model)
         self._metrics = MetricsPublisher(self._stage.recorder, self._stage.measure)
 
     def execute(self, requests: list[pb_utils.InferenceRequest]) -> None:
         for request in requests:
             answer = partial(_send, request.get_response_sender())
-            self._stage.accept(partial(read_message, request), answer, request.is_cancelled)
+            self._stage.accept(partial(self._calls.read, request), answer, request.is_cancelled)
 
     def finalize(self) -> None:
         self._metrics.close()

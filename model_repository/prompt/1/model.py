@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import triton_python_backend_utils as pb_utils
 
-from serving.adapter import ask_speech_tokenizer, error_response, message_tensors, read, start_logging
+from serving.adapter import ModelCalls, error_response, read, start_logging
 from serving.metrics.publisher import MetricsPublisher
 from serving.prompt_stage import PromptStage
 from vita_audio.contract.fields import INPUTS
@@ -15,7 +15,8 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         start_logging(args["model_name"])
-        self._stage = PromptStage.serve(args["model_instance_name"], ask_speech_tokenizer)
+        self._calls = ModelCalls()
+        self._stage = PromptStage.serve(args["model_instance_name"], self._calls.ask_speech_tokenizer)
         self._metrics = MetricsPublisher(self._stage.recorder, self._stage.measure)
 
     def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse]:
@@ -27,7 +28,7 @@ class TritonPythonModel:
     def _answer(self, request: pb_utils.InferenceRequest) -> pb_utils.InferenceResponse:
         try:
             start = self._stage.prepare({spec.name: read(request, spec.name) for spec in INPUTS})
-            return pb_utils.InferenceResponse(message_tensors(start))
+            return pb_utils.InferenceResponse(self._calls.tensors(start))
         except Exception as error:  # noqa: BLE001 - becomes the answer
             self._stage.refusals.count(error)
             return error_response(error)

@@ -10,7 +10,7 @@ from functools import partial
 
 import triton_python_backend_utils as pb_utils
 
-from serving.adapter import FINAL, error_response, message_tensors, read_message, send, start_logging
+from serving.adapter import FINAL, ModelCalls, error_response, send, start_logging
 from serving.metrics.publisher import MetricsPublisher
 from serving.speech_lm_stage import SpeechLmStage
 from vita_audio.contract.messages import Message
@@ -21,6 +21,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         start_logging(args["model_name"])
+        self._calls = ModelCalls(once=True)
         self._stage = SpeechLmStage.serve(args["model_instance_name"])
         self._metrics = MetricsPublisher(self._stage.recorder, self._stage.measure)
 
@@ -28,7 +29,7 @@ class TritonPythonModel:
         for request in requests:
             sender = request.get_response_sender()
             try:
-                self._stage.accept(read_message(request), partial(_send, sender), request.is_cancelled())
+                self._stage.accept(self._calls.read(request), partial(self._send, sender), request.is_cancelled())
             except Exception as error:  # noqa: BLE001 - becomes the answer
                 self._stage.refusals.count(error)
                 sender.send(error_response(error), flags=FINAL)
@@ -37,6 +38,5 @@ class TritonPythonModel:
         self._metrics.close()
         self._stage.close()
 
-
-def _send(sender: pb_utils.InferenceResponseSender, message: Message | None, final: bool) -> None:
-    send(sender, None if message is None else message_tensors(message), final)
+    def _send(self, sender: pb_utils.InferenceResponseSender, message: Message | None, final: bool) -> None:
+        send(sender, None if message is None else self._calls.tensors(message), final)

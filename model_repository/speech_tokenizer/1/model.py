@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import triton_python_backend_utils as pb_utils
 
-from serving.adapter import error_response, read, start_logging
+from serving.adapter import ModelCalls, error_response, start_logging
 from serving.speech_tokenizer_stage import SpeechTokenizerStage
 
 
@@ -13,6 +13,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         start_logging(args["model_name"])
+        self._calls = ModelCalls()
         self._stage = SpeechTokenizerStage()
 
     def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse]:
@@ -20,6 +21,7 @@ class TritonPythonModel:
 
     def _answer(self, request: pb_utils.InferenceRequest) -> pb_utils.InferenceResponse:
         try:
-            return pb_utils.InferenceResponse([pb_utils.Tensor("CODES", self._stage.codes(read(request, "AUDIO")))])
+            codes = self._stage.codes(self._calls.read_speech(request))
+            return pb_utils.InferenceResponse([pb_utils.Tensor("CODES", codes)])
         except Exception as error:  # noqa: BLE001 - becomes the answer
             return error_response(error)
