@@ -32,11 +32,6 @@ FINAL: int = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 log = logging.getLogger(__name__)
 
 
-def start_logging(model: str) -> None:
-    """Send the log of this model process to the server's log, under the model's name."""
-    logging.basicConfig(level=logging.INFO, format=f"%(levelname)s {model}: %(message)s")
-
-
 def read(request: pb_utils.InferenceRequest, name: str) -> NDArray | None:
     """An input as an array (strings as an object array of bytes), None when it was not sent."""
     tensor = pb_utils.get_input_tensor_by_name(request, name)

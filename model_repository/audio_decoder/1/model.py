@@ -11,8 +11,9 @@ from functools import partial
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from serving.adapter import ModelCalls, send, start_logging, text_tensor
+from serving.adapter import ModelCalls, send, text_tensor
 from serving.audio_decoder_stage import AudioDecoderStage
+from serving.logs import start_logging
 from serving.metrics.publisher import MetricsPublisher
 from vita_audio.decoding.served_stream import DecodedChunk
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import triton_python_backend_utils as pb_utils
 
-from serving.adapter import ModelCalls, error_response, read, start_logging
+from serving.adapter import ModelCalls, error_response, read
+from serving.logs import start_logging
 from serving.metrics.publisher import MetricsPublisher
 from serving.prompt_stage import PromptStage
 from vita_audio.contract.fields import INPUTS

@@ -10,7 +10,8 @@ from functools import partial
 
 import triton_python_backend_utils as pb_utils
 
-from serving.adapter import FINAL, ModelCalls, error_response, send, start_logging
+from serving.adapter import FINAL, ModelCalls, error_response, send
+from serving.logs import start_logging
 from serving.metrics.publisher import MetricsPublisher
 from serving.speech_lm_stage import SpeechLmStage
 from vita_audio.contract.messages import Message

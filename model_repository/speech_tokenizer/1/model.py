@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import triton_python_backend_utils as pb_utils
 
-from serving.adapter import ModelCalls, error_response, start_logging
+from serving.adapter import ModelCalls, error_response
+from serving.logs import start_logging
 from serving.speech_tokenizer_stage import SpeechTokenizerStage
 
 
