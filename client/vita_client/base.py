@@ -21,6 +21,7 @@ from vita_client.errors import (
     ClientClosed,
     ClientError,
     StreamBroken,
+    StreamCancelled,
     from_message,
     from_rpc,
     from_status,
@@ -220,6 +221,9 @@ class StreamBase:
             )
         elif isinstance(error, grpc.RpcError):
             code, details, came = error.code(), error.details(), self._metrics.responses
-            error = from_rpc(code, details, url=self._url, timeout_s=self._timeout_s, responses=came)
+            if code is grpc.StatusCode.CANCELLED and self._client._closed:
+                error = StreamCancelled("the client was closed")
+            else:
+                error = from_rpc(code, details, url=self._url, timeout_s=self._timeout_s, responses=came)
         if error is not None and not self._cancelled:
             raise error

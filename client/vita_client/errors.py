@@ -68,7 +68,7 @@ class DeadlineExceeded(ClientError):
 
 
 class StreamCancelled(ClientError):
-    """The stream was cancelled, and not through its own `cancel()`."""
+    """The server says that it cancelled the stream, or the client was closed; not after the stream's own `cancel()`."""
 
     default_code = "cancelled"
 
@@ -119,7 +119,7 @@ def _from_wire(text: str) -> ClientError | None:
 
 
 def from_rpc(code: grpc.StatusCode, details: str | None, *, url: str, timeout_s: float, responses: int) -> ClientError:
-    """The error for a call that ended with a gRPC status other than OK.
+    """The error for a call that ended with a gRPC status other than OK, and that this client did not cancel.
 
     Args:
         responses: how many responses had arrived: a connection lost later than that is a broken stream.
@@ -129,10 +129,11 @@ def from_rpc(code: grpc.StatusCode, details: str | None, *, url: str, timeout_s:
     text = one_line(details or code.name)
     if code is grpc.StatusCode.INVALID_ARGUMENT:
         return RequestRejected(text)
-    # A proxy ends a stream that has begun without trailers, which gRPC calls UNKNOWN.
-    if responses and code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNKNOWN):
+    # A proxy whose server died in the middle of a stream resets it, which gRPC calls CANCELLED, or ends it without
+    # trailers, which gRPC calls UNKNOWN.
+    if responses and code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN):
         return StreamBroken(f"the server at {url} went away after {responses} responses ({text})")
-    if code is grpc.StatusCode.UNAVAILABLE:
+    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
         return ServerUnavailable(f"no answer from {url}: {_CONNECT_PREFIX.sub('', text)}")
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineExceeded(
@@ -142,8 +143,6 @@ def from_rpc(code: grpc.StatusCode, details: str | None, *, url: str, timeout_s:
         return AccessDenied(f"{url} refused this client: {text}")
     if code in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNIMPLEMENTED):
         return ServerUnavailable(f"{url} does not serve this model: {text}", code=NOT_READY)
-    if code is grpc.StatusCode.CANCELLED:
-        return StreamCancelled(f"the stream was cancelled: {text}")
     return GenerationFailed(f"{text} ({code.name})")
 
 

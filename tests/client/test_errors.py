@@ -88,7 +88,7 @@ def test_a_fault_after_the_final_status_does_no_harm(client: Any) -> None:
         ("INTERNAL", GenerationFailed, "generation_failed", "some words (INTERNAL)"),
         ("RESOURCE_EXHAUSTED", GenerationFailed, "generation_failed", "some words (RESOURCE_EXHAUSTED)"),
         ("UNKNOWN", GenerationFailed, "generation_failed", "some words (UNKNOWN)"),
-        ("CANCELLED", StreamCancelled, "cancelled", "the stream was cancelled: some words"),
+        ("CANCELLED", ServerUnavailable, "unavailable", "no answer from URL: some words"),
     ],
 )
 def test_status_codes_become_typed_errors(
@@ -100,7 +100,17 @@ def test_status_codes_become_typed_errors(
     assert str(caught.value) == start.replace("URL", double.url)
 
 
-@pytest.mark.parametrize("status", ["UNAVAILABLE", "UNKNOWN"])
+@pytest.mark.parametrize("status", ["UNAVAILABLE", "CANCELLED"])
+def test_a_stream_that_the_other_side_ends_is_broken(client: Any, status: str) -> None:
+    """What a proxy does when its server dies."""
+    stream = client.stream(f"one-then-abort {status} gone")
+    assert isinstance(next(stream), TextDelta)
+    with pytest.raises(StreamBroken, match=r"went away after 1 responses .*gone") as broken:
+        list(stream)
+    assert (broken.value.code, stream.cancelled) == ("stream_broken", False)
+
+
+@pytest.mark.parametrize("status", ["UNAVAILABLE", "UNKNOWN", "CANCELLED"])
 def test_a_connection_lost_after_a_response_is_a_broken_stream(status: str) -> None:
     code = grpc.StatusCode[status]
     lost = from_rpc(code, "reset", url="host:1", timeout_s=9, responses=2)

@@ -203,6 +203,11 @@ def _abort(inputs: Inputs, context: grpc.ServicerContext, code: str, *words: str
     return iter(())
 
 
+def _one_then_abort(inputs: Inputs, context: grpc.ServicerContext, *arguments: str) -> Iterator[Message]:
+    yield message("one ", [1], chunk_pcm(0, 0), _status(inputs, 0))
+    yield from _abort(inputs, context, *arguments)
+
+
 def _message_only(inputs: Inputs, context: grpc.ServicerContext, *words: str) -> Iterator[Message]:
     yield Message(error_message=" ".join(words))
 
@@ -260,6 +265,7 @@ _SCRIPTS: dict[str, Callable[..., Iterator[Message]]] = {
     "ends": _ends,
     "short": _one_then(_just_ends),
     "abort": _abort,
+    "one-then-abort": _one_then_abort,
     "message-only": _message_only,
     "message-then-end": _message_then_end,
     "bad-tail": _bad_tail,
