@@ -6,6 +6,7 @@ Nothing may be raised out of `execute`: the caller would see a traceback, and th
 
 from __future__ import annotations
 
+import asyncio  # noqa: F401 - else the stub imports it at the first request, which then costs 30 ms (docs/triton.md)
 import logging
 
 import numpy as np
