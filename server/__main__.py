@@ -5,18 +5,15 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
 from server.errors import CannotStart
-from server.launch import TritonServer
 from server.options import PROFILES, ServerOptions, TlsFiles
 from server.ports import is_loopback
+from server.supervisor import Supervisor
 from serving.settings import DEVICES
-
-POLL_S = 0.1
 
 
 def parse_options(arguments: Sequence[str] | None = None) -> tuple[ServerOptions, Path | None]:
@@ -65,6 +62,12 @@ def parse_options(arguments: Sequence[str] | None = None) -> tuple[ServerOptions
         default=default.exit_timeout_s,
         help="seconds that running streams may take to end",
     )
+    add(
+        "--restarts",
+        type=int,
+        default=default.restarts,
+        help="failures in a row after which the server is started again; one more, and this program ends. 0: never",
+    )
     add("--log-file", type=Path, help="log of Triton and the models (default: a new file in the temporary folder)")
     add("--log-verbose", type=int, default=default.log_verbose, help="Triton's verbosity")
     given = parser.parse_args(arguments)
@@ -76,66 +79,23 @@ def parse_options(arguments: Sequence[str] | None = None) -> tuple[ServerOptions
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run until a signal or the server's own end. Returns the exit status: 0 after a drain on a signal, 1 otherwise."""
+    """Run until a signal, or until it fails too often. Returns the exit status: 0 after a drain that lost no stream."""
     options, log_file = parse_options(arguments)
-    server = TritonServer(options, log_file)
     asked: list[int] = []
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         asked.append(number)
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # while it starts, both signals simply end it
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+            signal.signal(number, on_signal)
     try:
         if options.allow_remote and not is_loopback(options.host):
             say(f"WARNING: {options.host} is reachable from other machines. {remote_warning(options)}")
-        server.start()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, on_signal)
     except CannotStart as error:
         say(f"cannot start: {error}")
         return 1
-    except KeyboardInterrupt:
-        server.kill()
-        say("stopped before it was ready")
-        return 1
-    say(f"ready after {server.start_seconds:.1f} s: {describe(server)}; log in {server.log_file}; Ctrl-C stops")
-    return serve_until_signal(server, asked)
-
-
-def serve_until_signal(server: TritonServer, asked: Sequence[int]) -> int:
-    """Drain at the first signal in `asked`, end at once at the second. Returns the exit status.
-
-    A server that has lost a model process is drained as well, to be started again by what supervises the launcher.
-    """
-    stopper = threading.Thread(target=server.stop, name="stopper")
-    lost: list[str] = []
-    while not server.wait(POLL_S):
-        if stopper.ident is None:
-            # Those that a dying Triton takes along are not lost: it has a round to be gone itself.
-            before, lost = lost, server.lost_models()
-            if before and not asked:
-                say(f"a process of {', '.join(lost)} has ended: see {server.log_file}")
-            if before or asked:
-                say(f"draining, at most {server.options.exit_timeout_s} s; once more stops now")
-                stopper.start()
-        elif len(asked) > 1:
-            server.kill()
-    server.kill()  # removes what is left of it
-    if stopper.ident is None:
-        say(f"the server ended by itself (status {server.exit_code}): see {server.log_file}")
-        return 1
-    stopper.join()
-    say("stopped")
-    return 1 if lost else 0
-
-
-def describe(server: TritonServer) -> str:
-    """Where it listens, in one line."""
-    options = server.options
-    places = [f"gRPC{' with TLS' if options.tls else ''} on {server.grpc_url}"]
-    if server.http_url:
-        places.append(f"HTTP on {server.http_url}")
-    return ", ".join([*places, f"metrics on {server.metrics_url}"])
+    return Supervisor(options, log_file, asked, say).run()
 
 
 def remote_warning(options: ServerOptions) -> str:

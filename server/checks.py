@@ -39,6 +39,7 @@ def check_numbers(options: ServerOptions) -> None:
         ("--queue", options.queue, 0),
         ("--threads", options.threads, 1),
         ("--exit-timeout", options.exit_timeout_s, 0),
+        ("--restarts", options.restarts, 0),
     ):
         if value < least:
             raise CannotStart(f"{flag}: {value} is not valid: at least {least}")

@@ -45,6 +45,9 @@ class TritonServer:
         with TritonServer(ServerOptions(engines=engines, grpc_port=0, metrics_port=0)) as server:
             client = VitaClient(server.grpc_url)
 
+    Args:
+        restarts: how often a server was started before in place of which this one starts: it goes on with its log.
+
     Attributes:
         options: what runs; ports that were 0 have their number after `start`.
         start_seconds: time from process start to ready.
@@ -52,9 +55,10 @@ class TritonServer:
         secret: seals the messages between its models.
     """
 
-    def __init__(self, options: ServerOptions, log_file: Path | None = None) -> None:
+    def __init__(self, options: ServerOptions, log_file: Path | None = None, restarts: int = 0) -> None:
         self.options = options
         self._log_file = log_file
+        self._restarts = restarts
         self.start_seconds = 0.0
         self._process: subprocess.Popen[bytes] | None = None
         self._start_error: OSError | None = None
@@ -206,7 +210,7 @@ class TritonServer:
     def _keep(self, arguments: list[str], environment: dict[str, str]) -> None:
         """Start the process and wait for its end in one thread: Linux ends the child with the thread that made it."""
         try:
-            with self.log_file.open("wb") as log:
+            with self.log_file.open("ab" if self._restarts else "wb") as log:
                 self._process = subprocess.Popen(
                     [sys.executable, "-I", str(CHILD), str(os.getpid()), *arguments],
                     env=environment,

@@ -16,6 +16,7 @@ FREE_PORT = 0
 DEFAULT_GRPC_PORT = 8001
 DEFAULT_METRICS_PORT = 8002
 DEFAULT_EXIT_TIMEOUT_S = 30
+DEFAULT_RESTARTS = 5
 
 PROFILES = ("cpu", "gpu")
 
@@ -47,6 +48,7 @@ class ServerOptions:
         slots, queue: streams that generate, and that are taken beyond them (`ServingSettings`).
         threads: CPU threads of each engine process.
         exit_timeout_s: how long running streams may go on after a stop was asked for.
+        restarts: failures in a row after which `python -m server` starts the server again.
         start_timeout_s: how long loading and warming up may take; None is 2 minutes, with GPU engines 30.
     """
 
@@ -67,6 +69,7 @@ class ServerOptions:
     tls: TlsFiles | None = None
     allow_remote: bool = False
     exit_timeout_s: int = DEFAULT_EXIT_TIMEOUT_S
+    restarts: int = DEFAULT_RESTARTS
     start_timeout_s: float | None = None
 
     @property

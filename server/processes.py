@@ -29,7 +29,7 @@ def model_processes(pid: int) -> dict[int, str]:
     """The model processes of a tritonserver, and the model of each."""
     models = {}
     for member in descendants(pid):
-        with contextlib.suppress(OSError, IndexError):  # ended while we looked; another kind of process
+        with contextlib.suppress(OSError, IndexError, ValueError):  # ended while we looked; another kind of process
             program, model_file = Path(f"/proc/{member}/cmdline").read_text().split("\0")[:2]
             if Path(program).name == STUB:
                 models[member] = Path(model_file).parts[-3]  # MODEL/VERSION/model.py

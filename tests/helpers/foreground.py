@@ -1,0 +1,60 @@
+"""`python -m server` as a user starts it, for tests: its lines, its processes, its end."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from server.options import ROOT
+from server.processes import descendants
+
+
+class Foreground:
+    """`python -m server` as a user starts it; its words are read line by line."""
+
+    def __init__(self, engines: Path, log: Path, *arguments: str) -> None:
+        command = [sys.executable, "-m", "server", "--engines", str(engines), "--log-file", str(log), *arguments]
+        ports = ["--grpc-port", "0", "--metrics-port", "0"]
+        self.process = subprocess.Popen(
+            [*command[:3], *ports, *command[3:]], cwd=ROOT, stderr=subprocess.PIPE, text=True
+        )
+        self.log = log
+
+    def line(self) -> str:
+        assert self.process.stderr is not None
+        return self.process.stderr.readline().strip()
+
+    def url(self) -> str:
+        ready = self.line()
+        found = re.search(r"ready (?:again )?after [\d.]+ s: gRPC on (\S+), metrics on", ready)
+        assert found, ready
+        return found.group(1)
+
+    def family(self) -> list[int]:
+        return descendants(self.process.pid)
+
+
+@contextmanager
+def foreground(engines: Path, tmp_path: Path, *arguments: str) -> Iterator[Foreground]:
+    running = Foreground(engines, tmp_path / "log", *arguments)
+    try:
+        yield running
+    finally:
+        running.process.kill()
+        running.process.wait()
+        assert running.process.stderr is not None
+        running.process.stderr.close()
+
+
+def all_gone(pids: list[int], timeout_s: float) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if not any(descendants(pid) for pid in pids):
+            return True
+        time.sleep(0.05)
+    return False
