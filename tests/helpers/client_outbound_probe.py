@@ -8,27 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import io
-import ipaddress
 import json
 import socket
-import struct
 import sys
 import time
 import types
 
-_IP, _IPV6, _TCP, _UDP = 0x0800, 0x86DD, 6, 17
+from packet_sniffer import PacketSniffer
+
 #: Where the probe sends a packet of its own.
 CONTROL = "198.51.100.7"
-
-
-def destination(packet: bytes, kind: int) -> tuple[int, str, int, int]:
-    """Protocol, destination address, and both ports (0 where there are none) of an IP packet."""
-    if kind == _IP:
-        protocol, address, rest = packet[9], packet[16:20], packet[4 * (packet[0] & 15) :]
-    else:
-        protocol, address, rest = packet[6], packet[24:40], packet[40:]
-    ports = struct.unpack("!HH", rest[:4]) if protocol in (_TCP, _UDP) else (0, 0)
-    return protocol, str(ipaddress.ip_address(address)), *ports
 
 
 def use_the_client(port: int) -> None:
@@ -60,32 +49,21 @@ def use_the_client(port: int) -> None:
 
 
 def main() -> None:
-    sniffer = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(3))
-    sniffer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 24)
-    sniffer.setblocking(False)
+    ports: list[int] = []
+    sniffer = PacketSniffer(lambda packet: packet.source_port in ports or packet.port in ports)
     out = sys.stdout
 
     from client_protocol_double import ProtocolDouble
 
     double = ProtocolDouble()
+    ports.append(double.port)
     use_the_client(double.port)
     time.sleep(1)
+    before = len(sniffer.others)
     socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"x", (CONTROL, 53))
     time.sleep(0.2)
-    server, others, control = 0, [], []  # type: ignore[var-annotated]
-    while True:
-        try:
-            packet, (_, kind, direction, *_) = sniffer.recvfrom(65536)
-        except BlockingIOError:
-            break
-        if kind not in (_IP, _IPV6) or direction != socket.PACKET_OUTGOING:
-            continue
-        protocol, address, *ports = destination(packet, kind)
-        if double.port in ports:
-            server += 1
-        elif protocol in (_TCP, _UDP):  # all else is the kernel's own
-            (control if address == CONTROL else others).append([protocol, address, ports[1]])
-    print(json.dumps({"server": server, "others": others, "control": control}), file=out)
+    others, control = sniffer.others[:before], [(p.protocol, p.address, p.port) for p in sniffer.others[before:]]
+    print(json.dumps({"server": sniffer.ours, "others": others, "control": control}), file=out)
     out.flush()
     double.close()
 
