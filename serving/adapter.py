@@ -85,8 +85,7 @@ class ModelCalls:
 
     def read(self, request: pb_utils.InferenceRequest) -> Message:
         """The message of MESSAGE and TOKENS. Raises BadMessage: it is not sealed, or not a message."""
-        sealed, tokens = read(request, "MESSAGE"), read(request, "TOKENS")
-        text = self._open(sealed, tokens)
+        text, tokens = self._open(request, "MESSAGE", "TOKENS")
         return decode(text, tokens.reshape(-1).tolist())
 
     def tensors(self, message: Message) -> list[pb_utils.Tensor]:
@@ -100,9 +99,7 @@ class ModelCalls:
 
     def read_speech(self, request: pb_utils.InferenceRequest) -> NDArray[np.float32]:
         """AUDIO of a call of `ask_speech_tokenizer`, mono [samples] at 16 kHz. Raises BadMessage: it is not sealed."""
-        speech = read(request, "AUDIO")
-        self._open(read(request, "SEAL"), speech)
-        return speech
+        return self._open(request, "SEAL", "AUDIO")[1]
 
     def ask_speech_tokenizer(self, speech: NDArray[np.float32]) -> NDArray[np.int32]:
         """Mono speech [samples] at 16 kHz -> audio codes.
@@ -136,11 +133,12 @@ class ModelCalls:
             if response.has_error():
                 raise _refused("speech_lm", response)
 
-    def _open(self, sealed: NDArray | None, payload: NDArray | None) -> bytes:
-        """Size first: what a client sends to no purpose is not copied."""
-        if sealed is None or payload is None or sealed.size != 1 or payload.nbytes > MAX_BYTES:
+    def _open(self, request: pb_utils.InferenceRequest, sealed: str, payload: str) -> tuple[bytes, NDArray]:
+        """The text of the input `sealed`, and the input that was sealed with it. Too much is refused uncopied."""
+        text, numbers = read(request, sealed), read(request, payload)
+        if text is None or numbers is None or text.size != 1 or numbers.nbytes > MAX_BYTES:
             raise BadMessage(REFUSAL)
-        return self._seal.open(bytes(sealed.reshape(-1)[0]), payload.tobytes())
+        return self._seal.open(text.item(), numbers.tobytes()), numbers
 
 
 def _refused(model: str, response: pb_utils.InferenceResponse) -> EngineError:

@@ -14,8 +14,9 @@ from functools import partial
 
 from serving.metrics.playout import PlayoutMeter
 from serving.metrics.recorder import Recorder
+from serving.metrics.refusals import Refusals
 from serving.settings import served_engines
-from vita_audio.contract.errors import BadMessage
+from vita_audio.contract.errors import BadMessage, VitaError
 from vita_audio.contract.messages import Cancel, Delta, Message, Probe, Released, Status
 from vita_audio.decoding.decoder import StreamingDecoder
 from vita_audio.decoding.served_stream import DecodedChunk, Ending
@@ -40,6 +41,7 @@ class AudioDecoderStage:
     def __init__(self, service: DecodingService, worker: str = "") -> None:
         self._service, self._worker = service, worker
         self.recorder = Recorder()
+        self.refusals = Refusals(self.recorder, "audio_decoder")
         self._meter, self._meter_lock = PlayoutMeter(self.recorder), threading.Lock()
 
     @classmethod
@@ -53,7 +55,14 @@ class AudioDecoderStage:
         decoder = StreamingDecoder(*open_audio_decoder(source))
         decoder.warm_up(source.decoder_batch)
         tokenizer = TextTokenizer(settings.engines / "tokenizer.json")
-        service = DecodingService(decoder, manifest.vocabulary, tokenizer.detokenizer, notify, source.decoder_batch)
+        service = DecodingService(
+            decoder,
+            manifest.vocabulary,
+            tokenizer.detokenizer,
+            notify,
+            source.decoder_batch,
+            max_streams=2 * (settings.slots + settings.queue),  # of the ensemble come at most half
+        )
         return cls(service, worker)
 
     def accept(self, read: Callable[[], Message], send: Send, cancelled: Callable[[], bool]) -> None:
@@ -63,7 +72,8 @@ class AudioDecoderStage:
             if not isinstance(message, (Delta, Probe)):
                 raise BadMessage(f"kind: audio_decoder takes no {type(message).__name__}", field="kind")
         except Exception as error:
-            log.exception("not a message of speech_lm")
+            log.warning("refused a message: %s", error, exc_info=not isinstance(error, VitaError))
+            self.refusals.count(error)
             send(DecodedChunk.empty(Status("", 0, **Ending.of(error)._asdict())))
             return
         if isinstance(message, Delta):

@@ -38,6 +38,9 @@ WAITING_PROBE_S = 0.05
 RUNNING_PROBE_S = 0.1
 DECODING_PROBE_S = 0.25
 TICK_S = 0.02
+#: A Start that a client got from `prompt` and sent itself (docs/triton.md, "Security") has no decoder that could see
+#: that the client is gone. Then, and then only, the request shows it; to ask is a call to Triton.
+CLIENT_CHECK_S = 1.0
 
 #: Sends a message to the decoder, or none; the second argument says that it is the last of its request.
 Send = Callable[[Delta | Probe | None, bool], None]
@@ -48,7 +51,9 @@ class _Open:
     """A request that waits for more responses; `lock` keeps them apart, and after the last there is none."""
 
     send: Send
+    cancelled: Callable[[], bool]
     last_s: float
+    checked_s: float
     lock: threading.Lock = field(default_factory=threading.Lock)
     probe_s: float = WAITING_PROBE_S
     decoding: bool = False
@@ -94,26 +99,24 @@ class SpeechLmStage:
         stage.recorder.set("vita_kv_capacity_tokens", settings.slots * manifest.limits.context_tokens)
         return stage
 
-    def accept(self, message: Message, send: Send, cancelled: bool = False) -> None:
+    def accept(self, message: Message, send: Send, cancelled: Callable[[], bool] = lambda: False) -> None:
         """Take a message in; `send` gets what it leads to, on any thread and one after the other.
 
         Args:
-            cancelled: the client was gone when the message came.
+            cancelled: whether the client is gone, as far as Triton shows it; not asked after the last answer.
 
         Raises:
             InvalidRequest, ServerFull, ServerStopping: the stream is not taken.
             BadMessage: `speech_lm` takes no such message.
         """
         if isinstance(message, Start):
-            if cancelled:  # no error: Triton 24.10 keeps a refused request whose client is gone
+            if cancelled():  # no error: Triton 24.10 keeps a refused request whose client is gone
                 send(None, True)
             else:
-                self._start(message, send)
+                self._start(message, send, cancelled)
             return
         if isinstance(message, Cancel):
-            self._admission.release(message.stream)  # at once, while a step may still be running
-            if not self._service.cancel(message.stream):
-                self._close(message.stream)
+            self._cancel(message.stream)
         elif isinstance(message, Released):
             opened = self._open.get(message.stream)
             if opened is not None and opened.decoding:
@@ -142,9 +145,9 @@ class SpeechLmStage:
         for stream in list(self._open):
             self._guard(stream, partial(self._close, stream))
 
-    def _start(self, start: Start, send: Send) -> None:
-        stream = self._admission.admit()
-        opened = self._open[stream] = _Open(send, time.monotonic())
+    def _start(self, start: Start, send: Send, cancelled: Callable[[], bool]) -> None:
+        stream, now = self._admission.admit(), time.monotonic()
+        opened = self._open[stream] = _Open(send, cancelled, now, now)
         try:
             request = GenerationRequest(start.tokens, start.settings)
             self._service.submit(stream, request, partial(self._emit, opened, len(start.tokens)))
@@ -170,6 +173,11 @@ class SpeechLmStage:
                 self._open.pop(stream, None)
                 self._admission.release(stream)
 
+    def _cancel(self, stream: str) -> None:
+        self._admission.release(stream)  # at once, while a step may still be running
+        if not self._service.cancel(stream):
+            self._close(stream)
+
     def _close(self, stream: str) -> None:
         """Answer the request of a stream to its end, without another message."""
         self._admission.release(stream)
@@ -186,6 +194,8 @@ class SpeechLmStage:
                 log.warning("stream %s: the decoder has not released it, it counts no longer", stream)
                 self._guard(stream, partial(self._close, stream))
             for stream, opened in list(self._open.items()):
+                if time.monotonic() - opened.checked_s >= CLIENT_CHECK_S:
+                    self._guard(stream, partial(self._check_client, stream, opened))
                 if time.monotonic() - opened.last_s >= opened.probe_s:
                     self._guard(stream, partial(self._probe_one, stream, opened))
 
@@ -194,6 +204,13 @@ class SpeechLmStage:
             if not opened.closed:
                 opened.last_s = time.monotonic()
                 opened.send(Probe(stream), False)
+
+    def _check_client(self, stream: str, opened: _Open) -> None:
+        with opened.lock:
+            opened.checked_s = time.monotonic()
+            gone = not opened.closed and opened.cancelled()
+        if gone:
+            self._cancel(stream)
 
     def _guard(self, stream: str, act: Callable[[], None]) -> None:
         """What goes wrong costs this stream, not the thread."""

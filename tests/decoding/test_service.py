@@ -186,6 +186,28 @@ def test_an_idle_stream_is_freed_and_stopped_and_others_stay() -> None:
     bench.service.close()
 
 
+def test_the_longest_idle_stream_makes_room_for_a_new_one() -> None:
+    """A client can open streams past the ensemble, and leave them."""
+    bench = make(max_streams=3)
+    for number, name in enumerate(["a", "b", "c"]):
+        bench.send(name, audio(1))
+        bench.wait(number + 1)
+    bench.send("a", audio(1))
+    bench.wait(4)
+    bench.send("new", audio(1))
+    bench.wait(5)
+    assert bench.service.stats().ended == {"evicted": 1}
+    until(lambda: bench.stopped == ["b"])
+    bench.flow.open.clear()  # now none is idle
+    for name in ("a", "c", "new"):
+        bench.send(name, audio(8))
+    bench.send("more", audio(1))
+    bench.flow.open.set()
+    bench.wait(9)
+    assert bench.service.stats().ended == {"evicted": 1}
+    bench.service.close()
+
+
 def test_close_answers_what_waits_and_ends_the_threads() -> None:
     before = set(threading.enumerate())
     bench = make()

@@ -118,7 +118,12 @@ def until(condition: Callable[[], bool], seconds: float = 10) -> None:
         time.sleep(0.001)
 
 
-def make(idle_timeout_s: float = 60.0, max_batch: int = 8, stop: Callable[[str], None] | None = None) -> Bench:
+def make(
+    idle_timeout_s: float = 60.0,
+    max_batch: int = 8,
+    stop: Callable[[str], None] | None = None,
+    max_streams: int = 1024,
+) -> Bench:
     flow, vocoder = GatedFlow(), VocoderDouble()
     made: Bench
 
@@ -138,6 +143,7 @@ def make(idle_timeout_s: float = 60.0, max_batch: int = 8, stop: Callable[[str],
         notify,
         max_batch=max_batch,
         idle_timeout_s=idle_timeout_s,
+        max_streams=max_streams,
     )
     made = Bench(flow, vocoder, service)
     return made

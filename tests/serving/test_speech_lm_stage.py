@@ -55,7 +55,7 @@ class Bench:
     def start(self, tokens: int = 4, cancelled: bool = False) -> Answers:
         generation = request([5] * 3, (8192, 0), tokens)
         answers = Answers()
-        self.stage.accept(Start(generation.settings, generation.prompt), answers, cancelled)
+        self.stage.accept(Start(generation.settings, generation.prompt), answers, lambda: cancelled)
         return answers
 
     def send(self, message: Message) -> None:
@@ -142,6 +142,32 @@ def test_a_full_server_refuses_and_a_draining_one_too(bench: Bench) -> None:
     with pytest.raises(ServerStopping):
         bench.start()
     assert bench.load == Load(0, 0, 1)
+
+
+@pytest.mark.parametrize("complete", [False, True])
+def test_a_client_that_sent_its_start_itself_and_is_gone_leaves(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, complete: bool
+) -> None:
+    monkeypatch.setattr(speech_lm_stage, "CLIENT_CHECK_S", 0.02)
+    gone, asked = threading.Event(), threading.Event()
+    answers, generation = Answers(), request([5] * 3, (8192, 0), 4)
+
+    def cancelled() -> bool:
+        assert not answers.closed, "Triton has forgotten a request that is answered"
+        asked.set()
+        return gone.is_set()
+
+    if not complete:
+        bench.engine.gate.clear()
+    bench.stage.accept(Start(generation.settings, generation.prompt), answers, cancelled)
+    until(lambda: answers.complete == complete)
+    asked.clear()
+    assert asked.wait(10)
+    assert bench.load.taken == 1
+    gone.set()
+    until(lambda: bench.load.taken == 0)
+    bench.engine.gate.set()
+    until(lambda: answers.closed)
 
 
 def test_what_cannot_run_is_refused_and_counts_nothing(bench: Bench) -> None:

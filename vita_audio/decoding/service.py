@@ -64,6 +64,7 @@ class DecodingService:
         notify: sends a message to the language model, on a thread of its own; may block, may raise (logged, counted).
         max_batch: streams in one engine call.
         idle_timeout_s: a stream that gets no message for so long is freed and cancelled.
+        max_streams: with so many, the stream that has been idle longest makes room for a new one.
     """
 
     def __init__(
@@ -74,9 +75,10 @@ class DecodingService:
         notify: Callable[[Cancel | Released], None],
         max_batch: int = 8,
         idle_timeout_s: float = 60.0,
+        max_streams: int = 1024,
     ) -> None:
         self._decoder, self._vocabulary, self._detokenizer = decoder, vocabulary, detokenizer
-        self._max_batch, self._idle_timeout_s = max_batch, idle_timeout_s
+        self._max_batch, self._idle_timeout_s, self._max_streams = max_batch, idle_timeout_s, max_streams
         self._changed = threading.Condition()  # guards the three fields below
         self._inbox: list[Request] = []
         self._cancels: list[str] = []
@@ -200,6 +202,10 @@ class DecodingService:
 
     def _open(self, request: Request) -> None:
         status = request.status
+        if len(self._streams) >= self._max_streams:
+            idle = [stream for stream in self._streams.values() if not stream.requests]
+            for stream in sorted(idle, key=lambda stream: stream.last_seen)[:1]:
+                self._evict(stream, f"made room for another stream: {self._max_streams} are decoded")
         try:
             audio = self._decoder.init(status.seed)
             stream = ServedStream(status.stream, audio, self._detokenizer(), last_seen=request.submitted)
@@ -291,9 +297,11 @@ class DecodingService:
         oldest = time.perf_counter() - self._idle_timeout_s
         for stream in list(self._streams.values()):
             if not stream.requests and stream.last_seen < oldest:
-                log.warning("stream %s: no message for %s s, freed", stream.id, self._idle_timeout_s)
-                reason = f"no message for {self._idle_timeout_s} s"
-                self._end(stream, Ending("failed", reason, "idle_timeout"), kind="evicted")
+                self._evict(stream, f"no message for {self._idle_timeout_s} s")
+
+    def _evict(self, stream: ServedStream, reason: str) -> None:
+        log.warning("stream %s: freed, %s", stream.id, reason)
+        self._end(stream, Ending("failed", reason, "idle_timeout"), kind="evicted")
 
     def _reply(self, request: Request, chunk: DecodedChunk) -> bool:
         """Send a part of the one answer; an error of the receiver is counted, never raised and never answered again."""

@@ -30,7 +30,7 @@ class TritonPythonModel:
         for request in requests:
             sender = request.get_response_sender()
             try:
-                self._stage.accept(self._calls.read(request), partial(self._send, sender), request.is_cancelled())
+                self._stage.accept(self._calls.read(request), partial(self._send, sender), sender.is_cancelled)
             except Exception as error:  # noqa: BLE001 - becomes the answer
                 self._stage.refusals.count(error)
                 sender.send(error_response(error), flags=FINAL)
