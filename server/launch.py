@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import secrets
-import signal
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -18,21 +13,18 @@ from server.backend import assemble_backends
 from server.checks import check_options
 from server.command import triton_arguments, triton_environment
 from server.errors import CannotStart
+from server.guarded import GuardedProcess
 from server.locate import find_shared_python, find_triton
 from server.metrics import STREAMS, read_metrics
 from server.options import ServerOptions
 from server.ports import claim_ports
-from server.processes import is_alive, model_processes, remove_shared_memory, resident_bytes
+from server.processes import is_alive, model_processes, resident_bytes
 from server.readiness import wait_until_ready
+from server.remains import Belongings, sweep
 from server.stub_python import assemble_python
 from serving.admission import AdmissionRecord
 from serving.seal import new_secret
 
-CHILD = Path(__file__).with_name("child.py")
-
-#: What unloading may take before it is cut short. Nothing can be lost any more, but Triton takes 1.1 s for each model
-#: process, one after the other; and for ever (seen in 2.51) if a client cancelled a call that Triton had refused.
-UNLOAD_S = 1.5
 #: Longer than the models take to refresh their metrics (0.2 s).
 DRAIN_POLL_S = 0.25
 
@@ -58,20 +50,22 @@ class TritonServer:
     def __init__(self, options: ServerOptions, log_file: Path | None = None, restarts: int = 0) -> None:
         self.options = options
         self._log_file = log_file
+        self._log_begin = 0
         self._restarts = restarts
         self.start_seconds = 0.0
-        self._process: subprocess.Popen[bytes] | None = None
-        self._start_error: OSError | None = None
-        self._started, self._ended = threading.Event(), threading.Event()
-        self._cleanup = contextlib.ExitStack()
+        self._belongings: Belongings | None = None
+        self._triton: GuardedProcess | None = None
+        self._changing = threading.RLock()  # starts and kills; may come from different threads
         self._models: dict[int, str] = {}
         self.admission: AdmissionRecord | None = None
         self.secret = new_secret()
-        self._shared_memory_prefix = f"vita_audio_{os.getpid()}_{secrets.token_hex(4)}_"
 
     @property
     def log_file(self) -> Path:
-        """What Triton and the models wrote (default: a new file in the temporary folder); it stays after `stop`."""
+        """What Triton and the models wrote; it stays after `stop`. Default: a new file in the temporary folder.
+
+        A file that exists is continued.
+        """
         if self._log_file is None:
             handle, name = tempfile.mkstemp(prefix="vita-audio-server-", suffix=".log")
             os.close(handle)
@@ -96,22 +90,22 @@ class TritonServer:
     @property
     def pid(self) -> int:
         """Process id of tritonserver."""
-        if self._process is None:
+        if self._triton is None:
             raise CannotStart("the server was not started: call start() first")
-        return self._process.pid
+        return self._triton.pid
 
     @property
     def running(self) -> bool:
-        return self._process is not None and not self._ended.is_set()
+        return self._triton is not None and self._triton.exit_code is None
 
     @property
     def exit_code(self) -> int | None:
-        """None while it runs."""
-        return self._process.returncode if self._process is not None and self._ended.is_set() else None
+        """Of tritonserver, minus the number of the signal that ended it; None while it runs."""
+        return None if self._triton is None else self._triton.exit_code
 
     def log(self) -> str:
-        """The log so far."""
-        return self.log_file.read_text(errors="replace")
+        """The log so far, without what an earlier server wrote into the same file."""
+        return self.log_file.read_bytes()[self._log_begin :].decode(errors="replace")
 
     def resident_bytes(self) -> int:
         """Resident memory of tritonserver and all its model processes, shared pages counted once."""
@@ -124,29 +118,31 @@ class TritonServer:
             CannotStart: a check failed, or Triton ended or hung while it loaded; one line says why.
         """
         check_options(self.options)
-        triton = find_triton()
-        shared_python = find_shared_python(triton.stub)
-        self.options = claim_ports(self.options)
-        folder = Path(self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="vita-audio-server-")))
-        backends = assemble_backends(triton, folder)
-        stub_python = assemble_python(folder)
-        libraries = [*triton.library_folders, *([shared_python] if shared_python else [])]
-        self.admission = AdmissionRecord(folder / "admission")
-        arguments = triton_arguments(self.options, triton, backends, self._shared_memory_prefix)
-        environment = triton_environment(self.options, stub_python, libraries, folder / "admission", self.secret)
+        sweep()
         begin = time.monotonic()
-        threading.Thread(target=self._keep, args=(arguments, environment), name="triton-keeper", daemon=True).start()
         try:
-            self._started.wait()
-            if self._start_error is not None:
-                raise CannotStart(f"{triton.binary} could not be started: {self._start_error}")
-            wait_until_ready(self.options, self._ended.is_set, self.log_file)
+            with self._changing:
+                self._launch()
+            wait_until_ready(self.options, lambda: not self.running, self.log_file, self._log_begin)
         except BaseException:
             self.kill()
             raise
         self._models = model_processes(self.pid)
         self.start_seconds = time.monotonic() - begin
         return self
+
+    def _launch(self) -> None:
+        triton = find_triton()
+        shared_python = find_shared_python(triton.stub)
+        self.options = claim_ports(self.options)
+        self._belongings = own = Belongings()
+        libraries = [*triton.library_folders, *([shared_python] if shared_python else [])]
+        backends, stub_python = assemble_backends(triton, own.folder), assemble_python(own.folder)
+        self.admission = AdmissionRecord(own.folder / "admission")
+        arguments = triton_arguments(self.options, triton, backends, own.prefix)
+        environment = triton_environment(self.options, stub_python, libraries, own.folder / "admission", self.secret)
+        self._log_begin = self.log_file.stat().st_size if self.log_file.exists() else 0
+        self._triton = GuardedProcess(arguments, environment, self.log_file, own.prefix)
 
     def lost_models(self) -> list[str]:
         """Models of which a process has ended. Triton (2.51) starts none again and goes on calling itself ready."""
@@ -180,24 +176,23 @@ class TritonServer:
         return True
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Wait for the end; False when `timeout_s` passed first."""
-        return self._ended.wait(timeout_s)
+        """Wait for the end; False when `timeout_s` passed first, or when it was not started."""
+        return self._triton is not None and self._triton.wait(timeout_s)
 
     def stop(self) -> None:
-        """Drain and wait; what does not end in time is killed. Does nothing if it was not started."""
+        """Drain, and kill what is left. Does nothing if it was not started."""
         if self.running:
             self.drain()
-            self._signal(signal.SIGTERM)
-            self.wait(UNLOAD_S)
         self.kill()
 
     def kill(self) -> None:
         """End it now, with all its model processes, and remove what they leave."""
-        self._signal(signal.SIGKILL)
-        if self._process is not None:
-            self._ended.wait()
-        remove_shared_memory(self._shared_memory_prefix)
-        self._cleanup.close()
+        with self._changing:
+            if self._triton is not None:
+                self._triton.end()
+            if self._belongings is not None:
+                self._belongings.remove()
+                self._belongings = None
 
     def __enter__(self) -> TritonServer:
         return self.start()
@@ -206,32 +201,3 @@ class TritonServer:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.stop()
-
-    def _keep(self, arguments: list[str], environment: dict[str, str]) -> None:
-        """Start the process and wait for its end in one thread: Linux ends the child with the thread that made it."""
-        try:
-            with self.log_file.open("ab" if self._restarts else "wb") as log:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-I", str(CHILD), str(os.getpid()), *arguments],
-                    env=environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,  # Ctrl-C on the terminal reaches the launcher only, which then drains
-                )
-        except OSError as error:
-            self._start_error = error
-            self._started.set()
-            return
-        self._started.set()
-        pid = self._process.pid
-        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(pid, signal.SIGKILL)  # model processes that a crashed or killed server left behind
-        self._process.wait()
-        self._ended.set()
-
-    def _signal(self, number: signal.Signals) -> None:
-        if self._process is not None and not self._ended.is_set():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self._process.pid, number)

@@ -1,4 +1,4 @@
-"""Members and resident memory of a process tree (/proc), and the shared memory a killed one left (/dev/shm)."""
+"""Members and resident memory of a process tree (/proc)."""
 
 from __future__ import annotations
 
@@ -60,9 +60,3 @@ def resident_bytes(pid: int) -> int:
             continue
         total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
     return total
-
-
-def remove_shared_memory(prefix: str) -> None:
-    """Delete the regions that a server which was killed could not delete itself."""
-    for region in Path("/dev/shm").glob(f"{prefix}*"):
-        region.unlink(missing_ok=True)

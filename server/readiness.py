@@ -27,7 +27,9 @@ TRACE = r"\n\nAt:"
 ERROR_LINE = re.compile(r'^E\d{4} [\d:.]+ \d+ [\w.]+:\d+\] "?(.+?)"?$', re.MULTILINE)
 
 
-def wait_until_ready(options: ServerOptions, ended: Callable[[], bool], log_file: Path, model: str = ENSEMBLE) -> None:
+def wait_until_ready(
+    options: ServerOptions, ended: Callable[[], bool], log_file: Path, log_begin: int = 0, model: str = ENSEMBLE
+) -> None:
     """Return when the server is live, `model` answers that it is ready, and the other ports are open.
 
     With TLS a completed handshake is the sign: Triton opens its ports after all models are loaded, and a launcher
@@ -43,7 +45,7 @@ def wait_until_ready(options: ServerOptions, ended: Callable[[], bool], log_file
     deadline = time.monotonic() + options.start_limit_s
     while True:
         if ended():
-            raise CannotStart(f"Triton ended while it started: {failure_reason(log_file)} (log: {log_file})")
+            raise CannotStart(f"Triton ended while it started: {failure_reason(log_file, log_begin)} (log: {log_file})")
         if time.monotonic() > deadline:
             raise CannotStart(f"Triton was not ready after {options.start_limit_s:g} s (log: {log_file})")
         try:
@@ -58,9 +60,9 @@ def wait_until_ready(options: ServerOptions, ended: Callable[[], bool], log_file
         time.sleep(POLL_S)
 
 
-def failure_reason(log_file: Path) -> str:
-    """The line of a Triton log that says best why it ended."""
-    log = log_file.read_text(errors="replace")
+def failure_reason(log_file: Path, begin: int = 0) -> str:
+    """The line of a Triton log, from byte `begin`, that says best why it ended."""
+    log = log_file.read_bytes()[begin:].decode(errors="replace")
     failed: dict[str, list[str]] = {}  # reason -> models
     for name, reason in LOAD_FAILURE.findall(log):
         reason = reason.partition(TRACE)[0]

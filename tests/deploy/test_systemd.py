@@ -13,7 +13,7 @@ import pytest
 
 from server.__main__ import parse_options
 from server.checks import check_numbers, check_remote
-from server.launch import UNLOAD_S
+from server.guarded import END_S
 
 SYSTEMD = Path(__file__).resolve().parents[2] / "deploy" / "systemd"
 UNIT = SYSTEMD / "vita-audio.service"
@@ -97,7 +97,7 @@ def test_sigterm_reaches_the_launcher_alone_and_its_drain_ends_first() -> None:
     options, _ = parse_options(command()[3:])
     assert service()["KillMode"] == "mixed"
     assert service().get("KillSignal", "SIGTERM") == "SIGTERM"
-    assert int(service()["TimeoutStopSec"]) > options.exit_timeout_s + UNLOAD_S + 10
+    assert int(service()["TimeoutStopSec"]) > options.exit_timeout_s + END_S + 10
 
 
 def test_no_option_of_the_operator_outlives_the_stop() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import struct
 import time
 from collections.abc import Iterable, Iterator
@@ -45,11 +44,21 @@ def wait_idle(server: TritonServer, timeout_s: float = 10.0) -> dict[str, float]
     return live(server)
 
 
-def in_flight_at_stop(log: str) -> int:
-    """Model versions with requests in flight when the server was told to stop, from its log."""
-    found = re.findall(r"Found (\d+) model versions that have in-flight inferences", log)
-    assert found, "the log does not say how many requests were in flight"
-    return int(found[0])
+def in_flight(server: TritonServer, timeout_s: float = 10.0) -> float:
+    """Requests that Triton has taken and not ended, which it never forgets; waits for none."""
+    deadline = time.monotonic() + timeout_s
+    with grpc.insecure_channel(server.grpc_url) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        while True:
+            models = stub.ModelStatistics(service_pb2.ModelStatisticsRequest(), timeout=10).model_stats
+            counts = {
+                model.name: (model.inference_stats.success.count, model.inference_stats.fail.count) for model in models
+            }
+            # Each runs `prompt` once; Triton (2.51) counts an ensemble that fails twice.
+            open_ = sum(counts["prompt"]) - counts[ENSEMBLE][0] - counts[ENSEMBLE][1] / 2
+            if open_ == 0 or time.monotonic() > deadline:
+                return open_
+            time.sleep(0.1)
 
 
 def long_request(client: Client, mode: str = "vanilla", at_least: int = 900) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import pytest
 from server.launch import TritonServer
 from server.options import ServerOptions
 from server.processes import descendants
-from triton_probe import in_flight_at_stop, live, long_request, metrics, wait_idle
+from triton_probe import in_flight, live, long_request, metrics, wait_idle
 from vita_audio.contract.errors import ServerFull
 from vita_client import Client, ServerUnavailable
 from vita_client.client import Stream
@@ -33,7 +33,7 @@ def small(engines: Path) -> Iterator[TritonServer]:
     with TritonServer(options) as server:
         yield server
         assert set(wait_idle(server).values()) == {0.0}
-    assert in_flight_at_stop(server.log()) == 0
+        assert in_flight(server) == 0
 
 
 def until(condition: Callable[[], bool], seconds: float = 10) -> float:

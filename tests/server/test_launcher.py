@@ -60,7 +60,7 @@ def test_the_server_does_not_outlive_a_killed_launcher(engines: Path, tmp_path: 
     with foreground(engines, tmp_path) as server:
         server.url()
         family = server.family()
-        assert len(family) == 1 + 1 + 5  # launcher, tritonserver, one process for each model instance
+        assert len(family) == 1 + 1 + 1 + 5  # launcher, guard, tritonserver, one process for each model instance
         server.process.kill()
         assert all_gone(family, 10)
 
