@@ -29,10 +29,9 @@ def claim_ports(options: ServerOptions) -> ServerOptions:
     Raises:
         CannotStart: a port is taken, asked for twice, or out of range; names the flag and the port.
     """
-    wanted = {
-        "grpc_port": (options.host, options.grpc_port),
-        "metrics_port": (options.metrics_host, options.metrics_port),
-    }
+    wanted = {"metrics_port": (options.metrics_host, options.metrics_port)}
+    if options.grpc_socket is None:  # else a front has the port
+        wanted["grpc_port"] = (options.host, options.grpc_port)
     if options.http_port is not None:
         wanted["http_port"] = (options.host, options.http_port)
     chosen: dict[str, int] = {}
@@ -54,7 +53,7 @@ def claim_ports(options: ServerOptions) -> ServerOptions:
             chosen[name] = probe.getsockname()[1]
     return replace(
         options,
-        grpc_port=chosen["grpc_port"],
+        grpc_port=chosen.get("grpc_port", options.grpc_port),
         metrics_port=chosen["metrics_port"],
         http_port=chosen.get("http_port"),
     )
