@@ -26,8 +26,6 @@ SENTENCES = (
 )
 #: Sampled, so that answers differ; the seed makes them repeatable.
 _SAMPLING: dict[str, Any] = {"temperature": 1.0, "top_k": 50}
-#: A caller that was refused does not ask again within the same instant.
-_PAUSE_AFTER_ERROR_S = 0.05
 
 
 @cache
@@ -49,6 +47,7 @@ class Callers:
     Args:
         request: caller and number of its request -> the request.
         requests: of each caller; None: until the context is left.
+        pause_s: after an error, before the next request.
 
     Raises:
         Exception: on leaving, what ended a caller. A stream that fails is a record, not an exception.
@@ -61,8 +60,10 @@ class Callers:
         request: Callable[[int, int], Request],
         requests: int | None = None,
         timeout_s: float = 120.0,
+        pause_s: float = 0.05,
     ) -> None:
-        self._url, self._request, self._requests, self._timeout_s = url, request, requests, timeout_s
+        self._url, self._request, self._requests = url, request, requests
+        self._timeout_s, self._pause_s = timeout_s, pause_s
         self._closing = threading.Event()
         self._records: list[Record] = []
         self._faults: list[BaseException] = []
@@ -95,6 +96,6 @@ class Callers:
                     self._records.append(record)
                     number += 1
                     if record.error:
-                        self._closing.wait(_PAUSE_AFTER_ERROR_S)
+                        self._closing.wait(self._pause_s)
         except BaseException as error:  # noqa: BLE001 - raised again on leaving, in the thread that waits
             self._faults.append(error)

@@ -1,0 +1,1 @@
+"""The fault campaign: what callers see when a part of the server dies, stops, is flooded or sent nonsense."""

@@ -1,0 +1,123 @@
+"""What callers see, and what is left, when a part of the server dies, stops, is flooded or is sent nonsense.
+
+    python -m benchmarks.faults --engines engines/cpu                    (about 70 minutes on two cores)
+    python -m benchmarks.faults --short                                  (a few rows of each kind in two minutes)
+    python -m benchmarks.faults --only matrix --fault "speech_lm SIGKILL" "guard SIGKILL"
+
+Every row has real servers of its own on loopback ports, which are ended at its end, whatever happens. The record is
+written after each row: a run that was cut short goes on where it stopped. Returns 1 when a row is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from benchmarks.faults import cancels, environment, fuzz, kills, matrix, overload, signals
+from benchmarks.faults.bench import Bench
+from benchmarks.faults.rows import Row
+from benchmarks.record import Results, cells, markdown_table, record_head
+from vita_audio.machine import revision
+
+PARTS = {
+    "matrix": matrix.cells, "signals": signals.cells, "environment": environment.cells, "fuzz": fuzz.cells,
+    "cancels": cancels.cells, "overload": overload.cells, "kills": kills.cells,
+}  # fmt: skip
+#: How much of each part, in the full form and the short one.
+FULL = {"kills": 300.0, "kill_minutes": 30.0, "cancels": 1000.0, "overload_s": 60.0, "fuzz": 2000.0}
+SHORT = {"kills": 3.0, "kill_minutes": 0.3, "cancels": 20.0, "overload_s": 5.0, "fuzz": 60.0}
+#: The rows of the short form.
+SHORT_FAULTS = frozenset(
+    ("speech_lm SIGKILL", "launcher SIGKILL", "SIGTERM to every process", "nonsense to the inner models",
+     "random cancels", "random kills")
+)  # fmt: skip
+COLUMNS = "fault|callers saw|not ready s|streams ended s|back s|streams failed|left behind|right"
+
+
+def chosen(
+    parts: Sequence[str], faults: Sequence[str], short: bool
+) -> Iterator[tuple[str, str, Callable[[Bench], Row]]]:
+    """(part, fault, what makes its row)."""
+    for part in parts:
+        for fault, make in PARTS[part]():
+            if fault in faults or (not faults and (not short or fault in SHORT_FAULTS)):
+                yield part, fault, make
+
+
+def kept(path: Path | None, sizes: Mapping[str, float]) -> dict[str, dict[str, Any]]:
+    """Rows of a record of this revision and these sizes, by fault."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8")) if path is not None else {}
+    except (OSError, ValueError):
+        return {}
+    same = record.get("revision") == revision() and record.get("sizes") == sizes
+    return dict(record.get("rows", {})) if same else {}
+
+
+def row_cells(row: Mapping[str, Any]) -> list[str]:
+    """The cells of `COLUMNS`."""
+    verdict = "yes" if not row["wrong"] else "NO: " + "; ".join(row["wrong"])
+    shown = {**row, "left": row["left"] or "nothing", "right": verdict}
+    made = cells(shown, "fault callers not_ready_s:1 ended_s:1 back_s:1 failed left right")
+    return [cell.replace("|", "/").replace("\n", " ") for cell in made]
+
+
+def table(record: Mapping[str, Any]) -> str:
+    """All rows as Markdown."""
+    return markdown_table(COLUMNS, (row_cells(row) for row in record["rows"].values()))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.faults", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--engines", type=Path, default=Path("engines/cpu"))
+    add("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
+    add("--fault", nargs="+", default=[], metavar="ROW", help="these rows alone, by name; see --list")
+    add("--list", action="store_true", help="name the rows and do nothing")
+    add("--short", action="store_true", help="a few rows, small sizes")
+    for name, size in FULL.items():
+        add(f"--{name.replace('_', '-')}", type=float, help=f"{size:g}; {SHORT[name]:g} with --short")
+    add("--seed", type=int, default=1)
+    add(
+        "--patience", type=float, default=1.0, help="times every limit in seconds, for a machine that is busy otherwise"
+    )
+    add("--again", action="store_true", help="make rows again that the record has")
+    add("--out", type=Path, default=Path("out/faults/faults.json"))
+    given = parser.parse_args(arguments)
+    sizes = {name: getattr(given, name) or size for name, size in (SHORT if given.short else FULL).items()}
+    rows = {} if given.again else kept(given.out, sizes)
+    wanted = list(chosen(given.only, given.fault, given.short))
+    if unknown := set(given.fault) - {fault for _, fault, _ in wanted}:
+        parser.error(f"--fault: {', '.join(sorted(unknown))} is not a row of {', '.join(given.only)}: see --list")
+    if given.list:
+        print("\n".join(f"{part}: {fault}" for part, fault, _ in wanted))
+        return 0
+    bench = Bench(given.engines, given.seed, given.patience, sizes)
+    results = Results(given.out, {**record_head("benchmarks.faults", arguments), "sizes": sizes, "rows": rows})
+    console = Console(stderr=True, soft_wrap=True)
+    for part, fault, make in wanted:
+        if fault in rows:
+            continue
+        begin_s = time.monotonic()
+        try:
+            row = make(bench).to_dict()
+        except Exception as error:  # noqa: BLE001 - one row does not end a campaign of an hour
+            row = Row(part, fault, "-", wrong=(f"not measured: {type(error).__name__}: {error}",)).to_dict()
+        rows[fault] = {**row, "seconds": round(time.monotonic() - begin_s, 1)}
+        results.save(rows=rows)
+        console.print(f"{part}: {' | '.join(row_cells(rows[fault]))} ({rows[fault]['seconds']:g} s)", markup=False)
+    print(table(results.fields))
+    return 1 if any(rows[fault]["wrong"] for _, fault, _ in wanted) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

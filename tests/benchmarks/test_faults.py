@@ -1,0 +1,187 @@
+"""The fault campaign: what was seen, and its rules, on made-up records; its record; the short form on real servers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.faults import __main__ as campaign
+from benchmarks.faults import overload, signals
+from benchmarks.faults.bench import Bench, always, restarted, survived, survived_or_restarted
+from benchmarks.faults.nonsense import inner_message, public_message
+from benchmarks.faults.rows import Limits, Row, beyond, telling, words
+from benchmarks.faults.seen import Seen
+from loadtest.driver import Record
+
+BENCH = Bench(Path("engines"))
+FAULT_S = 100.0
+
+
+def ended(code: str, sent_s: float, end_s: float) -> Record:
+    """One stream; moments count from the fault."""
+    return Record(FAULT_S + sent_s, FAULT_S + end_s, code=code, error="" if code == "done" else f"{code}: gone")
+
+
+def seen(streams: list[Record], probes: list[Record] = (), changes: list[tuple[float, bool]] = ()) -> Seen:  # type: ignore[assignment]
+    readiness = [(FAULT_S - 5, True), *((FAULT_S + at_s, ready) for at_s, ready in changes)]
+    return Seen(FAULT_S, [ended("done", -9, -1), *streams], list(probes), readiness)
+
+
+#: A model process was killed at 0, noticed at 0.5 and replaced at 6.
+RESTART = seen(
+    [ended("stream_broken", -2, 0.6), ended("done", -3, 0.2), ended("unavailable", 1, 1.1), ended("done", 7, 9)],
+    [ended("done", 0.1, 0.3), ended("unavailable", 0.7, 0.7), ended("done", 6.2, 6.6)],
+    [(0.5, False), (6.0, True)],
+)
+
+
+def test_a_restart_as_it_should_be() -> None:
+    assert (RESTART.not_ready_s, RESTART.ended_s, RESTART.back_s) == pytest.approx((0.5, 0.6, 6.6))
+    assert (len(RESTART.running), RESTART.failed, len(RESTART.later)) == (2, 1, 5)
+    assert restarted(BENCH, RESTART) == survived_or_restarted(BENCH, RESTART) == always(RESTART) == []
+    assert not RESTART.harmless
+    assert "it was noticed" in survived(BENCH, RESTART)[0]
+
+
+def test_nothing_noticed() -> None:
+    quiet = seen([ended("done", -1, 2)], [ended("done", 1, 2)])
+    assert survived(BENCH, quiet) == survived_or_restarted(BENCH, quiet) == []
+    assert quiet.back_s is None
+    assert restarted(BENCH, quiet) == ["not ready: never", "back: never"]
+
+
+@pytest.mark.parametrize(
+    ("watched", "complaint"),
+    [
+        (seen([ended("stream_broken", -1, 0.5)], [], [(0.4, False)]), "back: never"),
+        (seen([], [ended("done", 17, 17.5)], [(0.4, False), (16, True)]), "back: 17.5 s, at most 15"),
+        (seen([], [ended("done", 7, 7.5)], [(2.4, False), (6, True)]), "not ready: 2.4 s, at most 2"),
+        (
+            seen([ended("unhealthy", -1, 3)], [ended("done", 7, 7.5)], [(0.4, False), (6, True)]),
+            "the streams in flight ended: 3.0 s, at most 2",
+        ),
+        (
+            seen([ended("unavailable", 1, 4)], [ended("done", 7, 7.5)], [(0.4, False), (6, True)]),
+            "1 later streams failed after more than 2 s",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_restart(watched: Seen, complaint: str) -> None:
+    assert restarted(BENCH, watched) == [complaint]
+    assert restarted(Bench(Path("engines"), patience=2), watched) == ([complaint] if "never" in complaint else [])
+
+
+def test_without_readiness_the_service_is_back_after_the_first_failure() -> None:
+    assert seen([ended("unavailable", 1, 2)], [ended("done", 1, 1.5), ended("done", 3, 4)]).back_s == pytest.approx(4)
+
+
+@pytest.mark.parametrize("code", ["deadline_exceeded", "server_full", "internal_error", "bad_response"])
+def test_ends_that_callers_cannot_make_sense_of(code: str) -> None:
+    assert always(seen([ended(code, -1, 1)])) == [f"callers saw 1 {code}"]
+
+
+@pytest.mark.parametrize("text", ["a\nb", "Traceback", "region vita_audio_1_2", "x" * 1001])
+def test_texts_that_tell_too_much(text: str) -> None:
+    assert telling(["server is full", text])
+    assert not telling(["server is full"])
+
+
+def test_a_drain() -> None:
+    fair = [ended("done", -1, 4), ended("shutting_down", 1, 1.1), ended("unavailable", 4.5, 4.6)]
+    assert signals.judged(seen(fair), 0, 4.0) == []
+    assert signals.judged(seen(fair), 1, 4.0) == ["it ended with 1"]
+    assert signals.judged(seen(fair), None, 4.0) == ["it did not end"]
+    assert signals.judged(seen(fair), 0, 5.0) == ["callers saw 1 unavailable"]  # while it should have said why
+    assert signals.judged(seen([ended("stream_broken", -1, 4)]), 0, 3.0) == ["callers saw 1 stream_broken"]
+
+
+def test_overload_limits() -> None:
+    good = {
+        "refused_ms_p95": 50.0, "ttfa_ms_p95": 149.0, "ttfa_ms_p95_capacity": 100.0, "memory_mib_before": 100.0,
+        "memory_mib_after": 104.0,
+    }  # fmt: skip
+    assert overload.judged(good) == []
+    for name, value in {"refused_ms_p95": 51.0, "ttfa_ms_p95": 151.0, "memory_mib_after": 106.0}.items():
+        assert len(overload.judged({**good, name: value})) == 1
+    assert overload.judged({**good, "refused_ms_p95": None}) == ["nothing was refused, or nothing was served"]
+
+
+def test_words() -> None:
+    assert words({"processes": [], "files": []}) == ""
+    assert words({"processes": ["b", "a", "a"], "files": ["x"]}) == "3 processes (a, b); 1 files (x)"
+    assert Limits().times(3) == Limits(6, 6, 45, 15)
+    assert beyond("x", 2.0, 2.0) == []
+
+
+@given(st.integers(0, 2**32))
+def test_nonsense_is_the_same_for_a_seed_and_can_be_sent(seed: int) -> None:
+    for make in (public_message, inner_message):
+        made = make(Random(seed))
+        assert made.SerializeToString()
+        assert made == make(Random(seed))
+    assert inner_message(Random(seed)).model_name != "vita_audio"
+
+
+def rows_of(made: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts whose rows say that they were made; `bad` is wrong, `broken` cannot be made."""
+
+    def row(fault: str) -> Any:
+        def make(bench: Bench) -> Row:
+            made.append(fault)
+            if fault == "broken":
+                raise OSError("no more files")
+            return Row("p", fault, "all | done", back_s=3.25, wrong=("slow",) if fault == "bad" else ())
+
+        return make
+
+    monkeypatch.setattr(campaign, "PARTS", {"p": lambda: [(f, row(f)) for f in ("good", "bad", "broken")]})
+    monkeypatch.setattr(campaign, "revision", lambda: "abc")
+    monkeypatch.setattr("benchmarks.record.revision", lambda: "abc")
+
+
+def test_a_campaign_goes_on_where_it_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made: list[str] = []
+    rows_of(made, monkeypatch)
+    out = ["--only", "p", "--out", str(tmp_path / "faults.json")]
+    assert campaign.main([*out, "--fault", "good"]) == 0
+    assert campaign.main(out) == 1
+    assert made == ["good", "bad", "broken"]
+    assert "| good | all / done | - | - | 3.2 | 0 | nothing | yes |" in capsys.readouterr().out
+    rows = json.loads((tmp_path / "faults.json").read_text())["rows"]
+    assert rows["bad"]["wrong"] == ["slow"]
+    assert rows["broken"]["wrong"] == ["not measured: OSError: no more files"]
+    assert campaign.main(out) == 1  # what is wrong stays wrong
+    assert campaign.main([*out, "--kills", "2", "--fault", "good"]) == 0  # another size: all rows again
+    assert campaign.main([*out, "--kills", "2", "--fault", "good", "--again"]) == 0
+    assert made == ["good", "bad", "broken", "good", "good"]
+
+
+def test_a_row_that_does_not_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        campaign.main(["--fault", "prompt SIGFPE"])
+    assert "prompt SIGFPE is not a row" in capsys.readouterr().err
+
+
+def test_rows_have_names_of_their_own() -> None:
+    names = [fault for _, fault, _ in campaign.chosen(list(campaign.PARTS), [], False)]
+    assert len(names) == len(set(names)) > 50
+    assert set(campaign.SHORT_FAULTS) <= set(names)
+
+
+@pytest.mark.server
+@pytest.mark.timeout(600)
+def test_the_short_form_on_real_servers(engines: Path, tmp_path: Path) -> None:
+    out = tmp_path / "faults.json"
+    status = campaign.main(["--engines", str(engines), "--short", "--patience", "4", "--out", str(out)])
+    rows = json.loads(out.read_text())["rows"]
+    assert {fault: row["wrong"] for fault, row in rows.items() if row["wrong"]} == {}
+    assert set(rows) == campaign.SHORT_FAULTS
+    assert status == 0
