@@ -46,7 +46,7 @@ def triton_arguments(options: ServerOptions, triton: Triton, backends: Path, sha
         "--model-control-mode=none",
         f"--exit-timeout-secs={TRITON_EXIT_TIMEOUT_S}",
         f"--log-verbose={options.log_verbose}",
-        f"--grpc-address={options.host}",
+        f"--grpc-address={_grpc_address(options)}",
         f"--grpc-port={options.grpc_port}",
         f"--grpc-keepalive-time={KEEPALIVE_TIME_MS}",
         f"--grpc-keepalive-timeout={KEEPALIVE_TIMEOUT_MS}",
@@ -69,7 +69,7 @@ def triton_arguments(options: ServerOptions, triton: Triton, backends: Path, sha
         ]
     if options.profile != "cpu":
         arguments.append(f"--model-config-name={options.profile}")
-    if options.tls is not None:
+    if options.tls is not None and options.grpc_socket is None:
         arguments += [
             "--grpc-use-ssl=true",
             f"--grpc-server-cert={options.tls.certificate}",
@@ -111,6 +111,13 @@ def triton_environment(
         "LD_LIBRARY_PATH": ":".join([*libraries, *([inherited] if inherited else [])]),
         "PATH": f"{stub_python}:{os.environ.get('PATH', os.defpath)}",
     }
+
+
+def _grpc_address(options: ServerOptions) -> str:
+    """Triton (2.51) writes a colon and the port behind it, also behind the path of a unix socket."""
+    if options.grpc_socket is None:
+        return options.host
+    return f"unix:{options.grpc_socket}".removesuffix(f":{options.grpc_port}")
 
 
 def _flag(value: bool) -> str:

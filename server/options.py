@@ -20,6 +20,9 @@ DEFAULT_RESTARTS = 5
 
 PROFILES = ("cpu", "gpu")
 
+#: Values of `--front` that are no path: HAProxy where it is installed, none.
+FRONT_AUTO, FRONT_OFF = "auto", "off"
+
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
@@ -45,6 +48,9 @@ class ServerOptions:
         profile: ``cpu`` reads each model's ``config.pbtxt``, ``gpu`` its ``configs/gpu.pbtxt`` where there is one.
         device: where the torch_cuda engines of the ``gpu`` profile run: ``cuda:0``, or ``cpu`` (float32, slow) to try
             that profile on a machine without a GPU.
+        front: what takes the public port before Triton (`server/front.py`): ``off``, ``auto`` or the path of HAProxy.
+            `python -m server` reads it; a `TritonServer` itself has none.
+        grpc_socket: if given, Triton's own gRPC endpoint, in place of `host` and `grpc_port`, which a front has.
         slots, queue: streams that generate, and that are taken beyond them (`ServingSettings`).
         threads: CPU threads of each engine process.
         exit_timeout_s: how long running streams may go on after a stop was asked for.
@@ -62,6 +68,8 @@ class ServerOptions:
     metrics_host: str = LOOPBACK
     profile: str = "cpu"
     device: str = DEVICES[0]
+    front: str = FRONT_OFF
+    grpc_socket: Path | None = None
     slots: int = field(default_factory=default_slots)
     queue: int = field(default_factory=default_queue)
     threads: int = field(default_factory=default_threads)
@@ -71,6 +79,13 @@ class ServerOptions:
     exit_timeout_s: int = DEFAULT_EXIT_TIMEOUT_S
     restarts: int = DEFAULT_RESTARTS
     start_timeout_s: float | None = None
+
+    @property
+    def triton_url(self) -> str:
+        """Where Triton itself answers, as gRPC writes it; without TLS where a front encrypts."""
+        if self.grpc_socket is not None:
+            return f"unix:{self.grpc_socket}"
+        return f"[{self.host}]:{self.grpc_port}" if ":" in self.host else f"{self.host}:{self.grpc_port}"
 
     @property
     def start_limit_s(self) -> float:

