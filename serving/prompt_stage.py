@@ -11,7 +11,7 @@ from serving.admission import AdmissionRecord
 from serving.metrics.recorder import Recorder
 from serving.metrics.refusals import Refusals
 from serving.settings import ServingSettings
-from vita_audio.contract.errors import ServerStopping
+from vita_audio.contract.errors import InvalidRequest, ServerStopping
 from vita_audio.contract.limits import Limits
 from vita_audio.contract.messages import Start
 from vita_audio.contract.request import check_prompt, parse_request
@@ -20,6 +20,9 @@ from vita_audio.engines.manifest import load_manifest
 from vita_audio.speech_features import to_16_khz
 from vita_audio.text.chat_template import PromptBuilder
 from vita_audio.text.tokenizer import TextTokenizer
+
+#: Of a client's own id of a request. Triton repeats it in its errors and traces.
+MAX_REQUEST_ID = 128
 
 
 class PromptStage:
@@ -59,7 +62,7 @@ class PromptStage:
         cls(tokenizer, limits, speech_codes).prepare({"TEXT": "warm-up"})
         return cls(tokenizer, limits, speech_codes, AdmissionRecord(settings.admission), worker)
 
-    def prepare(self, inputs: Mapping[str, Any]) -> Start:
+    def prepare(self, inputs: Mapping[str, Any], request_id: str = "") -> Start:
         """Check `inputs` (public name -> array, or None when not sent) and build the prompt.
 
         `timings_ms` of the settings gets `speech_tokenizer` (when there is speech, with resampling and its hop) and
@@ -72,6 +75,9 @@ class PromptStage:
         """
         self._running += 1
         try:
+            if len(request_id) > MAX_REQUEST_ID or not request_id.isprintable():
+                limit = f"it has at most {MAX_REQUEST_ID} characters, all of them printable"
+                raise InvalidRequest("request id", request_id, limit, "send a shorter one, or none")
             return self._prepare(inputs)
         finally:
             self._running -= 1

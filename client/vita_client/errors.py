@@ -26,6 +26,8 @@ _CORE_UNAVAILABLE = {
     SHUTTING_DOWN: re.compile(r"Server is stopping"),
     UNHEALTHY: re.compile(r"Stub process .*is (unhealthy|not healthy)"),
 }
+#: The wheel's Triton (up to 25.06) names the shared memory of a model process when it cannot grow.
+_SHARED_MEMORY = re.compile(r"(shared memory (?:pool size for key|key|region)) '[^']*'")
 _CORE_REFUSAL = re.compile(r"\[request id: |unexpected inference input|expected \d+ inputs")
 #: What gRPC puts before the reason why it could not connect.
 _CONNECT_PREFIX = re.compile(r"^failed to connect to all addresses; last error: (UNKNOWN|UNAVAILABLE|INTERNAL): ")
@@ -105,8 +107,9 @@ UNAVAILABLE = frozenset(code for code, kind in _CLASSES.items() if kind is Serve
 
 
 def one_line(text: str) -> str:
-    """Text of a server as one line of bounded length, without what Triton puts before it."""
-    line = without_prefix(" ".join(text.split()))
+    """Text of a server as one printable line of bounded length, without what Triton puts before it, and keys in it."""
+    line = _SHARED_MEMORY.sub(r"\1 '...'", without_prefix(" ".join(text.split())))
+    line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
     return line if len(line) <= _MAX_MESSAGE_CHARS else line[: _MAX_MESSAGE_CHARS - 3] + "..."
 
 

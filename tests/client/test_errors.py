@@ -169,6 +169,22 @@ def test_messages_without_a_code_come_from_triton(client: Any, words: str, error
     assert "in ensemble" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "in ensemble 'vita_audio', Failed to increase the shared memory pool size for key '/vita_audio_1_ab_2' to 9",
+        "Unable to initialize shared memory key '/vita_audio_1_ab_2' to requested size (9 bytes).",
+        "Failed to create new mapped region for the grown shared memory region '/vita_audio_1_ab_2'. No such file",
+        "[request id: a\nb\x1b[31m] Request for unknown model: '/vita\u2028_1_ab_2\x1b[31m\x00' is not found",
+    ],
+)
+def test_what_triton_quotes_is_one_printable_line_without_keys(words: str) -> None:
+    text = str(from_message(words, "host:1"))
+    assert text.isprintable()
+    assert "/vita_audio_1_ab_2" not in text
+    assert len(str(from_message("Request for unknown model: " + "x" * 100_000, "host:1"))) < 600
+
+
 @pytest.mark.parametrize("which", ["pcm", "type", "utf8", "length", "status", "missing"])
 def test_a_response_outside_the_contract_is_named(client: Any, which: str) -> None:
     with pytest.raises(BadResponse) as caught:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vita_audio.contract import messages
 from vita_audio.contract.errors import BadMessage
 from vita_audio.contract.messages import (
+    MAX_REASON,
+    MAX_TEXT_OF_A_MESSAGE,
+    STAGES,
     VERSION,
     Cancel,
     Delta,
@@ -76,8 +81,9 @@ def test_every_message_survives_the_trip(message: Message) -> None:
     assert decode(text.encode(), tokens) == message
 
 
+HUGE = st.sampled_from([2**64, -(2**63) - 1, 10**4000, 1e308, float("inf"), float("nan"), "\ud800", "\x00\n\x1b[31m"])
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | HUGE,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=5,
 )
@@ -98,6 +104,68 @@ def test_any_value_in_any_field_is_read_or_refused(message: Message, data: st.Da
         return
     assert refused.code == "bad_message"
     assert refused.field
+
+
+#: What JSON is made of, and what is none.
+PIECES = st.sampled_from(
+    [
+        b"",
+        b"{",
+        b"}",
+        b"[" * 2000,
+        b"]",
+        b'"',
+        b",",
+        b":",
+        b"\\u",
+        b"\xff",
+        b"\x00",
+        b"NaN",
+        b"-Infinity",
+        b"1e999",
+        b"9" * 5000,
+    ]
+)
+
+
+@given(MESSAGES, st.lists(st.tuples(st.floats(0, 1), st.integers(0, 6), PIECES | st.binary(max_size=4)), max_size=4))
+def test_a_message_with_bytes_cut_and_put_in_is_read_or_refused(
+    message: Message, edits: list[tuple[float, int, bytes]]
+) -> None:
+    text, tokens = encode(message)
+    raw = text.encode()
+    for where, cut, put in edits:
+        position = int(where * len(raw))
+        raw = raw[:position] + put + raw[position + cut :]
+    try:
+        read = decode(raw, tokens)
+    except BadMessage as error:
+        refused = error
+    else:
+        assert decode(*encode(read)) == read
+        return
+    assert refused.field
+    assert len(str(refused)) < 400
+
+
+@pytest.mark.parametrize("depth", [100, 900, 960, 990, 10_000])
+@pytest.mark.parametrize("field", ["stream", "v", "kind"])
+def test_deep_values_are_refused(depth: int, field: str) -> None:
+    """At any depth: what the reader of JSON still takes, the error must be able to quote."""
+    for deep in range(depth, depth + 30):
+        values = {"v": f"{VERSION}", "kind": '"cancel"', "stream": '"a"', field: "[" * deep + "]" * deep}
+        with pytest.raises(BadMessage):
+            decode("{" + ",".join(f'"{name}":{value}' for name, value in values.items()) + "}")
+
+
+def test_the_longest_message_is_read_and_a_longer_one_is_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    far = "\U0001f600"  # escaped with 12 characters
+    longest = Status(far * 64, 2**31 - 1, "cancelled", far * MAX_REASON, "text", far * 1024, 2**64 - 1, {}, far * 64)
+    longest = replace(longest, timings_ms=dict.fromkeys(STAGES, 123456789.123456))
+    assert decode(*encode(Delta(longest, ()))) == Delta(longest, ())
+    monkeypatch.setattr(messages.json, "loads", lambda _: pytest.fail("parsed"))
+    with pytest.raises(BadMessage, match="at most 32768 are read"):
+        decode(" " * (MAX_TEXT_OF_A_MESSAGE + 1))
 
 
 @given(st.text() | st.binary() | JSON.map(json.dumps))

@@ -3,12 +3,14 @@
     prompt ──Start──▶ speech_lm ──Delta, Probe──▶ audio_decoder, which calls speech_lm back with Released or Cancel
 
 A message travels as two tensors: MESSAGE (STRING[1], JSON with its version and kind) and TOKENS (INT32[-1], its ids).
-`decode` checks type and range of every field, because any client that reaches the port can write to a model.
+`decode` checks type and range of every field, although only the models of this server can write one
+(`serving/seal.py`): a wrong one ends its stream and nothing else.
 """
 
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
@@ -19,6 +21,8 @@ from vita_audio.contract.modes import mode_of
 
 VERSION = 1
 MAX_TOKENS_OF_A_MESSAGE = 1 << 20
+#: Of MESSAGE, in bytes or characters: the longest mode and reason fit, with every character escaped.
+MAX_TEXT_OF_A_MESSAGE = 1 << 15
 #: Characters of the reason of a failure; an engine may quote much.
 MAX_REASON = 1000
 
@@ -137,6 +141,8 @@ def decode(text: str | bytes, tokens: Sequence[int] = ()) -> Message:
     Raises:
         BadMessage: not JSON, another version, an unknown kind, or a field that is missing, unknown or out of range.
     """
+    if len(text) > MAX_TEXT_OF_A_MESSAGE:
+        raise _bad("MESSAGE", text[:60], f"it has {len(text)} bytes, and at most {MAX_TEXT_OF_A_MESSAGE} are read")
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -171,7 +177,7 @@ def _json(values: dict[str, Any]) -> str:
 
 
 def _bad(name: str, value: object, limit: str) -> BadMessage:
-    shown = repr(value)
+    shown = reprlib.repr(value)  # of bounded depth and length
     return BadMessage(f"{name}: {shown if len(shown) <= 60 else shown[:57] + '...'} is not valid: {limit}", field=name)
 
 

@@ -28,7 +28,8 @@ class TritonPythonModel:
 
     def _answer(self, request: pb_utils.InferenceRequest) -> pb_utils.InferenceResponse:
         try:
-            start = self._stage.prepare({spec.name: read(request, spec.name) for spec in INPUTS})
+            inputs = {spec.name: read(request, spec.name) for spec in INPUTS}
+            start = self._stage.prepare(inputs, request.request_id())
             return pb_utils.InferenceResponse(self._calls.tensors(start))
         except Exception as error:  # noqa: BLE001 - becomes the answer
             self._stage.refusals.count(error)
