@@ -10,8 +10,9 @@ from pathlib import Path
 from types import FrameType
 
 from server.errors import CannotStart
-from server.options import PROFILES, ServerOptions, TlsFiles
-from server.ports import is_loopback
+from server.front import Front, find_front
+from server.options import FRONT_AUTO, FRONT_OFF, PROFILES, ServerOptions, TlsFiles
+from server.ports import claim_ports, is_loopback
 from server.supervisor import Supervisor
 from serving.settings import DEVICES
 
@@ -36,6 +37,12 @@ def parse_options(arguments: Sequence[str] | None = None) -> tuple[ServerOptions
     )
     add("--host", default=default.host, help="address of the gRPC and HTTP ports")
     add("--allow-remote", action="store_true", help="needed for a --host that other machines can reach")
+    add(
+        "--front",
+        default=FRONT_AUTO,
+        help="HAProxy on the public port, which bounds what callers send (docs/operations.md, Security): "
+        f"{FRONT_AUTO} (where it is installed), {FRONT_OFF}, or its path",
+    )
     add("--grpc-port", type=int, default=default.grpc_port, help="0 picks a free port")
     add(
         "--http-port",
@@ -90,24 +97,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup
             signal.signal(number, on_signal)
     try:
+        program = find_front(options.front)
         if options.allow_remote and not is_loopback(options.host):
-            say(f"WARNING: {options.host} is reachable from other machines. {remote_warning(options)}")
+            warning = remote_warning(options, program is not None)
+            say(f"WARNING: {options.host} is reachable from other machines. {warning}")
+        front = Front(program, claim_ports(options)) if program is not None else None
     except CannotStart as error:
         say(f"cannot start: {error}")
         return 1
-    return Supervisor(options, log_file, asked, say).run()
+    return Supervisor(front.options if front else options, log_file, asked, say, front).run()
 
 
-def remote_warning(options: ServerOptions) -> str:
+def remote_warning(options: ServerOptions, front: bool) -> str:
     """What an operator must know before this server faces a network (docs/triton.md, "Security")."""
     transport = (
         "Clients are not authenticated" if options.tls else "Nothing is encrypted and clients are not authenticated"
     )
     if options.tls and options.tls.client_ca:
         transport = "Clients need a certificate"
+    if front:
+        return f"{transport}."
     return (
-        f"{transport}, and Triton up to 25.06 has published remote vulnerabilities: "
-        "put a current Triton, or a proxy that bounds request sizes, in front of a network you do not trust."
+        f"{transport}, nothing bounds what callers send, and one header crashes Triton 24.10: install HAProxy, which "
+        "--front auto then uses (docs/operations.md, Security)."
     )
 
 

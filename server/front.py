@@ -8,14 +8,18 @@ covers them.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
+import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
 from server.errors import CannotStart
 from server.haproxy import Haproxy, find_haproxy
 from server.options import FRONT_AUTO, FRONT_OFF, ServerOptions, TlsFiles
+from server.processes import is_stopped
 from vita_audio.contract.errors import VitaError, to_wire
 from vita_audio.contract.limits import MAX_AUDIO_SECONDS, MAX_SAMPLE_RATE_HZ
 
@@ -32,6 +36,8 @@ MAX_CONNECTIONS = 1000
 SILENT_CALLER_S = 120
 #: From the opening of a connection to its first call, and from there to the beginning of its message.
 FIRST_MESSAGE_S = 10
+#: A stopped HAProxy is not left stopped for longer.
+STOPPED_S = 1.5
 #: Files of HAProxy that are no connection.
 SPARE_FILES = 100
 
@@ -85,6 +91,7 @@ class Front:
     def __init__(self, program: Path, options: ServerOptions) -> None:
         self._haproxy = Haproxy(program, CONFIG)
         self._public = options
+        self._stopped_since: float | None = None
         self.options = replace(options, grpc_socket=self._haproxy.folder / f"triton:{options.grpc_port}")
 
     def start(self, log: Path) -> None:
@@ -102,6 +109,18 @@ class Front:
     def pids(self) -> list[int]:
         """Process ids of HAProxy; none for the moment in which it is started again."""
         return self._haproxy.pids
+
+    def revive(self) -> None:
+        """Kill a HAProxy that has been stopped (SIGSTOP) for a while; it is then started again. Asked often."""
+        stopped = [pid for pid in self.pids if is_stopped(pid)]
+        if not stopped:
+            self._stopped_since = None
+        elif self._stopped_since is None:
+            self._stopped_since = time.monotonic()
+        elif time.monotonic() > self._stopped_since + STOPPED_S:
+            for pid in stopped:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
     def stop(self) -> None:
         """End it with every call that runs through it. Does nothing the second time."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from server.errors import CannotStart
 from server.guarded import GuardedProcess
-from server.processes import descendants
+from server.processes import descendants, is_alive
 from server.remains import Belongings
 
 START_TIMEOUT_S, ANSWER_TIMEOUT_S = 30.0, 30.0
@@ -46,6 +46,7 @@ class Haproxy:
         self._belongings: Belongings | None = Belongings()
         self._process: GuardedProcess | None = None
         self.folder = self._belongings.folder
+        self._pids: list[int] = []
         self._socket = self.folder / "admin"
 
     def start(self, variables: Mapping[str, str], log: Path) -> None:
@@ -95,7 +96,9 @@ class Haproxy:
     @property
     def pids(self) -> list[int]:
         """Process ids of HAProxy; none for the moment in which it is started again."""
-        return [] if self._process is None else descendants(self._process.pid)[1:]
+        if self._process is not None and not (self._pids and all(is_alive(pid) for pid in self._pids)):
+            self._pids = descendants(self._process.pid)[1:]
+        return self._pids
 
     def stop(self) -> None:
         """End it with everything that runs through it, and remove its folder. Does nothing the second time."""

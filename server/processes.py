@@ -41,13 +41,24 @@ def is_alive(pid: int) -> bool:
     return _living_parent(pid) is not None
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether a signal (SIGSTOP) or a debugger has stopped a process."""
+    return _state(pid)[0] in ("T", "t")
+
+
 def _living_parent(pid: int) -> int | None:
+    state, parent = _state(pid)
+    return None if state in ("", "Z") else int(parent)
+
+
+def _state(pid: int) -> tuple[str, str]:
+    """State and parent of a process; empty if there is none."""
     try:
         # "pid (name) state ppid ...": the name may hold spaces and brackets
         state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
     except OSError:
-        return None
-    return None if state == "Z" else int(parent)
+        return "", ""
+    return state, parent
 
 
 def resident_bytes(pid: int) -> int:

@@ -6,8 +6,9 @@
                         restarting ──a signal, or too many failures in a row
 
 One `TritonServer` is one incarnation. Triton starts no model process again and goes on calling itself ready without it,
-so an incarnation with a fault is killed as a whole: its callers' connections end at once, its port closes (that is "not
-ready" for every client and balancer), and the next one begins with no stream in it, on the same ports.
+so an incarnation with a fault is killed as a whole: its streams end at once, its port closes (that is "not ready" for
+every client and balancer), and the next one begins with no stream in it, on the same ports. A front (`server/front.py`)
+stands before all incarnations, from the time the first is ready; without a Triton behind it, it answers "unhealthy".
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from server.errors import CannotStart
+from server.front import Front
 from server.launch import TritonServer
 from server.options import ServerOptions
 from server.processes import is_alive, model_processes
@@ -57,25 +59,40 @@ class Supervisor:
         log_file: gets what all incarnations write, one after the other.
         asked: the signals that have come; the first drains, a second ends at once.
         say: gets each line for the operator.
+        front: has the public port; `options` are its `options`.
     """
 
     def __init__(
-        self, options: ServerOptions, log_file: Path | None, asked: Sequence[int], say: Callable[[str], None]
+        self,
+        options: ServerOptions,
+        log_file: Path | None,
+        asked: Sequence[int],
+        say: Callable[[str], None],
+        front: Front | None = None,
     ) -> None:
-        self._asked, self._say = asked, say
+        self._asked, self._say, self._front = asked, say, front
         self._policy = RestartPolicy(options.restarts)
         self._restarts = 0
         self._server = TritonServer(options, log_file)
 
     def run(self) -> int:
         """Serve. Returns the exit status: 0 after a drain that lost no stream, else 1."""
-        problem = self._start()
+        try:
+            return self._run()
+        finally:
+            if self._front is not None:
+                self._front.stop()
+
+    def _run(self) -> int:
+        problem = self._start() or self._open_front()
         if problem is not None:
             self._say(problem)
             return 1
         while True:
             server = self._server
             checks, ready = checks_of(server), time.monotonic()
+            if self._front is not None:
+                checks.append(self._front.revive)
             again = " again" if self._restarts else ""
             self._say(f"ready{again} after {server.start_seconds:.1f} s: {describe(server)}; Ctrl-C stops")
             fault = self._watch(checks)
@@ -109,6 +126,16 @@ class Supervisor:
         if isinstance(failures[0], CannotStart):
             return f"cannot start: {failures[0]}"
         raise failures[0]
+
+    def _open_front(self) -> str | None:
+        """Let callers in to the first incarnation, which is ready; None, or why that failed."""
+        try:
+            if self._front is not None:
+                self._front.start(self._server.log_file)
+        except CannotStart as error:
+            self._server.kill()
+            return f"cannot start: {error}"
+        return None
 
     def _watch(self, checks: Sequence[Check]) -> str | None:
         """Return the first fault, or None at a signal."""
@@ -161,6 +188,8 @@ class Supervisor:
             drainer.join(POLL_S)
             fault = first_fault(checks)
         lost = fault is not None or drainer.is_alive() or not complete[0]
+        if self._front is not None:
+            self._front.stop()  # first: it would promise callers another Triton
         server.kill()
         if fault is not None:
             self._say(f"{fault}: see {server.log_file}")
@@ -179,4 +208,7 @@ def describe(server: TritonServer) -> str:
     places = [f"gRPC{' with TLS' if options.tls else ''} on {server.grpc_url}"]
     if server.http_url:
         places.append(f"HTTP on {server.http_url}")
-    return f"{', '.join([*places, f'metrics on {server.metrics_url}'])}; log in {server.log_file}"
+    places.append(f"metrics on {server.metrics_url}")
+    if options.grpc_socket:
+        places.append("HAProxy in front")
+    return f"{', '.join(places)}; log in {server.log_file}"

@@ -266,6 +266,23 @@ def test_haproxy_that_ends_is_started_again(fresh: Callable[..., Fronted]) -> No
     assert fronted.log.read_text().count("haproxy has ended") == 2
 
 
+def test_a_stopped_haproxy_is_replaced(fresh: Callable[..., Fronted]) -> None:
+    fronted = fresh().open()
+    (pid,) = fronted.front.pids
+    os.kill(pid, signal.SIGSTOP)
+    deadline = time.monotonic() + SECONDS
+    while Path(f"/proc/{pid}").exists():
+        fronted.front.revive()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    while not _opens(fronted.port):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert works(fronted.url)
+    fronted.front.revive()
+    assert works(fronted.url)
+
+
 def _opens(port: int) -> bool:
     try:
         socket.create_connection(("127.0.0.1", port), timeout=5).close()
