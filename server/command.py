@@ -8,6 +8,7 @@ from pathlib import Path
 
 from server.locate import Triton
 from server.options import ServerOptions
+from server.ports import address_of
 from serving.settings import ServingSettings
 
 #: Administration that no client of this project needs (docs/triton.md, "Security"). Health, metadata, inference, model
@@ -52,7 +53,7 @@ def triton_arguments(options: ServerOptions, triton: Triton, backends: Path, sha
         f"--grpc-keepalive-timeout={KEEPALIVE_TIMEOUT_MS}",
         f"--grpc-restricted-protocol={RESTRICTED}:{LOCK}={secrets.token_urlsafe(24)}",
         f"--allow-http={_flag(options.http_port is not None)}",
-        f"--metrics-address={options.metrics_host}",
+        f"--metrics-address={_http_address(options.metrics_host)}",
         f"--metrics-port={options.metrics_port}",
         "--metrics-config=histogram_latencies=true",
         # Triton itself stays off the GPU: all tensors between models are in host memory. Its GPU metrics need a DCGM of
@@ -63,7 +64,7 @@ def triton_arguments(options: ServerOptions, triton: Triton, backends: Path, sha
     ]
     if options.http_port is not None:
         arguments += [
-            f"--http-address={options.host}",
+            f"--http-address={_http_address(options.host)}",
             f"--http-port={options.http_port}",
             f"--http-restricted-api={RESTRICTED}:{LOCK}={secrets.token_urlsafe(24)}",
         ]
@@ -116,8 +117,14 @@ def triton_environment(
 def _grpc_address(options: ServerOptions) -> str:
     """Triton (2.51) writes a colon and the port behind it, also behind the path of a unix socket."""
     if options.grpc_socket is None:
-        return options.host
+        address = address_of(options.host)
+        return f"[{address}]" if ":" in address else address
     return f"unix:{options.grpc_socket}".removesuffix(f":{options.grpc_port}")
+
+
+def _http_address(host: str) -> str:
+    address = address_of(host)
+    return f"ipv6:{address}" if ":" in address else address
 
 
 def _flag(value: bool) -> str:

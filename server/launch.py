@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
-from server.backend import assemble_backends
+from server.backend import assemble_backends, link_libraries, link_repository
 from server.checks import check_options
 from server.command import triton_arguments, triton_environment
 from server.errors import CannotStart
@@ -17,10 +16,12 @@ from server.guarded import GuardedProcess
 from server.locate import find_shared_python, find_triton
 from server.metrics import STREAMS, read_metrics
 from server.options import ServerOptions
-from server.ports import claim_ports
+from server.ports import claim_ports, url_of
 from server.processes import is_alive, model_processes, resident_bytes
 from server.readiness import wait_until_ready
 from server.remains import Belongings, sweep
+from server.resources import check_log_file, check_resources, new_log_file
+from server.start_watch import StartWatch
 from server.stub_python import assemble_python
 from serving.admission import AdmissionRecord
 from serving.seal import new_secret
@@ -67,25 +68,23 @@ class TritonServer:
         A file that exists is continued.
         """
         if self._log_file is None:
-            handle, name = tempfile.mkstemp(prefix="vita-audio-server-", suffix=".log")
-            os.close(handle)
-            self._log_file = Path(name)
+            self._log_file = new_log_file()
         return self._log_file
 
     @property
     def grpc_url(self) -> str:
         """host:port of the gRPC endpoint."""
-        return f"{self.options.host}:{self.options.grpc_port}"
+        return url_of(self.options.host, self.options.grpc_port)
 
     @property
     def metrics_url(self) -> str:
         """Prometheus metrics."""
-        return f"http://{self.options.metrics_host}:{self.options.metrics_port}/metrics"
+        return f"http://{url_of(self.options.metrics_host, self.options.metrics_port)}/metrics"
 
     @property
     def http_url(self) -> str | None:
         """host:port of the HTTP endpoint, None while it is off."""
-        return None if self.options.http_port is None else f"{self.options.host}:{self.options.http_port}"
+        return None if self.options.http_port is None else url_of(self.options.host, self.options.http_port)
 
     @property
     def pid(self) -> int:
@@ -119,11 +118,13 @@ class TritonServer:
         """
         check_options(self.options)
         sweep()
+        check_resources(self.options)
         begin = time.monotonic()
         try:
             with self._changing:
                 self._launch()
-            wait_until_ready(self.options, lambda: not self.running, self.log_file, self._log_begin)
+            lost = StartWatch(self.pid).ended
+            wait_until_ready(self.options, lambda: not self.running, lost, self.log_file, self._log_begin)
         except BaseException:
             self.kill()
             raise
@@ -136,12 +137,16 @@ class TritonServer:
         shared_python = find_shared_python(triton.stub)
         self.options = claim_ports(self.options)
         self._belongings = own = Belongings()
-        libraries = [*triton.library_folders, *([shared_python] if shared_python else [])]
+        folders = [*triton.library_folders, *([shared_python] if shared_python else [])]
+        libraries, repository = (
+            link_libraries(folders, own.folder),
+            link_repository(self.options.repository, own.folder),
+        )
         backends, stub_python = assemble_backends(triton, own.folder), assemble_python(own.folder)
         self.admission = AdmissionRecord(own.folder / "admission")
-        arguments = triton_arguments(self.options, triton, backends, own.prefix)
+        arguments = triton_arguments(replace(self.options, repository=repository), triton, backends, own.prefix)
         environment = triton_environment(self.options, stub_python, libraries, own.folder / "admission", self.secret)
-        self._log_begin = self.log_file.stat().st_size if self.log_file.exists() else 0
+        self._log_begin = check_log_file(self.log_file)
         self._triton = GuardedProcess(arguments, environment, self.log_file, own.prefix)
 
     def lost_models(self) -> list[str]:

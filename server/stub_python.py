@@ -11,6 +11,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
+from server.backend import plain_path
 from server.locate import carried_python
 from server.options import ROOT
 
@@ -31,18 +32,20 @@ def assemble_python(folder: Path) -> Path:
         base = carried / "bin" / f"python{version}"
     packages = home / "lib" / f"python{version}" / "site-packages"
     packages.mkdir(parents=True)
-    (home / "pyvenv.cfg").write_text(f"home = {base.parent}\ninclude-system-site-packages = false\n")
-    (packages / "serving.pth").write_text("\n".join([str(ROOT), *installed_packages()]) + "\n")
+    programs = plain_path(base.parent.parent, home / "base") / base.parent.name
+    (home / "pyvenv.cfg").write_text(f"home = {programs}\ninclude-system-site-packages = false\n")
+    paths = [plain_path(path, home / str(number)) for number, path in enumerate([ROOT, *installed_packages()])]
+    (packages / "serving.pth").write_text("".join(f"{path}\n" for path in paths))
     (home / "bin").mkdir()
     (home / "bin" / "python3").symlink_to(base)
     return home / "bin"
 
 
-def installed_packages() -> list[str]:
+def installed_packages() -> list[Path]:
     """The entries of this interpreter's path that are not its standard library."""
     standard = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib")}
     return [
-        entry
+        Path(entry)
         for entry in sys.path
         if Path(entry).is_dir()
         and Path(entry).is_absolute()

@@ -19,10 +19,10 @@ from server.__main__ import parse_options
 from server.checks import check_options
 from server.command import LOCK, RESTRICTED, triton_arguments
 from server.errors import CannotStart
+from server.failure_reason import failure_reason
 from server.locate import Triton, check_numpy, find_shared_python, find_triton
 from server.options import ServerOptions, TlsFiles
 from server.ports import claim_ports, is_loopback
-from server.readiness import failure_reason
 from server.stub_python import assemble_python
 
 
@@ -65,7 +65,7 @@ def test_loopback_addresses() -> None:
     assert is_loopback("127.8.8.8")
     assert is_loopback("localhost")
     assert not is_loopback("0.0.0.0")
-    with pytest.raises(CannotStart, match="--host: 'no such host' has no IPv4 address"):
+    with pytest.raises(CannotStart, match="--host: 'no such host' has no address"):
         is_loopback("no such host")
 
 

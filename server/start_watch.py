@@ -1,0 +1,60 @@
+"""Model processes that end while a server starts: Triton (2.51) waits for one that ends early until the start limit."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+from server.processes import is_alive, model_processes
+
+
+class StartWatch:
+    """Asked again and again while tritonserver loads its models.
+
+    Args:
+        pid: of tritonserver.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._seen: dict[int, str] = {}
+
+    def ended(self) -> str | None:
+        """Which model process has ended, and the signal that ended it; None while all live.
+
+        A dead child of Triton counts too: a stub that lacks a library is gone before its model can be seen. So does,
+        for a moment, a shell of Triton's that has done its work: only what lasts is a failure.
+        """
+        self._seen |= model_processes(self._pid)
+        for pid, model in self._seen.items():
+            if not is_alive(pid):
+                return f"the process of model {model} ended{_by_signal(pid)}"
+        return next((f"a model process ended{_by_signal(pid)}" for pid in _dead_children(self._pid)), None)
+
+
+def _dead_children(parent: int) -> list[int]:
+    """Children of a process that it has not waited for."""
+    return [
+        int(entry.name)
+        for entry in Path("/proc").iterdir()
+        if entry.name.isdigit() and _stat(int(entry.name))[:2] == ["Z", str(parent)]
+    ]
+
+
+def _by_signal(pid: int) -> str:
+    """Words for the signal that ended a dead child; none if it ended by itself, or is gone."""
+    fields = _stat(pid)
+    status = int(fields[-1]) if fields and fields[0] == "Z" else 0
+    if not os.WIFSIGNALED(status):
+        return ""
+    name = signal.Signals(os.WTERMSIG(status)).name
+    return f" by {name}" + (", which Linux sends when memory runs out" if name == "SIGKILL" else "")
+
+
+def _stat(pid: int) -> list[str]:
+    """State, parent and so on: what /proc says behind the name, which may hold spaces; [] if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
