@@ -53,9 +53,10 @@ def claim_ports(options: ServerOptions) -> ServerOptions:
     Raises:
         CannotStart: a port is taken, asked for twice, or out of range; names the flag and the port.
     """
-    wanted = {"metrics_port": ("--metrics-host", options.metrics_host, options.metrics_port)}
+    wanted: dict[str, tuple[str, str, int]] = {}
     if options.grpc_socket is None:  # else a front has the port
         wanted["grpc_port"] = ("--host", options.host, options.grpc_port)
+    wanted["metrics_port"] = ("--metrics-host", options.metrics_host, options.metrics_port)
     if options.http_port is not None:
         wanted["http_port"] = ("--host", options.host, options.http_port)
     chosen: dict[str, int] = {}
