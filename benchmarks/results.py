@@ -22,8 +22,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from benchmarks.balancer import BalancerError, find_haproxy
+from benchmarks.balancer import NOT_INSTALLED
 from benchmarks.results_page import page
+from server.haproxy import find_haproxy
 from vita_audio.machine import ROOT, describe_machine, revision
 
 RECORDS = ROOT / "benchmarks" / "results"
@@ -83,12 +84,7 @@ def kept(path: Path, wanted: str) -> dict[str, Any] | None:
 
 def missing(name: str) -> str:
     """Why a table cannot be measured on this machine; empty where it can."""
-    try:
-        if name == "scale_out":
-            find_haproxy()
-    except BalancerError as error:
-        return str(error)
-    return ""
+    return NOT_INSTALLED if name == "scale_out" and find_haproxy() is None else ""
 
 
 def run(each: Measurement, engines: Path, work: Path, folder: Path, quick: bool) -> str:

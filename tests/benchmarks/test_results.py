@@ -176,7 +176,7 @@ def test_a_run_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_haproxy_is_asked_for_once_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.balancer.shutil", SimpleNamespace(which=lambda *words, **more: None))
+    monkeypatch.setattr("server.haproxy.shutil", SimpleNamespace(which=lambda *words, **more: None))
     assert "haproxy is not installed" in results.missing("scale_out")
     assert results.missing("serving") == ""
 

@@ -18,23 +18,15 @@ import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from benchmarks import scale_out
-from benchmarks.balancer import CONFIG, Balancer, BalancerError, find_haproxy
+from benchmarks.balancer import CONFIG, Balancer
+from server.haproxy import find_haproxy
 from server.launch import TritonServer
 from triton_probe import metrics, wait_idle
 from vita_audio.contract.fields import ENSEMBLE
 from vita_client import Client, ServerUnavailable
 
-
-def _installed() -> bool:
-    try:
-        find_haproxy()
-    except BalancerError:
-        return False
-    return True
-
-
 needs_haproxy = pytest.mark.skipif(
-    not _installed(), reason="haproxy is not installed (Debian: apt-get install haproxy)"
+    find_haproxy() is None, reason="haproxy is not installed (Debian: apt-get install haproxy)"
 )
 NOBODY = "127.0.0.1:9"  # discard: nothing listens there
 
@@ -65,7 +57,7 @@ def test_the_health_check_is_the_call_it_says() -> None:
 
 @needs_haproxy
 def test_haproxy_accepts_the_file() -> None:
-    made = subprocess.run([find_haproxy(), "-c", "-f", str(CONFIG)], capture_output=True, text=True, timeout=120)
+    made = subprocess.run([str(find_haproxy()), "-c", "-f", str(CONFIG)], capture_output=True, text=True, timeout=120)
     assert made.returncode == 0, made.stderr
     assert "WARNING" not in made.stderr + made.stdout
 
