@@ -62,7 +62,7 @@ test: lint  ## everything that needs no GPU
 bench: engines  ## time to first audio, real-time factor and where each millisecond goes
 	$(BIN)/python -m benchmarks.serving --engines $(ENGINES)
 
-results: engines $(VENV)/.test  ## every CPU table of docs/results.md on this revision; 20 to 25 minutes, goes on where it stopped
+results: engines $(VENV)/.test  ## every CPU table of docs/results.md on this revision; about 30 minutes, goes on where it stopped
 	$(BIN)/python -m benchmarks.results --engines $(ENGINES)
 
 # RATE is the last step's, in streams a second: half of what two cores carry at this promise.

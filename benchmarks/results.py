@@ -1,6 +1,6 @@
 """Measures every CPU table of docs/results.md on this revision, and writes the page: `make results`.
 
-    python -m benchmarks.results --engines engines/cpu              (about 20 minutes on two cores)
+    python -m benchmarks.results --engines engines/cpu              (about 30 minutes on two cores)
     python -m benchmarks.results --only serving soak                (these alone)
     python -m benchmarks.results --quick                            (all in a few minutes: shows that it runs)
 
@@ -58,6 +58,7 @@ MEASUREMENTS = (
         pictures=("soak_memory.svg", "soak_streams.svg"),
     ),
     Measurement("scale_out", (), ("--phase-s", "2", "--callers", "4", "--max-tokens", "60"), 120),
+    Measurement("warm_up", (), ("--starts", "1", "--rounds", "2", "--requests", "text", "--streams", "1"), 480),
     Measurement("language_model", (), ("--tokens", "64", "--repeats", "1", "--streams", "1"), 120),
     Measurement("seams", (), ("--tokens", "40", "--seeds", "1"), 120),
     Measurement(

@@ -11,6 +11,7 @@ from typing import Any
 from benchmarks.paper_report import audio, first_chunk, speeds
 from benchmarks.record import cells, markdown_table, number
 from benchmarks.serving import SPEED, WHERE, speed_cells, where_cells
+from benchmarks.warm_up import SHOWN, shown
 
 Record = Mapping[str, Any]
 _HEAD = """# Results
@@ -167,6 +168,11 @@ def _scale_out(record: Record) -> str:
     return markdown_table("phase|what happened|streams that failed", rows)
 
 
+def _warm_up(record: Record) -> str:
+    lines = [line for row in record["rows"] for line in shown(row)]
+    return markdown_table(SHOWN, lines) + f"\nReady after {record['start_s']:.1f} s.\n"
+
+
 def _language_model(record: Record) -> str:
     modes = list(record["rows"][0]["tokens_per_s"])
     rows = []
@@ -225,6 +231,12 @@ _TABLES: dict[str, tuple[str, str, Callable[[Record], str]]] = {
         "Two servers behind HAProxy",
         "Closed-loop callers on both servers; one is killed, the other drained and restarted.",
         _scale_out,
+    ),
+    "warm_up": (
+        "First requests of a server",
+        "Fresh servers; medians in ms of the first, second and tenth request, or round of requests at once. Client: "
+        "one that is connected and has been used elsewhere, or a new process for every request.",
+        _warm_up,
     ),
     "language_model": (
         "Language model alone",

@@ -52,6 +52,9 @@ RECORDS: dict[str, Any] = {
         "kill": {"noticed_ms": 78.0, "unharmed": 4, "failed": 4, "new": 34, "new_failed": 0,
                  "new_before_notice": 2, "new_before_notice_failed": 1},
     },
+    "warm_up": {"start_s": 2.0, "rows": [
+        {"request": "tts", "client": "new", "streams": 1, "rounds": 10, "ttfa_ms": [212.0, *[88.0] * 9],
+         "rest_ms": [5.0] * 10, "stages_ms": {stage: [10.0] * 10 for stage in STAGES}, "first_to_later": 2.41}]},
     "language_model": {"rows": [{"streams": 1, "tokens_per_s": {"vanilla": 500.0, "turbo": 1500.0}}]},
     "seams": {"rows": [{"setting": "default", "where": "flow seams", "points": 7, "jump": 1.6, "jump_p95": 2.0,
                         "flux_db": 1.0, "flux_db_p95": 2.0, "distance_db": 3.0, "rtf": 0.1}]},
@@ -74,6 +77,7 @@ def test_the_page_has_every_table_with_its_source(tmp_path: Path) -> None:
         "| 0.50 | 20 | 120 | 280 |",
         "| 3.00x |",
         "29 and 32 streams",
+        "| tts | new | 1 | 1 | 212 |",
         "| 20 | 21 |",
     ):
         assert cell in text
