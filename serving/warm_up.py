@@ -26,7 +26,7 @@ WARM_UP_SPEECH_S = 6
 
 
 def warm_up_generation(service: GenerationService, limits: Limits) -> None:
-    """A short greedy stream in the checkpoint's own mode.
+    """A short greedy stream in the checkpoint's own mode, which counts in no metric.
 
     Raises:
         EngineError: it failed, or did not end in time.
@@ -55,6 +55,7 @@ def warm_up_generation(service: GenerationService, limits: Limits) -> None:
         raise EngineError(f"language model: the warm-up request did not end within {WARM_UP_TIMEOUT_S:g} s")
     if last[0].state != "done":
         raise EngineError(f"language model: the warm-up request failed: {last[0].reason}")
+    service.count_from_here()
 
 
 def warm_up_speech(engine: SpeechTokenizerEngine) -> None:

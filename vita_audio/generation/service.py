@@ -107,6 +107,12 @@ class GenerationService:
             waiting = len(self._live) - running
             return GenerationStats(running, waiting, self._steps, self._tokens, self._busy_ms, dict(self._finished))
 
+    def count_from_here(self) -> None:
+        """All counts of `stats` begin at zero again: a warm-up is no caller's stream."""
+        with self._changed:
+            self._steps = self._tokens = 0
+            self._busy_ms, self._finished = 0.0, {}
+
     def close(self, drain_s: float = 0.0) -> None:
         """Refuse new streams, let running ones go on for `drain_s` seconds, cancel the rest, end the thread."""
         with self._changed:
