@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from decoding_bench import AUDIO, Bench, audio, make, until
 from vita_audio.contract.messages import Delta, Status
 from vita_audio.contract.rates import mel_frames, output_samples
+from vita_audio.decoding import service
 from vita_audio.decoding.served_stream import DecodedChunk
 
 BAD_CODE = 999  # the stand-in flow knows 64 codes
@@ -65,6 +67,20 @@ def test_a_message_of_an_unknown_stream_is_answered_and_stopped(bench: Bench) ->
     until(lambda: bench.stopped == ["ghost"])
     assert bench.answers[0].status.code == "bad_message"
     assert bench.service.stats().live_streams == 0
+
+
+def test_only_the_last_streams_that_ended_are_remembered(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream that ends leaves a word behind for its late messages, and not for ever."""
+    monkeypatch.setattr(service, "_REMEMBERED_STREAMS", 2)
+    for number, name in enumerate("abcd", 1):
+        bench.send(name, [], state="failed")
+        bench.wait(number)
+    assert list(bench.service._ended) == ["c", "d"]
+    for number, name in enumerate("abcd", 5):
+        bench.send(name, audio(8))
+        bench.wait(number)
+    reasons = [bench.of(name)[-1].status.reason for name in "abcd"]
+    assert ["belongs to no stream" in reason for reason in reasons] == [True, True, False, False]
 
 
 def test_an_end_that_the_language_model_reports_is_passed_on_without_speaking(bench: Bench) -> None:

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from vita_audio.contract.errors import EngineError, ServerStopping
 from vita_audio.contract.messages import MAX_REASON, Delta, State, Status
@@ -33,8 +33,8 @@ class _Live:
     id: str
     request: GenerationRequest
     emit: Emit
+    submitted: float
     stream: Stream | None = None  # once the thread has taken it in
-    submitted: float = field(default_factory=time.perf_counter)
     admitted: float | None = None
     last_emit: float | None = None
     deltas: int = 0
@@ -88,7 +88,7 @@ class GenerationService:
         with self._changed:
             if self._closing:
                 raise ServerStopping
-            self._live[stream_id] = live = _Live(stream_id, request, emit)
+            self._live[stream_id] = live = _Live(stream_id, request, emit, time.perf_counter())
             self._inbox.append(live)
             self._changed.notify_all()
 
