@@ -8,9 +8,11 @@ links are.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from server.locate import Triton
+from server.options import ServerOptions
 
 STUB = "triton_python_backend_stub"
 
@@ -29,15 +31,18 @@ def assemble_backends(triton: Triton, folder: Path) -> Path:
     return python.parent
 
 
-def link_repository(repository: Path, folder: Path) -> Path:
-    """Make ``folder/models`` a link to the model repository."""
-    link = folder / "models"
-    link.symlink_to(repository.resolve())
-    return link
+def link_folders(options: ServerOptions, folder: Path) -> ServerOptions:
+    """The same options with links below `folder`: to the model repository, and to engines whose name is not ASCII.
+
+    Python in the stub decodes names as ASCII, whatever the locale; engines then cannot be opened by them.
+    """
+    repository = folder / "models"
+    repository.symlink_to(options.repository.resolve())
+    return replace(options, repository=repository, engines=plain_path(options.engines.resolve(), folder / "engines"))
 
 
 def plain_path(path: Path, link: Path) -> Path:
-    """`path`, or `link` made to lead there: where only one line of ASCII is read in every locale."""
+    """`path`, or `link` made to lead there if the path is not one line of ASCII."""
     if str(path).isascii() and str(path).isprintable():
         return path
     link.symlink_to(path)

@@ -95,7 +95,7 @@ def triton_environment(
     libraries = [str(folder) for folder in library_folders]
     inherited = os.environ.get("LD_LIBRARY_PATH")
     settings = ServingSettings(
-        engines=options.engines.resolve(),
+        engines=options.engines.absolute(),
         slots=options.slots,
         queue=options.queue,
         threads=options.threads,

@@ -23,7 +23,7 @@ def failure_reason(log_file: Path, begin: int = 0) -> str:
     lines = [line for line in log.splitlines() if line.strip() and not _NO_REASON.match(line)]
     text = "\n".join(lines)
     candidates = [_models_not_loaded(text), *reversed(_ERROR_LINE.findall(text)), *reversed(lines)]
-    found = [str(candidate) for candidate in candidates if candidate]
+    found = [" ".join(str(candidate).split()) for candidate in candidates if candidate]
     return next((reason for reason in found if not _ENDED.search(reason)), found[0] if found else _nothing(log))
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
-from server.backend import assemble_backends, link_libraries, link_repository
+from server.backend import assemble_backends, link_folders, link_libraries
 from server.checks import check_options
 from server.command import triton_arguments, triton_environment
 from server.errors import CannotStart
@@ -138,14 +137,11 @@ class TritonServer:
         self.options = claim_ports(self.options)
         self._belongings = own = Belongings()
         folders = [*triton.library_folders, *([shared_python] if shared_python else [])]
-        libraries, repository = (
-            link_libraries(folders, own.folder),
-            link_repository(self.options.repository, own.folder),
-        )
+        libraries, linked = link_libraries(folders, own.folder), link_folders(self.options, own.folder)
         backends, stub_python = assemble_backends(triton, own.folder), assemble_python(own.folder)
         self.admission = AdmissionRecord(own.folder / "admission")
-        arguments = triton_arguments(replace(self.options, repository=repository), triton, backends, own.prefix)
-        environment = triton_environment(self.options, stub_python, libraries, own.folder / "admission", self.secret)
+        arguments = triton_arguments(linked, triton, backends, own.prefix)
+        environment = triton_environment(linked, stub_python, libraries, own.folder / "admission", self.secret)
         self._log_begin = check_log_file(self.log_file)
         self._triton = GuardedProcess(arguments, environment, self.log_file, own.prefix)
 
