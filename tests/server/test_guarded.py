@@ -19,7 +19,7 @@ from server.options import ROOT
 from server.processes import descendants, is_alive
 from server.remains import kill_processes, processes_of
 
-#: Starts a child that ignores every signal it can, one in a session of its own, one whose parent is gone, a stopped one.
+#: Ignores signals; has a child, one in a session of its own, one whose parent is gone, and a stopped one.
 FAMILY = """
 import os, signal, subprocess, sys, time
 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
