@@ -86,8 +86,8 @@ def sweep() -> None:
         os.close(lock)
     if servers:
         log.warning(
-            "vita-audio server: removed what %d dead server%s left: %d processes, %d files in %s",
-            *(servers, "s" * (servers > 1), processes, files, SHARED_MEMORY),
+            "vita-audio server: removed from %s what dead servers left (servers: %d, processes: %d, files: %d)",
+            *(SHARED_MEMORY, servers, processes, files),
         )
 
 
