@@ -17,9 +17,13 @@ from server.remains import Belongings
 
 START_TIMEOUT_S, ANSWER_TIMEOUT_S = 30.0, 30.0
 POLL_S = 0.02
-#: Starts HAProxy again whenever it ends, whatever the launcher is busy with.
+#: Starts HAProxy again whenever it ends, whatever the launcher is busy with. A shell and HAProxy unblock the signals that
+#: a guard blocks for all below it, but leave SIGTERM and SIGHUP ignored: sent to all processes, they are the launcher's.
 ENDED = "haproxy has ended, status"
-KEEP = f'while :; do "$@"; echo "vita-audio front: {ENDED} $?; starting it again"; sleep 0.1; done'
+KEEP = f"""
+trap '' HUP INT TERM
+while :; do "$@"; echo "vita-audio front: {ENDED} $?; starting it again"; sleep 0.1; done
+"""
 
 
 def find_haproxy() -> Path | None:
