@@ -147,6 +147,23 @@ def test_tensorrt_llm(
     assert tokens(engine) == expected
 
 
+def test_the_audio_only_head_of_the_build_is_served(source: EngineSource, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ids that the MCTP modules may emit, and ids that never come out, are those of the manifest in both GPU families."""
+    layouts: list[Layout] = []
+
+    def executor(folder: Path, layout: Layout) -> None:
+        layouts.append(layout)
+
+    monkeypatch.setattr(session, "SessionExecutor", executor)
+    banned: list[tuple[int, ...]] = []
+    monkeypatch.setattr(TensorRtLlmLanguageModel, "__init__", lambda self, executor, ids: banned.append(tuple(ids)))
+    open_language_model(changed(source, engine="tensorrt_llm", head_first_id=24, banned_ids=(3, 5)), slots=2)
+    assert ([layout.head_first_id for layout in layouts], banned) == ([24], [(3, 5)])
+    engine = open_language_model(changed(source, head_first_id=24, banned_ids=(3, 5)), slots=2)
+    assert isinstance(engine, TorchCudaLanguageModel)
+    assert engine.settings.first_mctp_id == 24
+
+
 def test_cpu(engines: Path) -> None:
     manifest = load_manifest(engines)
     assert manifest.gpu is None

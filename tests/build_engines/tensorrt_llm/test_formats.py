@@ -96,6 +96,18 @@ def fp8_given() -> dict[str, Tensor]:
     return {name: torch.tensor(0.002 + 0.0001 * number) for number, name in enumerate(names)}
 
 
+def test_a_recalibration_converts_again(tmp_path: Path) -> None:
+    """Scales decide what the weights become: other scales make another part, equal ones are left alone."""
+    write_released(tmp_path / "released")
+    options = Options(formats=BOTH_FP8, fp8_kv_cache=True, scales=tmp_path / "scales.json")
+    weights, seen = tmp_path / "out" / "backbone" / "rank0.safetensors", []
+    for factor in (1.0, 1.0, 2.0):
+        save_scales(tmp_path / "scales.json", {name: factor * scale for name, scale in fp8_given().items()})
+        convert(tmp_path / "released", tmp_path / "out", options)
+        seen.append(weights.read_bytes())
+    assert seen[0] == seen[1] != seen[2]
+
+
 @pytest.mark.parametrize("suffix", [".json", ".safetensors"])
 def test_fp8_checkpoint_from_given_scales(tmp_path: Path, suffix: str) -> None:
     released = write_released(tmp_path / "released")

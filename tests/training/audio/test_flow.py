@@ -145,6 +145,31 @@ def test_given_frames_do_not_count_and_guidance_is_trained(clips: DecoderClips) 
     assert loss(0.0, batch) != loss(0.0, other_tokens)
 
 
+def test_what_is_withheld_is_withheld_together(clips: DecoderClips, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network of a window without guidance is given neither tokens, nor speaker, nor frames; the others all."""
+    torch.manual_seed(0)
+    batch = _windows(clips).make([-1, -2], [0, 0], 8, [0.5, 0.5])
+    model = Flow(TINY.flow).eval()
+    drawn = replace(FlowDraw.of(batch, model.config, torch.Generator().manual_seed(0)), given=torch.tensor([0.0, 1.0]))
+    seen: list[torch.Tensor] = []
+    estimator = model.decoder.estimator.forward
+
+    def note(*inputs: torch.Tensor) -> torch.Tensor:
+        seen.extend(inputs)
+        return estimator(*inputs)
+
+    monkeypatch.setattr(model.decoder.estimator, "forward", note)
+    flow_errors(model, batch, drawn)
+    y, mu, t, spks, cond = seen
+    assert not any(each[0].detach().any() for each in (mu, spks, cond))
+    assert all(each[1].detach().any() for each in (mu, spks, cond))
+    torch.testing.assert_close(cond[1], (batch.mel * batch.known[:, None])[1])
+    torch.testing.assert_close(spks[1:], model.speaker().expand(1, -1))
+    torch.testing.assert_close(t, drawn.t)
+    s, at = model.config.sigma_min, drawn.t[:, None, None]
+    torch.testing.assert_close(y, (1 - (1 - s) * at) * drawn.noise + at * batch.mel)
+
+
 def test_parts_of_a_batch_add_up_to_it(clips: DecoderClips, monkeypatch: pytest.MonkeyPatch) -> None:
     """Errors and gradients of three windows, whole and in two threads of uneven parts."""
     monkeypatch.setattr(module, "autocast", lambda device: nullcontext())  # bfloat16 rounds parts otherwise
