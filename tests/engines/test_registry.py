@@ -148,7 +148,7 @@ def test_tensorrt_llm(
 
 
 def test_the_audio_only_head_of_the_build_is_served(source: EngineSource, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ids that the MCTP modules may emit, and ids that never come out, are those of the manifest in both GPU families."""
+    """Ids that the MCTP modules may emit, and ids that never come out, are those of the manifest, in both families."""
     layouts: list[Layout] = []
 
     def executor(folder: Path, layout: Layout) -> None:
