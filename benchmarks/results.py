@@ -5,7 +5,8 @@
     python -m benchmarks.results --quick                            (all in a few minutes: shows that it runs)
 
 Each table is a command of its own whose record is kept at once: a run that was cut short goes on where it stopped. A
-record of another revision is measured again. The GPU tables come from the records under benchmarks/results/gpu.
+record of another revision is measured again. The GPU tables come from the records under benchmarks/results/gpu, and
+those of hours (LONG) from what their own commands wrote last; only the page is made of them here.
 """
 
 from __future__ import annotations
@@ -66,6 +67,19 @@ MEASUREMENTS = (
         takes_engines=False,
     ),
 )  # fmt: skip
+
+#: Tables that take an hour or more, and the arguments that measure them. The newest record is shown.
+LONG = {
+    "faults": "benchmarks.faults",
+    "long_soak": "benchmarks.soak --rate 1.3 --minutes 120 --kill-every 600",
+}
+
+
+def newest(name: str) -> dict[str, Any]:
+    """The last record of a long measurement with its folder, or how it is made."""
+    for path in sorted(RECORDS.glob(f"cpu/*/{name}.json"), reverse=True):
+        return {**json.loads(path.read_text(encoding="utf-8")), "folder": str(path.parent)}
+    return {"not_run": f"`python -m {LONG[name]} --out benchmarks/results/cpu/DATE/{name}.json`"}
 
 
 def command(each: Measurement, engines: Path, out: Path, quick: bool) -> list[str]:
@@ -140,6 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if found is None and not reason:
                 reason = "the source changed while it was measured"
         records[each.name] = found or {"not_run": reason or "not measured on this revision"}
+    records |= {name: newest(name) for name in LONG}
     about = {"machine": describe_machine(), "revision": wanted, "date": now.date().isoformat()}
     out = work / "results.md" if options.quick else PAGE
     out.write_text(page(records, about, RECORDS / "gpu", folder, out.parent), encoding="utf-8")

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.faults.table import table as faults_table
 from benchmarks.paper_report import audio, first_chunk, speeds
-from benchmarks.record import cells, markdown_table, number
+from benchmarks.record import cells, markdown_table, number, percentile
 from benchmarks.serving import SPEED, WHERE, speed_cells, where_cells
 from benchmarks.warm_up import SHOWN, shown
 
@@ -23,7 +24,8 @@ the small checkpoint, its engines for the CPU, the clients on the same cores ({m
 
 TTFA: from the moment a request is sent to the arrival of the first response with audible sound
 ([metrics.md](metrics.md)). Real-time factor: seconds from sending to the last sound, for each second of sound. P50 and
-P95 are percentiles over streams. The GPU tables are of another date and revision, which each of them names.
+P95 are percentiles over streams. The GPU tables, and those that take an hour (faults, the long soak), are of another
+date and revision, which each of them names.
 """
 _GPU_RUN = "2026-11-27"
 #: File, the revision it was measured on, heading, and what is said of it.
@@ -50,7 +52,7 @@ def page(records: Mapping[str, Record], about: Mapping[str, str], gpu: Path, fol
             parts.append(f"Not run: {record['not_run']}.\n")
             continue
         parts += [_source(record), table(record)]
-        for picture in sorted(folder.glob(f"{name}_*.svg")):
+        for picture in sorted(Path(record.get("folder", folder)).glob(f"{name}_*.svg")):
             parts.append(f"![]({Path(os.path.relpath(picture, beside)).as_posix()})\n")
     parts += _quality(json.loads((gpu.parent / "small_evaluation.json").read_text(encoding="utf-8")))
     parts.append(f"# GPU\n\nOne NVIDIA H100 80GB HBM3; records under `benchmarks/results/gpu/{_GPU_RUN}`.\n")
@@ -147,6 +149,12 @@ def _soak(record: Record) -> str:
         f"{threads['least']} to {threads['most']}, open files {files['least']} to {files['most']}; after the load "
         f"{left['running']:g} streams ran and {left['waiting']:g} waited.\n\n"
     )
+    if kills := record.get("kills"):
+        back_s = [each["back_s"] for each in kills]
+        text += (
+            f"{len(kills)} kills of random processes: ready again after {percentile(back_s, 50):.1f} s in the median, "
+            f"{max(back_s):.1f} s at most; the server ended with status {record['exit_code_of_the_server']}.\n\n"
+        )
     rows = (
         [name, str(row["first_mib"]), str(row["last_mib"]), f"{row['share']:+.1%}"]
         for name, row in record["memory"].items()
@@ -225,6 +233,20 @@ _TABLES: dict[str, tuple[str, str, Callable[[Record], str]]] = {
     "soak": (
         "Soak of five minutes",
         "Open loop at a constant rate, after the longest questions in every place; memory is proportional set size.",
+        _soak,
+    ),
+    "faults": (
+        "Faults",
+        "Each row has a server of its own under load: three callers, short streams and health checks all the time. "
+        "Seconds count from the fault: until the server is seen not ready, until the last stream that it cost has "
+        "ended, until a stream is answered again. Right: not ready and all ended within 2 s, back within 15 s, nothing "
+        "left after 5 s, and every end an error that says to try again; or nobody noticed anything.",
+        faults_table,
+    ),
+    "long_soak": (
+        "Soak of two hours with kills",
+        "As the soak above, while a random process below the launcher is killed every ten minutes. Streams that a kill "
+        "costs, and those sent while the server starts, are lost.",
         _soak,
     ),
     "scale_out": (

@@ -23,7 +23,8 @@ from rich.console import Console
 from benchmarks.faults import cancels, environment, fuzz, kills, matrix, overload, signals
 from benchmarks.faults.bench import Bench
 from benchmarks.faults.rows import Row
-from benchmarks.record import Results, cells, markdown_table, record_head
+from benchmarks.faults.table import row_cells, table
+from benchmarks.record import Results, record_head
 from vita_audio.machine import revision
 
 PARTS = {
@@ -38,7 +39,6 @@ SHORT_FAULTS = frozenset(
     ("speech_lm SIGKILL", "launcher SIGKILL", "SIGTERM to every process", "nonsense to the inner models",
      "random cancels", "random kills")
 )  # fmt: skip
-COLUMNS = "fault|callers saw|not ready s|streams ended s|back s|streams failed|left behind|right"
 
 
 def chosen(
@@ -59,19 +59,6 @@ def kept(path: Path | None, sizes: Mapping[str, float]) -> dict[str, dict[str, A
         return {}
     same = record.get("revision") == revision() and record.get("sizes") == sizes
     return dict(record.get("rows", {})) if same else {}
-
-
-def row_cells(row: Mapping[str, Any]) -> list[str]:
-    """The cells of `COLUMNS`."""
-    verdict = "yes" if not row["wrong"] else "NO: " + "; ".join(row["wrong"])
-    shown = {**row, "left": row["left"] or "nothing", "right": verdict}
-    made = cells(shown, "fault callers not_ready_s:1 ended_s:1 back_s:1 failed left right")
-    return [cell.replace("|", "/").replace("\n", " ") for cell in made]
-
-
-def table(record: Mapping[str, Any]) -> str:
-    """All rows as Markdown."""
-    return markdown_table(COLUMNS, (row_cells(row) for row in record["rows"].values()))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

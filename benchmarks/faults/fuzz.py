@@ -17,9 +17,11 @@ from benchmarks.faults.seen import Seen, Watch
 from benchmarks.server_process import ServerProcess
 from loadtest.clock import now_s
 from loadtest.driver import DONE
-from vita_audio.contract.errors import from_wire
+from vita_client.errors import from_message
 
 _TIMEOUT_S = 15.0
+#: Outputs that hold what a model computed.
+_DATA = ("TOKENS", "PCM", "CODES")
 #: One caller beside it shows whether others notice.
 _CALLERS = 1
 
@@ -31,7 +33,8 @@ def cells() -> Iterator[tuple[str, Callable[[Bench], Row]]]:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """How one request ended. `code`: "answered", that of an error, or gRPC's in lower case. `finals`: last responses.
+    """How one request ended, as the client reads it. `code`: "answered", that of an error, or gRPC's in lower case.
+    `finals`: last responses.
     `data`: bytes of tensors with content."""
 
     code: str
@@ -89,17 +92,11 @@ def ask(stub: service_pb2_grpc.GRPCInferenceServiceStub, message: Message, timeo
     try:
         for response in stub.ModelStreamInfer(iter((message,)), timeout=timeout_s):
             if response.error_message:
-                texts.append(response.error_message)
-                wire = from_wire(response.error_message)
-                code = wire.code if wire else "of the core"
+                seen = from_message(response.error_message, "the server")
+                code, texts = seen.code, [*texts, str(seen)]
             finals += response.infer_response.parameters["triton_final_response"].bool_param
-            sizes = {
-                o.name: len(raw)
-                for o, raw in zip(
-                    response.infer_response.outputs, response.infer_response.raw_output_contents, strict=False
-                )
-            }
-            data += sum(size for name, size in sizes.items() if name in ("TOKENS", "PCM", "CODES"))
+            tensors = zip(response.infer_response.outputs, response.infer_response.raw_output_contents, strict=False)
+            data += sum(len(raw) for output, raw in tensors if output.name in _DATA)
     except grpc.RpcError as error:
         code = error.code().name.lower()
         texts.append(error.details() or "")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks import results, results_page
-from benchmarks.results import MEASUREMENTS, Measurement, command, kept, run
+from benchmarks.results import LONG, MEASUREMENTS, Measurement, command, kept, run
 from benchmarks.results_page import page
 from benchmarks.serving import STAGES
 
@@ -47,6 +47,22 @@ RECORDS: dict[str, Any] = {
         "files": {"least": 52, "most": 52}, "left_behind": {"running": 0.0, "waiting": 0.0, "threads": 200},
         "memory": {"tritonserver": {"first_mib": 46.0, "last_mib": 46.9, "share": 0.02}},
     },
+    "faults": {
+        "rows": {
+            fault: {
+                "part": part, "fault": fault, "callers": "2 stream_broken", "not_ready_s": 0.5, "ended_s": None,
+                "back_s": 4.0, "failed": 2, "left": "", "wrong": wrong, "figures": figures,
+            }
+            for part, fault, wrong, figures in (
+                ("matrix", "prompt SIGKILL", ["back: 16.0 s, at most 15"], {}),
+                ("kills", "2 random kills", [],
+                 {"kills": 2, "minutes": 1.0, "by_process": {"prompt": 2}, "back_s_p50": 3.5}),
+                ("overload", "20 x capacity", [],
+                 {"capacity_per_s": 1.0, "offered_per_s": 20.0, "refused_ms_p95": 30.0, "ttfa_ms_p95_capacity": 300.0,
+                  "ttfa_ms_p95": 350.0, "memory_mib_before": 400.0, "memory_mib_after": 410.0}),
+            )
+        }
+    },
     "scale_out": {
         "spread": {"streams": {"a": 29, "b": 32}, "failed": 0}, "drained_restart": {"ended": 102, "failed": 0},
         "kill": {"noticed_ms": 78.0, "unharmed": 4, "failed": 4, "new": 34, "new_failed": 0,
@@ -60,6 +76,9 @@ RECORDS: dict[str, Any] = {
                         "flux_db": 1.0, "flux_db_p95": 2.0, "distance_db": 3.0, "rtf": 0.1}]},
     "conformance": {"rows": [{"implementation": "onnxruntime", "passed": 20, "cases": 21}], "failed": ["case x"]},
 }  # fmt: skip
+RECORDS["long_soak"] = RECORDS["soak"] | {
+    "kills": [{"at_s": 600.0, "process": "prompt", "back_s": 4.0}], "exit_code_of_the_server": 0
+}  # fmt: skip
 
 
 def whole(folder: Path, records: dict[str, Any]) -> str:
@@ -70,7 +89,7 @@ def whole(folder: Path, records: dict[str, Any]) -> str:
 def test_the_page_has_every_table_with_its_source(tmp_path: Path) -> None:
     (tmp_path / "soak_memory.svg").touch()
     text = whole(tmp_path, RECORDS)
-    assert set(results_page._TABLES) == set(RECORDS) == {each.name for each in MEASUREMENTS}
+    assert set(results_page._TABLES) == set(RECORDS) == {each.name for each in MEASUREMENTS} | set(LONG)
     assert text.count("`python -m benchmarks.x`  \na machine; revision abc1234, 2026-01-01\n") == len(RECORDS)
     for cell in (
         "| 4 | boost | 98 | 150 |",
@@ -177,6 +196,15 @@ def test_a_run_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.Monk
     text = (tmp_path / "out" / "results_quick" / "results.md").read_text()
     assert text.count("Not run: not measured on this revision.") == len(MEASUREMENTS) - 3
     assert not (tmp_path / "p.md").exists()  # the page of the repository is left alone
+
+
+def test_the_newest_long_record_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results, "RECORDS", tmp_path)
+    assert "python -m benchmarks.faults --out" in results.newest("faults")["not_run"]
+    for date in ("2026-01-02", "2026-01-01"):
+        (tmp_path / "cpu" / date).mkdir(parents=True)
+        (tmp_path / "cpu" / date / "faults.json").write_text(json.dumps({"revision": date}))
+    assert results.newest("faults") == {"revision": "2026-01-02", "folder": str(tmp_path / "cpu" / "2026-01-02")}
 
 
 def test_haproxy_is_asked_for_once_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
