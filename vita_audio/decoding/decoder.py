@@ -139,15 +139,21 @@ class StreamingDecoder:
         (_, wave), *_ = run_chunks(self.vocoder, [MelChunk(state.vocoder, mel, state.noise, final=True)], self.config)
         return to_pcm(wave)
 
-    def warm_up(self, max_batch: int = 1) -> None:
+    def warm_up(self, max_batch: int = 1, first_chunk_only: bool = False) -> None:
         """Decode streams of silent codes through every geometry that running streams have, in batches of 1, 2, 4, ...
-        to the first that holds `max_batch`, so that no client waits for what an engine does once for a shape."""
-        steady = self.config.context_tokens + sum(self.config.chunk_tokens) + 2 * self.config.chunk_tokens[-1]
+        to the first that holds `max_batch`, so that no client waits for what an engine does once for a shape.
+
+        Args:
+            first_chunk_only: for engines that do nothing once for a shape: a stream's first decode and its end.
+        """
+        config = self.config
+        steady = config.context_tokens + sum(config.chunk_tokens) + 2 * config.chunk_tokens[-1]
+        tokens = config.first_chunk_tokens if first_chunk_only else steady
         batch = 1
         while batch < 2 * max_batch:
             states = [self.init(seed) for seed in range(batch)]
             for state in states:
-                self.feed(state, [0] * steady, end=True)
+                self.feed(state, [0] * tokens, end=True)
             while self.due(states[0]) is not None:
                 self.step(states)
             batch *= 2
