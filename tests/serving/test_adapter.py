@@ -1,0 +1,173 @@
+"""Tensors, sealed messages, errors and calls in the terms of Triton, on a stand-in for its Python stub."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from serving.seal import MAX_BYTES, REFUSAL, new_secret
+from triton_stub import InferenceRequest, InferenceResponse, Sender, Tensor, TritonError, triton_stub
+from vita_audio.contract.errors import (
+    BadMessage,
+    EngineError,
+    InvalidRequest,
+    ServerFull,
+    ServerStopping,
+    VitaError,
+    from_wire,
+    to_wire,
+)
+from vita_audio.contract.messages import Cancel, Delta, Released, Status
+
+
+class Called:
+    """The models that are called: the last request, and what is answered."""
+
+    request: InferenceRequest
+    answer = InferenceResponse()
+
+    def __call__(self, request: InferenceRequest) -> InferenceResponse:
+        self.request = request
+        return self.answer
+
+
+@pytest.fixture
+def called() -> Called:
+    return Called()
+
+
+@pytest.fixture
+def adapter(monkeypatch: pytest.MonkeyPatch, called: Called) -> Iterator[ModuleType]:
+    monkeypatch.setenv("VITA_ENGINES", "engines")
+    monkeypatch.setenv("VITA_SECRET", new_secret())
+    stub = triton_stub(called)
+    monkeypatch.setitem(sys.modules, stub.__name__, stub)
+    monkeypatch.delitem(sys.modules, "serving.adapter", raising=False)
+    yield importlib.import_module("serving.adapter")
+    del sys.modules["serving.adapter"]
+
+
+DELTA = Delta(Status("s1", 0, "running"), [5, 6, 7])
+
+
+def test_a_message_reaches_another_model_of_the_server(adapter: ModuleType) -> None:
+    tensors = adapter.ModelCalls().tensors(DELTA)
+    assert [tensor.as_numpy().dtype for tensor in tensors] == [np.object_, np.int32]
+    request = InferenceRequest(inputs=tensors)
+    reader = adapter.ModelCalls()
+    assert reader.read(request) == DELTA
+    assert reader.read(request) == DELTA
+    once = adapter.ModelCalls(once=True)
+    assert once.read(request) == DELTA
+    with pytest.raises(BadMessage, match=REFUSAL):
+        once.read(request)
+
+
+def test_a_model_without_a_secret_does_not_load(adapter: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VITA_SECRET")
+    with pytest.raises(EngineError, match="VITA_SECRET"):
+        adapter.ModelCalls()
+
+
+def test_what_is_missing_misshapen_or_too_large_is_refused_uncopied(adapter: ModuleType) -> None:
+    message, tokens = adapter.ModelCalls().tensors(DELTA)
+
+    class Large(np.ndarray):
+        def tobytes(self, *_: Any, **__: Any) -> bytes:
+            pytest.fail("copied")
+
+    large = Tensor("TOKENS", np.zeros(MAX_BYTES // 4 + 1, np.int32).view(Large))
+    text = message.as_numpy()
+    for inputs in (
+        [message],
+        [tokens],
+        [message, large],
+        [Tensor("MESSAGE", np.array([], np.object_)), tokens],
+        [Tensor("MESSAGE", np.array([text[0], text[0]])), tokens],
+        [message, Tensor("TOKENS", np.array([5, 6, 8], np.int32))],
+    ):
+        with pytest.raises(BadMessage, match=REFUSAL):
+            adapter.ModelCalls().read(InferenceRequest(inputs=inputs))
+
+
+def test_speech_is_sealed_on_its_way_to_the_tokenizer(adapter: ModuleType, called: Called) -> None:
+    called.answer = InferenceResponse([Tensor("CODES", np.array([3, 4], np.int32))])
+    speech = np.array([0.0, 0.5, -0.5], np.float64)
+    assert adapter.ModelCalls().ask_speech_tokenizer(speech).tolist() == [3, 4]
+    asked = called.request
+    assert (asked.model_name, asked.requested) == ("speech_tokenizer", ["CODES"])
+    received = adapter.ModelCalls().read_speech(asked)
+    assert (received.dtype, received.tolist()) == (np.float32, [0.0, 0.5, -0.5])
+    asked.tensors["AUDIO"] = Tensor("AUDIO", received[:2])
+    with pytest.raises(BadMessage, match=REFUSAL):
+        adapter.ModelCalls().read_speech(asked)
+
+
+@pytest.mark.parametrize("message", [Cancel("s1"), Released("s1")])
+def test_the_language_model_is_notified(adapter: ModuleType, called: Called, message: Cancel | Released) -> None:
+    adapter.ModelCalls().notify_language_model(message)
+    assert (called.request.model_name, called.request.requested) == ("speech_lm", [])
+    assert adapter.ModelCalls(once=True).read(called.request) == message
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [(to_wire(BadMessage("no")), "no"), ("Stub process is not healthy.", "Stub process is not healthy.")],
+)
+def test_a_refused_call_is_an_error_with_one_code(adapter: ModuleType, called: Called, text: str, words: str) -> None:
+    called.answer = InferenceResponse(error=TritonError(text))
+    calls = adapter.ModelCalls()
+    acts: dict[str, Callable[[], object]] = {
+        "speech_lm": lambda: calls.notify_language_model(Cancel("s1")),
+        "speech_tokenizer": lambda: calls.ask_speech_tokenizer(np.zeros(3, np.float32)),
+    }
+    for model, act in acts.items():
+        with pytest.raises(EngineError) as refused:
+            act()
+        assert str(refused.value) == f"{model}: {words}"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (InvalidRequest("TOP_P", 7, "it is at most 1"), "INVALID_ARG"),
+        (BadMessage("no"), "INVALID_ARG"),
+        (ServerFull(1, 2), "UNAVAILABLE"),
+        (ServerStopping(), "UNAVAILABLE"),
+        (EngineError("broke"), "INTERNAL"),
+        (ValueError("not on purpose"), "INTERNAL"),
+    ],
+)
+def test_an_error_has_a_code_and_a_traceback_only_where_it_was_not_on_purpose(
+    adapter: ModuleType, caplog: pytest.LogCaptureFixture, error: Exception, code: str
+) -> None:
+    with caplog.at_level(logging.INFO):
+        answered = adapter.error_response(error).error()
+    assert (answered.message(), answered.code()) == (to_wire(error), code)
+    assert from_wire(answered.message()) is not None
+    assert [record.exc_info[1] for record in caplog.records if record.exc_info] == (
+        [] if isinstance(error, VitaError) else [error]
+    )
+
+
+def test_the_final_flag_goes_with_the_last_response_or_alone(adapter: ModuleType) -> None:
+    sender, tensors = Sender(), [adapter.text_tensor("STATUS", "é")]
+    adapter.send(sender, tensors, final=False)
+    adapter.send(sender, tensors, final=True)
+    adapter.send(sender, None, final=True)
+    adapter.send(sender, None, final=False)
+    assert [(response is None, flags) for response, flags in sender.sent] == [
+        (False, 0),
+        (False, 1),
+        (True, 1),
+        (True, 0),
+    ]
+    assert tensors[0].as_numpy().tolist() == ["é".encode()]
+    assert adapter.read(InferenceRequest(inputs=tensors), "TEXT") is None
