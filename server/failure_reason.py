@@ -17,14 +17,21 @@ _NO_REASON = re.compile(r"[IWV]\d{4} [\d:.]+ |[|+]|.*CudaDriverHelper has not be
 _ENDED = re.compile(r"Stub process .* is not healthy")
 
 
-def failure_reason(log_file: Path, begin: int = 0) -> str:
-    """One line, from what was written behind the byte `begin`."""
+def failure_reason(log_file: Path, begin: int = 0, loss: str = "") -> str:
+    """One line, from what was written behind the byte `begin`.
+
+    Args:
+        loss: which process has ended. A model that says itself why it did not load is the better reason.
+    """
     log = log_file.read_bytes()[begin:].decode(errors="replace")
     lines = [line for line in log.splitlines() if line.strip() and not _NO_REASON.match(line)]
     text = "\n".join(lines)
-    candidates = [_models_not_loaded(text), *reversed(_ERROR_LINE.findall(text)), *reversed(lines)]
-    found = [" ".join(str(candidate).split()) for candidate in candidates if candidate]
-    return next((reason for reason in found if not _ENDED.search(reason)), found[0] if found else _nothing(log))
+    models = _models_not_loaded(text)
+    if models and not _ENDED.search(models):
+        return models
+    words = [*reversed(_ERROR_LINE.findall(text)), *reversed(lines)]
+    best = next((line for line in words if not _ENDED.search(line)), models or next(iter(words), _nothing(log)))
+    return f"{loss}{': ' * bool(loss)}{' '.join(best.split())}"
 
 
 def _models_not_loaded(log: str) -> str:

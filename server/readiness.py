@@ -56,7 +56,8 @@ def wait_until_ready(
         if loss is None:
             complete = time.monotonic()
         elif time.monotonic() > complete + LOST_S:
-            raise CannotStart(f"{loss} while it loaded: {failure_reason(log_file, log_begin)} (log: {log_file})")
+            reason = failure_reason(log_file, log_begin, f"{loss} while it loaded")
+            raise CannotStart(f"{reason} (log: {log_file})")
         if time.monotonic() > deadline:
             raise CannotStart(f"Triton was not ready after {options.start_limit_s:g} s (log: {log_file})")
         try:

@@ -19,6 +19,7 @@ class StartWatch:
     def __init__(self, pid: int) -> None:
         self._pid = pid
         self._seen: dict[int, str] = {}
+        self._lost: str | None = None
 
     def ended(self) -> str | None:
         """Which model process has ended, and the signal that ended it; None while all live.
@@ -27,10 +28,11 @@ class StartWatch:
         for a moment, a shell of Triton's that has done its work: only what lasts is a failure.
         """
         self._seen |= model_processes(self._pid)
-        for pid, model in self._seen.items():
-            if not is_alive(pid):
-                return f"the process of model {model} ended{_by_signal(pid)}"
-        return next((f"a model process ended{_by_signal(pid)}" for pid in _dead_children(self._pid)), None)
+        dead = [pid for pid in self._seen if not is_alive(pid)]
+        if dead and self._lost is None:  # Triton may reap it before the next question
+            self._lost = f"the process of model {self._seen[dead[0]]} ended{_by_signal(dead[0])}"
+        unseen = (f"a model process ended{_by_signal(pid)}" for pid in _dead_children(self._pid))
+        return self._lost or next(unseen, None)
 
 
 def _dead_children(parent: int) -> list[int]:
@@ -49,7 +51,7 @@ def _by_signal(pid: int) -> str:
     if not os.WIFSIGNALED(status):
         return ""
     name = signal.Signals(os.WTERMSIG(status)).name
-    return f" by {name}" + (", which Linux sends when memory runs out" if name == "SIGKILL" else "")
+    return f" by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
 
 
 def _stat(pid: int) -> list[str]:

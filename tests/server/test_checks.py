@@ -19,7 +19,6 @@ from server.__main__ import parse_options
 from server.checks import check_options
 from server.command import LOCK, RESTRICTED, triton_arguments
 from server.errors import CannotStart
-from server.failure_reason import failure_reason
 from server.locate import Triton, check_numpy, find_shared_python, find_triton
 from server.options import ServerOptions, TlsFiles
 from server.ports import claim_ports, is_loopback
@@ -283,25 +282,3 @@ def test_half_of_tls_is_refused(line: str, capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit):
         parse_options(line.split())
     assert "--tls-cert and --tls-key belong together" in capsys.readouterr().err
-
-
-def test_reason_of_a_failed_start_is_read_from_the_log(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    log.write_text(
-        "E1123 06:48:40.606384 156 model_lifecycle.cc:642] \"failed to load 'prompt' version 1: Internal: "
-        'EngineError: tokenizer.json is missing\n\nAt:\n  model.py(20): initialize\n"\n'
-        "error: creating server: Internal - failed to load all models\n"
-    )
-    assert failure_reason(log) == "model prompt did not load: Internal: EngineError: tokenizer.json is missing"
-    line = "E1123 06:48:40.606384 156 x.cc:642] \"failed to load '{}' version 1: Internal: EngineError: {}\"\n"
-    trace = r"\n\nAt:\n  /path/loading.py(158): _device\n"
-    failures = (("a", "no GPU" + trace), ("b", "no GPU" + trace), ("a", "no GPU" + trace), ("c", "no file" + trace))
-    log.write_text("".join(line.format(*failure) for failure in failures))
-    both = "models a, b did not load: Internal: EngineError: no GPU"
-    assert failure_reason(log) == f"{both}; model c did not load: Internal: EngineError: no file"
-    log.write_text('E1123 06:48:40.606384 156 main.cc:9] "failed to start"\nerror: last words\n')
-    assert failure_reason(log) == "failed to start"
-    log.write_text("tritonserver: error while loading shared libraries: libx.so\n\n")
-    assert "libx.so" in failure_reason(log)
-    log.write_text("")
-    assert failure_reason(log) == "it wrote no log"

@@ -1,4 +1,4 @@
-"""Server, demo, training, load test and builder call no other machine: in a network of their own, all packets are seen."""
+"""Server, demo, training, load test and builder call no other machine: in a network of their own, all packets count."""
 
 from __future__ import annotations
 
