@@ -17,8 +17,8 @@ from server.remains import Belongings
 
 START_TIMEOUT_S, ANSWER_TIMEOUT_S = 30.0, 30.0
 POLL_S = 0.02
-#: Starts HAProxy again whenever it ends, whatever the launcher is busy with. A shell and HAProxy unblock the signals that
-#: a guard blocks for all below it, but leave SIGTERM and SIGHUP ignored: sent to all processes, they are the launcher's.
+#: Starts HAProxy again whenever it ends, whatever the launcher is busy with. A shell and HAProxy unblock the signals
+#: that a guard blocks, but go on ignoring SIGTERM and SIGHUP: sent to all processes, they are for the launcher.
 ENDED = "haproxy has ended, status"
 KEEP = f"""
 trap '' HUP INT TERM
