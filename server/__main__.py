@@ -75,6 +75,14 @@ def parse_options(arguments: Sequence[str] | None = None) -> tuple[ServerOptions
         default=default.restarts,
         help="failures in a row after which the server is started again; one more, and this program ends. 0: never",
     )
+    add(
+        "--stall-timeout",
+        dest="stall_timeout_s",
+        type=int,
+        default=default.stall_timeout_s,
+        help="seconds without a sign of life after which a part counts as failed (in an engine call 12 times as long); "
+        "0: only its end does",
+    )
     add("--log-file", type=Path, help="log of Triton and the models (default: a new file in the temporary folder)")
     add("--log-verbose", type=int, default=default.log_verbose, help="Triton's verbosity")
     given = parser.parse_args(arguments)

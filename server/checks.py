@@ -40,6 +40,7 @@ def check_numbers(options: ServerOptions) -> None:
         ("--threads", options.threads, 1),
         ("--exit-timeout", options.exit_timeout_s, 0),
         ("--restarts", options.restarts, 0),
+        ("--stall-timeout", options.stall_timeout_s, 0),
     ):
         if value < least:
             raise CannotStart(f"{flag}: {value} is not valid: at least {least}")

@@ -81,28 +81,37 @@ def triton_arguments(options: ServerOptions, triton: Triton, backends: Path, sha
     return arguments
 
 
-def triton_environment(
-    options: ServerOptions, stub_python: Path, library_folders: list[Path], admission: Path, secret: str
-) -> dict[str, str]:
-    """Environment of Triton and of the model processes it starts.
+def serving_settings(options: ServerOptions, folder: Path, secret: str, restarts: int = 0) -> ServingSettings:
+    """What the model processes of one start need.
 
     Args:
-        stub_python: the ``bin`` folder made by `assemble_python`.
-        library_folders: where Triton's libraries and the shared Python library lie.
-        admission: file of this server's admission record.
+        folder: private to this start.
         secret: seals the messages between its models.
+        restarts: failed starts and servers in whose place this one is.
     """
-    libraries = [str(folder) for folder in library_folders]
-    inherited = os.environ.get("LD_LIBRARY_PATH")
-    settings = ServingSettings(
+    return ServingSettings(
         engines=options.engines.absolute(),
         slots=options.slots,
         queue=options.queue,
         threads=options.threads,
         device=options.device,
-        admission=admission,
+        admission=folder / "admission",
+        heartbeats=folder / "heartbeats",
+        restarts=restarts,
         secret=secret,
     )
+
+
+def triton_environment(settings: ServingSettings, stub_python: Path, library_folders: list[Path]) -> dict[str, str]:
+    """Environment of Triton and of the model processes it starts.
+
+    Args:
+        settings: of the model processes.
+        stub_python: the ``bin`` folder made by `assemble_python`.
+        library_folders: where Triton's libraries and the shared Python library lie.
+    """
+    libraries = [str(folder) for folder in library_folders]
+    inherited = os.environ.get("LD_LIBRARY_PATH")
     return {
         # The processes have some 200 threads, and glibc would give each few of them an arena of its own. Two keep
         # tritonserver some 4 MiB smaller.

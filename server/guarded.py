@@ -83,6 +83,8 @@ class GuardedProcess:
     def end(self) -> None:
         """Kill the command with everything below it and return when it is gone."""
         with self._ending:
+            if self._guard.poll() is None:
+                self._guard.send_signal(signal.SIGCONT)  # it may have been stopped
             # Unlike a close, this reaches the guard also while a forked process has the descriptor.
             with contextlib.suppress(OSError):
                 self._channel.shutdown(socket.SHUT_RDWR)

@@ -9,14 +9,14 @@ from types import TracebackType
 
 from server.backend import assemble_backends, link_folders, link_libraries
 from server.checks import check_options
-from server.command import triton_arguments, triton_environment
+from server.command import serving_settings, triton_arguments, triton_environment
 from server.errors import CannotStart
 from server.guarded import GuardedProcess
 from server.locate import find_shared_python, find_triton
 from server.metrics import STREAMS, read_metrics
 from server.options import ServerOptions
 from server.ports import claim_ports, url_of
-from server.processes import is_alive, model_processes, resident_bytes
+from server.processes import model_processes, resident_bytes
 from server.readiness import wait_until_ready
 from server.remains import Belongings, sweep
 from server.resources import check_log_file, check_resources, new_log_file
@@ -38,12 +38,13 @@ class TritonServer:
             client = VitaClient(server.grpc_url)
 
     Args:
-        restarts: how often a server was started before in place of which this one starts: it goes on with its log.
+        restarts: how often a server in whose place this one starts has failed, for its metrics.
 
     Attributes:
         options: what runs; ports that were 0 have their number after `start`.
         start_seconds: time from process start to ready.
         admission: whether it is full or drains, at this moment; None until `start`.
+        heartbeats: folder in which its model processes show that their threads turn (`serving.heartbeat`).
         secret: seals the messages between its models.
     """
 
@@ -57,6 +58,7 @@ class TritonServer:
         self._triton: GuardedProcess | None = None
         self._changing = threading.RLock()  # starts and kills; may come from different threads
         self._models: dict[int, str] = {}
+        self.heartbeats = Path()
         self.admission: AdmissionRecord | None = None
         self.secret = new_secret()
 
@@ -140,14 +142,13 @@ class TritonServer:
         libraries, linked = link_libraries(folders, own.folder), link_folders(self.options, own.folder)
         backends, stub_python = assemble_backends(triton, own.folder), assemble_python(own.folder)
         self.admission = AdmissionRecord(own.folder / "admission")
+        self.heartbeats = own.folder / "heartbeats"
+        self.heartbeats.mkdir()
         arguments = triton_arguments(linked, triton, backends, own.prefix)
-        environment = triton_environment(linked, stub_python, libraries, own.folder / "admission", self.secret)
+        settings = serving_settings(linked, own.folder, self.secret, self._restarts)
+        environment = triton_environment(settings, stub_python, libraries)
         self._log_begin = check_log_file(self.log_file)
         self._triton = GuardedProcess(arguments, environment, self.log_file, own.prefix)
-
-    def lost_models(self) -> list[str]:
-        """Models of which a process has ended. Triton (2.51) starts none again and goes on calling itself ready."""
-        return sorted({model for pid, model in self._models.items() if not is_alive(pid)})
 
     def live_streams(self) -> int:
         """Streams in any stage, running or waiting.

@@ -17,6 +17,7 @@ DEFAULT_GRPC_PORT = 8001
 DEFAULT_METRICS_PORT = 8002
 DEFAULT_EXIT_TIMEOUT_S = 30
 DEFAULT_RESTARTS = 5
+DEFAULT_STALL_TIMEOUT_S = 10
 
 PROFILES = ("cpu", "gpu")
 
@@ -55,6 +56,7 @@ class ServerOptions:
         threads: CPU threads of each engine process.
         exit_timeout_s: how long running streams may go on after a stop was asked for.
         restarts: failures in a row after which `python -m server` starts the server again.
+        stall_timeout_s: how long a thread or an answer of it may take until that counts as a failure; 0: for ever.
         start_timeout_s: how long loading and warming up may take; None is 2 minutes, with GPU engines 30.
     """
 
@@ -78,6 +80,7 @@ class ServerOptions:
     allow_remote: bool = False
     exit_timeout_s: int = DEFAULT_EXIT_TIMEOUT_S
     restarts: int = DEFAULT_RESTARTS
+    stall_timeout_s: int = DEFAULT_STALL_TIMEOUT_S
     start_timeout_s: float | None = None
 
     @property

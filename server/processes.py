@@ -46,6 +46,11 @@ def is_stopped(pid: int) -> bool:
     return _state(pid)[0] in ("T", "t")
 
 
+def parent(pid: int) -> int:
+    """Process id of the parent; 0 when there is no such process."""
+    return int(_state(pid)[1] or 0)
+
+
 def _living_parent(pid: int) -> int | None:
     state, parent = _state(pid)
     return None if state in ("", "Z") else int(parent)

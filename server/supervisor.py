@@ -22,33 +22,12 @@ from server.errors import CannotStart
 from server.front import Front
 from server.launch import TritonServer
 from server.options import ServerOptions
-from server.processes import is_alive, model_processes
 from server.restart_policy import RestartPolicy
+from server.watch import Watch
 
 POLL_S = 0.1
-#: How long the status of an ended tritonserver is waited for.
-ENDING_S = 0.5
 #: How long an end that was asked for waits for a start that has no process yet which could be killed.
 ABANDON_S = 2.0
-
-#: Asked every POLL_S while an incarnation is ready or drains: what is wrong, in one line that names the part, or None.
-Check = Callable[[], str | None]
-
-
-def checks_of(server: TritonServer) -> list[Check]:
-    """Everything that is watched of one incarnation, which is ready."""
-    parts = {server.pid: "tritonserver"} | model_processes(server.pid)
-    missing = {path.parts[-3] for path in server.options.repository.glob("*/1/model.py")} - set(parts.values())
-
-    def processes() -> str | None:
-        ended = missing | {part for pid, part in parts.items() if not is_alive(pid)}
-        if ended and "tritonserver" not in ended and server.wait(POLL_S):
-            ended.add("tritonserver")  # which takes its model processes along
-        if "tritonserver" in ended:
-            return f"tritonserver has ended{f' (status {server.exit_code})' if server.wait(ENDING_S) else ''}"
-        return f"a process of {', '.join(sorted(ended))} has ended" if ended else None
-
-    return [processes]
 
 
 class Supervisor:
@@ -90,14 +69,15 @@ class Supervisor:
             return 1
         while True:
             server = self._server
-            checks, ready = checks_of(server), time.monotonic()
-            if self._front is not None:
-                checks.append(self._front.revive)
+            ready = time.monotonic()
             again = " again" if self._restarts else ""
-            self._say(f"ready{again} after {server.start_seconds:.1f} s: {describe(server)}; Ctrl-C stops")
-            fault = self._watch(checks)
-            if fault is None:
-                return self._drain(checks)
+            with Watch(server, server.options.stall_timeout_s) as watch:
+                if self._front is not None:
+                    watch.checks.append(self._front.revive)
+                self._say(f"ready{again} after {server.start_seconds:.1f} s: {describe(server)}; Ctrl-C stops")
+                fault = self._serve(watch)
+                if fault is None:
+                    return self._drain(watch)
             if not self._replace(fault, server.start_seconds, time.monotonic() - ready):
                 return 1
 
@@ -137,10 +117,10 @@ class Supervisor:
             return f"cannot start: {error}"
         return None
 
-    def _watch(self, checks: Sequence[Check]) -> str | None:
+    def _serve(self, watch: Watch) -> str | None:
         """Return the first fault, or None at a signal."""
         while not self._asked:
-            fault = first_fault(checks)
+            fault = watch.fault()
             if fault is not None:
                 return fault
             self._server.wait(POLL_S)
@@ -173,7 +153,7 @@ class Supervisor:
                 return False
             fault, start_s, ready_s = problem, 0.0, 0.0
 
-    def _drain(self, checks: Sequence[Check]) -> int:
+    def _drain(self, watch: Watch) -> int:
         """Refuse new streams, let running ones end, and end. Returns the exit status."""
         server, complete = self._server, [False]
         self._say(f"draining, at most {server.options.exit_timeout_s} s; once more stops now")
@@ -186,7 +166,7 @@ class Supervisor:
         fault = None
         while drainer.is_alive() and fault is None and len(self._asked) < 2:
             drainer.join(POLL_S)
-            fault = first_fault(checks)
+            fault = watch.fault()
         lost = fault is not None or drainer.is_alive() or not complete[0]
         if self._front is not None:
             self._front.stop()  # first: it would promise callers another Triton
@@ -195,11 +175,6 @@ class Supervisor:
             self._say(f"{fault}: see {server.log_file}")
         self._say("stopped; streams that were still running are lost" if lost else "stopped")
         return int(lost)
-
-
-def first_fault(checks: Sequence[Check]) -> str | None:
-    """What the first of them that finds something wrong says."""
-    return next((fault for fault in (check() for check in checks) if fault is not None), None)
 
 
 def describe(server: TritonServer) -> str:

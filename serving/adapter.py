@@ -21,6 +21,7 @@ from vita_audio.contract.errors import (
     InvalidRequest,
     ServerFull,
     ServerStopping,
+    ServerUnhealthy,
     VitaError,
     from_wire,
     to_wire,
@@ -61,7 +62,7 @@ def error_response(error: Exception) -> pb_utils.InferenceResponse:
     """An error as one line with a code; what was not raised on purpose goes to the log with its traceback."""
     if isinstance(error, (InvalidRequest, BadMessage)):
         code = pb_utils.TritonError.INVALID_ARG
-    elif isinstance(error, (ServerFull, ServerStopping)):
+    elif isinstance(error, (ServerFull, ServerStopping, ServerUnhealthy)):
         code = pb_utils.TritonError.UNAVAILABLE
     else:
         code = pb_utils.TritonError.INTERNAL

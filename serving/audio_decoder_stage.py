@@ -12,12 +12,13 @@ import time
 from collections.abc import Callable
 from functools import partial
 
+from serving.heartbeat import Heartbeats
 from serving.metrics.playout import PlayoutMeter
 from serving.metrics.recorder import Recorder
 from serving.metrics.refusals import Refusals
 from serving.settings import served_engines
 from vita_audio.contract.errors import BadMessage, VitaError
-from vita_audio.contract.messages import Cancel, Delta, Message, Probe, Released, Status
+from vita_audio.contract.messages import Cancel, Delta, Message, Ping, Probe, Released, Status
 from vita_audio.decoding.decoder import StreamingDecoder
 from vita_audio.decoding.served_stream import DecodedChunk, Ending
 from vita_audio.decoding.service import DecodingService
@@ -45,7 +46,9 @@ class AudioDecoderStage:
         self._meter, self._meter_lock = PlayoutMeter(self.recorder), threading.Lock()
 
     @classmethod
-    def serve(cls, worker: str, notify: Callable[[Cancel | Released], None]) -> AudioDecoderStage:
+    def serve(
+        cls, worker: str, notify: Callable[[Cancel | Released], None], heartbeats: Heartbeats
+    ) -> AudioDecoderStage:
         """Open the engines of this server and warm them up; `notify` sends a message to `speech_lm`.
 
         Raises:
@@ -63,6 +66,8 @@ class AudioDecoderStage:
             notify,
             source.decoder_batch,
             max_streams=2 * (settings.slots + settings.queue),  # of the ensemble come at most half
+            pulse=heartbeats.pulse("decoding"),
+            notifier_pulse=heartbeats.pulse("notifier"),
         )
         return cls(service, worker)
 
@@ -70,12 +75,15 @@ class AudioDecoderStage:
         """Take in the message that `read` returns; what is wrong with it becomes its answer."""
         try:
             message = read()
-            if not isinstance(message, (Delta, Probe)):
+            if not isinstance(message, (Delta, Probe, Ping)):
                 raise BadMessage(f"kind: audio_decoder takes no {type(message).__name__}", field="kind")
         except Exception as error:
             log.warning("refused a message: %s", error, exc_info=not isinstance(error, VitaError))
             self.refusals.count(error)
             send(DecodedChunk.empty(Status("", 0, **Ending.of(error)._asdict())))
+            return
+        if isinstance(message, Ping):
+            self._service.ping(partial(send, None))
             return
         if isinstance(message, Delta):
             self._service.submit(message, partial(self._reply, send), cancelled)

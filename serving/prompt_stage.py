@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from serving.admission import AdmissionRecord
+from serving.heartbeat import Heartbeats
 from serving.metrics.recorder import Recorder
 from serving.metrics.refusals import Refusals
 from serving.settings import ServingSettings
@@ -17,6 +18,7 @@ from vita_audio.contract.messages import Start
 from vita_audio.contract.request import check_prompt, parse_request
 from vita_audio.engines.interface import Floats
 from vita_audio.engines.manifest import load_manifest
+from vita_audio.pulse import Pulse
 from vita_audio.speech_features import to_16_khz
 from vita_audio.text.chat_template import PromptBuilder
 from vita_audio.text.tokenizer import TextTokenizer
@@ -34,6 +36,7 @@ class PromptStage:
         speech_codes: mono speech [samples] at 16 kHz -> audio codes.
         admission: asked first, so that no speech is tokenized for a request that is refused anyway.
         worker: this model instance, for metrics.
+        pulse: of the one thread.
     """
 
     def __init__(
@@ -43,15 +46,16 @@ class PromptStage:
         speech_codes: Callable[[Floats], Sequence[int]],
         admission: AdmissionRecord | None = None,
         worker: str = "",
+        pulse: Pulse | None = None,
     ) -> None:
         self._builder, self._limits, self._speech_codes = PromptBuilder(tokenizer), limits, speech_codes
         self._admission, self._worker = admission or AdmissionRecord(None), worker
-        self._running = 0
+        self._running, self._pulse = 0, pulse or Pulse()
         self.recorder = Recorder()
         self.refusals = Refusals(self.recorder, "prompt")
 
     @classmethod
-    def serve(cls, worker: str, speech_codes: Callable[[Floats], Sequence[int]]) -> PromptStage:
+    def serve(cls, worker: str, speech_codes: Callable[[Floats], Sequence[int]], heartbeats: Heartbeats) -> PromptStage:
         """The stage of this server, warmed up.
 
         Raises:
@@ -60,7 +64,9 @@ class PromptStage:
         settings = ServingSettings.from_environment()
         tokenizer, limits = TextTokenizer(settings.engines / "tokenizer.json"), load_manifest(settings.engines).limits
         cls(tokenizer, limits, speech_codes).prepare({"TEXT": "warm-up"})
-        return cls(tokenizer, limits, speech_codes, AdmissionRecord(settings.admission), worker)
+        return cls(
+            tokenizer, limits, speech_codes, AdmissionRecord(settings.admission), worker, heartbeats.pulse("execute")
+        )
 
     def prepare(self, inputs: Mapping[str, Any], request_id: str = "") -> Start:
         """Check `inputs` (public name -> array, or None when not sent) and build the prompt.
@@ -78,7 +84,8 @@ class PromptStage:
             if len(request_id) > MAX_REQUEST_ID or not request_id.isprintable():
                 limit = f"it has at most {MAX_REQUEST_ID} characters, all of them printable"
                 raise InvalidRequest("request id", request_id, limit, "send a shorter one, or none")
-            return self._prepare(inputs)
+            with self._pulse.call():
+                return self._prepare(inputs)
         finally:
             self._running -= 1
 

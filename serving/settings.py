@@ -46,6 +46,8 @@ class ServingSettings:
         threads: CPU threads of each engine process.
         device: one of DEVICES; CPU engines and TensorRT engines ignore it.
         admission: file of this server's `serving.admission.AdmissionRecord`.
+        heartbeats: folder of this server's `serving.heartbeat.Heartbeats`.
+        restarts: how often this server was started again because a part of it had failed.
         secret: of this start of the server, for `serving.seal.Seal`; shown nowhere.
     """
 
@@ -55,6 +57,8 @@ class ServingSettings:
     threads: int = field(default_factory=default_threads)
     device: str = DEVICES[0]
     admission: Path | None = None
+    heartbeats: Path | None = None
+    restarts: int = 0
     secret: str = field(default="", repr=False)
 
     def to_environment(self) -> dict[str, str]:
@@ -75,7 +79,7 @@ class ServingSettings:
         names = [entry.name for entry in fields(cls) if environment.get(_variable(entry.name))]
         if "engines" not in names:
             raise EngineError("VITA_ENGINES is not set: start the server with `python -m server`, or set it")
-        kinds: dict[str, type] = {"engines": Path, "device": str, "admission": Path, "secret": str}
+        kinds: dict[str, type] = {"engines": Path, "device": str, "admission": Path, "heartbeats": Path, "secret": str}
         return cls(**{name: kinds.get(name, int)(environment[_variable(name)]) for name in names})
 
 

@@ -16,16 +16,18 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from serving.admission import Admission, AdmissionRecord
+from serving.heartbeat import Heartbeats
 from serving.metrics.generation import GenerationMeter
 from serving.metrics.recorder import Recorder
 from serving.metrics.refusals import Refusals
 from serving.settings import served_engines
 from serving.warm_up import warm_up_generation
 from vita_audio.contract.errors import BadMessage
-from vita_audio.contract.messages import Cancel, Delta, Message, Probe, Released, Start
+from vita_audio.contract.messages import Cancel, Delta, Message, Ping, Probe, Released, Start
 from vita_audio.engines.registry import open_language_model
 from vita_audio.generation.request import GenerationRequest
 from vita_audio.generation.service import GenerationService
+from vita_audio.pulse import Pulse
 
 log = logging.getLogger(__name__)
 
@@ -67,20 +69,23 @@ class SpeechLmStage:
         service: generates; closed with the stage.
         admission: who is in the server.
         worker: this model instance, for metrics.
+        pulse: of the stage's own thread.
     """
 
-    def __init__(self, service: GenerationService, admission: Admission, worker: str = "") -> None:
+    def __init__(
+        self, service: GenerationService, admission: Admission, worker: str = "", pulse: Pulse | None = None
+    ) -> None:
         self._service, self._admission, self._worker = service, admission, worker
         self.recorder = Recorder()
         self.refusals = Refusals(self.recorder, "speech_lm")
         self._meter = GenerationMeter(self.recorder)
         self._open: dict[str, _Open] = {}
-        self._closing = threading.Event()
+        self._closing, self._pulse = threading.Event(), pulse or Pulse()
         self._prober = threading.Thread(target=self._probe, name="prober", daemon=True)
         self._prober.start()
 
     @classmethod
-    def serve(cls, worker: str) -> SpeechLmStage:
+    def serve(cls, worker: str, heartbeats: Heartbeats) -> SpeechLmStage:
         """Open the engine of this server and warm it up.
 
         Raises:
@@ -89,11 +94,12 @@ class SpeechLmStage:
         settings, manifest, source = served_engines()
         if source.gpu is None:
             os.nice(NICENESS)
-        engine = open_language_model(source, settings.slots)
-        service = GenerationService(engine, manifest.vocabulary.end_tokens, source.prefill_chunk)
+        engine, pulse = open_language_model(source, settings.slots), heartbeats.pulse("generation")
+        service = GenerationService(engine, manifest.vocabulary.end_tokens, source.prefill_chunk, pulse)
         warm_up_generation(service, manifest.limits)
         admission = Admission(AdmissionRecord(settings.admission), settings.slots, settings.queue)
-        stage = cls(service, admission, worker)
+        stage = cls(service, admission, worker, heartbeats.pulse("prober"))
+        stage.recorder.set("vita_restarts", settings.restarts)
         stage.recorder.set("vita_slots", settings.slots)
         stage.recorder.set("vita_queue_limit", settings.queue)
         stage.recorder.set("vita_kv_capacity_tokens", settings.slots * manifest.limits.context_tokens)
@@ -106,7 +112,7 @@ class SpeechLmStage:
             cancelled: whether the client is gone, as far as Triton shows it; not asked after the last answer.
 
         Raises:
-            InvalidRequest, ServerFull, ServerStopping: the stream is not taken.
+            InvalidRequest, ServerFull, ServerStopping, ServerUnhealthy: the stream is not taken.
             BadMessage: `speech_lm` takes no such message.
         """
         if isinstance(message, Start):
@@ -114,6 +120,9 @@ class SpeechLmStage:
                 send(None, True)
             else:
                 self._start(message, send, cancelled)
+            return
+        if isinstance(message, Ping):
+            self._service.ping(partial(send, None, True))
             return
         if isinstance(message, Cancel):
             self._cancel(message.stream)
@@ -189,15 +198,23 @@ class SpeechLmStage:
                     opened.send(None, True)
 
     def _probe(self) -> None:
-        while not self._closing.wait(TICK_S):
-            for stream in self._admission.overdue():
-                log.warning("stream %s: the decoder has not released it, it counts no longer", stream)
-                self._guard(stream, partial(self._close, stream))
-            for stream, opened in list(self._open.items()):
-                if time.monotonic() - opened.checked_s >= CLIENT_CHECK_S:
-                    self._guard(stream, partial(self._check_client, stream, opened))
-                if time.monotonic() - opened.last_s >= opened.probe_s:
-                    self._guard(stream, partial(self._probe_one, stream, opened))
+        try:
+            while not self._closing.wait(TICK_S):
+                self._pulse.beat()
+                self._probe_all()
+        except Exception:  # without this thread no gone client would be noticed
+            log.exception("prober failed")
+            self._pulse.broken()
+
+    def _probe_all(self) -> None:
+        for stream in self._admission.overdue():
+            log.warning("stream %s: the decoder has not released it, it counts no longer", stream)
+            self._guard(stream, partial(self._close, stream))
+        for stream, opened in list(self._open.items()):
+            if time.monotonic() - opened.checked_s >= CLIENT_CHECK_S:
+                self._guard(stream, partial(self._check_client, stream, opened))
+            if time.monotonic() - opened.last_s >= opened.probe_s:
+                self._guard(stream, partial(self._probe_one, stream, opened))
 
     def _probe_one(self, stream: str, opened: _Open) -> None:
         with opened.lock:

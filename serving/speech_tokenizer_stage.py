@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from serving.heartbeat import Heartbeats
+from serving.metrics.recorder import Recorder
 from serving.settings import served_engines
 from serving.warm_up import warm_up_speech
 from vita_audio.contract.errors import InvalidRequest
@@ -17,7 +19,8 @@ from vita_audio.speech_features import speech_tokens
 class SpeechTokenizerStage:
     """The engine of this server, warmed up. Raises EngineError when it cannot be opened."""
 
-    def __init__(self) -> None:
+    def __init__(self, heartbeats: Heartbeats) -> None:
+        self.recorder, self._pulse = Recorder(), heartbeats.pulse("execute")
         self._engine = open_speech_tokenizer(served_engines()[2])
         warm_up_speech(self._engine)
 
@@ -30,4 +33,5 @@ class SpeechTokenizerStage:
         if not 0 < speech.size <= MAX_AUDIO_SECONDS * INPUT_SAMPLE_RATE_HZ + 1 or not np.isfinite(speech).all():
             limit = f"it must be finite and have 1 sample to {MAX_AUDIO_SECONDS:g} s at 16 kHz"
             raise InvalidRequest("AUDIO", f"{speech.size} samples", limit, "send it through the model vita_audio")
-        return speech_tokens(self._engine, speech).astype(np.int32)
+        with self._pulse.call():
+            return speech_tokens(self._engine, speech).astype(np.int32)

@@ -11,10 +11,13 @@ from collections.abc import Callable
 
 import triton_python_backend_utils as pb_utils  # exists in the stub only
 
+from serving.heartbeat import Heartbeats
 from serving.metrics.recorder import Recorder, Series
 from serving.metrics.table import METRICS
 
 _INTERVAL_S = 0.2
+#: Rounds that may fail one after the other; with one more, a drain would have nothing to go by: the process ends.
+_MAX_FAILURES = 50
 
 log = logging.getLogger(__name__)
 
@@ -25,10 +28,12 @@ class MetricsPublisher:
     Args:
         recorder: may be used by any thread.
         measure: called before every round, on the publisher's thread; records what is read rather than happens.
+        heartbeats: of this process; their ages are published too.
     """
 
-    def __init__(self, recorder: Recorder, measure: Callable[[], None]) -> None:
+    def __init__(self, recorder: Recorder, measure: Callable[[], None], heartbeats: Heartbeats) -> None:
         self._recorder, self._measure = recorder, measure
+        self._heartbeats, self._pulse = heartbeats, heartbeats.pulse("metrics")
         # A family must live as long as its metrics (docs/triton.md).
         self._families: dict[str, pb_utils.MetricFamily] = {}
         self._metrics: dict[Series, pb_utils.Metric] = {}
@@ -41,6 +46,7 @@ class MetricsPublisher:
     def publish(self) -> None:
         """Bring all metrics up to date. Counters and histograms add up over the processes that share a series."""
         self._measure()
+        self._heartbeats.measure(self._recorder)
         changes = self._recorder.take()
         for series, step in changes.counters.items():
             if step or series not in self._metrics:
@@ -72,12 +78,15 @@ class MetricsPublisher:
         return self._metrics[series]
 
     def _run(self) -> None:
-        failing = False
-        while not self._closing.wait(_INTERVAL_S):
+        failures = 0
+        while failures <= _MAX_FAILURES and not self._closing.wait(_INTERVAL_S):
+            self._pulse.beat()
             try:
                 self.publish()
-                failing = False
+                failures = 0
             except Exception:  # one round is lost; a drain and the admission record need the next
-                if not failing:
+                if not failures:
                     log.exception("publishing metrics failed")
-                failing = True
+                failures += 1
+        if failures > _MAX_FAILURES:
+            self._pulse.broken()

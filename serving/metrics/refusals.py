@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from serving.metrics.recorder import Recorder
-from vita_audio.contract.errors import BadMessage, InvalidRequest, ServerFull, ServerStopping
+from vita_audio.contract.errors import BadMessage, InvalidRequest, ServerFull, ServerStopping, ServerUnhealthy
 
 _REASONS: tuple[tuple[type[Exception], str], ...] = (
     (InvalidRequest, "invalid_request"),
     (ServerFull, "server_full"),
     (ServerStopping, "server_stopping"),
+    (ServerUnhealthy, "unhealthy"),
     (BadMessage, "bad_message"),
 )
 OTHER_REASON = "internal_error"

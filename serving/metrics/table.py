@@ -38,6 +38,8 @@ _TABLE = (
     Metric("vita_slots", "gauge", (), "Streams that can generate at the same time"),
     Metric("vita_queue_limit", "gauge", (), "Streams admitted beyond the slots"),
     Metric("vita_places_taken", "gauge", (), "Streams that count against slots and queue: until their sound is made"),
+    Metric("vita_restarts", "gauge", (), "Times the launcher has started the server again after a failure"),
+    Metric("vita_heartbeat_age_ms", "gauge", ("stage", "thread", "worker"), "Time since a worker thread last turned"),
     Metric("vita_kv_tokens", "gauge", (), "Positions of the KV cache that running streams have filled"),
     Metric("vita_kv_capacity_tokens", "gauge", (), "Positions of the KV cache"),
     Metric("vita_decoder_waiting_requests", "gauge", (), "Messages of the language model that wait for the decoder"),

@@ -14,6 +14,7 @@ from vita_audio.contract.messages import Cancel, Delta, Released, State, Status
 from vita_audio.decoding.decoder import StreamingDecoder
 from vita_audio.decoding.served_stream import DecodedChunk
 from vita_audio.decoding.service import DecodingService
+from vita_audio.pulse import Pulse
 
 AUDIO = 1000  # id of audio code 0; ids below 256 are bytes of text, 300 and 301 the audio tags
 
@@ -123,6 +124,7 @@ def make(
     max_batch: int = 8,
     stop: Callable[[str], None] | None = None,
     max_streams: int = 1024,
+    pulse: Pulse | None = None,
 ) -> Bench:
     flow, vocoder = GatedFlow(), VocoderDouble()
     made: Bench
@@ -144,6 +146,7 @@ def make(
         max_batch=max_batch,
         idle_timeout_s=idle_timeout_s,
         max_streams=max_streams,
+        pulse=pulse,
     )
     made = Bench(flow, vocoder, service)
     return made

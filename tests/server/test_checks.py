@@ -249,7 +249,7 @@ def test_what_is_asked_for_reaches_the_command_line() -> None:
 ALL_FLAGS = """
     --engines e --checkpoint c --profile gpu --device cpu --host h --allow-remote --grpc-port 1 --http-port 2
     --metrics-port 3 --slots 4 --queue 5 --threads 6 --tls-cert a --tls-key b --tls-ca d --exit-timeout 7
-    --log-verbose 8 --log-file l --restarts 9
+    --log-verbose 8 --log-file l --restarts 9 --stall-timeout 10
 """
 
 
@@ -274,6 +274,7 @@ def test_options_of_the_command() -> None:
         exit_timeout_s=7,
         log_verbose=8,
         restarts=9,
+        stall_timeout_s=10,
     )
 
 

@@ -11,6 +11,7 @@ from server.command import (
     KEEPALIVE_TIME_MS,
     KEEPALIVE_TIMEOUT_MS,
     SHARED_MEMORY_BYTES,
+    serving_settings,
     triton_arguments,
     triton_environment,
 )
@@ -37,12 +38,14 @@ def environment(monkeypatch: pytest.MonkeyPatch, **inherited: str) -> dict[str, 
         monkeypatch.delenv(name, raising=False)
     for name, value in inherited.items():
         monkeypatch.setenv(name, value)
-    return triton_environment(OPTIONS, Path("/stub/bin"), [Path("/l1"), Path("/l2")], Path("/admission"), "a secret")
+    settings = serving_settings(OPTIONS, Path("/own"), "a secret", restarts=24)
+    return triton_environment(settings, Path("/stub/bin"), [Path("/l1"), Path("/l2")])
 
 
 def test_the_model_processes_read_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     read = ServingSettings.from_environment(environment(monkeypatch))
-    assert read == ServingSettings(Path("/engines"), 21, 22, 23, "cpu", Path("/admission"), "a secret")
+    admission, heartbeats = Path("/own/admission"), Path("/own/heartbeats")
+    assert read == ServingSettings(Path("/engines"), 21, 22, 23, "cpu", admission, heartbeats, 24, "a secret")
     assert len(set(map(str, (getattr(read, field.name) for field in fields(read))))) == len(fields(read))
     assert environment(monkeypatch)["OMP_NUM_THREADS"] == "23"
 

@@ -12,6 +12,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from serving.heartbeat import Heartbeats
 from serving.metrics.generation import GenerationMeter
 from serving.metrics.playout import MAX_STREAMS, PlayoutMeter
 from serving.metrics.recorder import MAX_OBSERVATIONS, Changes, Recorder
@@ -219,7 +220,7 @@ def test_the_publisher_goes_on_after_a_round_that_failed(monkeypatch: pytest.Mon
     module = importlib.import_module("serving.metrics.publisher")
     monkeypatch.setattr(module, "_INTERVAL_S", 0.005)
     recorder, rounds = Recorder(), iter(range(1, 10**9))
-    publisher = module.MetricsPublisher(recorder, lambda: recorder.set("vita_places_taken", next(rounds)))
+    publisher = module.MetricsPublisher(recorder, lambda: recorder.set("vita_places_taken", next(rounds)), Heartbeats())
     recorder.add("vita_tokens_total", 1, task="refused", mode="boost")
     end = time.monotonic() + 10
     while published["vita_places_taken"] < 20:

@@ -68,6 +68,15 @@ class ServerStopping(VitaError):
         super().__init__("server is shutting down; ask again later, or another server")
 
 
+class ServerUnhealthy(VitaError):
+    """A part of the server has failed, and it is about to start again by itself. Travels as gRPC UNAVAILABLE."""
+
+    default_code = "unhealthy"
+
+    def __init__(self) -> None:
+        super().__init__("a part of the server has failed, it starts again by itself; ask again in a few seconds")
+
+
 class BadMessage(VitaError):
     """A message between two models does not have the agreed form."""
 

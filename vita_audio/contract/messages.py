@@ -119,7 +119,12 @@ class Released:
     stream: str
 
 
-Message = Start | Delta | Probe | Cancel | Released
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Does the loop of this model still turn? The launcher asks, the answer is empty."""
+
+
+Message = Start | Delta | Probe | Cancel | Released | Ping
 
 _KINDS: dict[str, Any] = {kind.__name__.lower(): kind for kind in get_args(Message)}
 _HEADERS: dict[type, tuple[str, Any]] = {

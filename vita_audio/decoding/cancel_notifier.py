@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
 from collections.abc import Callable
 
 from vita_audio.contract.messages import Cancel, Released
+from vita_audio.pulse import IDLE_TURN_S, Pulse
 
 log = logging.getLogger(__name__)
 
@@ -17,12 +19,13 @@ class CancelNotifier:
 
     Args:
         notify: may block and may raise; errors are logged and counted, and the next call goes on.
+        pulse: of the thread.
 
     `cancels` counts the streams cancelled, `errors` the calls that failed.
     """
 
-    def __init__(self, notify: Callable[[Cancel | Released], None]) -> None:
-        self._notify = notify
+    def __init__(self, notify: Callable[[Cancel | Released], None], pulse: Pulse | None = None) -> None:
+        self._notify, self._pulse = notify, pulse or Pulse()
         self._calls: queue.SimpleQueue[tuple[Cancel | Released, Callable[[], object]] | None] = queue.SimpleQueue()
         self.cancels = self.errors = 0
         self._thread = threading.Thread(target=self._run, name="cancel-notifier", daemon=True)
@@ -44,11 +47,23 @@ class CancelNotifier:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        while (call := self._calls.get()) is not None:
-            message, then = call
-            try:
-                self._notify(message)
-            except Exception:
-                self.errors += 1
-                log.exception("the language model did not take %s", message)
-            then()
+        try:
+            while (call := self._next()) is not None:
+                message, then = call
+                try:
+                    with self._pulse.call():
+                        self._notify(message)
+                except Exception:
+                    self.errors += 1
+                    log.exception("the language model did not take %s", message)
+                then()
+        except Exception:  # without this thread no stream would end
+            log.exception("cancel notifier failed")
+            self._pulse.broken()
+
+    def _next(self) -> tuple[Cancel | Released, Callable[[], object]] | None:
+        """The next call, None to end."""
+        while True:
+            self._pulse.beat()
+            with contextlib.suppress(queue.Empty):
+                return self._calls.get(timeout=IDLE_TURN_S)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from vita_audio.contract.errors import BadMessage, ServerStopping, VitaError
+from vita_audio.contract.errors import BadMessage, ServerStopping, ServerUnhealthy, VitaError
 from vita_audio.contract.messages import Cancel, Delta, Released
 from vita_audio.decoding.cancel_notifier import CancelNotifier
 from vita_audio.decoding.decoder import StreamingDecoder
@@ -23,6 +23,7 @@ from vita_audio.decoding.served_stream import (
     ServedStream,
     TokenClassifier,
 )
+from vita_audio.pulse import IDLE_TURN_S, Pulse, answer_ping
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ class DecodingService:
         max_batch: streams in one engine call.
         idle_timeout_s: a stream that gets no message for so long is freed and cancelled.
         max_streams: with so many, the stream that has been idle longest makes room for a new one.
+        pulse, notifier_pulse: of the threads that decode and that send messages.
     """
 
     def __init__(
@@ -76,13 +78,17 @@ class DecodingService:
         max_batch: int = 8,
         idle_timeout_s: float = 60.0,
         max_streams: int = 1024,
+        pulse: Pulse | None = None,
+        notifier_pulse: Pulse | None = None,
     ) -> None:
         self._decoder, self._vocabulary, self._detokenizer = decoder, vocabulary, detokenizer
         self._max_batch, self._idle_timeout_s, self._max_streams = max_batch, idle_timeout_s, max_streams
         self._changed = threading.Condition()  # guards the three fields below
         self._inbox: list[Request] = []
         self._cancels: list[str] = []
-        self._closed = False
+        self._pings: list[Callable[[], None]] = []
+        self._closed, self._ending = False, _CLOSED
+        self._pulse = pulse or Pulse()
         # Touched by the thread alone, but for snapshots.
         self._streams: dict[str, ServedStream] = {}
         self._ended: OrderedDict[str, Ending] = OrderedDict()
@@ -90,7 +96,7 @@ class DecodingService:
         self._endings: Counter[str] = Counter()
         self._busy_ms = 0.0
         self._reply_errors = 0
-        self._notifier = CancelNotifier(notify)
+        self._notifier = CancelNotifier(notify, notifier_pulse)
         self._thread = threading.Thread(target=self._run, name="decoding", daemon=True)
         self._thread.start()
 
@@ -116,7 +122,7 @@ class DecodingService:
                 self._changed.notify()
         if closed:
             self._notifier.cancel(delta.status.stream)  # of a thread that broke: the language model has not ended
-            self._reply(request, request.empty(_CLOSED))
+            self._reply(request, request.empty(self._ending))
 
     def cancel(self, stream_id: str) -> None:
         """The client of a stream is gone, whether or not a message of it has come yet; returns at once."""
@@ -125,6 +131,12 @@ class DecodingService:
             if not self._closed:
                 self._cancels.append(stream_id)
                 self._changed.notify()
+
+    def ping(self, answer: Callable[[], None]) -> None:
+        """Have `answer` called by the thread in its next turn; once the thread has ended, it is not called."""
+        with self._changed:
+            self._pings.append(answer)
+            self._changed.notify()
 
     def stats(self) -> DecodingStats:
         with self._changed:
@@ -151,7 +163,6 @@ class DecodingService:
             log.warning("a call of the language model did not return within %s s", _CLOSE_TIMEOUT_S)
 
     def _run(self) -> None:
-        ending = _CLOSED
         try:
             while self._take_in():
                 self._evict_idle()
@@ -163,7 +174,8 @@ class DecodingService:
         except Exception as error:
             # A fault of this loop itself: no caller may be left waiting for a thread that is gone.
             log.exception("decoding thread failed")
-            ending = Ending.of(error)
+            self._ending = Ending.of(error)._replace(code=ServerUnhealthy.default_code)
+        ending = self._ending
         with self._changed:
             self._closed = True
             left, self._inbox = self._inbox, []
@@ -171,17 +183,23 @@ class DecodingService:
             self._end(stream, ending, cancel=ending is not _CLOSED)  # in a shutdown the language model ends as well
         for request in left:
             self._reply(request, request.empty(ending))
+        if ending is not _CLOSED:
+            self._pulse.broken()
 
     def _take_in(self) -> bool:
         """Wait for something to do and hand new requests to their streams. False when the service is closed."""
         with self._changed:
             ready = any(stream.requests for stream in self._streams.values())
-            if not (self._inbox or self._cancels or self._closed or ready):
-                self._changed.wait(self._idle_timeout_s / 4 if self._streams else None)
+            self._pulse.beat()
+            if not (self._inbox or self._cancels or self._pings or self._closed or ready):
+                self._changed.wait(min(IDLE_TURN_S, self._idle_timeout_s / 4))
             if self._closed:
                 return False
             inbox, self._inbox = self._inbox, []
             cancels, self._cancels = self._cancels, []
+            pings, self._pings = self._pings, []
+        for answer in pings:
+            answer_ping(answer)
         for request in inbox:
             stream = self._streams.get(request.status.stream)
             if stream is not None:
@@ -265,7 +283,8 @@ class DecodingService:
     def _decode(self, batch: list[ServedStream]) -> None:
         start = time.perf_counter()
         try:
-            parts = self._decoder.step([stream.audio for stream in batch])
+            with self._pulse.call():
+                parts = self._decoder.step([stream.audio for stream in batch])
         except Exception as error:
             log.exception("decoding failed for %s", ", ".join(stream.id for stream in batch))
             if len(batch) == 1:

@@ -8,12 +8,13 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from vita_audio.contract.errors import EngineError, ServerStopping
+from vita_audio.contract.errors import EngineError, ServerStopping, ServerUnhealthy
 from vita_audio.contract.messages import MAX_REASON, Delta, State, Status
 from vita_audio.engines.interface import LanguageModelEngine
 from vita_audio.generation.request import GenerationRequest
 from vita_audio.generation.scheduler import Scheduler
 from vita_audio.generation.stream import Stream
+from vita_audio.pulse import IDLE_TURN_S, Pulse, answer_ping
 
 log = logging.getLogger(__name__)
 
@@ -59,16 +60,24 @@ class GenerationService:
         engine: backbone + MCTP; used by this service's thread alone.
         end_tokens: ids that end a stream.
         prefill_chunk: prompt tokens one step takes in at most.
+        pulse: of the service's thread.
     """
 
-    def __init__(self, engine: LanguageModelEngine, end_tokens: Collection[int], prefill_chunk: int = 64) -> None:
+    def __init__(
+        self,
+        engine: LanguageModelEngine,
+        end_tokens: Collection[int],
+        prefill_chunk: int = 64,
+        pulse: Pulse | None = None,
+    ) -> None:
         self._scheduler = Scheduler(engine, end_tokens, prefill_chunk)  # touched by the thread alone, but for `check`
-        self._slots = engine.slots
+        self._slots, self._pulse = engine.slots, pulse or Pulse()
         self._changed = threading.Condition()  # guards what `submit`, `cancel` and `stats` share with the thread
         self._live: dict[str, _Live] = {}
         self._inbox: list[_Live] = []
         self._cancels: list[str] = []
-        self._closing = False
+        self._pings: list[Callable[[], None]] = []
+        self._closing = self._broken = False
         self._steps = self._tokens = 0
         self._busy_ms = 0.0
         self._finished: dict[str, int] = {}
@@ -83,9 +92,12 @@ class GenerationService:
         Raises:
             InvalidRequest: the engine can never serve the request.
             ServerStopping: the service is closing.
+            ServerUnhealthy: its thread has ended by a fault.
         """
         self._scheduler.check(request)
         with self._changed:
+            if self._broken:
+                raise ServerUnhealthy
             if self._closing:
                 raise ServerStopping
             self._live[stream_id] = live = _Live(stream_id, request, emit, time.perf_counter())
@@ -100,6 +112,12 @@ class GenerationService:
             self._cancels.append(stream_id)
             self._changed.notify_all()
             return True
+
+    def ping(self, answer: Callable[[], None]) -> None:
+        """Have `answer` called by the thread in its next turn; once the thread has ended, it is not called."""
+        with self._changed:
+            self._pings.append(answer)
+            self._changed.notify_all()
 
     def stats(self) -> GenerationStats:
         with self._changed:
@@ -132,21 +150,29 @@ class GenerationService:
             # A fault of this loop itself: no caller may be left waiting for a thread that is gone.
             log.exception("generation thread failed")
             with self._changed:
-                self._closing = True
+                self._closing = self._broken = True
                 left = list(self._live.values())
             for live in left:  # not through the scheduler: it may be what is broken
                 tokens = live.stream.take_new() if live.stream else []
-                self._emit(live, tokens, "failed", f"generation failed: {type(error).__name__}: {error}")
+                reason = f"generation failed: {type(error).__name__}: {error}"
+                self._emit(live, tokens, "failed", reason, ServerUnhealthy.default_code)
+            self._pulse.broken()
 
     def _take_in(self) -> bool:
         """Wait for work; take in new streams and cancels. False when the service is closed and empty."""
         with self._changed:
-            self._changed.wait_for(lambda: self._inbox or self._cancels or self._closing or not self._scheduler.idle)
+            while not (self._inbox or self._cancels or self._pings or self._closing or not self._scheduler.idle):
+                self._pulse.beat()
+                self._changed.wait(IDLE_TURN_S)
+            self._pulse.beat()
             inbox, self._inbox = self._inbox, []
             cancels, self._cancels = self._cancels, []
+            pings, self._pings = self._pings, []
             cancelled = [self._live[i] for i in dict.fromkeys(cancels) if i in self._live]
             if self._closing and not self._live:
                 return False
+        for answer in pings:
+            answer_ping(answer)
         for live in inbox:
             live.stream = self._scheduler.submit(live.id, live.request)
         for live in cancelled:
@@ -160,7 +186,8 @@ class GenerationService:
         for live in taking_part:
             live.admitted = live.admitted or start
         try:
-            self._scheduler.step()
+            with self._pulse.call():
+                self._scheduler.step()
         except Exception as error:  # a broken step fails its streams, not the service
             log.exception("language model step failed")
             for live in taking_part:
@@ -189,7 +216,7 @@ class GenerationService:
         if stream.ended or enough or (waiting and since_ms >= LONGEST_WAIT_MS):
             self._emit(live, stream.take_new(), stream.state, stream.reason)
 
-    def _emit(self, live: _Live, tokens: list[int], state: State, reason: str) -> None:
+    def _emit(self, live: _Live, tokens: list[int], state: State, reason: str, code: str = "") -> None:
         now = time.perf_counter()
         admitted = live.admitted or now
         timings = {
@@ -197,7 +224,7 @@ class GenerationService:
             "lm_queue": (admitted - live.submitted) * 1e3,
             "lm": (now - admitted) * 1e3,
         }
-        code = {"failed": EngineError.default_code, "cancelled": "cancelled"}.get(state, "")
+        code = code or {"failed": EngineError.default_code, "cancelled": "cancelled"}.get(state, "")
         settings, index = live.request.settings, live.deltas
         reason = reason[:MAX_REASON]
         status = Status(live.id, index, state, reason, settings.task, settings.mode, settings.seed, timings, code)

@@ -13,6 +13,7 @@ import triton_python_backend_utils as pb_utils
 
 from serving.adapter import ModelCalls, send, text_tensor
 from serving.audio_decoder_stage import AudioDecoderStage
+from serving.heartbeat import Heartbeats
 from serving.logs import start_logging
 from serving.metrics.publisher import MetricsPublisher
 from vita_audio.decoding.served_stream import DecodedChunk
@@ -24,8 +25,11 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         start_logging(args["model_name"])
         self._calls = ModelCalls()
-        self._stage = AudioDecoderStage.serve(args["model_instance_name"], self._calls.notify_language_model)
-        self._metrics = MetricsPublisher(self._stage.recorder, self._stage.measure)
+        heartbeats = Heartbeats.serve(args["model_name"], args["model_instance_name"])
+        self._stage = AudioDecoderStage.serve(
+            args["model_instance_name"], self._calls.notify_language_model, heartbeats
+        )
+        self._metrics = MetricsPublisher(self._stage.recorder, self._stage.measure, heartbeats)
 
     def execute(self, requests: list[pb_utils.InferenceRequest]) -> None:
         for request in requests:

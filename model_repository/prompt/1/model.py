@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton_python_backend_utils as pb_utils
 
 from serving.adapter import ModelCalls, error_response, read
+from serving.heartbeat import Heartbeats
 from serving.logs import start_logging
 from serving.metrics.publisher import MetricsPublisher
 from serving.prompt_stage import PromptStage
@@ -17,8 +18,9 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         start_logging(args["model_name"])
         self._calls = ModelCalls()
-        self._stage = PromptStage.serve(args["model_instance_name"], self._calls.ask_speech_tokenizer)
-        self._metrics = MetricsPublisher(self._stage.recorder, self._stage.measure)
+        heartbeats = Heartbeats.serve(args["model_name"], args["model_instance_name"])
+        self._stage = PromptStage.serve(args["model_instance_name"], self._calls.ask_speech_tokenizer, heartbeats)
+        self._metrics = MetricsPublisher(self._stage.recorder, self._stage.measure, heartbeats)
 
     def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse]:
         return [self._answer(request) for request in requests]

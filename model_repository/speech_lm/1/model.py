@@ -11,6 +11,7 @@ from functools import partial
 import triton_python_backend_utils as pb_utils
 
 from serving.adapter import FINAL, ModelCalls, error_response, send
+from serving.heartbeat import Heartbeats
 from serving.logs import start_logging
 from serving.metrics.publisher import MetricsPublisher
 from serving.speech_lm_stage import SpeechLmStage
@@ -23,8 +24,9 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         start_logging(args["model_name"])
         self._calls = ModelCalls(once=True)
-        self._stage = SpeechLmStage.serve(args["model_instance_name"])
-        self._metrics = MetricsPublisher(self._stage.recorder, self._stage.measure)
+        heartbeats = Heartbeats.serve(args["model_name"], args["model_instance_name"])
+        self._stage = SpeechLmStage.serve(args["model_instance_name"], heartbeats)
+        self._metrics = MetricsPublisher(self._stage.recorder, self._stage.measure, heartbeats)
 
     def execute(self, requests: list[pb_utils.InferenceRequest]) -> None:
         for request in requests:

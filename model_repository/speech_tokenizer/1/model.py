@@ -5,7 +5,9 @@ from __future__ import annotations
 import triton_python_backend_utils as pb_utils
 
 from serving.adapter import ModelCalls, error_response
+from serving.heartbeat import Heartbeats
 from serving.logs import start_logging
+from serving.metrics.publisher import MetricsPublisher
 from serving.speech_tokenizer_stage import SpeechTokenizerStage
 
 
@@ -15,10 +17,15 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         start_logging(args["model_name"])
         self._calls = ModelCalls()
-        self._stage = SpeechTokenizerStage()
+        heartbeats = Heartbeats.serve(args["model_name"], args["model_instance_name"])
+        self._stage = SpeechTokenizerStage(heartbeats)
+        self._metrics = MetricsPublisher(self._stage.recorder, lambda: None, heartbeats)
 
     def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse]:
         return [self._answer(request) for request in requests]
+
+    def finalize(self) -> None:
+        self._metrics.close()
 
     def _answer(self, request: pb_utils.InferenceRequest) -> pb_utils.InferenceResponse:
         try:

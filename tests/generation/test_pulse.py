@@ -1,0 +1,110 @@
+"""The generation thread shows that it turns, and tells of its end after its streams have been told."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from decoding_bench import until
+from language_models import request
+from pulses import RecordedPulse
+from vita_audio.contract.errors import ServerUnhealthy
+from vita_audio.contract.messages import Delta
+from vita_audio.generation import service as module
+from vita_audio.generation.service import GenerationService
+
+
+class SlowEngine:
+    """Tokens are positions; a step waits for the gate."""
+
+    slots, mctp_modules, vocab_size, context = 2, 0, 1000, 500
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def begin(self, slot: int, sampling: object, keep: int = 0) -> int:
+        return 0
+
+    def release(self, slot: int) -> None: ...
+
+    def extend(self, rows: list) -> list[int | None]:
+        assert self.gate.wait(20)
+        return [None if row.index is None else row.start + len(row.tokens) for row in rows]
+
+
+def make(monkeypatch: pytest.MonkeyPatch) -> tuple[SlowEngine, RecordedPulse, GenerationService]:
+    monkeypatch.setattr(module, "IDLE_TURN_S", 0.01)
+    engine, pulse = SlowEngine(), RecordedPulse()
+    return engine, pulse, GenerationService(engine, (), pulse=pulse)  # type: ignore[arg-type]
+
+
+def test_an_idle_thread_beats(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, pulse, service = make(monkeypatch)
+    until(lambda: pulse.beats > 5)
+    assert pulse.calls == 0
+    service.close()
+    assert not pulse.ended.is_set()
+
+
+def test_an_engine_step_is_a_call_and_a_ping_waits_for_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, pulse, service = make(monkeypatch)
+    engine.gate.clear()
+    service.submit("s", request([5] * 3, (8192, 0), 20), lambda delta: None)
+    assert pulse.inside.wait(10)
+    answered = threading.Event()
+    service.ping(answered.set)
+    beats = pulse.beats
+    assert not answered.wait(0.05)
+    assert pulse.beats == beats
+    engine.gate.set()
+    assert answered.wait(10)
+    assert service.stats().waiting == 0
+    service.close()
+
+
+def test_a_ping_of_an_idle_thread_is_answered_and_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, _, service = make(monkeypatch)
+    answered = threading.Event()
+    service.ping(answered.set)
+    assert answered.wait(10)
+    assert (service.stats().running, service.stats().tokens) == (0, 0)
+    service.close()
+
+
+def test_one_that_cannot_be_answered_is_no_fault_of_the_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, pulse, service = make(monkeypatch)
+
+    def gone() -> None:
+        raise RuntimeError("the asker is gone")
+
+    service.ping(gone)
+    answered = threading.Event()
+    service.ping(answered.set)
+    assert answered.wait(10)
+    service.close()
+    assert not pulse.ended.is_set()
+
+
+def test_a_broken_loop_ends_its_streams_first_and_then_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, pulse, service = make(monkeypatch)
+    engine.gate.clear()
+    last: list[tuple[str, str, bool]] = []
+
+    def emit(delta: Delta) -> None:
+        if delta.status.final:
+            last.append((delta.status.state, delta.status.code, pulse.ended.is_set()))
+
+    service.submit("s", request([5] * 3, (8192, 0), 20), emit)
+    assert pulse.inside.wait(10)
+
+    def fail(live: object) -> None:
+        raise AssertionError("a bug of the loop")
+
+    monkeypatch.setattr(service, "_hand_out", fail)
+    engine.gate.set()
+    assert pulse.ended.wait(10)
+    assert last == [("failed", "unhealthy", False)]
+    with pytest.raises(ServerUnhealthy, match="starts again by itself"):
+        service.submit("t", request([5], (8192, 0), 5), emit)
