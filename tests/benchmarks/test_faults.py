@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.faults import __main__ as campaign
-from benchmarks.faults import overload, signals
+from benchmarks.faults import kills, overload, signals
 from benchmarks.faults.bench import Bench, always, restarted, survived, survived_or_restarted
 from benchmarks.faults.nonsense import inner_message, public_message
 from benchmarks.faults.rows import Limits, Row, beyond, telling, words
@@ -110,6 +111,28 @@ def test_overload_limits() -> None:
     for name, value in {"refused_ms_p95": 51.0, "ttfa_ms_p95": 151.0, "memory_mib_after": 106.0}.items():
         assert len(overload.judged({**good, name: value})) == 1
     assert overload.judged({**good, "refused_ms_p95": None}) == ["nothing was refused, or nothing was served"]
+
+
+def test_every_stream_has_one_end() -> None:
+    streams = [ended("done", 1, 2), ended("stream_broken", 2, 3)]
+    assert kills.every_stream_ended(SimpleNamespace(streams=streams, sent=2), streams) == []  # type: ignore[arg-type]
+    lost = kills.every_stream_ended(SimpleNamespace(streams=streams, sent=3), [ended("deadline_exceeded", 1, 21)])  # type: ignore[arg-type]
+    assert lost == ["3 streams were sent and 2 ended", "callers saw 1 deadline_exceeded"]
+    assert kills.worst([{"back_s": 3.0}, {"back_s": None}, {"back_s": 4.0}], "back_s") == 4.0
+    assert kills.worst([{"back_s": None}], "back_s") is None
+
+
+def test_a_random_kill_spares_the_launcher() -> None:
+    gone: list[str] = []
+
+    def process(name: str) -> Any:
+        return SimpleNamespace(kill=lambda: gone.append(name))
+
+    server: Any = SimpleNamespace(processes=lambda: {"launcher": [process("launcher")], "prompt": [process("prompt")]})
+    assert kills.kill_one(server, Random(1).choice) == "prompt"
+    assert gone == ["prompt"]
+    server.processes = lambda: {"launcher": [process("launcher")]}
+    assert kills.kill_one(server, Random(1).choice) == ""
 
 
 def test_words() -> None:
