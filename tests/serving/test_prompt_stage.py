@@ -115,3 +115,19 @@ def test_a_request_id_that_could_harm_a_log_is_refused(stage: PromptStage, reque
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 250
     assert stage.prepare({"TEXT": "Hello."}, "é" * MAX_REQUEST_ID)
+
+
+def test_a_stage_follows_the_admission_of_its_server(
+    engines: Path, tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "admission"
+    monkeypatch.setenv("VITA_ENGINES", str(engines))
+    monkeypatch.setenv("VITA_ADMISSION", str(path))
+    stage = PromptStage.serve("prompt_1", tokenizer)
+    assert stage.prepare({"TEXT": "Hello.", "AUDIO": SPEECH}).tokens
+    assert len(tokenizer.clips[-1]) == len(SPEECH)
+    stage.measure()
+    assert ("vita_streams", ("prompt", "running", "prompt_1")) in stage.recorder.take().gauges
+    AdmissionRecord(path).drain()
+    with pytest.raises(ServerStopping):
+        stage.prepare({"TEXT": "Hello."})

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from serving.settings import ServingSettings, default_queue, default_slots, default_threads
+from serving import settings as serving_settings
+from serving.settings import ServingSettings, default_queue, default_slots, default_threads, served_engines
 from vita_audio.contract.errors import EngineError
 
 
@@ -31,3 +32,15 @@ def test_defaults_but_for_the_engines() -> None:
     assert ServingSettings.from_environment({"VITA_ENGINES": "/engines", "VITA_ADMISSION": ""}).admission is None
     with pytest.raises(EngineError, match=r"VITA_ENGINES is not set.*python -m server"):
         ServingSettings.from_environment({})
+
+
+def test_engines_are_opened_with_the_threads_and_the_device_of_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = ServingSettings(Path("/engines"), slots=3, queue=5, threads=7, device="cpu")
+    for name, value in given.to_environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(serving_settings, "load_manifest", lambda folder: f"manifest of {folder}")
+    monkeypatch.setattr(serving_settings, "EngineSource", lambda *arguments: arguments)
+    settings, manifest, source = served_engines()
+    assert settings == given
+    assert manifest == "manifest of /engines"
+    assert source == (Path("/engines"), manifest, 7, "cpu")

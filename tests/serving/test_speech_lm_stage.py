@@ -6,17 +6,19 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import pytest
 
 from language_models import request
+from served_engines_double import CHUNK, CONTEXT, END_TOKENS, QUEUE, SLOTS, serve_with_doubles
 from serving import admission, speech_lm_stage
 from serving.admission import Admission, AdmissionRecord, Load
 from serving.speech_lm_stage import SpeechLmStage
 from vita_audio.contract.errors import BadMessage, InvalidRequest, ServerFull, ServerStopping
 from vita_audio.contract.messages import Cancel, Delta, Message, Probe, Released, Start, Status, decode, encode
 from vita_audio.engines.interface import BurstRow, ExtendRow, Sampling
-from vita_audio.generation.service import GenerationService
+from vita_audio.generation.service import GenerationService, GenerationStats
 
 
 class GatedEngine:
@@ -266,6 +268,105 @@ def test_metrics_of_the_stage(bench: Bench) -> None:
     assert gauges["vita_places_taken", ()] == 2
     assert gauges["vita_streams", ("speech_lm", "running", "")] == 1
     assert gauges["vita_streams", ("speech_lm", "waiting", "")] == 1
+
+
+def test_the_gauges_are_their_own(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = bench.start()
+    until(lambda: done.complete)
+    bench.engine.gate.clear()
+    bench.start(4)
+    stage, name = bench.stage, "speech_lm"
+    monkeypatch.setattr(stage._service, "stats", lambda: GenerationStats(3, 5, 7, 11, 13.0, {"end_token": 17}))
+    monkeypatch.setattr(stage._meter, "_cached", {"a": 19})
+    taken: list[int] = []
+    monkeypatch.setattr(bench.admission, "refresh", lambda: taken.append(bench.load.taken))
+    stage.measure()
+    changes = stage.recorder.take()
+    gauges = {key: value for key, value in changes.gauges.items() if key[0] != "vita_slots"}
+    assert gauges == {
+        ("vita_streams", (name, "running", "")): 3,
+        ("vita_streams", (name, "waiting", "")): 5,
+        ("vita_places_taken", ()): 2,
+        ("vita_kv_tokens", ()): 19,
+    }
+    assert changes.counters["vita_busy_ms_total", (name,)] == 13.0
+    assert changes.counters["vita_streams_ended_total", (name, "end_token")] == 17
+    assert taken == [2]
+
+
+def test_the_meter_gets_every_delta_and_the_length_of_the_prompt(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[tuple[Delta, int]] = []
+    monkeypatch.setattr(bench.stage._meter, "delta", lambda *arguments: measured.append(arguments))
+    answers = bench.start(100)
+    until(lambda: answers.complete)
+    sent = [message for message in answers.sent if isinstance(message, Delta)]
+    assert measured == [(delta, 3) for delta in sent]
+
+
+def test_a_stream_with_complete_tokens_is_probed_at_its_own_interval(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, interval_s in (("WAITING_PROBE_S", 3600.0), ("RUNNING_PROBE_S", 3600.0), ("DECODING_PROBE_S", 0.01)):
+        monkeypatch.setattr(speech_lm_stage, name, interval_s)
+    answers = bench.start()
+    until(lambda: answers.complete and len(answers.probes) > 3)
+
+
+def test_a_message_puts_off_the_next_probe(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.engine.gate.clear()
+    answers = bench.start()
+    until(lambda: answers.probes)
+    opened = bench.stage._open[answers.stream]
+    opened.probe_s = 3600.0
+    with opened.lock:
+        opened.last_s, opened.checked_s = 0.0, 0.0
+    bench.engine.gate.set()
+    until(lambda: answers.complete)
+    assert time.monotonic() - opened.last_s < 60
+    until(lambda: time.monotonic() - opened.checked_s < 60)
+    assert opened.checked_s <= time.monotonic()
+
+
+@pytest.mark.parametrize(("gpu", "niceness"), [(None, [10]), (object(), [])])
+def test_a_stage_is_what_the_settings_of_its_server_say(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gpu: object, niceness: list[int]
+) -> None:
+    source = serve_with_doubles(speech_lm_stage, monkeypatch, tmp_path, gpu)
+    called: dict[str, object] = {}
+
+    class Service:
+        def __init__(self, *arguments: object) -> None:
+            called["service"] = arguments
+
+        def close(self) -> None: ...
+
+    def open_engine(opened: object, slots: int) -> str:
+        called["engine"] = (opened, slots)
+        return "engine"
+
+    nice: list[int] = []
+    monkeypatch.setattr(speech_lm_stage.os, "nice", nice.append)
+    monkeypatch.setattr(speech_lm_stage, "open_language_model", open_engine)
+    monkeypatch.setattr(speech_lm_stage, "GenerationService", Service)
+    monkeypatch.setattr(speech_lm_stage, "warm_up_generation", lambda *arguments: called.update(warm=arguments))
+    stage = SpeechLmStage.serve("speech_lm_0")
+    assert nice == niceness
+    assert called["engine"] == (source, SLOTS)
+    assert called["service"] == ("engine", END_TOKENS, CHUNK)
+    assert called["warm"][0] is stage._service  # type: ignore[index]
+    gauges = stage.recorder.take().gauges
+    assert gauges == {
+        ("vita_slots", ()): SLOTS,
+        ("vita_queue_limit", ()): QUEUE,
+        ("vita_kv_capacity_tokens", ()): SLOTS * CONTEXT,
+    }
+    record = AdmissionRecord(tmp_path / "admission")
+    for _ in range(SLOTS + QUEUE):
+        record.check()
+        stage._admission.admit()
+    with pytest.raises(ServerFull, match=rf"\({SLOTS} running, {QUEUE} waiting\)"):
+        record.check()
+    stage.close()
 
 
 def test_close_answers_every_request_to_its_end() -> None:

@@ -1,0 +1,50 @@
+"""The stage `speech_tokenizer` without Triton: the length of what it takes, and what it makes of it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from serving import speech_tokenizer_stage
+from serving.speech_tokenizer_stage import SpeechTokenizerStage
+from vita_audio.contract.errors import InvalidRequest
+
+
+@pytest.fixture
+def stage(monkeypatch: pytest.MonkeyPatch) -> SpeechTokenizerStage:
+    source = SimpleNamespace()
+    warmed: list[object] = []
+
+    def opened(given: object) -> str:
+        assert given is source
+        return "engine"
+
+    monkeypatch.setattr(speech_tokenizer_stage, "served_engines", lambda: ("settings", "manifest", source))
+    monkeypatch.setattr(speech_tokenizer_stage, "open_speech_tokenizer", opened)
+    monkeypatch.setattr(speech_tokenizer_stage, "warm_up_speech", warmed.append)
+    monkeypatch.setattr(speech_tokenizer_stage, "speech_tokens", lambda engine, speech: np.array([len(speech)]))
+    stage = SpeechTokenizerStage()
+    assert warmed == ["engine"]
+    return stage
+
+
+@pytest.mark.parametrize("samples", [1, 16_000, 120 * 16_000 + 1])
+def test_codes_are_32_bit(stage: SpeechTokenizerStage, samples: int) -> None:
+    codes = stage.codes(np.zeros(samples, np.float32))
+    assert (codes.dtype, codes.tolist()) == (np.int32, [samples])
+
+
+@pytest.mark.parametrize(
+    "speech",
+    [
+        np.zeros(0, np.float32),
+        np.zeros(120 * 16_000 + 2, np.float32),
+        np.array([0, np.nan], np.float32),
+        np.array([-np.inf, 0], np.float32),
+    ],
+)
+def test_what_no_request_may_have_is_refused(stage: SpeechTokenizerStage, speech: np.ndarray) -> None:
+    with pytest.raises(InvalidRequest, match="AUDIO"):
+        stage.codes(speech)
