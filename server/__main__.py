@@ -70,6 +70,13 @@ def parse_options(arguments: Sequence[str] | None = None) -> tuple[ServerOptions
         help="seconds that running streams may take to end",
     )
     add(
+        "--memory-limit",
+        default=default.memory_limit,
+        metavar="SIZE",
+        help="a server that holds more is started again at once: a size such as 6GiB, a share such as 90%% of what the "
+        "machine, or its control group, has; or off",
+    )
+    add(
         "--restarts",
         type=int,
         default=default.restarts,

@@ -6,6 +6,7 @@ import ssl
 from pathlib import Path
 
 from server.errors import CannotStart
+from server.memory import parse_limit
 from server.options import PROFILES, ServerOptions, TlsFiles
 from server.ports import is_loopback
 from serving.settings import DEVICES
@@ -22,6 +23,7 @@ def check_options(options: ServerOptions) -> None:
         CannotStart: on the first thing that is wrong.
     """
     check_numbers(options)
+    parse_limit(options.memory_limit)
     check_remote(options)
     check_repository(options.repository)
     check_engines(options.engines, options.checkpoint, options.profile, options.slots, options.device)

@@ -22,6 +22,9 @@ LOCK = "NoKey"
 #: measured, a 120 s clip at 192 kHz (92 MB) passes. It never shrinks, so the first size is small.
 SHARED_MEMORY_BYTES = 8 << 20
 
+#: Memory that is given back to the system when it is free. Arrays of a step are smaller and stay at hand.
+LARGE_ALLOCATION_BYTES = 4 << 20
+
 #: What Triton itself waits for when it is asked to end: time for its models to unload. Streams are drained before that,
 #: because Triton (2.51) schedules no further steps of an ensemble then: they would hang, not end.
 TRITON_EXIT_TIMEOUT_S = 5
@@ -49,6 +52,8 @@ def triton_arguments(options: ServerOptions, triton: Triton, backends: Path, sha
         f"--log-verbose={options.log_verbose}",
         f"--grpc-address={_grpc_address(options)}",
         f"--grpc-port={options.grpc_port}",
+        # Triton (2.51) else keeps the messages of 8 calls for their successors, each as large as its largest was.
+        "--grpc-infer-allocation-pool-size=0",
         f"--grpc-keepalive-time={KEEPALIVE_TIME_MS}",
         f"--grpc-keepalive-timeout={KEEPALIVE_TIMEOUT_MS}",
         f"--grpc-restricted-protocol={RESTRICTED}:{LOCK}={secrets.token_urlsafe(24)}",
@@ -114,8 +119,10 @@ def triton_environment(settings: ServingSettings, stub_python: Path, library_fol
     inherited = os.environ.get("LD_LIBRARY_PATH")
     return {
         # The processes have some 200 threads, and glibc would give each few of them an arena of its own. Two keep
-        # tritonserver some 4 MiB smaller.
+        # tritonserver some 4 MiB smaller. Long speech goes back to the system: else glibc keeps up to 32 MiB of each.
         "MALLOC_ARENA_MAX": "2",
+        "MALLOC_MMAP_THRESHOLD_": str(LARGE_ALLOCATION_BYTES),
+        "MALLOC_TRIM_THRESHOLD_": str(LARGE_ALLOCATION_BYTES),
         **os.environ,
         **settings.to_environment(),
         "LD_LIBRARY_PATH": ":".join([*libraries, *([inherited] if inherited else [])]),

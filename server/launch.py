@@ -13,6 +13,7 @@ from server.command import serving_settings, triton_arguments, triton_environmen
 from server.errors import CannotStart
 from server.guarded import GuardedProcess
 from server.locate import find_shared_python, find_triton
+from server.memory import held_bytes
 from server.metrics import STREAMS, read_metrics
 from server.options import ServerOptions
 from server.ports import claim_ports, url_of
@@ -110,6 +111,11 @@ class TritonServer:
     def resident_bytes(self) -> int:
         """Resident memory of tritonserver and all its model processes, shared pages counted once."""
         return resident_bytes(self.pid)
+
+    def held_bytes(self) -> int:
+        """Memory that only its end gives back, cheaply read: mapped files are not in it. It has been started."""
+        prefix = self._belongings.prefix if self._belongings else None
+        return held_bytes([self.pid, *self._models], prefix)
 
     def start(self) -> TritonServer:
         """Check everything, start, return when the ensemble answers.

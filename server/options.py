@@ -17,6 +17,7 @@ DEFAULT_GRPC_PORT = 8001
 DEFAULT_METRICS_PORT = 8002
 DEFAULT_EXIT_TIMEOUT_S = 30
 DEFAULT_RESTARTS = 5
+DEFAULT_MEMORY_LIMIT = "90%"
 DEFAULT_STALL_TIMEOUT_S = 10
 
 PROFILES = ("cpu", "gpu")
@@ -55,6 +56,8 @@ class ServerOptions:
         slots, queue: streams that generate, and that are taken beyond them (`ServingSettings`).
         threads: CPU threads of each engine process.
         exit_timeout_s: how long running streams may go on after a stop was asked for.
+        memory_limit: what the server may hold before it is started again (`server/memory.py`): a size, a share of what
+            the machine or its control group has, ``off``. `python -m server` reads it.
         restarts: failures in a row after which `python -m server` starts the server again.
         stall_timeout_s: how long a thread or an answer of it may take until that counts as a failure; 0: for ever.
         start_timeout_s: how long loading and warming up may take; None is 2 minutes, with GPU engines 30.
@@ -79,6 +82,7 @@ class ServerOptions:
     tls: TlsFiles | None = None
     allow_remote: bool = False
     exit_timeout_s: int = DEFAULT_EXIT_TIMEOUT_S
+    memory_limit: str = DEFAULT_MEMORY_LIMIT
     restarts: int = DEFAULT_RESTARTS
     stall_timeout_s: int = DEFAULT_STALL_TIMEOUT_S
     start_timeout_s: float | None = None

@@ -21,6 +21,7 @@ from pathlib import Path
 from server.errors import CannotStart
 from server.front import Front
 from server.launch import TritonServer
+from server.memory import MemoryWatch, parse_limit
 from server.options import ServerOptions
 from server.restart_policy import RestartPolicy
 from server.watch import Watch
@@ -74,6 +75,9 @@ class Supervisor:
             with Watch(server, server.options.stall_timeout_s) as watch:
                 if self._front is not None:
                     watch.checks.append(self._front.revive)
+                limit = parse_limit(server.options.memory_limit)
+                if limit is not None:
+                    watch.checks.append(MemoryWatch(limit, server.held_bytes).check)
                 self._say(f"ready{again} after {server.start_seconds:.1f} s: {describe(server)}; Ctrl-C stops")
                 fault = self._serve(watch)
                 if fault is None:

@@ -249,12 +249,12 @@ def test_what_is_asked_for_reaches_the_command_line() -> None:
 ALL_FLAGS = """
     --engines e --checkpoint c --profile gpu --device cpu --host h --allow-remote --grpc-port 1 --http-port 2
     --metrics-port 3 --slots 4 --queue 5 --threads 6 --tls-cert a --tls-key b --tls-ca d --exit-timeout 7
-    --log-verbose 8 --log-file l --restarts 9 --stall-timeout 10
+    --log-verbose 8 --log-file l --restarts 9 --stall-timeout 10 --front off --memory-limit 12
 """
 
 
 def test_options_of_the_command() -> None:
-    assert parse_options([]) == (ServerOptions(), None)
+    assert parse_options([]) == (ServerOptions(front="auto"), None)
     options, log = parse_options(ALL_FLAGS.split())
     assert log == Path("l")
     assert options == ServerOptions(
@@ -275,6 +275,8 @@ def test_options_of_the_command() -> None:
         log_verbose=8,
         restarts=9,
         stall_timeout_s=10,
+        front="off",
+        memory_limit="12",
     )
 
 
