@@ -17,6 +17,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from loadtest.options import ROOT, Settings
 from vita_audio.contract.fields import ENSEMBLE
 from vita_audio.machine import describe_machine, revision
+from vita_client import Connection
 
 _PACKAGES = ("locust", "gevent", "grpcio", "tritonclient", "hdrhistogram", "numpy")
 _ASK_S = 5.0
@@ -53,7 +54,7 @@ def short(text: str) -> str:
 
 def _server(url: str) -> dict[str, Any]:
     """The server's own description: version, and each model's version, instances and parameters."""
-    with grpc.insecure_channel(url) as channel:
+    with grpc.insecure_channel(url, options=Connection(url).options()) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         try:
             server = stub.ServerMetadata(service_pb2.ServerMetadataRequest(), timeout=_ASK_S)
