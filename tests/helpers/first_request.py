@@ -21,25 +21,31 @@ import numpy as np
 SPEECH = np.zeros(24_000, np.float32)
 
 
+def _heartbeats() -> Any:
+    return importlib.import_module("serving.heartbeat").Heartbeats()
+
+
 def prompt() -> Callable[[], Any]:
-    stage = importlib.import_module("serving.prompt_stage").PromptStage.serve("", lambda speech: [0])
+    stage = importlib.import_module("serving.prompt_stage").PromptStage.serve("", lambda speech: [0], _heartbeats())
     return lambda: [stage.prepare(each) for each in ({"TEXT": "Hi"}, {"AUDIO": SPEECH, "SAMPLE_RATE": 48_000})]
 
 
 def speech_tokenizer() -> Callable[[], Any]:
-    stage = importlib.import_module("serving.speech_tokenizer_stage").SpeechTokenizerStage()
+    stage = importlib.import_module("serving.speech_tokenizer_stage").SpeechTokenizerStage(_heartbeats())
     return lambda: stage.codes(SPEECH)
 
 
 def speech_lm() -> Callable[[], Any]:
-    stage = importlib.import_module("serving.speech_lm_stage").SpeechLmStage.serve("")
+    stage = importlib.import_module("serving.speech_lm_stage").SpeechLmStage.serve("", _heartbeats())
     messages = importlib.import_module("vita_audio.contract.messages")
     settings = messages.GenerationSettings("chat", "boost", (1, 10, 4, 10), 30, 0.8, 50, 0.9, 1.1, 0)
     return lambda: _wait(lambda end: stage.accept(messages.Start(settings, [1] * 20), lambda m, _: end(_is_final(m))))
 
 
 def audio_decoder() -> Callable[[], Any]:
-    stage = importlib.import_module("serving.audio_decoder_stage").AudioDecoderStage.serve("", lambda message: None)
+    stage = importlib.import_module("serving.audio_decoder_stage").AudioDecoderStage.serve(
+        "", lambda _: None, _heartbeats()
+    )
     messages = importlib.import_module("vita_audio.contract.messages")
     manifest = importlib.import_module("vita_audio.engines.manifest").load_manifest(Path(os.environ["VITA_ENGINES"]))
     codes = manifest.vocabulary.audio_ids([0] * 20)
