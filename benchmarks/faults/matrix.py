@@ -29,8 +29,8 @@ TRITON, FRONT = "tritonserver", "haproxy"
 PROCESSES = (LAUNCHER, GUARD, TRITON, FRONT, *MODELS)
 STOP_S = 10.0
 STALLS_S = (0.7, 1.3, 2.5, 5.0)
-#: A stall up to here does no harm; a longer one may end in a restart.
-_HARMLESS_STALL_S = 1.3
+#: A stall up to here does no harm. After a longer one Triton (2.51) may give a model process up, which is a restart.
+_HARMLESS_STALL_S = 1.0
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP)
 
 
