@@ -9,7 +9,7 @@ ENGINES ?= engines/cpu
 # Engines that come with a checkpoint, as their difference from it: restored without PyTorch.
 PACKAGED := $(wildcard $(CHECKPOINT)-engines-cpu)
 
-.PHONY: demo serve test lint bench results soak conformance loadtest scale-out plan clean
+.PHONY: demo serve test lint mutation bench results soak conformance loadtest scale-out plan clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -24,7 +24,7 @@ $(VENV)/.build: $(BIN)/python $(DECLARED)
 	@touch $@ $(VENV)/.serve
 
 $(VENV)/.test: $(BIN)/python $(DECLARED)
-	$(BIN)/python -m pip install -qq --editable '.[serve,build,train,loadtest,test,gpu-check]'
+	$(BIN)/python -m pip install -qq --editable '.[serve,build,train,loadtest,mutation,test,gpu-check]'
 	@touch $@ $(VENV)/.serve $(VENV)/.build $(VENV)/.loadtest
 
 $(VENV)/.loadtest: $(BIN)/python $(DECLARED)
@@ -58,6 +58,9 @@ lint: $(VENV)/.test
 
 test: lint  ## everything that needs no GPU
 	$(BIN)/python -m pytest
+
+mutation: $(VENV)/.test  ## small bugs put into a copy of the code, those that no test notices are listed; goes on where it stopped
+	$(BIN)/python -m benchmarks.mutation --minutes $(or $(MINUTES),60)
 
 bench: engines  ## time to first audio, real-time factor and where each millisecond goes
 	$(BIN)/python -m benchmarks.serving --engines $(ENGINES)

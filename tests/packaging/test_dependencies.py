@@ -68,8 +68,8 @@ def missing(files: list[Path], *extras: str, nested: bool = True) -> dict[str, s
         (("vita_audio", "build_engines"), ("build", "gpu", "gpu-check", "test")),
         (("training", "evaluation"), ("train",)),
         (("loadtest",), ("loadtest",)),
-        (("benchmarks",), ("serve", "build", "loadtest", "gpu-check")),
-        (("tests", "deploy"), ("serve", "build", "train", "loadtest", "test", "gpu-check")),
+        (("benchmarks",), ("serve", "build", "loadtest", "mutation", "gpu-check")),
+        (("tests", "deploy"), ("serve", "build", "train", "loadtest", "mutation", "test", "gpu-check")),
     ],
     ids=lambda value: value[0],
 )
