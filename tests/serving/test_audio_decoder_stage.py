@@ -10,12 +10,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from served_engines_double import BATCH, END_TOKENS, QUEUE, SLOTS, serve_with_doubles
+from served_engines_double import BATCH, END_TOKENS, QUEUE, SLOTS, NamedHeartbeats, serve_with_doubles
 from serving import audio_decoder_stage
 from serving.audio_decoder_stage import AudioDecoderStage
 from vita_audio.contract.messages import Cancel, Delta, Message, Probe, Released, Status, decode
 from vita_audio.decoding.served_stream import DecodedChunk
 from vita_audio.decoding.service import DecodingService, DecodingStats
+from vita_audio.pulse import Pulse
 
 
 class ServiceDouble:
@@ -164,8 +165,9 @@ def test_a_stage_is_what_the_settings_of_its_server_say(monkeypatch: pytest.Monk
             called["warm_up"] = batch
 
     class Service:
-        def __init__(self, *arguments: object, max_streams: int) -> None:
+        def __init__(self, *arguments: object, max_streams: int, **pulses: Pulse) -> None:
             called["service"], called["max_streams"] = arguments, (max_streams,)
+            called["pulses"] = (pulses["pulse"], pulses["notifier_pulse"])
 
     def opened(given: object) -> tuple[str, str, str]:
         assert given is source
@@ -178,7 +180,9 @@ def test_a_stage_is_what_the_settings_of_its_server_say(monkeypatch: pytest.Monk
     monkeypatch.setattr(audio_decoder_stage, "StreamingDecoder", Decoder)
     monkeypatch.setattr(audio_decoder_stage, "TextTokenizer", lambda path: tokenizer)
     monkeypatch.setattr(audio_decoder_stage, "DecodingService", Service)
-    AudioDecoderStage.serve("audio_decoder_0", notify)
+    heartbeats = NamedHeartbeats()
+    AudioDecoderStage.serve("audio_decoder_0", notify, heartbeats)
+    assert called["pulses"] == (heartbeats.pulses["decoding"], heartbeats.pulses["notifier"])
     assert called["decoder"] == ("flow", "vocoder", "schedule")
     assert called["warm_up"] == (BATCH,)
     decoder, vocabulary, *others = called["service"]

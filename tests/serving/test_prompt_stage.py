@@ -10,6 +10,7 @@ import pytest
 
 from serving import prompt_stage
 from serving.admission import Admission, AdmissionRecord
+from serving.heartbeat import Heartbeats
 from serving.prompt_stage import MAX_REQUEST_ID, PromptStage
 from vita_audio.contract.errors import InvalidRequest, ServerFull, ServerStopping
 from vita_audio.engines.interface import Floats
@@ -123,7 +124,7 @@ def test_a_stage_follows_the_admission_of_its_server(
     path = tmp_path / "admission"
     monkeypatch.setenv("VITA_ENGINES", str(engines))
     monkeypatch.setenv("VITA_ADMISSION", str(path))
-    stage = PromptStage.serve("prompt_1", tokenizer)
+    stage = PromptStage.serve("prompt_1", tokenizer, Heartbeats())
     assert stage.prepare({"TEXT": "Hello.", "AUDIO": SPEECH}).tokens
     assert len(tokenizer.clips[-1]) == len(SPEECH)
     stage.measure()

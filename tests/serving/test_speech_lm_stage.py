@@ -11,7 +11,16 @@ from pathlib import Path
 import pytest
 
 from language_models import request
-from served_engines_double import CHUNK, CONTEXT, END_TOKENS, QUEUE, SLOTS, serve_with_doubles
+from served_engines_double import (
+    CHUNK,
+    CONTEXT,
+    END_TOKENS,
+    QUEUE,
+    RESTARTS,
+    SLOTS,
+    NamedHeartbeats,
+    serve_with_doubles,
+)
 from serving import admission, speech_lm_stage
 from serving.admission import Admission, AdmissionRecord, Load
 from serving.speech_lm_stage import SpeechLmStage
@@ -349,13 +358,16 @@ def test_a_stage_is_what_the_settings_of_its_server_say(
     monkeypatch.setattr(speech_lm_stage, "open_language_model", open_engine)
     monkeypatch.setattr(speech_lm_stage, "GenerationService", Service)
     monkeypatch.setattr(speech_lm_stage, "warm_up_generation", lambda *arguments: called.update(warm=arguments))
-    stage = SpeechLmStage.serve("speech_lm_0")
+    heartbeats = NamedHeartbeats()
+    stage = SpeechLmStage.serve("speech_lm_0", heartbeats)
     assert nice == niceness
     assert called["engine"] == (source, SLOTS)
-    assert called["service"] == ("engine", END_TOKENS, CHUNK)
+    assert called["service"] == ("engine", END_TOKENS, CHUNK, heartbeats.pulses["generation"])
+    assert heartbeats.pulses.keys() == {"generation", "prober"}
     assert called["warm"][0] is stage._service  # type: ignore[index]
     gauges = stage.recorder.take().gauges
     assert gauges == {
+        ("vita_restarts", ()): RESTARTS,
         ("vita_slots", ()): SLOTS,
         ("vita_queue_limit", ()): QUEUE,
         ("vita_kv_capacity_tokens", ()): SLOTS * CONTEXT,

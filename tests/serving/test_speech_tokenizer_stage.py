@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from serving import speech_tokenizer_stage
+from serving.heartbeat import Heartbeats
 from serving.speech_tokenizer_stage import SpeechTokenizerStage
 from vita_audio.contract.errors import InvalidRequest
 
@@ -25,7 +26,7 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> SpeechTokenizerStage:
     monkeypatch.setattr(speech_tokenizer_stage, "open_speech_tokenizer", opened)
     monkeypatch.setattr(speech_tokenizer_stage, "warm_up_speech", warmed.append)
     monkeypatch.setattr(speech_tokenizer_stage, "speech_tokens", lambda engine, speech: np.array([len(speech)]))
-    stage = SpeechTokenizerStage()
+    stage = SpeechTokenizerStage(Heartbeats())
     assert warmed == ["engine"]
     return stage
 
