@@ -26,7 +26,7 @@ from typing import NoReturn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # isolated mode (-I) leaves it out
 
 from server.processes import descendants
-from server.remains import remove_files
+from server.remains import remove_files, sweep
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 CANNOT_EXECUTE = 127  # a shell's status for it
@@ -49,6 +49,8 @@ def main() -> int:
     status = kill_descendants(child, status)
     for problem in remove_files(prefix):
         print(problem, file=sys.stderr)
+    if os.getppid() != launcher:
+        sweep()  # what the launcher was about to use
     code = os.waitstatus_to_exitcode(status)
     return code if code >= 0 else 128 - code
 

@@ -103,10 +103,10 @@ def processes_of(prefix: str) -> list[int]:
 
 
 def kill_processes(prefix: str) -> int:
-    """Kill the processes of a server, stopped ones too, and wait for their end. Returns how many there were."""
+    """Kill the processes of a server except this one, stopped ones too, and wait for their end; how many they were."""
     killed: set[int] = set()
     deadline = time.monotonic() + KILLED_S
-    while (found := processes_of(prefix)) and time.monotonic() < deadline:
+    while (found := [pid for pid in processes_of(prefix) if pid != os.getpid()]) and time.monotonic() < deadline:
         for pid in found:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
