@@ -14,6 +14,7 @@ from server.front import Front, find_front
 from server.options import FRONT_AUTO, FRONT_OFF, PROFILES, ServerOptions, TlsFiles
 from server.ports import claim_ports, is_loopback
 from server.supervisor import Supervisor
+from serving.logs import printable
 from serving.settings import DEVICES
 
 
@@ -139,8 +140,8 @@ def remote_warning(options: ServerOptions, front: bool) -> str:
 
 
 def say(text: str) -> None:
-    """One line to the operator."""
-    print(f"vita-audio server: {text}", file=sys.stderr, flush=True)
+    """One line to the operator, whatever is in the names of files."""
+    print(f"vita-audio server: {printable(text)}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -66,9 +66,10 @@ def test_folders_may_have_any_name(engines: Path, tmp_path: Path) -> None:
     )
     try:
         assert server.stderr is not None
-        line = "".join(server.stderr.readline() for _ in NAME.splitlines())
+        line = server.stderr.readline()
         address = re.search(r"ready after .* gRPC on (127\.0\.0\.1:\d+),", line)
         assert address, line
+        assert r"ü&\n`:/log; Ctrl-C stops" in line
         with Client(address[1]) as client:
             assert client.collect(audio=ROOT / "examples" / "question.wav", max_tokens=30).tokens
         server.send_signal(signal.SIGTERM)
