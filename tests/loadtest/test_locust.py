@@ -25,7 +25,7 @@ from loadtest_runs import ROOT, Known, ended, load, read_streams, wait_for
 def test_two_workers_report_every_stream_once(tmp_path: Path) -> None:
     out = tmp_path / "run"
     with Known("mixed", tmp_path) as server:
-        run = load(server.url, out, "--rate", "8", "--run-time", "10", "--shape", "steps", "--warm-up", "1",
+        run = load(server.url, out, "--rate", "8", "--run-time", "6", "--shape", "steps", "--warm-up", "1",
                    "--processes", "2", "--csv", f"{tmp_path}/locust", "--slow-readers", "0.2")  # fmt: skip
         _, printed, figures, streams = ended(run, out)
         did = server.sent()

@@ -1,4 +1,7 @@
-"""What the load test reports against what a server with known delays really did: real gRPC, whole runs of locust."""
+"""What the load test reports against what a server with known delays really did: real gRPC, whole runs of locust.
+
+That every single time is right to the microsecond is shown on a given clock: `test_dispatcher.py`.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ def test_percentiles_underruns_rates_and_errors_are_those_that_were_injected(
 ) -> None:
     out = tmp_path / "run"
     with Known("mixed", tmp_path) as server:
-        _, printed, figures, streams = ended(load(server.url, out, "--rate", "12", "--run-time", "7"), out)
+        _, printed, figures, streams = ended(load(server.url, out, "--rate", "16", "--run-time", "4"), out)
         truth = server.sent()
     slack_ms, started_s = admitted_ms(figures), figures["about"]["started_s"]
     assert len(streams) == len(truth) > 40, printed
@@ -41,7 +44,7 @@ def test_percentiles_underruns_rates_and_errors_are_those_that_were_injected(
     assert (counts["done"], counts["failed"], counts["rejected"]) == tuple(map(kinds.count, ("done", "failed", "full")))
     assert {kind.split(":")[0] for kind in figures["errors"]} >= {"server_full"}
     assert sum(figures["errors"].values()) == counts["failed"] + counts["rejected"]
-    assert counts["per_s"] == pytest.approx(len(truth) / 7, abs=0.2)
+    assert counts["per_s"] == pytest.approx(len(truth) / 4, rel=0.05)
 
     true_ttfa: list[float] = []
     ttfa_errors_ms: list[float] = []
