@@ -56,8 +56,8 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint  ## everything that needs no GPU
-	$(BIN)/python -m pytest
+test: lint  ## everything that needs no GPU; WORKERS=2 shares the files among so many processes
+	$(BIN)/python -m pytest $(if $(WORKERS),-n $(WORKERS) --dist loadfile)
 
 mutation: $(VENV)/.test  ## small bugs put into a copy of the code, those that no test notices are listed; goes on where it stopped
 	$(BIN)/python -m benchmarks.mutation --minutes $(or $(MINUTES),60)

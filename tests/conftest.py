@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -33,13 +34,18 @@ def golden() -> Path:
 @pytest.fixture(scope="session")
 def engines(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """CPU engines of the tiny random-weight checkpoint (real architecture, K = 10), built as a user builds them."""
-    folder = tmp_path_factory.mktemp("served")
-    checkpoint, out = folder / "checkpoint", folder / "engines"
-    for command in (
-        ["vita_audio.checkpoint.random_weights", "--size", "tiny", "--out", str(checkpoint)],
-        ["build_engines", "--checkpoint", str(checkpoint), "--target", "cpu", "--out", str(out)],
-    ):
-        subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # the workers of one run share them
+        folder = folder.parent
+    checkpoint, out = folder / "served" / "checkpoint", folder / "served" / "engines"
+    with (folder / "served.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not out.exists():
+            for command in (
+                ["vita_audio.checkpoint.random_weights", "--size", "tiny", "--out", str(checkpoint)],
+                ["build_engines", "--checkpoint", str(checkpoint), "--target", "cpu", "--out", str(out)],
+            ):
+                subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     return out
 
 
