@@ -40,7 +40,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoint, out = folder / "served" / "checkpoint", folder / "served" / "engines"
     with (folder / "served.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not out.exists():
+        if not (out / "manifest.json").exists():
             for command in (
                 ["vita_audio.checkpoint.random_weights", "--size", "tiny", "--out", str(checkpoint)],
                 ["build_engines", "--checkpoint", str(checkpoint), "--target", "cpu", "--out", str(out)],
