@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from serving.seal import MAX_BYTES, REFUSAL, new_secret
 from triton_stub import InferenceRequest, InferenceResponse, Sender, Tensor, TritonError, triton_stub
@@ -95,6 +97,21 @@ def test_what_is_missing_misshapen_or_too_large_is_refused_uncopied(adapter: Mod
     ):
         with pytest.raises(BadMessage, match=REFUSAL):
             adapter.ModelCalls().read(InferenceRequest(inputs=inputs))
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=300), st.lists(st.integers(-(2**31), 2**31 - 1), max_size=5), st.booleans())
+def test_anything_in_a_message_is_refused_sealed_or_not(
+    adapter: ModuleType, text: bytes, ids: list[int], is_sealed: bool
+) -> None:
+    """A message of this server that is none ends as one of a client's does: with one error."""
+    calls, tokens = adapter.ModelCalls(), np.array(ids, np.int32)
+    sealed = calls._seal.seal(text, tokens.tobytes()) if is_sealed else text
+    message = Tensor("MESSAGE", np.array([sealed], np.object_))
+    with pytest.raises(BadMessage) as refused:
+        calls.read(InferenceRequest(inputs=[message, Tensor("TOKENS", tokens)]))
+    assert (str(refused.value) == REFUSAL) is not is_sealed
+    assert str(refused.value).isprintable()
 
 
 def test_speech_is_sealed_on_its_way_to_the_tokenizer(adapter: ModuleType, called: Called) -> None:
