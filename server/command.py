@@ -25,8 +25,7 @@ SHARED_MEMORY_BYTES = 8 << 20
 #: Memory that is given back to the system when it is free. Arrays of a step are smaller and stay at hand.
 LARGE_ALLOCATION_BYTES = 4 << 20
 
-#: What Triton itself waits for when it is asked to end: time for its models to unload. Streams are drained before that,
-#: because Triton (2.51) schedules no further steps of an ensemble then: they would hang, not end.
+#: What Triton waits for when it ends by itself because a model did not load: time for the others to unload.
 TRITON_EXIT_TIMEOUT_S = 5
 
 #: A client that vanished without closing its connection (pulled cable) is noticed after these two, in ms.

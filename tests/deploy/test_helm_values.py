@@ -16,8 +16,8 @@ from server.__main__ import parse_options
 
 helm = pytest.importorskip("helm_python", reason="helm-python-sdk is not installed (extra test)")
 
-#: Seconds: what Triton takes to end after the launcher's drain, with a margin (server/launch.py, UNLOAD_S).
-UNLOAD_S = 15
+#: Seconds that the grace period leaves after the launcher's drain.
+MARGIN_S = 15
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_the_grace_period_covers_the_hook_and_the_drain(
     options, _ = parse_options(server_of(manifests)["args"])
     grace_s = pod(manifests)["terminationGracePeriodSeconds"]
     assert hook_s >= longest
-    assert grace_s == hook_s + options.exit_timeout_s + UNLOAD_S
+    assert grace_s == hook_s + options.exit_timeout_s + MARGIN_S
     assert one(manifests, "Deployment")["spec"]["progressDeadlineSeconds"] > grace_s
 
     override = changed(values, "drain.graceSeconds", grace_s + spare)

@@ -20,7 +20,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{ ternary 1800 120 (eq .Values.server.profile "gpu") }}
 {{- end }}
 
-{{- /* The preStop hook's longest run, the launcher's drain, and 15 s for Triton to unload. */ -}}
+{{- /* The preStop hook's longest run, the launcher's drain, and a margin of 15 s. */ -}}
 {{- define "vita-audio.neededGrace" -}}
 {{ add .Values.drain.settleSeconds .Values.drain.longestStreamSeconds .Values.server.exitTimeoutSeconds 15 }}
 {{- end }}
