@@ -26,6 +26,7 @@ ROOMS = (
         "generation",
         ("vita_audio/generation",),
         (
+            "tests/generation/test_stream.py",
             "tests/generation/test_deltas.py",
             "tests/generation/test_prompts.py",
             "tests/generation/test_service.py",
@@ -40,6 +41,7 @@ ROOMS = (
             "not torch",  # the golden tests run with ONNX Runtime alone
             "tests/decoding/test_schedule.py",
             "tests/decoding/test_served_stream.py",
+            "tests/decoding/test_cancel_notifier.py",
             "tests/decoding/test_noise.py",
             "tests/decoding/test_flow_stream.py",
             "tests/decoding/test_service_failures.py",

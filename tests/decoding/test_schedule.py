@@ -76,6 +76,7 @@ def test_frames_of_a_later_window_depend_on_its_tokens_alone(grid: int, tokens: 
         ("chunk_tokens", ()),
         ("chunk_tokens", (8,)),
         ("chunk_tokens", (20, 0)),
+        ("chunk_tokens", (7,)),
         ("context_tokens", 0),
         ("flow_steps", 0),
         ("flow_hold_back_frames", -1),
@@ -87,6 +88,38 @@ def test_frames_of_a_later_window_depend_on_its_tokens_alone(grid: int, tokens: 
 def test_a_wrong_setting_is_named(field: str, value: object) -> None:
     with pytest.raises(EngineError, match=field):
         DecoderConfig(**{field: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"first_chunk_tokens": 5},  # 34 frames, 30 held back
+        {"first_chunk_tokens": 19, "chunk_tokens": (20,)},
+        {"context_tokens": 1},
+        {"flow_steps": 1},
+        {"flow_steps": 100},
+        {"flow_hold_back_frames": 0, "flow_fade_frames": 0},
+        {"flow_fade_frames": 12},
+        {"vocoder_hold_back_frames": 5},
+        {"vocoder_hold_back_frames": 100, "first_chunk_tokens": 19},
+        {"vocoder_context_frames": 5},
+        {"vocoder_context_frames": 100},
+    ],
+)
+def test_a_setting_at_its_limit_is_valid(values: dict[str, object]) -> None:
+    DecoderConfig(**values)  # type: ignore[arg-type]
+    beyond = {"flow_steps": 101, "vocoder_hold_back_frames": 101, "vocoder_context_frames": 101}
+    for name in beyond.keys() & values.keys():
+        with pytest.raises(EngineError, match=name):
+            DecoderConfig(**{**values, name: beyond[name]})  # type: ignore[arg-type]
+
+
+def test_more_must_be_made_than_is_held_back() -> None:
+    """5 tokens make 34 frames: 33 may be held back in all, 34 not."""
+    held = {"first_chunk_tokens": 5, "flow_fade_frames": 0, "flow_hold_back_frames": 15}
+    DecoderConfig(**held, vocoder_hold_back_frames=18)
+    with pytest.raises(EngineError, match="more than the 34 frames held back in all, but it makes 34"):
+        DecoderConfig(**held, vocoder_hold_back_frames=19)
 
 
 @pytest.mark.parametrize(("field", "value"), [("chunk_tokens", (20, 25)), ("context_tokens", 35)])

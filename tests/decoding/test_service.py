@@ -101,6 +101,24 @@ def test_chunks_of_different_streams_share_a_batch(bench: Bench) -> None:
     assert bench.flow.batches == [(1, mel_frames(8)), (6, mel_frames(8))]
 
 
+def test_a_batch_is_no_larger_than_it_may_be_and_stats_count_what_waits() -> None:
+    bench = make(max_batch=2)
+    bench.flow.open.clear()
+    bench.send("first", audio(8))
+    assert bench.flow.entered.wait(10)
+    for name in "abcde":
+        bench.send(name, audio(8))
+    bench.send("a", audio(1, 8))
+    stats = bench.service.stats()
+    assert (stats.live_streams, stats.waiting_requests) == (1, 7)
+    bench.flow.open.set()
+    bench.wait(7)
+    stats = bench.service.stats()
+    assert (stats.live_streams, stats.waiting_requests, stats.batches) == (6, 0, {1: 2, 2: 2})
+    assert stats.busy_ms > 0
+    bench.service.close()
+
+
 def test_first_chunks_overtake_later_chunks_and_the_poorest_stream_goes_first(bench: Bench) -> None:
     bench.send("rich", audio(100))
     bench.send("poor", audio(20))

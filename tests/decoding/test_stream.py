@@ -195,6 +195,15 @@ def test_warm_up_sees_the_geometries_of_a_long_stream() -> None:
     assert {frames for _, frames in vocoder.batches} <= warm[1]
 
 
+@pytest.mark.parametrize(("most", "sizes"), [(1, {1}), (2, {1, 2}), (3, {1, 2, 4}), (4, {1, 2, 4}), (5, {1, 2, 4, 8})])
+def test_warm_up_runs_batches_up_to_the_first_that_holds_the_largest(most: int, sizes: set[int]) -> None:
+    decoder = make()
+    decoder.warm_up(most)
+    assert isinstance(decoder.flow, FlowDouble)
+    assert isinstance(decoder.vocoder, VocoderDouble)
+    assert {size for size, _ in decoder.flow.batches} == {size for size, _ in decoder.vocoder.batches} == sizes
+
+
 def test_pcm_has_one_constant_gain_and_clips() -> None:
     wave = np.array([0.0, 0.5, -0.5, 0.99, -0.99, 1.5, -1.5], np.float32)
     np.testing.assert_array_equal(to_pcm(wave), [0, 16384, -16384, 32439, -32439, 32767, -32768])

@@ -19,6 +19,9 @@ from server.errors import CannotStart
 from server.options import ServerOptions
 from server.readiness import LOST_S, POLL_S, wait_until_ready
 
+#: What an earlier start left in the log: an error, which would be the better reason.
+EARLIER = 'E1123 06:48:40.606384 156 main.cc:9] "an earlier failure"\n'
+
 
 class Triton(service_pb2_grpc.GRPCInferenceServiceServicer):
     """Live and ready from the n-th question on."""
@@ -77,7 +80,7 @@ def bench(tmp_path: Path) -> Iterator[SimpleNamespace]:
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     log = tmp_path / "log"
-    log.write_text("old words\nnew words\n")
+    log.write_text(f"{EARLIER}new words\n")
     with listening() as metrics:
         options: dict[str, Any] = {"grpc_port": port, "metrics_port": metrics, "start_timeout_s": 2.0}
         yield SimpleNamespace(triton=triton, options=options, log=log)
@@ -86,7 +89,7 @@ def bench(tmp_path: Path) -> Iterator[SimpleNamespace]:
 
 def wait(bench: SimpleNamespace, ended: Any = lambda: False, lost: Any = lambda: None, **changes: Any) -> None:
     options = ServerOptions(**{**bench.options, **changes})
-    wait_until_ready(options, ended, lost, bench.log, len("old words\n"), "a_model")
+    wait_until_ready(options, ended, lost, bench.log, len(EARLIER), "a_model")
 
 
 def test_a_server_that_is_ready_is_not_waited_for(bench: SimpleNamespace, clock: Clock) -> None:
