@@ -33,12 +33,11 @@ PARTS = {
 }  # fmt: skip
 #: How much of each part, in the full form and the short one.
 FULL = {"kills": 300.0, "kill_minutes": 30.0, "cancels": 1000.0, "overload_s": 60.0, "fuzz": 2000.0}
-SHORT = {"kills": 3.0, "kill_minutes": 0.3, "cancels": 20.0, "overload_s": 5.0, "fuzz": 60.0}
+SHORT = {"kills": 2.0, "kill_minutes": 0.2, "cancels": 20.0, "overload_s": 5.0, "fuzz": 60.0}
 #: The rows of the short form.
 SHORT_FAULTS = frozenset(
-    ("speech_lm SIGKILL", "launcher SIGKILL", "SIGTERM to every process", "nonsense to the inner models",
-     "random cancels", "random kills")
-)  # fmt: skip
+    ("launcher SIGKILL", "SIGTERM to every process", "nonsense to the inner models", "random cancels", "random kills")
+)
 
 
 def chosen(

@@ -41,7 +41,7 @@ def overload(bench: Bench) -> Row:
     figures = {
         "capacity_per_s": rate_hz,
         "offered_per_s": len(records) / seconds,
-        "refused_ms_p95": percentile([each.total_ms for each in records if each.code == _FULL], 95),
+        "refused_ms_p95": percentile([each.total_ms for each in records if each.error and not each.responses], 95),
         "ttfa_ms_p95_capacity": percentile([each.ttfa_ms for each in base if each.code == DONE], 95),
         "ttfa_ms_p95": percentile([each.ttfa_ms for each in records if each.code == DONE], 95),
         "memory_mib_before": before_mib,

@@ -200,10 +200,10 @@ def test_rows_have_names_of_their_own() -> None:
 
 
 @pytest.mark.server
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_the_short_form_on_real_servers(engines: Path, tmp_path: Path) -> None:
     out = tmp_path / "faults.json"
-    status = campaign.main(["--engines", str(engines), "--short", "--patience", "4", "--out", str(out)])
+    status = campaign.main(["--engines", str(engines), "--short", "--patience", "6", "--out", str(out)])
     rows = json.loads(out.read_text())["rows"]
     assert {fault: row["wrong"] for fault, row in rows.items() if row["wrong"]} == {}
     assert set(rows) == campaign.SHORT_FAULTS
