@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from serving.heartbeat import Heartbeats
 from serving.metrics.recorder import Recorder
+from serving.metrics.refusals import Refusals
 from serving.settings import served_engines
 from serving.warm_up import warm_up_speech
 from vita_audio.contract.errors import InvalidRequest
@@ -21,6 +22,7 @@ class SpeechTokenizerStage:
 
     def __init__(self, heartbeats: Heartbeats) -> None:
         self.recorder, self._pulse = Recorder(), heartbeats.pulse("execute")
+        self.refusals = Refusals(self.recorder, "speech_tokenizer")
         self._engine = open_speech_tokenizer(served_engines()[2])
         warm_up_speech(self._engine)
 

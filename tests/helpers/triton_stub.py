@@ -50,6 +50,10 @@ class Sender:
 
     def __init__(self) -> None:
         self.sent: list[tuple[InferenceResponse | None, int]] = []
+        self.cancelled = False
+
+    def is_cancelled(self) -> bool:
+        return self.cancelled
 
     def send(self, response: InferenceResponse | None = None, flags: int = 0) -> None:
         self.sent.append((response, flags))
@@ -60,9 +64,20 @@ class InferenceRequest:
 
     answer: Callable[[InferenceRequest], InferenceResponse]
 
-    def __init__(self, model_name: str = "", inputs: Sequence[Tensor] = (), requested_output_names: Any = ()) -> None:
+    def __init__(
+        self, model_name: str = "", inputs: Sequence[Tensor] = (), requested_output_names: Any = (), own_id: str = ""
+    ) -> None:
         self.model_name, self.tensors = model_name, {tensor.name(): tensor for tensor in inputs}
-        self.requested = list(requested_output_names)
+        self.requested, self.sender, self._own_id = list(requested_output_names), Sender(), own_id
+
+    def request_id(self) -> str:
+        return self._own_id
+
+    def get_response_sender(self) -> Sender:
+        return self.sender
+
+    def is_cancelled(self) -> bool:
+        return self.sender.cancelled
 
     def exec(self, decoupled: bool = False) -> Any:
         answer = type(self).answer(self)

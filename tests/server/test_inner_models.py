@@ -194,7 +194,7 @@ def test_what_is_not_sealed_is_refused_in_one_line(server: TritonServer, probe: 
     time.sleep(0.5)  # the metrics are refreshed five times a second
     refused = {key: value for key, value in metrics(server).items() if 'reason="bad_message"' in key}
     told = [model for model, _ in UNSEALED.values()]
-    for stage in ("speech_lm", "audio_decoder"):
+    for stage in ("speech_lm", "audio_decoder", "speech_tokenizer"):
         counted = refused[f'vita_requests_refused_total{{field="",reason="bad_message",stage="{stage}"}}']
         assert counted == told.count(stage)
 

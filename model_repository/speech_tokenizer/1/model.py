@@ -32,4 +32,5 @@ class TritonPythonModel:
             codes = self._stage.codes(self._calls.read_speech(request))
             return pb_utils.InferenceResponse([pb_utils.Tensor("CODES", codes)])
         except Exception as error:  # noqa: BLE001 - becomes the answer
+            self._stage.refusals.count(error)
             return error_response(error)
