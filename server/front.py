@@ -34,8 +34,9 @@ SPARE_STREAMS, QUESTIONS = 32, 64
 MAX_CONNECTIONS = 1000
 #: How long a caller may neither send nor read while something is due from it.
 SILENT_CALLER_S = 120
-#: From the opening of a connection to its first call, and from there to the beginning of its message.
-FIRST_MESSAGE_S = 10
+#: From the beginning of a call's headers to their end, and from there to its message: a busy client takes its time to
+#: write 90 MB of speech before it sends the first byte.
+FIRST_MESSAGE_S = 30
 #: A stopped HAProxy is not left stopped for longer.
 STOPPED_S = 1.5
 #: Files of HAProxy that are no connection.
