@@ -53,7 +53,7 @@ def nonsense(bench: Bench, whom: str, make: Callable[[Random], Message]) -> Row:
             watch.wait_running(60 * bench.patience)
             watch.mark()
             answers: list[Answer] = []
-            with grpc.insecure_channel(server.url) as channel:
+            with grpc.insecure_channel(server.url, options=[("grpc.enable_http_proxy", 0)]) as channel:
                 stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
                 for _ in range(round(bench.sizes["fuzz"])):
                     answers.append(ask(stub, make(random), _TIMEOUT_S * bench.patience))

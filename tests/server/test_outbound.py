@@ -2,14 +2,45 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from import_graph import ROOT
+from import_graph import ROOT, python_files
 from packet_sniffer import run_in_namespace
+
+ROOMS = ("server", "serving", "client", "loadtest", "evaluation", "benchmarks", "training", "deploy", "examples")
+
+
+def channels(file: Path) -> Iterator[ast.Call]:
+    """The calls that open a gRPC channel."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("insecure_channel", "secure_channel")):
+            yield node
+
+
+def test_every_channel_says_whether_proxies_are_for_it() -> None:
+    """gRPC asks the environment for a proxy unless an option says otherwise, also on the way to this machine."""
+    found = {file: list(channels(file)) for file in python_files(*ROOMS)}
+    assert sum(map(len, found.values())) >= 4
+    silent = [
+        f"{file.relative_to(ROOT)}:{call.lineno}"
+        for file, calls in found.items()
+        for call in calls
+        if "options" not in {word.arg for word in call.keywords}
+    ]
+    assert silent == []
+
+
+def test_nothing_asks_over_http_by_way_of_a_proxy() -> None:
+    """`urllib.request` and `requests` take the proxy of the environment; `http.client` takes none."""
+    words = ("urllib.request", "import requests", "urlopen")
+    users = [str(file.relative_to(ROOT)) for file in python_files(*ROOMS) if any(w in file.read_text() for w in words)]
+    assert users == []
 
 
 @pytest.mark.server
