@@ -10,7 +10,9 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -161,9 +163,20 @@ def test_other_sizes(config: LanguageModelConfig) -> None:
 
 def test_long_prompts_are_cut(monkeypatch: pytest.MonkeyPatch, engine: TorchCudaLanguageModel) -> None:
     requests = [request(list(range(150)), (1, 10), 30), request(list(range(99, 20, -1)), (8192, 0), 10)]
+    longest: list[int] = []  # rows of one stream in each call
+    shape_of = engine._shape
+
+    def note(spans: np.ndarray, *arguments: Any, **named: Any) -> Any:
+        longest.append(int((spans[:, 2] - spans[:, 1]).max()))
+        return shape_of(spans, *arguments, **named)
+
+    monkeypatch.setattr(engine, "_shape", note)
     expected = run(engine, requests, chunk=200)
+    assert max(longest) == 150
+    longest.clear()
     monkeypatch.setattr(engine_module, "MAX_STREAM_ROWS", 24)
     assert run(engine, requests, chunk=200) == expected
+    assert max(longest) == 24
 
 
 def test_audio_only_head_equals_banning_the_text() -> None:
