@@ -13,8 +13,7 @@ from pathlib import Path
 
 from server.locate import Triton
 from server.options import ServerOptions
-
-STUB = "triton_python_backend_stub"
+from server.processes import STUB
 
 
 def assemble_backends(triton: Triton, folder: Path) -> Path:

@@ -45,7 +45,7 @@ class GuardedProcess:
         try:
             with theirs, log.open("ab") as output:
                 self._guard = subprocess.Popen(
-                    [sys.executable, "-I", str(GUARD), str(os.getpid()), str(theirs.fileno()), prefix, *command],
+                    [sys.executable, "-IS", str(GUARD), str(os.getpid()), str(theirs.fileno()), prefix, *command],
                     env={**environment, MARK: prefix},
                     stdin=subprocess.DEVNULL,
                     stdout=output,

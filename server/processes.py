@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from server.backend import STUB
+#: Program of every model process.
+STUB = "triton_python_backend_stub"
 
 
 def descendants(pid: int) -> list[int]:

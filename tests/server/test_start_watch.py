@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from server.backend import STUB
+from server.processes import STUB
 from server.start_watch import StartWatch
 
 #: Starts each of its arguments as a model process and waits for none of them, as a Triton that loads.
