@@ -10,7 +10,7 @@ from types import TracebackType
 from server.backend import assemble_backends, link_folders, link_libraries
 from server.checks import check_options
 from server.command import serving_settings, triton_arguments, triton_environment
-from server.errors import CannotStart
+from server.errors import CannotStart, refusals_named
 from server.guarded import GuardedProcess
 from server.locate import find_shared_python, find_triton
 from server.memory import held_bytes
@@ -117,6 +117,7 @@ class TritonServer:
         prefix = self._belongings.prefix if self._belongings else None
         return held_bytes([self.pid, *self._models], prefix)
 
+    @refusals_named()
     def start(self) -> TritonServer:
         """Check everything, start, return when the ensemble answers.
 

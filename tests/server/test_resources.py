@@ -16,6 +16,7 @@ import pytest
 from server import resources
 from server.command import SHARED_MEMORY_BYTES
 from server.errors import CannotStart
+from server.launch import TritonServer
 from server.options import ROOT, ServerOptions
 from server.resources import check_log_file, check_resources, new_log_file
 
@@ -88,6 +89,26 @@ def test_a_machine_without_a_temporary_folder_is_refused(tmp_path: Path, monkeyp
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
     with pytest.raises(CannotStart, match=r"^no log can be written \(.*: set TMPDIR, or give --log-file$"):
         new_log_file()
+
+
+@pytest.mark.parametrize(
+    ("refusal", "reason"),
+    [
+        (
+            PermissionError(13, "Permission denied", "/engines/vocoder.onnx"),
+            "/engines/vocoder.onnx: Permission denied: ",
+        ),
+        (OSError(11, "Resource temporarily unavailable"), "the server: Resource temporarily unavailable: "),
+        (OSError("timed out"), "the server: timed out: "),
+    ],
+)
+def test_whatever_linux_refuses_is_named(refusal: OSError, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(options: ServerOptions) -> None:
+        raise refusal
+
+    monkeypatch.setattr("server.launch.check_options", refuse)
+    with pytest.raises(CannotStart, match=f"^{reason}check that this user may use it"):
+        TritonServer(OPTIONS).start()
 
 
 #: In a mount namespace of the test's own: the command that follows, with memory where only so much fits.
