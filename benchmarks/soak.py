@@ -38,6 +38,7 @@ from loadtest.report.files import FIGURES
 from loadtest.workload import UserProfile
 from server.options import ServerOptions
 from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ
+from vita_audio.stopping import stop_on_signals
 from vita_client import Client, ServerUnavailable
 
 INTERVAL_S = 5.0
@@ -267,4 +268,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    stop_on_signals()  # servers end with it
     sys.exit(main())

@@ -26,6 +26,7 @@ from benchmarks.faults.rows import Row
 from benchmarks.faults.table import row_cells, table
 from benchmarks.record import Results, record_head
 from vita_audio.machine import revision
+from vita_audio.stopping import stop_on_signals
 
 PARTS = {
     "matrix": matrix.cells, "signals": signals.cells, "environment": environment.cells, "fuzz": fuzz.cells,
@@ -106,4 +107,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    stop_on_signals()  # servers end with it
     sys.exit(main())
