@@ -12,49 +12,48 @@ class Room:
 
     Args:
         code: files and folders that are mutated.
-        tests: arguments of pytest, quick files first: the run of a mutant ends with the first failure.
+        runs: arguments of pytest, one run after the other, quick ones first; the first failure ends them. What a run
+            imports it imports before its first test: those without PyTorch have one of their own.
     """
 
     name: str
     code: tuple[str, ...]
-    tests: tuple[str, ...]
+    runs: tuple[tuple[str, ...], ...]
 
 
-#: Tests that start a Triton server are left out: a run of minutes for each mutant.
+def _files(folder: str, *names: str) -> tuple[str, ...]:
+    return tuple(f"tests/{folder}/test_{name}.py" for name in names)
+
+
+#: Tests that start a Triton server are left out: a run of minutes for each mutant. Of the golden tests of the audio
+#: decoder, those with ONNX Runtime are run.
 ROOMS = (
     Room(
         "generation",
         ("vita_audio/generation",),
         (
-            "tests/generation/test_stream.py",
-            "tests/generation/test_deltas.py",
-            "tests/generation/test_prompts.py",
-            "tests/generation/test_service.py",
-            "tests/generation/test_engines.py::test_golden_tokens[mctp4-13-onnxruntime]",
+            _files("generation", "stream", "deltas"),
+            (
+                *_files("generation", "prompts", "service"),
+                "tests/generation/test_engines.py::test_golden_tokens[mctp4-13-onnxruntime]",
+            ),
         ),
     ),
     Room(
         "decoding",
         ("vita_audio/decoding",),
         (
-            "-k",
-            "not torch",  # the golden tests run with ONNX Runtime alone
-            "tests/decoding/test_schedule.py",
-            "tests/decoding/test_served_stream.py",
-            "tests/decoding/test_cancel_notifier.py",
-            "tests/decoding/test_noise.py",
-            "tests/decoding/test_flow_stream.py",
-            "tests/decoding/test_service_failures.py",
-            "tests/decoding/test_service_cancelling.py",
-            "tests/decoding/test_stream.py",
-            "tests/decoding/test_service.py",
-            "tests/decoding/test_text.py",
-            "tests/decoding/test_golden.py",
+            _files(
+                "decoding",
+                *("schedule", "served_stream", "cancel_notifier", "flow_stream", "noise"),
+                *("service_failures", "service_cancelling", "stream", "service"),
+            ),
+            ("-k", "not torch", *_files("decoding", "text", "golden")),
         ),
     ),
-    Room("serving", ("serving",), ("tests/serving",)),
-    Room("client", ("client/vita_client",), ("tests/client", "--ignore=tests/client/test_outbound.py")),
-    Room("server", ("server",), ("-m", "not server", "tests/server")),
+    Room("serving", ("serving",), (("tests/serving",),)),
+    Room("client", ("client/vita_client",), (("tests/client", "--ignore=tests/client/test_outbound.py"),)),
+    Room("server", ("server",), (("-m", "not server", "tests/server"),)),
 )
 
 

@@ -167,7 +167,8 @@ def _outcome(result: WorkResult | None) -> str:
 
 
 def _command(room: Room) -> str:
-    return shlex.join([sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *room.tests])
+    pytest = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+    return shlex.join(["sh", "-c", " && ".join(shlex.join([*pytest, *run]) for run in room.runs)])
 
 
 def _python_files(code: Path) -> list[Path]:

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from generation_doubles import BOOST, TURBO, VANILLA, CountingEngine, Receiver, drive
-from language_models import request
+from generation_doubles import BOOST, TURBO, VANILLA, CountingEngine, Receiver, drive, request
 from vita_audio.contract.messages import Delta
 from vita_audio.engines.interface import BurstRow, ExtendRow
 from vita_audio.generation import service

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from generation_doubles import BOOST, TURBO, VANILLA
-from language_models import request
+from generation_doubles import BOOST, TURBO, VANILLA, request
 from vita_audio.generation.stream import Stream
 
 END = 1

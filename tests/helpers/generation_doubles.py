@@ -1,4 +1,4 @@
-"""An engine that notes its calls, and a receiver of deltas that notes them, for tests of generation."""
+"""A request, an engine that notes its calls, and a receiver that notes its deltas, for tests of generation."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import threading
 import time
 from collections.abc import Sequence
 
-from vita_audio.contract.messages import Delta, Status
+from vita_audio.contract.messages import Delta, GenerationSettings, Status
 from vita_audio.engines.interface import BurstRow, ExtendRow, Sampling
+from vita_audio.generation.request import GenerationRequest
 from vita_audio.generation.scheduler import Scheduler
 
 BOOST, VANILLA, TURBO = (1, 10, 4, 10), (8192, 0), (1, 10)
@@ -83,3 +84,19 @@ class Receiver:
     @property
     def tokens(self) -> list[int]:
         return [t for d in self.deltas for t in d.tokens]
+
+
+def request(
+    prompt: list[int],
+    pattern: tuple[int, ...],
+    max_tokens: int = 40,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    repetition_penalty: float = 1.05,
+    seed: int = 0,
+) -> GenerationRequest:
+    settings = GenerationSettings(
+        "chat", "test", pattern, max_tokens, temperature, top_k, top_p, repetition_penalty, seed
+    )
+    return GenerationRequest(prompt, settings)
