@@ -213,6 +213,42 @@ def test_what_is_wrong_is_named_in_one_short_line(text: str, tokens: tuple[int, 
     assert len(str(caught.value)) < 400
 
 
+@pytest.mark.parametrize(
+    ("message", "field", "last", "beyond"),
+    [
+        (Cancel("a"), "stream", "a" * 64, "a" * 65),
+        (Delta(Status("a", 0, "failed"), ()), "reason", "a" * MAX_REASON, "a" * (MAX_REASON + 1)),
+        (Delta(Status("a", 0, "failed"), ()), "code", "a" * 64, "a" * 65),
+        (Delta(Status("a", 0, "failed"), ()), "mode", "a" * 1024, "a" * 1025),
+        (Delta(Status("a", 0, "failed"), ()), "index", 2**31 - 1, 2**31),
+        (Delta(Status("a", 0, "failed"), ()), "timings_ms", {"lm": 1e9}, {"lm": 1.1e9}),
+        (Start(SETTINGS, ()), "seed", 2**64 - 1, 2**64),
+        (Start(SETTINGS, ()), "top_k", 2**31 - 1, 2**31),
+        (Start(SETTINGS, ()), "max_tokens", 1 << 20, (1 << 20) + 1),
+        (Start(SETTINGS, ()), "max_tokens", 1, 0),
+        (Start(SETTINGS, ()), "temperature", 1000.0, 1000.1),
+        (Start(SETTINGS, ()), "top_p", 1.0, 1.1),
+        (Start(SETTINGS, ()), "top_p", 5e-324, 0.0),
+        (Start(SETTINGS, ()), "repetition_penalty", 1000.0, 1000.1),
+    ],
+)
+def test_the_last_value_of_each_field_is_read_and_the_next_is_not(
+    message: Message, field: str, last: Any, beyond: Any
+) -> None:
+    decode(changed(message, **{field: last}))
+    with pytest.raises(BadMessage, match=f"^{field}: ") as caught:
+        decode(changed(message, **{field: beyond}))
+    assert caught.value.field == field
+
+
+def test_a_message_has_a_bounded_number_of_ids() -> None:
+    read = decode(changed(Start(SETTINGS, ())), range(1 << 20))
+    assert isinstance(read, Start)
+    assert len(read.tokens) == 1 << 20
+    with pytest.raises(BadMessage, match="TOKENS: '1048577 ids' is not valid"):
+        decode(changed(Start(SETTINGS, ())), range((1 << 20) + 1))
+
+
 def test_status_keeps_what_an_older_reader_needs() -> None:
     status = Status("a", 3, "failed", "it broke", "tts", "boost", 7, {"lm": 1.5}, "internal_error")
     assert Status.from_json(status.to_json()) == status

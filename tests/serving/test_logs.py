@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import logging
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,6 +14,8 @@ from hypothesis import strategies as st
 
 from serving import logs
 from serving.logs import INTERVAL_S, MAX_CHARACTERS, RateLimit, SafeFormatter
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -86,3 +91,22 @@ def test_a_flood_from_one_place_is_counted(
         "WARNING model: refused 1002 (and 1 more)",
         "WARNING model: refused 1003",
     ]
+
+
+PROGRAM = """
+import logging
+from serving.logs import start_logging
+start_logging("prompt")
+for number in range(100):
+    logging.getLogger("serving").warning("stream %s", "a\\n\\x1b[31mINFO forged")
+logging.getLogger("serving").debug("not shown")
+logging.getLogger("serving").info("shown")
+"""
+
+
+def test_a_model_process_writes_its_log_so() -> None:
+    run = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True, check=True)
+    first, *others = run.stderr.splitlines()
+    assert first == r"WARNING prompt: stream a\n\x1b[31mINFO forged"
+    assert others[-1] == "INFO prompt: shown"
+    assert len(others) < 50

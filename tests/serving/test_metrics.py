@@ -18,7 +18,7 @@ from serving.metrics.playout import MAX_STREAMS, PlayoutMeter
 from serving.metrics.recorder import MAX_OBSERVATIONS, Changes, Recorder
 from serving.metrics.refusals import Refusals
 from serving.metrics.table import METRICS
-from vita_audio.contract.errors import InvalidRequest, ServerFull, ServerStopping
+from vita_audio.contract.errors import BadMessage, InvalidRequest, ServerFull, ServerStopping
 from vita_audio.contract.messages import Delta, State, Status
 from vita_audio.contract.rates import OUTPUT_SAMPLE_RATE_HZ
 
@@ -187,13 +187,20 @@ def test_refusals_by_reason() -> None:
     recorder = Recorder()
     refusals = Refusals(recorder, "prompt")
     assert set(recorder.take().counters.values()) == {0}
-    for error in (InvalidRequest("MODE", "x", "no"), ServerFull(8, 32), ServerStopping(), RuntimeError("?")):
+    for error in (
+        InvalidRequest("MODE", "x", "no"),
+        ServerFull(8, 32),
+        ServerStopping(),
+        BadMessage("no"),
+        RuntimeError("?"),
+    ):
         refusals.count(error)
     counted = {labels: value for (_, labels), value in recorder.take().counters.items()}
     assert counted == {
         ("prompt", "invalid_request", "MODE"): 1,
         ("prompt", "server_full", ""): 1,
         ("prompt", "server_stopping", ""): 1,
+        ("prompt", "bad_message", ""): 1,
         ("prompt", "internal_error", ""): 1,
     }
 
