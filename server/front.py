@@ -19,6 +19,7 @@ from pathlib import Path
 from server.errors import CannotStart
 from server.haproxy import Haproxy, find_haproxy
 from server.options import FRONT_AUTO, FRONT_OFF, ServerOptions, TlsFiles
+from server.ports import address_of, url_of
 from server.processes import is_stopped
 from vita_audio.contract.errors import VitaError, to_wire
 from vita_audio.contract.limits import MAX_AUDIO_SECONDS, MAX_SAMPLE_RATE_HZ
@@ -130,14 +131,13 @@ class Front:
     def _variables(self) -> dict[str, str]:
         """What `front.cfg` reads."""
         options, places = self._public, self._public.slots + self._public.queue
-        host = f"[{options.host}]" if ":" in options.host else options.host
         streams = 2 * places + SPARE_STREAMS
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         connections = MAX_CONNECTIONS
         if files != resource.RLIM_INFINITY:
             connections = max(1, min(connections, (files - SPARE_FILES) // 2))
         variables = {
-            "VITA_BIND": f"{host}:{options.grpc_port}",
+            "VITA_BIND": url_of(address_of(options.host), options.grpc_port),
             "VITA_TRITON": str(self.options.grpc_socket),
             "VITA_CONNECTIONS": str(connections),
             "VITA_CALLS": str(streams + LARGE_STREAMS + QUESTIONS),

@@ -11,7 +11,7 @@ from tritonclient.grpc import service_pb2_grpc
 from client_protocol_double import ProtocolDouble
 from server.front import Front, find_front
 from server.options import ServerOptions
-from server.ports import claim_ports
+from server.ports import claim_ports, url_of
 
 Stub = service_pb2_grpc.GRPCInferenceServiceStub
 
@@ -27,7 +27,7 @@ class Fronted:
         self.socket = self.front.options.grpc_socket
         assert self.socket is not None
         self.port = self.front.options.grpc_port
-        self.url = f"127.0.0.1:{self.port}"
+        self.url = url_of(self.front.options.host, self.port)
         self.triton: ProtocolDouble | None = None
 
     def open(self) -> Fronted:

@@ -81,30 +81,34 @@ def test_streams_pass_without_the_header_that_crashes_triton(shared: Fronted, ki
         assert seen["traceparent"] == "00-1-2-03"
 
 
+@pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="this machine has no IPv6")
+def test_it_listens_on_an_ipv6_address_and_a_name(fresh: Callable[..., Fronted]) -> None:
+    for host in ("::1", "localhost"):
+        assert works(fresh(host=host).open().url)
+
+
 def test_a_response_is_not_held_back(shared: Fronted) -> None:
     with Client(shared.url) as client, client.stream("stall", timeout_s=SECONDS) as stream:
         assert next(stream).text == "one "  # type: ignore[union-attr]
 
 
 def test_only_what_callers_need_is_let_through(shared: Fronted) -> None:
-    empty = bytes
     with channel(shared.url) as open_channel:
         for method in ("ModelInfer", "RepositoryIndex", "SystemSharedMemoryRegister", "NoSuchCall"):
-            call = open_channel.unary_unary(f"/inference.GRPCInferenceService/{method}", empty, empty)
+            call = open_channel.unary_unary(f"/inference.GRPCInferenceService/{method}", bytes, bytes)
             with pytest.raises(grpc.RpcError) as refused:
                 call(b"", timeout=SECONDS)
             assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED, method
         for method in ("/inference.GRPCInferenceService/ModelConfig", "/grpc.health.v1.Health/Check"):
             with pytest.raises(grpc.RpcError) as answered:  # by the double, which has none
-                open_channel.unary_unary(method, empty, empty)(b"", timeout=SECONDS)
+                open_channel.unary_unary(method, bytes, bytes)(b"", timeout=SECONDS)
             assert answered.value.code() is grpc.StatusCode.UNIMPLEMENTED, method
 
 
 def test_a_message_that_is_too_large_is_refused_before_triton_reads_it(shared: Fronted) -> None:
     assert shared.triton is not None
     before = len(shared.triton.headers)
-    content = b"x" * (LARGEST_MESSAGE_BYTES + 1)
-    request = service_pb2.ModelInferRequest(raw_input_contents=[content])
+    request = service_pb2.ModelInferRequest(raw_input_contents=[bytes(LARGEST_MESSAGE_BYTES + 1)])
     with channel(shared.url) as open_channel:
         code, details = refusal(lambda: Stub(open_channel).ModelStreamInfer(iter([request]), timeout=SECONDS))
     assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -187,8 +191,7 @@ def test_few_large_messages_are_read_at_a_time(fresh: Callable[..., Fronted], mo
     monkeypatch.setattr(front_module, "LARGE_MESSAGE_BYTES", 10_000)
     monkeypatch.setattr(front_module, "LARGE_STREAMS", 1)
     fronted = fresh(slots=4).open()
-    large = np.zeros(16_000, np.float32)
-    speech: dict[str, Any] = {"audio": large, "sample_rate": 16_000, "timeout_s": SECONDS}
+    speech: dict[str, Any] = {"audio": np.zeros(16_000, np.float32), "sample_rate": 16_000, "timeout_s": SECONDS}
     with Client(fronted.url) as client, client.stream("stall", **speech) as held:
         next(held)
         with pytest.raises(ServerUnavailable) as full:
@@ -396,12 +399,9 @@ def test_tls_and_mutual_tls_end_at_the_front(fresh: Callable[..., Fronted], tmp_
 
 @pytest.mark.parametrize("choice", ["/nowhere/haproxy", "pyproject.toml", "/"])
 def test_a_path_that_is_no_program_is_refused(choice: str) -> None:
+    assert find_front("off") is None
     with pytest.raises(CannotStart, match=f"--front: {choice} is not a program: give the path of HAProxy, auto or off"):
         find_front(choice)
-
-
-def test_off_is_no_front() -> None:
-    assert find_front("off") is None
 
 
 def test_a_port_that_was_taken_meanwhile_is_named(fresh: Callable[..., Fronted]) -> None:

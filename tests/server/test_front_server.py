@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import struct
 import time
@@ -13,14 +14,16 @@ from typing import Any
 
 import pytest
 
+from foreground import Foreground, all_gone, foreground
 from fronts import Stub, channel
 from server.front import Front, find_front
 from server.haproxy import find_haproxy
 from server.launch import TritonServer
 from server.options import ServerOptions
 from server.ports import claim_ports
+from server.processes import descendants
 from triton_probe import message, public, wait_idle
-from vita_client import Client
+from vita_client import Client, ServerUnavailable
 
 pytestmark = [
     pytest.mark.server,
@@ -60,7 +63,7 @@ def test_a_real_server_behind_the_front_answers_as_without(
 def test_requests_that_would_crash_triton_do_it_no_harm(served: tuple[TritonServer, Front]) -> None:
     """Without the front, errors of many requests with this header end tritonserver 2.51."""
     server, _ = served
-    pid = server.pid
+    processes = descendants(server.pid)
 
     def bad(number: int) -> str:
         with channel(server.grpc_url) as open_channel:
@@ -76,7 +79,7 @@ def test_requests_that_would_crash_triton_do_it_no_harm(served: tuple[TritonServ
 
     with ThreadPoolExecutor(20) as pool:
         assert all("field=TOP_P" in text for text in pool.map(bad, range(20)))
-    assert (server.pid, server.running, server.lost_models()) == (pid, True, [])
+    assert descendants(server.pid) == processes
     with Client(server.grpc_url) as client:
         assert client.collect("Hello", task="text", max_tokens=5, timeout_s=60).tokens
 
@@ -107,3 +110,32 @@ def test_a_body_that_lies_about_its_length_does_no_harm(served: tuple[TritonServ
     with Client(server.grpc_url) as client:
         assert client.collect("Hello", task="text", max_tokens=5, timeout_s=60).tokens
     assert set(wait_idle(server).values()) == {0.0}
+
+
+def test_callers_of_a_server_that_is_started_again_are_told_so(engines: Path, tmp_path: Path) -> None:
+    with foreground(engines, tmp_path) as running:
+        url = running.url()
+        haproxy = named(running, "haproxy")
+        with Client(url) as client:
+            os.kill(named(running, "tritonserver")[0], signal.SIGKILL)
+            health = client.health()
+            begin = time.monotonic()
+            while health.ready:  # until the kill has its effect
+                assert time.monotonic() < begin + 2
+                health = client.health()
+            assert (health.server, health.model) == (False, False)
+            with pytest.raises(ServerUnavailable) as refused:
+                client.collect("Hello", timeout_s=60)
+            assert refused.value.code == "unhealthy"
+            assert "ended" in running.line()
+            assert running.url() == url
+            assert client.health().ready
+        assert named(running, "haproxy") == haproxy
+        family = running.family()
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(60) == 0
+        assert all_gone(family, 5)
+
+
+def named(running: Foreground, name: str) -> list[int]:
+    return [pid for pid in running.family() if Path(f"/proc/{pid}/comm").read_text().strip() == name]
