@@ -87,3 +87,8 @@ def test_foreign_text_is_not_ours(text: str) -> None:
 )
 def test_what_only_looks_like_ours_is_not_read(text: str) -> None:
     assert from_wire(text) is None
+
+
+def test_running_and_waiting_of_a_full_server_are_not_mixed_up() -> None:
+    error = ServerFull(running=3, waiting=5)
+    assert (error.running, error.waiting, str(error)) == (3, 5, "server is full (3 running, 5 waiting)")

@@ -15,12 +15,18 @@ from vita_audio.contract.errors import InvalidRequest
 from vita_audio.contract.fields import INPUTS
 from vita_audio.contract.limits import Limits
 from vita_audio.contract.messages import GenerationSettings, Start, decode, encode
-from vita_audio.contract.request import SpeechRequest, check_prompt, parse_request
+from vita_audio.contract.request import SpeechRequest, check_audio, check_duration, check_prompt, parse_request
 
 LIMITS = Limits(
     context_tokens=2048, max_tokens=1024, default_max_tokens=512, mctp_modules=10, default_pattern=(1, 10, 4, 10)
 )
 SPEECH = np.zeros(16_000, np.float32)
+
+
+def _with(value: float) -> np.ndarray:
+    audio = SPEECH.copy()
+    audio[17] = value
+    return audio
 
 
 def parse(**inputs: Any) -> SpeechRequest:
@@ -87,10 +93,30 @@ def test_silence_and_8_khz_are_fine() -> None:
     assert request.text is None
 
 
-def _with(value: float) -> np.ndarray:
-    audio = SPEECH.copy()
-    audio[17] = value
-    return audio
+def test_what_lies_on_a_limit_is_taken() -> None:
+    longest, shortest = np.zeros(8_000 * 120, np.float32), np.zeros(160, np.float32)
+    for audio in (longest, shortest):
+        request = parse(AUDIO=audio, SAMPLE_RATE=8_000)
+        assert (request.audio is audio, request.sample_rate_hz) == (True, 8_000)
+    assert parse(AUDIO=_with(4.0)).audio is not None
+    assert parse(AUDIO=_with(-4.0)).audio is not None
+    assert parse(TEXT="a" * (16 * 2048)).text is not None
+    for audio, rate_hz in ((np.zeros(8_000 * 120 + 1, np.float32), 8_000), (np.zeros(159, np.float32), 8_000)):
+        with pytest.raises(InvalidRequest, match=r"^AUDIO"):
+            parse(AUDIO=audio, SAMPLE_RATE=rate_hz)
+    with pytest.raises(InvalidRequest, match=r"^TEXT"):
+        parse(TEXT="a" * (16 * 2048 + 1))
+
+
+def test_another_longest_recording_may_be_asked_for() -> None:
+    check_duration(16_000, 16_000, longest_s=1.0)
+    check_audio(SPEECH, 16_000, longest_s=1.0)
+    for check in (
+        lambda: check_duration(16_001, 16_000, 1.0),
+        lambda: check_audio(np.append(SPEECH, SPEECH), 16_000, 1.0),
+    ):
+        with pytest.raises(InvalidRequest, match="at most 1 s are taken"):
+            check()
 
 
 BAD = [
