@@ -7,13 +7,13 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 from loadtest.driver import CANCELLED, Record
-from vita_audio.contract.errors import ServerFull, ServerStopping
+from vita_audio.contract.errors import ServerFull, ServerStopping, ServerUnhealthy
 
 #: done: to its end. interrupted: the user barged in. rejected: a full or stopping server refused it. failed: any other
 #: error. unfinished: still running when the run ended.
 Outcome = Literal["done", "interrupted", "rejected", "failed", "unfinished"]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
-REFUSALS = (ServerFull.default_code, ServerStopping.default_code)
+REFUSALS = (ServerFull.default_code, ServerStopping.default_code, ServerUnhealthy.default_code)
 
 
 @dataclass(frozen=True, slots=True)

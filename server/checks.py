@@ -46,6 +46,10 @@ def check_numbers(options: ServerOptions) -> None:
     ):
         if value < least:
             raise CannotStart(f"{flag}: {value} is not valid: at least {least}")
+    if options.stall_timeout_s == 1:
+        raise CannotStart(
+            "--stall-timeout: 1 is not valid: a healthy thread shows itself once a second; 0 or at least 2"
+        )
 
 
 def check_remote(options: ServerOptions) -> None:

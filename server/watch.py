@@ -18,8 +18,9 @@ from server.processes import is_alive, is_stopped, model_processes, parent
 from server.stalls import Stillness
 from serving.heartbeat import Beat, read_beats
 
-#: A process that is stopped (SIGSTOP, a debugger) does nothing at all, so no answer needs to be waited for.
-STOPPED_S = 1.5
+#: Triton gives up a request to a model process that was stopped (SIGSTOP, a debugger) for 1 s, and breaks when it goes on
+#: (docs/triton.md, "Processes that stand still").
+STOPPED_S = 1.0
 #: A second in an engine call counts so much: a prompt on a slow CPU, 120 s of speech or the first use of a GPU may
 #: rightly take long, and a library that keeps the interpreter's lock then holds up the other threads of its process.
 IN_CALL = 1 / 12
@@ -74,6 +75,8 @@ class Watch:
             return None
         if self._server.wait(ENDING_S):  # it takes its model processes along
             return f"tritonserver has ended (status {self._server.exit_code})"
+        if "tritonserver" in ended:
+            return "tritonserver has ended"
         return f"a process of {', '.join(sorted(ended))} has ended"
 
     def _stopped(self) -> str | None:

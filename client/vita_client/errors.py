@@ -45,7 +45,7 @@ class RequestRejected(ClientError):
 
 class ServerUnavailable(ClientError):
     """No server (`unavailable`), one without the model (`not_ready`), or one that is `server_full`, `shutting_down` or
-    `unhealthy` (a part of it died; it ends so that its supervisor starts it again): try later.
+    `unhealthy` (a part of it died; it starts again by itself): try later.
     """
 
     default_code = "unavailable"

@@ -15,7 +15,7 @@ from server.processes import descendants
 
 
 class Foreground:
-    """`python -m server` as a user starts it; its words are read line by line."""
+    """`python -m server` as a user starts it; its words are read line by line. `metrics_port`: once it is ready."""
 
     def __init__(self, engines: Path, log: Path, *arguments: str) -> None:
         command = [sys.executable, "-m", "server", "--engines", str(engines), "--log-file", str(log), *arguments]
@@ -31,8 +31,9 @@ class Foreground:
 
     def url(self) -> str:
         ready = self.line()
-        found = re.search(r"ready (?:again )?after [\d.]+ s: gRPC on (\S+), metrics on", ready)
+        found = re.search(r"ready (?:again )?after [\d.]+ s: gRPC on (\S+), metrics on http://\S+:(\d+)/", ready)
         assert found, ready
+        self.metrics_port = int(found.group(2))
         return found.group(1)
 
     def family(self) -> list[int]:
