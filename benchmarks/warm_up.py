@@ -131,33 +131,33 @@ def main() -> int:
     options = parser.parse_args()
     results = Results(options.out, record_head("benchmarks.warm_up"))
     settings = ServerOptions(engines=options.engines, grpc_port=0, metrics_port=0)
-    rows = [
+    planned = [
         {"request": request, "client": client, "streams": streams, "rounds": options.rounds,
-         "max_tokens": options.max_tokens, "starts": []}
+         "max_tokens": options.max_tokens}
         for streams in options.streams for client in options.clients for request in options.requests
         if streams == 1 or client == "used"
     ]  # fmt: skip
-    ready_s = []
+    starts: list[list[list[Round]]] = [[] for _ in planned]
+    ready_s: list[float] = []
     with client_process() as used:
         with TritonServer(settings) as other:
             for request in options.requests:
                 used.submit(ask, other.grpc_url, request, max(options.streams), 2, options.max_tokens, True).result()
         for _ in range(options.starts):
-            for row in rows:
+            for row, made in zip(planned, starts, strict=True):
                 with TritonServer(settings) as server:
-                    row["starts"].append(measure(server, row["client"], used, row))
+                    made.append(measure(server, row["client"], used, row))
                 ready_s.append(server.start_seconds)
-        for row in rows:
-            row |= summarise(row.pop("starts"))
-    results.save(start_s=median(ready_s), rows=rows)
+                rows = [{**row, **summarise(made)} for row, made in zip(planned, starts, strict=True) if made]
+                results.save(start_s=median(ready_s), rows=rows)
     console = Console(width=max(140, Console().width))
     console.print(f"{results.fields['command']}\n{results.fields['machine']}, revision {results.fields['revision']}")
     table = Table(*SHOWN.split("|"), title="The first requests of a server (medians, ms)")
-    for row in rows:
+    for row in results.fields["rows"]:
         for line in shown(row):
             table.add_row(*line)
     console.print(table)
-    console.print(f"server ready after {median(ready_s):.1f} s")
+    console.print(f"server ready after {results.fields['start_s']:.1f} s")
     return 0
 
 
