@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -169,6 +170,21 @@ def test_a_model_process_that_ends_while_it_loads(program: str, reason: str, eng
     model.write_text(program)
     options = ServerOptions(engines, repository=tmp_path / "models", grpc_port=0, metrics_port=0, start_timeout_s=1000)
     assert start_and_fail(TritonServer(options, tmp_path / "log")).startswith(reason)
+
+
+def test_a_stub_that_lacks_a_library(engines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends before it has a model; Triton would wait for it for minutes."""
+    found = find_triton()
+    if "pytriton" not in found.origin:
+        pytest.skip("the stub of a container finds its libraries anywhere")
+    shutil.copy(found.stub, tmp_path / "stub")  # its libraries are where it was
+    moved = replace(found, stub=tmp_path / "stub", library_folders=())
+    monkeypatch.setattr("server.launch.find_triton", lambda: moved)
+    server = TritonServer(ServerOptions(engines, grpc_port=0, metrics_port=0, start_timeout_s=1000), tmp_path / "log")
+    reason = start_and_fail(server)
+    assert re.match(
+        r"a model process ended while it loaded: .*: error while loading shared libraries: \S+: cannot", reason
+    )
 
 
 def test_engines_that_are_cut_off_after_the_check(
