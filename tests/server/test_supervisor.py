@@ -7,6 +7,7 @@ import re
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,8 +18,9 @@ from vita_client import Client, ServerUnavailable
 
 pytestmark = pytest.mark.server
 
-#: A stream of many seconds.
-LONG = {"text": "hello " * 100, "task": "tts", "mode": "vanilla", "max_tokens": 1024, "temperature": 1.5, "seed": 3}
+#: A stream of many seconds: nearly every token is as likely as the one that would end it.
+LONG: dict[str, Any] = {"text": "hello " * 100, "task": "tts", "mode": "vanilla", "max_tokens": 1024}
+LONG |= {"temperature": 2.0, "top_k": 0, "repetition_penalty": 1.0, "seed": 1, "timeout_s": 120}
 MODELS = ("prompt", "speech_lm", "audio_decoder", "speech_tokenizer")
 
 
