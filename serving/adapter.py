@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio  # noqa: F401 - else the stub imports it at the first request, which then costs 30 ms (docs/triton.md)
 import logging
+from typing import TYPE_CHECKING
 
 import numpy as np
 import triton_python_backend_utils as pb_utils  # exists in the stub only
@@ -27,6 +28,9 @@ from vita_audio.contract.errors import (
     to_wire,
 )
 from vita_audio.contract.messages import Cancel, Message, Released, decode, encode
+
+if TYPE_CHECKING:  # of audio_decoder alone: the other models do not load its modules
+    from vita_audio.decoding.served_stream import DecodedChunk
 
 #: The flag of the last response to a request of a decoupled model.
 FINAL: int = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
@@ -56,6 +60,15 @@ def send(sender: pb_utils.InferenceResponseSender, tensors: list[pb_utils.Tensor
         sender.send(flags=flags)
     else:
         sender.send(pb_utils.InferenceResponse(tensors), flags=flags)
+
+
+def send_chunk(sender: pb_utils.InferenceResponseSender, chunk: DecodedChunk | None) -> None:
+    """The outputs of the ensemble as one response, the final flag with the last; None is the flag alone."""
+    if chunk is None:
+        return send(sender, None, final=True)
+    numbers = (pb_utils.Tensor("TOKENS", np.asarray(chunk.tokens, np.int32)), pb_utils.Tensor("PCM", chunk.pcm))
+    texts = (text_tensor("TEXT_DELTA", chunk.text), text_tensor("STATUS", chunk.status.to_json()))
+    return send(sender, [*numbers, *texts], final=chunk.complete)
 
 
 def error_response(error: Exception) -> pb_utils.InferenceResponse:

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from functools import partial
 
-import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from serving.adapter import ModelCalls, send, text_tensor
+from serving.adapter import ModelCalls, send_chunk
 from serving.audio_decoder_stage import AudioDecoderStage
 from serving.heartbeat import Heartbeats
 from serving.logs import start_logging
 from serving.metrics.publisher import MetricsPublisher
-from vita_audio.decoding.served_stream import DecodedChunk
 
 
 class TritonPythonModel:
@@ -33,17 +31,9 @@ class TritonPythonModel:
 
     def execute(self, requests: list[pb_utils.InferenceRequest]) -> None:
         for request in requests:
-            answer = partial(_send, request.get_response_sender())
+            answer = partial(send_chunk, request.get_response_sender())
             self._stage.accept(partial(self._calls.read, request), answer, request.is_cancelled)
 
     def finalize(self) -> None:
         self._metrics.close()
         self._stage.close()
-
-
-def _send(sender: pb_utils.InferenceResponseSender, chunk: DecodedChunk | None) -> None:
-    if chunk is None:
-        return send(sender, None, final=True)
-    numbers = (pb_utils.Tensor("TOKENS", np.asarray(chunk.tokens, np.int32)), pb_utils.Tensor("PCM", chunk.pcm))
-    texts = (text_tensor("TEXT_DELTA", chunk.text), text_tensor("STATUS", chunk.status.to_json()))
-    return send(sender, [*numbers, *texts], final=chunk.complete)
