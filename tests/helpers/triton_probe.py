@@ -18,6 +18,9 @@ from vita_audio.contract.fields import ENSEMBLE, INPUTS
 from vita_audio.contract.messages import Message, encode
 from vita_client import Client
 
+#: Fields of a request whose stream takes many seconds.
+LONG: dict[str, Any] = {"text": "hello " * 100, "task": "tts", "mode": "vanilla", "max_tokens": 1024}
+LONG |= {"temperature": 1.5, "seed": 3}
 NUMPY_TYPES = {"FP32": np.float32, "INT32": np.int32, "UINT64": np.uint64, "INT64": np.int64}
 
 
@@ -64,7 +67,13 @@ def in_flight(server: TritonServer, timeout_s: float = 10.0) -> float:
 def long_request(client: Client, mode: str = "vanilla", at_least: int = 900) -> dict[str, Any]:
     """Fields of a request that gives many tokens: greedy without a penalty, random weights like to go in circles."""
     for number in range(200):
-        fields = {"text": f"Number {number}.", "task": "tts", "mode": mode, "max_tokens": 900, "timeout_s": 60}
+        fields: dict[str, Any] = {
+            "text": f"Number {number}.",
+            "task": "tts",
+            "mode": mode,
+            "max_tokens": 900,
+            "timeout_s": 60,
+        }
         fields |= {"temperature": 0.0, "repetition_penalty": 1.0}
         if len(client.collect(**fields).tokens) >= at_least:
             return fields
