@@ -163,6 +163,7 @@ def test_the_longest_message_is_read_and_a_longer_one_is_not_parsed(monkeypatch:
     longest = Status(far * 64, 2**31 - 1, "cancelled", far * MAX_REASON, "text", far * 1024, 2**64 - 1, {}, far * 64)
     longest = replace(longest, timings_ms=dict.fromkeys(STAGES, 123456789.123456))
     assert decode(*encode(Delta(longest, ()))) == Delta(longest, ())
+    assert decode(encode(Probe("a"))[0].ljust(MAX_TEXT_OF_A_MESSAGE)) == Probe("a")
     monkeypatch.setattr(messages.json, "loads", lambda _: pytest.fail("parsed"))
     with pytest.raises(BadMessage, match="at most 32768 are read"):
         decode(" " * (MAX_TEXT_OF_A_MESSAGE + 1))
