@@ -256,6 +256,17 @@ def test_a_sender_that_raises_at_a_probe_costs_its_stream_only(bench: Bench) -> 
     until(lambda: queued.complete)
 
 
+def test_a_stream_whose_probe_was_not_sent_is_not_generated_any_more(bench: Bench) -> None:
+    bench.engine.gate.clear()
+    generation, broken = request([5] * 3, (8192, 0), 4000), Answers(fails=True)
+    bench.stage.accept(Start(generation.settings, generation.prompt), broken)
+    until(lambda: broken.probes and bench.load.taken == 0)
+    broken.fails = False  # Triton takes messages again
+    bench.engine.gate.set()
+    until(lambda: broken.closed)
+    assert broken.deltas[-1].state == "cancelled"
+
+
 def test_a_long_reason_of_a_failure_still_fits_a_message(bench: Bench) -> None:
     def extend(rows: Sequence[ExtendRow]) -> list[int | None]:
         raise RuntimeError("x" * 100_000)
