@@ -96,7 +96,7 @@ def under_load(
         least_s: how long is watched at least.
     """
     with bench.server() as server:
-        with Watch(server.url) as watch:
+        with Watch(server.url, patience=bench.patience) as watch:
             watch.wait_running(60 * bench.patience)
             watch.mark()
             happen(server)

@@ -49,7 +49,7 @@ def nonsense(bench: Bench, whom: str, make: Callable[[Random], Message]) -> Row:
     random = bench.random(whom)
     with bench.server() as server:
         before = _pids(server)
-        with Watch(server.url, _CALLERS) as watch:
+        with Watch(server.url, _CALLERS, bench.patience) as watch:
             watch.wait_running(60 * bench.patience)
             watch.mark()
             answers: list[Answer] = []

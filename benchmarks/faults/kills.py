@@ -40,7 +40,7 @@ def kills(bench: Bench) -> Row:
     wrong: list[str] = []
     # Kills may come in a row that the launcher would give up after; what it does then is in its own tests.
     with bench.server("--restarts", str(count)) as server:
-        with Watch(server.url) as watch:
+        with Watch(server.url, patience=bench.patience) as watch:
             watch.wait_running(60 * bench.patience)
             begin_s = now_s()
             while len(killed) < count and not wrong and server.launcher.poll() is None:

@@ -71,7 +71,7 @@ def launcher_killed(bench: Bench) -> Row:
     """Nothing may be left of a server whose launcher is gone, and its callers may not wait for it."""
     limits = bench.limits
     with bench.server() as server:
-        with Watch(server.url) as watch:
+        with Watch(server.url, patience=bench.patience) as watch:
             watch.wait_running(60 * bench.patience)
             watch.mark()
             server.launcher.kill()

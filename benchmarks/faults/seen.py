@@ -107,11 +107,12 @@ class Watch:
 
     Args:
         callers: closed-loop callers.
+        patience: times the deadlines of streams.
     """
 
-    def __init__(self, url: str, callers: int = CALLERS) -> None:
-        self._url = url
-        self._callers = Callers(url, callers, self._request, timeout_s=STREAM_TIMEOUT_S, pause_s=_PAUSE_S)
+    def __init__(self, url: str, callers: int = CALLERS, patience: float = 1.0) -> None:
+        self._url, self._patience = url, patience
+        self._callers = Callers(url, callers, self._request, timeout_s=STREAM_TIMEOUT_S * patience, pause_s=_PAUSE_S)
         self._sent = 0
         self._lock, self._closing = threading.Lock(), threading.Event()
         self._seen = Seen()
@@ -185,7 +186,7 @@ class Watch:
         with Client(self._url) as client:
             while not self._closing.wait(_PROBE_PAUSE_S):
                 number += 1
-                drive = Drive(request_for("tts", None, number, _PROBE_TOKENS), _PROBE_TIMEOUT_S)
+                drive = Drive(request_for("tts", None, number, _PROBE_TOKENS), _PROBE_TIMEOUT_S * self._patience)
                 self._seen.probes.append(drive.run(client))
 
     def _ask_health(self) -> None:

@@ -31,7 +31,7 @@ def cells() -> Iterator[tuple[str, Callable[[Bench], Row]]]:
 def ended(bench: Bench, number: signal.Signals, whom: str) -> Row:
     """Running streams finish, new ones are refused as "shutting down", status 0, and nothing is left."""
     with bench.server() as server:
-        with Watch(server.url) as watch:
+        with Watch(server.url, patience=bench.patience) as watch:
             watch.wait_running(60 * bench.patience)
             fault_s = watch.mark()
             if whom == ALONE:
