@@ -12,6 +12,7 @@ containers that share /dev/shm.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -34,6 +35,9 @@ SWEEP_S = 5.0
 #: How long killed processes may take to end.
 KILLED_S = 3.0
 
+#: Reasons for which a folder is passed over: gone, a file, a link, another user's.
+_NOT_OURS = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES)
+
 log = logging.getLogger(__name__)
 
 
@@ -50,9 +54,9 @@ class Belongings:
             self.folder = SHARED_MEMORY / f"{self.prefix}server"
             try:
                 self.folder.mkdir(0o700)
+                lock = _lock(self.folder)
             except OSError as error:
                 raise CannotStart(f"{SHARED_MEMORY}, which Triton needs too: {error.strerror}") from error
-            lock = _lock(self.folder)
             if lock is not None:
                 self._lock = lock
                 return
@@ -139,8 +143,10 @@ def _lock(folder: Path) -> int | None:
     """Lock a folder of this user; None if its server lives, or another start sweeps it, or it is gone."""
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except OSError:
-        return None
+    except OSError as error:
+        if error.errno in _NOT_OURS:
+            return None
+        raise
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         state = os.fstat(descriptor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -160,3 +161,12 @@ def test_no_shared_memory_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path:
     with pytest.raises(CannotStart, match=r"missing.*No such file or directory"):
         Belongings()
     assert MARK not in os.environ
+
+
+def test_no_descriptors_are_one_line(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(CannotStart, match="Too many open files"):
+        Belongings()
