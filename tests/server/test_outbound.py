@@ -54,7 +54,7 @@ def test_nothing_asks_for_another_machine(engines: Path, tmp_path: Path) -> None
     seen = json.loads(done.stdout)
     assert seen["asked"] == []
     assert seen["packets"] == []
-    assert seen["local"] > 1000  # it did look
+    assert seen["local"] > 100  # it did look
     assert "telemetry.example.com" in seen["control asked"]
     assert ["198.51.100.7", 443] in seen["control reached"]
     left = [path for path in (tmp_path / "home").rglob("*") if "Microsoft" in path.name]
