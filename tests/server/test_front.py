@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,11 @@ from certificates import make_certificate
 from client_twins import TWINS
 from fronts import Fronted, Stub, channel
 from server import front as front_module
+from server.command import triton_arguments
 from server.front import LARGEST_MESSAGE_BYTES, find_front
-from server.options import TlsFiles
+from server.locate import Triton
+from server.options import ServerOptions, TlsFiles
+from server.ports import claim_ports
 from triton_probe import message, public
 from vita_client import Client, ServerUnavailable, StreamBroken, Tls
 
@@ -369,3 +373,21 @@ def test_tls_and_mutual_tls_end_at_the_front(fresh: Callable[..., Fronted], tmp_
     for tls in (trusted, unknown, None):
         with Client(mutual.url, tls=tls) as client, pytest.raises(ServerUnavailable):
             client.collect("chunks 1", timeout_s=5)
+
+
+# Triton behind it
+
+
+def test_triton_behind_a_front_has_a_socket_without_tls_and_claims_no_port(tmp_path: Path) -> None:
+    mine = make_certificate(tmp_path, "server")
+    triton = Triton("somewhere", Path("/t"), Path("/b"), Path("/s"), ())
+    with socket.create_server(("127.0.0.1", 0)) as taken:  # the port that the front has
+        port = taken.getsockname()[1]
+        options = ServerOptions(grpc_port=port, metrics_port=0, grpc_socket=Path(f"/x/triton:{port}"), tls=mine)
+        options = claim_ports(options)
+    assert (options.grpc_port, options.triton_url) == (port, f"unix:/x/triton:{port}")
+    arguments = triton_arguments(options, triton, Path("/b"), "prefix")
+    assert {"--grpc-address=unix:/x/triton", f"--grpc-port={port}"} <= set(arguments)
+    assert not [argument for argument in arguments if "ssl" in argument or str(mine.key) in argument]
+    bare = triton_arguments(replace(options, grpc_socket=None), triton, Path("/b"), "prefix")
+    assert {"--grpc-address=127.0.0.1", "--grpc-use-ssl=true"} <= set(bare)
