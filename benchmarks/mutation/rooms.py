@@ -45,7 +45,7 @@ ROOMS = (
         (
             _files(
                 "decoding",
-                *("schedule", "served_stream", "cancel_notifier", "flow_stream", "noise"),
+                *("schedule", "served_stream", "cancel_notifier", "flow_stream", "noise", "seams"),
                 *("service_failures", "service_cancelling", "stream", "service"),
             ),
             ("-k", "not torch", *_files("decoding", "text", "golden")),
