@@ -16,10 +16,10 @@ from server.launch import TritonServer
 from server.metrics import read_metrics
 from server.processes import is_alive, is_stopped, model_processes, parent
 from server.stalls import Stillness
-from serving.heartbeat import Beat, read_beats
+from serving.heartbeat import HeartbeatReader
 
-#: Triton gives up a request to a model process that was stopped (SIGSTOP, a debugger) for 1 s, and breaks when it goes on
-#: (docs/triton.md, "Processes that stand still").
+#: Triton gives up a request to a model process that was stopped (SIGSTOP, a debugger) for 1 s, and breaks when it goes
+#: on (docs/triton.md, "Processes that stand still").
 STOPPED_S = 1.0
 #: A second in an engine call counts so much: a prompt on a slow CPU, 120 s of speech or the first use of a GPU may
 #: rightly take long, and a library that keeps the interpreter's lock then holds up the other threads of its process.
@@ -46,11 +46,12 @@ class Watch:
         self._server, self._limit_s = server, stall_timeout_s
         self._models = model_processes(server.pid)
         self._parts = {parent(server.pid): "guard", server.pid: "tritonserver"} | self._models
+        self._reader = HeartbeatReader(server.heartbeats)
+        self._beats = self._reader.read()
         # One that ended since it made its file.
-        files = Counter(worker.rsplit("_", 2)[0] for worker in read_beats(server.heartbeats))
+        files = Counter(worker.rsplit("_", 2)[0] for worker in self._beats)
         self._missing = set(files - Counter(self._models.values()))
         self._stillness = Stillness()
-        self._beats: dict[str, dict[str, Beat]] = {}
         self._closing = contextlib.ExitStack()
         self.checks: list[Check] = [self._ended]
         if stall_timeout_s > 0:
@@ -88,7 +89,7 @@ class Watch:
         return None
 
     def _hung(self) -> str | None:
-        self._beats = read_beats(self._server.heartbeats)
+        self._beats = self._reader.read()
         for worker, beats in self._beats.items():
             weight = self._weight(worker)
             for thread, beat in beats.items():

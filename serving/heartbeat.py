@@ -83,14 +83,19 @@ class Heartbeats:
                 recorder.set("vita_heartbeat_age_ms", age_ms, **labels)
 
 
-def read_beats(folder: Path) -> dict[str, dict[str, Beat]]:
-    """Model instance -> thread -> its last beat, of the threads of which something is expected."""
-    beats = {}
-    for path in folder.iterdir():
-        raw = path.read_bytes()
-        if len(raw) == _BYTES:
-            beats[path.name] = _beats(memoryview(raw).cast("q"))
-    return beats
+class HeartbeatReader:
+    """The beats of all model processes of a server that is ready: each has made its file.
+
+    Args:
+        folder: of the files.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._words = {path.name: _open(path) for path in folder.iterdir()}
+
+    def read(self) -> dict[str, dict[str, Beat]]:
+        """Model instance -> thread -> its last beat, of the threads of which something is expected."""
+        return {worker: _beats(words) for worker, words in self._words.items()}
 
 
 class _Watched(Pulse):

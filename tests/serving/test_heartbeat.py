@@ -10,30 +10,30 @@ from pathlib import Path
 
 import pytest
 
-from serving.heartbeat import EXIT_BROKEN, THREADS, Heartbeats, read_beats
+from serving.heartbeat import EXIT_BROKEN, THREADS, HeartbeatReader, Heartbeats
 from serving.metrics.recorder import Recorder
 
 
 def test_nothing_is_expected_of_a_thread_before_its_first_beat(tmp_path: Path) -> None:
     beats = Heartbeats(tmp_path / "speech_lm_0_0")
-    assert read_beats(tmp_path) == {"speech_lm_0_0": {}}
+    assert HeartbeatReader(tmp_path).read() == {"speech_lm_0_0": {}}
     beats.pulse("generation").beat()
-    assert read_beats(tmp_path)["speech_lm_0_0"].keys() == {"generation"}
+    assert HeartbeatReader(tmp_path).read()["speech_lm_0_0"].keys() == {"generation"}
 
 
 def test_a_beat_is_the_time_of_one_clock_and_calls_show_while_they_last(tmp_path: Path) -> None:
     pulse = Heartbeats(tmp_path / "w").pulse("decoding")
     before_ms = time.monotonic_ns() // 1_000_000
     pulse.beat()
-    first = read_beats(tmp_path)["w"]["decoding"]
+    first = HeartbeatReader(tmp_path).read()["w"]["decoding"]
     assert before_ms <= first.at_ms <= time.monotonic_ns() // 1_000_000
     assert not first.calling
     time.sleep(0.002)
     with pulse.call():
-        inside = read_beats(tmp_path)["w"]["decoding"]
+        inside = HeartbeatReader(tmp_path).read()["w"]["decoding"]
         assert inside.calling
         assert inside.at_ms > first.at_ms
-    assert not read_beats(tmp_path)["w"]["decoding"].calling
+    assert not HeartbeatReader(tmp_path).read()["w"]["decoding"].calling
 
 
 def test_a_call_that_fails_is_over(tmp_path: Path) -> None:
@@ -41,14 +41,14 @@ def test_a_call_that_fails_is_over(tmp_path: Path) -> None:
     pulse.beat()
     with pytest.raises(RuntimeError), pulse.call():
         raise RuntimeError("engine")
-    assert not read_beats(tmp_path)["w"]["generation"].calling
+    assert not HeartbeatReader(tmp_path).read()["w"]["generation"].calling
 
 
 def test_a_thread_that_only_has_calls_rests_between_them(tmp_path: Path) -> None:
     pulse = Heartbeats(tmp_path / "w").pulse("execute")
     with pulse.call():
-        assert read_beats(tmp_path)["w"]["execute"].calling
-    assert read_beats(tmp_path)["w"] == {}
+        assert HeartbeatReader(tmp_path).read()["w"]["execute"].calling
+    assert HeartbeatReader(tmp_path).read()["w"] == {}
 
 
 def test_each_thread_and_process_has_a_row_of_its_own(tmp_path: Path) -> None:
@@ -56,15 +56,18 @@ def test_each_thread_and_process_has_a_row_of_its_own(tmp_path: Path) -> None:
         beats = Heartbeats(tmp_path / worker)
         for thread in THREADS:
             beats.pulse(thread).beat()
-    assert {worker: list(beats) for worker, beats in read_beats(tmp_path).items()} == {
+    assert {worker: list(beats) for worker, beats in HeartbeatReader(tmp_path).read().items()} == {
         "a": list(THREADS),
         "b": list(THREADS),
     }
 
 
-def test_a_file_that_is_not_complete_yet_is_no_worker(tmp_path: Path) -> None:
-    (tmp_path / "new").touch()
-    assert read_beats(tmp_path) == {}
+def test_a_reader_sees_later_beats(tmp_path: Path) -> None:
+    pulse = Heartbeats(tmp_path / "w").pulse("prober")
+    reader = HeartbeatReader(tmp_path)
+    assert reader.read() == {"w": {}}
+    pulse.beat()
+    assert reader.read()["w"].keys() == {"prober"}
 
 
 def test_an_unknown_thread_has_no_row() -> None:
