@@ -79,7 +79,8 @@ def newest(name: str) -> dict[str, Any]:
     """The last record of a long measurement with its folder, or how it is made."""
     for path in sorted(RECORDS.glob(f"cpu/*/{name}.json"), reverse=True):
         return {**json.loads(path.read_text(encoding="utf-8")), "folder": str(path.parent)}
-    return {"not_run": f"`python -m {LONG[name]} --out benchmarks/results/cpu/DATE/{name}.json`"}
+    made = f"`python -m {LONG[name]} --out out/{name}.json` makes {name}.json and {name}_*.svg"
+    return {"not_run": f"{made}, which belong into benchmarks/results/cpu/DATE"}
 
 
 def command(each: Measurement, engines: Path, out: Path, quick: bool) -> list[str]:
