@@ -34,6 +34,14 @@ def test_a_gain_of_ten_is_twenty_decibels() -> None:
     )
 
 
+def test_silence_is_the_floor_of_the_scale() -> None:
+    """Below one step of int16 all is silence: 0 dB."""
+    faint = np.random.default_rng(1).integers(-2, 3, REACH_SAMPLES).astype(np.int16)
+    levels = 20 * np.log10(np.abs(np.fft.rfft(faint * np.hanning(REACH_SAMPLES))) + 1)
+    wave = np.concatenate([np.zeros(REACH_SAMPLES, np.int16), faint])
+    assert measure(wave, wave, [REACH_SAMPLES]).flux_db[0] == pytest.approx(np.sqrt(np.mean(levels**2)))
+
+
 def test_points_lie_inside_and_away_from_every_seam() -> None:
     streamed = Streamed(np.zeros(20_000, np.int16), flow_seams=[4608], vocoder_seams=[9216])
     points = interior_points(streamed)
