@@ -34,7 +34,7 @@ ROOMS = (
         (
             _files("generation", "stream", "deltas"),
             (
-                *_files("generation", "prompts", "service"),
+                *_files("generation", "pulse", "prompts", "service"),
                 "tests/generation/test_engines.py::test_golden_tokens[mctp4-13-onnxruntime]",
             ),
         ),
