@@ -192,5 +192,8 @@ def test_a_real_prometheus_scrapes_a_real_server_under_load(server: TritonServer
     for expression in panel_expressions():
         assert prometheus.query(expression), f"{expression} shows nothing"
     # Whether it is fast enough is the machine's matter; whether it works is not.
-    broken = "VitaServerDown|VitaServerRestarted|VitaWorkerStalled|VitaCallsFailing|VitaModelsMissing|VitaStreamsStuck|VitaStreamsFailing|VitaServerFull|VitaDecoderFaults"
+    broken = (
+        "VitaServerDown|VitaServerRestarted|VitaWorkerStalled|VitaCallsFailing|VitaModelsMissing|VitaStreamsStuck|"
+        "VitaStreamsFailing|VitaServerFull|VitaDecoderFaults"
+    )
     assert prometheus.query(f'ALERTS{{alertstate="firing", alertname=~"{broken}"}}') == []
