@@ -240,7 +240,7 @@ _TABLES: dict[str, tuple[str, str, Callable[[Record], str]]] = {
         "Each row has a server of its own under load: three callers, short streams and health checks all the time. "
         "Seconds count from the fault: until the server is seen not ready, until the last stream that it cost has "
         "ended, until a stream is answered again. Right: not ready and all ended within 2 s, back within 15 s, nothing "
-        "left after 5 s, and every end an error that says to try again; or nobody noticed anything.",
+        "left after 5 s, and every end an error that says to try again; or no caller noticed anything.",
         faults_table,
     ),
     "long_soak": (

@@ -25,7 +25,7 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 class MemoryWatch:
-    """Tells when more than the limit is held, in two looks in a row.
+    """Finds that more than the limit is held, in two looks in a row.
 
     Args:
         limit: bytes.

@@ -17,7 +17,7 @@ from server.remains import SHARED_MEMORY
 MODEL_PROCESSES = 5
 #: Open files of tritonserver that are no caller's (22 were counted), and some for what asks for health and metrics.
 SPARE_FILES = 48
-#: What a log needs to tell of one failed start.
+#: What the log of one failed start takes.
 LOG_BYTES = 1 << 16
 
 
@@ -25,7 +25,7 @@ def check_resources(options: ServerOptions) -> None:
     """There are open files for every stream, and shared memory for every model process.
 
     Raises:
-        CannotStart: one of them is short; a Triton that finds out itself dies of SIGBUS, or answers nobody.
+        CannotStart: one of them is short; a Triton that finds out itself dies of SIGBUS, or answers no call.
     """
     streams = options.slots + options.queue
     needed, allowed = SPARE_FILES + streams, resource.getrlimit(resource.RLIMIT_NOFILE)[0]

@@ -1,7 +1,7 @@
 """Measures for how long something has not moved. No clock and no processes: times and signs are given.
 
 Time counts only as far as the watcher itself ran: when it was stopped as well (a suspended machine, a paused container,
-a debugger), nothing is learned about the others, and nobody stalled.
+a debugger), nothing is learned about the others, and none has stalled.
 """
 
 from __future__ import annotations

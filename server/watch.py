@@ -101,7 +101,7 @@ class Watch:
         """What a client would see; after `_hung`, which has read the beats."""
         options, server = self._server.options, self._server
         if options.tls is not None and options.grpc_socket is None:
-            # The launcher has no client certificate, and knows no name that the server's is for.
+            # The launcher has no client certificate, and there is no name that the server's is surely for.
             return [self._canary("tritonserver", partial(read_metrics, options.metrics_host, options.metrics_port))]
         pings = Pings(options.triton_url, server.secret)
         self._closing.callback(pings.close)

@@ -36,7 +36,7 @@ def default_queue() -> int:
 
 @dataclass(frozen=True, slots=True)
 class ServingSettings:
-    """What every model process needs to know.
+    """What every model process needs.
 
     Args:
         engines: folder made by ``python -m build_engines`` (holds ``manifest.json``).

@@ -1,4 +1,4 @@
-"""What a worker thread tells of itself: that its loop turns, that it is in a long call, that it is over for good."""
+"""Signs of life of a worker thread: its loop turns, it is in a long call, it is over for good."""
 
 from __future__ import annotations
 

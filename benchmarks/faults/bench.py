@@ -123,7 +123,7 @@ def always(seen: Seen) -> list[str]:
 
 
 def survived(bench: Bench, seen: Seen) -> list[str]:
-    """Nobody may have noticed anything."""
+    """No caller may have noticed anything."""
     return [] if seen.harmless else [f"it was noticed: {described(seen)}"]
 
 

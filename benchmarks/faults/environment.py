@@ -71,7 +71,7 @@ def full(bench: Bench) -> Row:
     """No room for temporary files: the server does without, or one line says so."""
     fault = "TMPDIR full"
     if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
-        return Row("environment", fault, "not run: this machine lets nobody mount a file system (unshare -rm)")
+        return Row("environment", fault, "not run: this machine lets no user mount a file system (unshare -rm)")
     try:
         return served(bench, fault, prefix=("unshare", "-rm", "sh", "-c", _FULL, "sh"))
     except CannotStart as error:

@@ -1,4 +1,4 @@
-"""Random requests that nobody should send: to the public model, and to the models behind it, which take none at all."""
+"""Random requests that no client should send: to the public model, and to the models behind it, which take none at all."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def public_message(random: Random) -> Message:
 
 
 def inner_message(random: Random) -> Message:
-    """A message to a model behind the public one: well formed or not, sealed by nobody or by a forger."""
+    """A message to a model behind the public one: well formed or not, unsealed or sealed by a forger."""
     model = random.choice(("speech_lm", "audio_decoder", "speech_tokenizer"))
     message = Message(model_name=model, id=_id(random))
     message.parameters["triton_enable_empty_final_response"].bool_param = True

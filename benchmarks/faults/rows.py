@@ -84,7 +84,7 @@ def unfair(codes: Iterable[str], fair: frozenset[str] = FAIR) -> list[str]:
 
 
 def telling(texts: Iterable[str]) -> list[str]:
-    """The complaint about an error text that is no single short line, or shows what is nobody's business."""
+    """The complaint about an error text that is no single short line, or shows keys, paths or a traceback."""
     for text in texts:
         if "\n" in text or len(text) > _LONGEST_ERROR or any(word in text for word in _SECRET):
             return [f"an error text of the server: {text[:120]!r}"]

@@ -73,7 +73,7 @@ class Seen:
 
     @property
     def harmless(self) -> bool:
-        """Nobody noticed anything."""
+        """No caller noticed anything."""
         return self.not_ready_s is None and not any(each.error for each in self.running + self.later)
 
     @property

@@ -18,7 +18,7 @@ from vita_audio.contract.messages import Status
 
 NOT_READY, SHUTTING_DOWN, UNHEALTHY = "not_ready", "shutting_down", "unhealthy"
 _MAX_MESSAGE_CHARS = 500
-#: Errors of Triton's own core have no code of ours. They are told apart by its fixed phrases (tritonserver 2.51),
+#: Errors of Triton's own core have no code of ours. They are recognised by its fixed phrases (tritonserver 2.51),
 #: here and nowhere else: no such model, a server on its way out, a model process that died, or a request whose tensors
 #: do not fit the model.
 _CORE_UNAVAILABLE = {

@@ -1,4 +1,4 @@
-"""The decoder's threads show that they turn, and tell of their end after their streams have been told."""
+"""The decoder's threads show that they turn, and report their end after those of their streams."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The generation thread shows that it turns, and tells of its end after its streams have been told."""
+"""The generation thread shows that it turns, and reports its end after those of its streams."""
 
 from __future__ import annotations
 
@@ -46,6 +46,20 @@ def test_an_idle_thread_beats(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pulse.calls == 0
     service.close()
     assert not pulse.ended.is_set()
+
+
+def test_a_busy_thread_beats_before_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, pulse, service = make(monkeypatch)
+    monkeypatch.setattr(module, "IDLE_TURN_S", 3600.0)  # from here on the loop does not turn without work
+    ended = threading.Event()
+    service.ping(ended.set)
+    assert ended.wait(10)
+    idle_beats, ended = pulse.beats, threading.Event()
+    service.submit("s", request([5], (8192, 0), 50), lambda delta: delta.status.final and ended.set())
+    assert ended.wait(10)
+    assert pulse.calls >= 50
+    assert pulse.beats >= idle_beats + pulse.calls
+    service.close()
 
 
 def test_an_engine_step_is_a_call_and_a_ping_waits_for_its_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""A pulse that keeps what it is told."""
+"""A pulse that counts its beats and calls."""
 
 from __future__ import annotations
 

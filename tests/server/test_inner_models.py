@@ -1,4 +1,4 @@
-"""Inner models on a real Triton: they answer the models of their own server, and what a client sends harms nobody."""
+"""Inner models on a real Triton: they answer the models of their own server, and what a client sends does no harm."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m server` replaces a Triton of which a part died, at most so often in a row, and ends when it is told to."""
+"""`python -m server` replaces a Triton of which a part died, at most so often in a row, and ends on a signal."""
 
 from __future__ import annotations
 
