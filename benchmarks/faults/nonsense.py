@@ -1,4 +1,4 @@
-"""Random requests that no client should send: to the public model, and to the models behind it, which take none at all."""
+"""Random requests that no client should send: to the public model, and to those behind it, which take none at all."""
 
 from __future__ import annotations
 
