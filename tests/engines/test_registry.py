@@ -23,7 +23,7 @@ from gpu_machines import CONTAINER, without_onnx
 from language_models import ENGINES, request
 from server.checks import check_engines
 from server.errors import CannotStart
-from server.options import ROOT, ServerOptions
+from server.options import ROOT
 from vita_audio.checkpoint.audio_decoder import load_flow, load_vocoder
 from vita_audio.checkpoint.language_model import load_language_model
 from vita_audio.checkpoint.random_weights.__main__ import write_random_checkpoint
@@ -414,9 +414,3 @@ def test_more_slots_than_the_engines_were_built_for(
     monkeypatch.setattr("vita_audio.engines.manifest.find_machine", lambda: replace(CONTAINER, gpus=()))
     with pytest.raises(CannotStart, match=r"there is no GPU here .* or with --device cpu"):
         check_engines(source.folder, checkpoint, "gpu", slots=2)
-
-
-def test_gpu_servers_may_take_longer_to_start() -> None:
-    assert ServerOptions().start_limit_s == 120
-    assert ServerOptions(profile="gpu").start_limit_s == 1800
-    assert ServerOptions(profile="gpu", start_timeout_s=5).start_limit_s == 5

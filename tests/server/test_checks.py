@@ -285,3 +285,9 @@ def test_half_of_tls_is_refused(line: str, capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit):
         parse_options(line.split())
     assert "--tls-cert and --tls-key belong together" in capsys.readouterr().err
+
+
+def test_gpu_servers_may_take_longer_to_start() -> None:
+    assert ServerOptions().start_limit_s == 120
+    assert ServerOptions(profile="gpu").start_limit_s == 1800
+    assert ServerOptions(profile="gpu", start_timeout_s=5).start_limit_s == 5
