@@ -107,7 +107,7 @@ def test_tiny_run_measures_speeds(tmp_path: Path) -> None:
         ("turbo", "audio ids only"),
     }
     assert all(r["ms"] > 0 for r in record["first_chunk"])
-    assert all(r["ms"] > 0 and 0 < r["host_ms"] < r["ms"] for r in record["host"])
+    assert all(r["ms"] > 0 and r["host_ms"] > 0 for r in record["host"])
     assert text.count(NOT_MEASURED) == 2 * (1 + len(NAMED_MODES))  # the datasheet of a CPU
 
 

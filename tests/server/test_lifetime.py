@@ -18,7 +18,7 @@ import pytest
 from foreground import Foreground, foreground
 from server.launch import TritonServer
 from server.options import ROOT, ServerOptions
-from server.processes import descendants, model_processes
+from server.processes import descendants, model_processes, parent
 from triton_probe import LONG
 from vita_client import Client, ServerUnavailable
 
@@ -124,17 +124,17 @@ def test_a_signal_to_all_processes_drains(engines: Path, tmp_path: Path, number:
 
 
 def test_a_killed_guard_ends_the_server_and_its_launcher_removes_the_rest(engines: Path, tmp_path: Path) -> None:
+    files = files_of(os.getpid())  # of servers that tests share
     server = TritonServer(ServerOptions(engines=engines, grpc_port=0, metrics_port=0), tmp_path / "log")
     with server:
-        family = descendants(os.getpid())[1:]
-        guard = next(pid for pid in family if server.pid in descendants(pid)[1:])
+        guard = parent(server.pid)
+        family = descendants(guard)
         os.kill(next(iter(model_processes(server.pid))), signal.SIGSTOP)
         os.kill(guard, signal.SIGKILL)
         assert server.wait(10)
         assert not server.running
     assert server.exit_code == -signal.SIGKILL
-    assert left(os.getpid(), [guard, *family[family.index(guard) + 1 :]], 2)[0] == []
-    assert files_of(os.getpid()) == []
+    assert left(os.getpid(), family, 2) == ([], files)
 
 
 def test_launcher_and_guard_killed_are_swept_at_the_next_start(engines: Path, tmp_path: Path) -> None:

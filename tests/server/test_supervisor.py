@@ -45,12 +45,14 @@ def test_a_part_that_dies_breaks_streams_at_once_and_the_server_comes_back(
     with foreground(engines, tmp_path) as server:
         url = server.url()
         with Client(url) as client:
-            stream = client.stream(**LONG)
-            next(stream)
+            streams = [client.stream(**LONG) for _ in range(4)]  # together they take too long to end by themselves
+            for stream in streams:
+                next(stream)
             before = descendants(process_of(server, "guard"))
             os.kill(process_of(server, part), signal.SIGKILL)
-            with pytest.raises(ServerUnavailable):
-                stream.collect()
+            for stream in streams:
+                with pytest.raises(ServerUnavailable):
+                    stream.collect()
         assert re.search(rf"{part} has ended( \(status -9\))?: restarting; see {server.log}", line := server.line()), (
             line
         )
