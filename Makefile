@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 DECLARED := pyproject.toml client/requirements.txt
 CHECKPOINT ?= checkpoints/small
 ENGINES ?= engines/cpu
+WORKERS ?= 2
 # Engines that come with a checkpoint, as their difference from it: restored without PyTorch.
 PACKAGED := $(wildcard $(CHECKPOINT)-engines-cpu)
 
@@ -56,8 +57,8 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint  ## everything that needs no GPU; WORKERS=2 shares the files among so many processes
-	$(BIN)/python -m pytest $(if $(WORKERS),-n $(WORKERS) --dist loadfile)
+test: lint  ## everything that needs no GPU; WORKERS processes share the test files, 0: all in one
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 mutation: $(VENV)/.test  ## small bugs put into a copy of the code, those that no test notices are listed; goes on where it stopped
 	$(BIN)/python -m benchmarks.mutation --minutes $(or $(MINUTES),60)
