@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -34,6 +34,16 @@ _URL, _METRICS = re.compile(r"gRPC\b.*? on ([\w.\[\]:-]+:\d+)"), re.compile(r"me
 _POLL_S = 0.05
 LAUNCHER, GUARD = "launcher", "guard"
 _REGIONS = Path("/dev/shm")
+
+
+@contextlib.contextmanager
+def default_hangup() -> Iterator[None]:
+    """What is started here does not ignore SIGHUP, also below `nohup`: it is one of the signals that drain a server."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 class ServerProcess:
@@ -63,7 +73,7 @@ class ServerProcess:
         self._seen: dict[int, psutil.Process] = {}
         self.url = ""
         self._metrics = ("", 0)
-        with (self.folder / "launcher.log").open("wb") as errors:
+        with default_hangup(), (self.folder / "launcher.log").open("wb") as errors:
             self.launcher = subprocess.Popen(
                 [
                     *prefix, sys.executable, "-m", "server", "--engines", str(engines.resolve()), "--grpc-port", "0",

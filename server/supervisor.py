@@ -51,6 +51,7 @@ class Supervisor:
         front: Front | None = None,
     ) -> None:
         self._asked, self._say, self._front = asked, say, front
+        self._front_pids: list[int] = []
         self._policy = RestartPolicy(options.restarts)
         self._restarts = 0
         self._server = TritonServer(options, log_file)
@@ -127,6 +128,8 @@ class Supervisor:
             fault = watch.fault()
             if fault is not None:
                 return fault
+            if self._front is not None:
+                self._front_pids = self._front.pids
             self._server.wait(POLL_S)
         return None
 
@@ -173,6 +176,7 @@ class Supervisor:
             fault = watch.fault()
         lost = fault is not None or drainer.is_alive() or not complete[0]
         if self._front is not None:
+            lost |= self._front.pids != self._front_pids  # it has ended, as by a SIGINT that was sent to every process
             self._front.stop()  # first: it would promise callers another Triton
         server.kill()
         if fault is not None:

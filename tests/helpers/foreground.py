@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -20,9 +21,11 @@ class Foreground:
     def __init__(self, engines: Path, log: Path, *arguments: str) -> None:
         command = [sys.executable, "-m", "server", "--engines", str(engines), "--log-file", str(log), *arguments]
         ports = ["--grpc-port", "0", "--metrics-port", "0"]
+        hangup = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # not ignored, also when the tests run below `nohup`
         self.process = subprocess.Popen(
             [*command[:3], *ports, *command[3:]], cwd=ROOT, stderr=subprocess.PIPE, text=True
         )
+        signal.signal(signal.SIGHUP, hangup)
         self.log = log
 
     def line(self) -> str:

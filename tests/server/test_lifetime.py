@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from foreground import Foreground, foreground
+from server.front import find_front
 from server.launch import TritonServer
 from server.options import ROOT, ServerOptions
 from server.processes import descendants, model_processes, parent
@@ -120,6 +121,20 @@ def test_a_signal_to_all_processes_drains(engines: Path, tmp_path: Path, number:
         assert reply.status is not None
         assert reply.status.state == "done"
         assert server.process.wait(30) == 0
+        assert left(server.process.pid, family) == ([], [])
+
+
+def test_sigint_to_all_processes_ends_the_front_and_the_exit_status_says_so(engines: Path, tmp_path: Path) -> None:
+    """HAProxy takes back the default action of SIGINT, and Linux lets no other process change that."""
+    with foreground(engines, tmp_path, "--front", str(find_front("auto"))) as server, Client(server.url()) as client:
+        stream = client.stream(**LONG)
+        next(stream)
+        family = server.family()
+        for pid in family:
+            os.kill(pid, signal.SIGINT)
+        with pytest.raises(ServerUnavailable):
+            stream.collect()
+        assert server.process.wait(60) == 1
         assert left(server.process.pid, family) == ([], [])
 
 
