@@ -117,6 +117,7 @@ class Supervisor:
         try:
             if self._front is not None:
                 self._front.start(self._server.log_file)
+                self._front_pids = self._front.pids
         except CannotStart as error:
             self._server.kill()
             return f"cannot start: {error}"
