@@ -99,6 +99,7 @@ class Front:
         self._haproxy = Haproxy(program, CONFIG)
         self._public = options
         self._stopped_since: float | None = None
+        self._log = Path(os.devnull)
         self.options = replace(options, grpc_socket=self._haproxy.folder / f"triton:{options.grpc_port}")
 
     def start(self, log: Path) -> None:
@@ -110,6 +111,7 @@ class Front:
         Raises:
             CannotStart: HAProxy does not start; with its reason.
         """
+        self._log = log
         self._haproxy.start(self._variables(), log)
 
     @property
@@ -117,8 +119,17 @@ class Front:
         """Process ids of HAProxy; none for the moment in which it is started again."""
         return self._haproxy.pids
 
-    def revive(self) -> None:
-        """Kill a HAProxy that has been stopped (SIGSTOP) for a while; it is then started again. Asked often."""
+    def revive(self) -> str | None:
+        """Replace a HAProxy that has lost its guard, or has been stopped (SIGSTOP) for a while. Asked often.
+
+        Returns:
+            Why there is none now, in one line; None while there is one.
+        """
+        if self._haproxy.unguarded:
+            try:
+                self._haproxy.start_again(self._variables(), self._log)
+            except CannotStart as error:
+                return str(error)
         stopped = [pid for pid in self.pids if is_stopped(pid)]
         if not stopped:
             self._stopped_since = None
@@ -128,6 +139,7 @@ class Front:
             for pid in stopped:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
+        return None
 
     def stop(self) -> None:
         """End it with every call that runs through it. Does nothing the second time."""

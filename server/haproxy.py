@@ -15,7 +15,7 @@ from pathlib import Path
 from server.errors import CannotStart
 from server.guarded import GuardedProcess
 from server.processes import descendants, is_alive
-from server.remains import Belongings
+from server.remains import Belongings, kill_processes
 
 START_TIMEOUT_S, ANSWER_TIMEOUT_S = 30.0, 30.0
 POLL_S = 0.02
@@ -95,6 +95,19 @@ class Haproxy:
                 self.stop()
                 raise CannotStart(f"{self._program}: HAProxy did not start: {_reason(said)}")
             time.sleep(POLL_S)
+
+    @property
+    def unguarded(self) -> bool:
+        """Its guard was killed: HAProxy may go on, but nothing would start it again, or end it with the launcher."""
+        return self._process is not None and self._process.exit_code is not None
+
+    def start_again(self, variables: Mapping[str, str], log: Path) -> None:
+        """End what runs without a guard, and `start`. Raises CannotStart."""
+        assert self._belongings is not None, "started after stop"
+        if self._process is not None:
+            self._process.end()
+        kill_processes(self._belongings.prefix)
+        self.start(variables, log)
 
     def _answers(self) -> bool:
         try:

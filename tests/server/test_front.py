@@ -29,6 +29,7 @@ from server.front import LARGEST_MESSAGE_BYTES, find_front
 from server.locate import Triton
 from server.options import ServerOptions, TlsFiles
 from server.ports import claim_ports
+from server.processes import is_alive, parent
 from triton_probe import message, public
 from vita_client import Client, ServerUnavailable, StreamBroken, Tls
 
@@ -291,6 +292,33 @@ def test_a_stopped_haproxy_is_replaced(fresh: Callable[..., Fronted]) -> None:
     assert works(fronted.url)
     fronted.front.revive()
     assert works(fronted.url)
+
+
+def test_a_haproxy_whose_guard_was_killed_is_replaced(fresh: Callable[..., Fronted]) -> None:
+    """Else nothing would start it again, and it would outlive a launcher that is killed."""
+    fronted = fresh().open()
+    (pid,) = fronted.front.pids
+    os.kill(parent(parent(pid)), signal.SIGKILL)  # HAProxy, the shell that starts it, the guard
+    deadline = time.monotonic() + SECONDS
+    while fronted.front.pids in ([], [pid]):
+        assert fronted.front.revive() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert not is_alive(pid)
+    assert works(fronted.url)
+    fronted.front.stop()
+    assert not _opens(fronted.port)
+
+
+def test_one_that_cannot_be_replaced_is_a_fault(fresh: Callable[..., Fronted], monkeypatch: pytest.MonkeyPatch) -> None:
+    fronted = fresh().open()
+    monkeypatch.setattr(front_module.Front, "_variables", lambda self: {"VITA_BIND": "nowhere:0"})
+    os.kill(parent(parent(fronted.front.pids[0])), signal.SIGKILL)
+    deadline = time.monotonic() + SECONDS
+    while (fault := fronted.front.revive()) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert "HAProxy did not start" in fault
 
 
 def _opens(port: int) -> bool:
