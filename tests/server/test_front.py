@@ -295,10 +295,9 @@ def test_a_stopped_haproxy_is_replaced(fresh: Callable[..., Fronted]) -> None:
 
 
 def test_a_haproxy_whose_guard_was_killed_is_replaced(fresh: Callable[..., Fronted]) -> None:
-    """Else nothing would start it again, and it would outlive a launcher that is killed."""
     fronted = fresh().open()
     (pid,) = fronted.front.pids
-    os.kill(parent(parent(pid)), signal.SIGKILL)  # HAProxy, the shell that starts it, the guard
+    os.kill(parent(parent(pid)), signal.SIGKILL)  # its shell's parent; what is left would outlive a killed launcher
     deadline = time.monotonic() + SECONDS
     while fronted.front.pids in ([], [pid]):
         assert fronted.front.revive() is None
