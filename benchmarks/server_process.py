@@ -37,13 +37,14 @@ _REGIONS = Path("/dev/shm")
 
 
 @contextlib.contextmanager
-def default_hangup() -> Iterator[None]:
-    """What is started here does not ignore SIGHUP, also below `nohup`: it is one of the signals that drain a server."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+def default_actions() -> Iterator[None]:
+    """What is started here ignores no signal that drains a server, as `nohup` and background jobs of a shell do."""
+    before = [(number, signal.signal(number, signal.SIG_DFL)) for number in (signal.SIGHUP, signal.SIGINT)]
     try:
         yield
     finally:
-        signal.signal(signal.SIGHUP, before)
+        for number, action in before:
+            signal.signal(number, action)
 
 
 class ServerProcess:
@@ -73,7 +74,7 @@ class ServerProcess:
         self._seen: dict[int, psutil.Process] = {}
         self.url = ""
         self._metrics = ("", 0)
-        with default_hangup(), (self.folder / "launcher.log").open("wb") as errors:
+        with default_actions(), (self.folder / "launcher.log").open("wb") as errors:
             self.launcher = subprocess.Popen(
                 [
                     *prefix, sys.executable, "-m", "server", "--engines", str(engines.resolve()), "--grpc-port", "0",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -11,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from benchmarks.server_process import default_actions
 from server.options import ROOT
 from server.processes import descendants
 
@@ -21,11 +21,10 @@ class Foreground:
     def __init__(self, engines: Path, log: Path, *arguments: str) -> None:
         command = [sys.executable, "-m", "server", "--engines", str(engines), "--log-file", str(log), *arguments]
         ports = ["--grpc-port", "0", "--metrics-port", "0"]
-        hangup = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # not ignored, also when the tests run below `nohup`
-        self.process = subprocess.Popen(
-            [*command[:3], *ports, *command[3:]], cwd=ROOT, stderr=subprocess.PIPE, text=True
-        )
-        signal.signal(signal.SIGHUP, hangup)
+        with default_actions():
+            self.process = subprocess.Popen(
+                [*command[:3], *ports, *command[3:]], cwd=ROOT, stderr=subprocess.PIPE, text=True
+            )
         self.log = log
 
     def line(self) -> str:
