@@ -4,8 +4,8 @@
 
 A launcher that is killed cannot clean up, and Triton may ignore a signal that Linux sends on its behalf. The guard
 waits for the end of its command, for the end of the launcher, or for the launcher to close its channel; then it kills
-all processes below it, removes the files that bear their prefix and ends. Its exit status is that of the command;
-128 + N when signal N ended it.
+all processes below it and ends, in the last two cases after removing the files that bear their prefix. Its exit status
+is that of the command; 128 + N when signal N ended it.
 
 SIGTERM, SIGINT and SIGHUP are blocked in the mask that it inherits (`server.guarded`) and hands on: sent to all
 processes of a server at once, they reach the launcher alone, which drains.
@@ -45,10 +45,11 @@ def main() -> int:
         become(command, guard)
     with contextlib.suppress(OSError):  # the launcher has ended: `wait_for_end` notices
         channel.sendall(f"{child}\n".encode())
-    status = wait_for_end(child, launcher, channel, signals)
-    status = kill_descendants(child, status)
-    for problem in remove_files(prefix):
-        print(problem, file=sys.stderr)
+    ended = wait_for_end(child, launcher, channel, signals)
+    status = kill_descendants(child, ended)
+    if ended is None:  # else the launcher may start the command again, with the same files
+        for problem in remove_files(prefix):
+            print(problem, file=sys.stderr)
     if os.getppid() != launcher:
         sweep()  # what the launcher was about to use
     code = os.waitstatus_to_exitcode(status)
