@@ -69,7 +69,7 @@ def serve(tree: Path, engines: Path, checkpoint: Path | None, slots: int) -> Ite
             tail = "\n".join(log.read().splitlines()[-_LOG_LINES:])
             raise VitaError(f"the server of {tree}: {error}\n{tail}") from error
         finally:
-            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_STOP_S)
             with contextlib.suppress(ProcessLookupError):
