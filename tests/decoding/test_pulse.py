@@ -6,11 +6,12 @@ import threading
 
 import pytest
 
-from decoding_bench import Bench, audio, make, until
+from decoding_bench import Bench, audio, make
 from pulses import RecordedPulse
 from vita_audio.contract.messages import Cancel, Released
 from vita_audio.decoding import cancel_notifier, service
 from vita_audio.decoding.cancel_notifier import CancelNotifier
+from waiting import until
 
 
 @pytest.fixture

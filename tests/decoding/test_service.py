@@ -9,10 +9,11 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from decoding_bench import AUDIO, Bench, audio, make, until
+from decoding_bench import AUDIO, Bench, audio, make
 from decoding_doubles import EVERY_20, FlowDouble, VocoderDouble
 from vita_audio.contract.rates import OUTPUT_SAMPLE_RATE_HZ, mel_frames, output_samples
 from vita_audio.decoding.decoder import StreamingDecoder
+from waiting import until
 
 
 def interleaved(groups: int) -> list[int]:

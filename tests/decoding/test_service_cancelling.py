@@ -7,8 +7,9 @@ from functools import partial
 
 import numpy as np
 
-from decoding_bench import Bench, audio, make, until
+from decoding_bench import Bench, audio, make
 from vita_audio.contract.rates import mel_frames, output_samples
+from waiting import until
 
 
 def test_a_cancelled_request_is_answered_empty_and_stops_the_language_model(bench: Bench) -> None:

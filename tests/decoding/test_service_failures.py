@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from decoding_bench import AUDIO, Bench, audio, make, until
+from decoding_bench import AUDIO, Bench, audio, make
 from vita_audio.contract.messages import Delta, Status
 from vita_audio.contract.rates import mel_frames, output_samples
 from vita_audio.decoding import service
 from vita_audio.decoding.served_stream import DecodedChunk
+from waiting import until
 
 BAD_CODE = 999  # the stand-in flow knows 64 codes
 

@@ -6,13 +6,13 @@ import threading
 
 import pytest
 
-from decoding_bench import until
 from language_models import request
 from pulses import RecordedPulse
 from vita_audio.contract.errors import ServerUnhealthy
 from vita_audio.contract.messages import Delta
 from vita_audio.generation import service as module
 from vita_audio.generation.service import GenerationService
+from waiting import until
 
 
 class SlowEngine:

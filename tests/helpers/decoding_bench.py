@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -15,6 +14,7 @@ from vita_audio.decoding.decoder import StreamingDecoder
 from vita_audio.decoding.served_stream import DecodedChunk
 from vita_audio.decoding.service import DecodingService
 from vita_audio.pulse import Pulse
+from waiting import until
 
 AUDIO = 1000  # id of audio code 0; ids below 256 are bytes of text, 300 and 301 the audio tags
 
@@ -110,13 +110,6 @@ class Bench:
     @property
     def complete(self) -> int:
         return sum(chunk.complete for chunk in self.answers)
-
-
-def until(condition: Callable[[], bool], seconds: float = 10) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "timed out"
-        time.sleep(0.001)
 
 
 def make(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from language_models import request
 from serving.admission import Admission, AdmissionRecord, Load
@@ -12,6 +12,7 @@ from serving.speech_lm_stage import SpeechLmStage
 from vita_audio.contract.messages import Delta, Message, Probe, Start, Status
 from vita_audio.engines.interface import BurstRow, ExtendRow, Sampling
 from vita_audio.generation.service import GenerationService
+from waiting import until
 
 
 class GatedEngine:
@@ -96,10 +97,3 @@ class Answers:
     def stream(self) -> str:
         until(lambda: self.sent)
         return self.sent[0].stream if isinstance(self.sent[0], Probe) else self.deltas[0].stream
-
-
-def until(condition: Callable[[], object], seconds: float = 10) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "timed out"
-        time.sleep(0.001)

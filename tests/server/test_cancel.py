@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from triton_probe import in_flight, live, long_request, metrics, wait_idle
 from vita_audio.contract.errors import ServerFull
 from vita_client import Client, ServerUnavailable
 from vita_client.client import Stream
+from waiting import until
 
 pytestmark = pytest.mark.server
 
@@ -35,15 +36,6 @@ def small(engines: Path) -> Iterator[TritonServer]:
         yield server
         assert set(wait_idle(server).values()) == {0.0}
         assert in_flight(server) == 0
-
-
-def until(condition: Callable[[], bool], seconds: float = 10) -> float:
-    """Seconds that it took."""
-    begin = time.monotonic()
-    while not condition():
-        assert time.monotonic() - begin < seconds, "timed out"
-        time.sleep(0.002)
-    return time.monotonic() - begin
 
 
 @contextmanager

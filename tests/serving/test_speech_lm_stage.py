@@ -24,11 +24,12 @@ from served_engines_double import (
 from serving import admission, speech_lm_stage
 from serving.admission import AdmissionRecord, Load
 from serving.speech_lm_stage import SpeechLmStage
-from speech_lm_bench import Answers, Bench, until
+from speech_lm_bench import Answers, Bench
 from vita_audio.contract.errors import BadMessage, InvalidRequest, ServerFull, ServerStopping
 from vita_audio.contract.messages import Cancel, Delta, Probe, Released, Start, decode, encode
 from vita_audio.engines.interface import ExtendRow
 from vita_audio.generation.service import GenerationStats
+from waiting import until
 
 
 @pytest.fixture

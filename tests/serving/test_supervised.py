@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from decoding_bench import until
 from pulses import RecordedPulse
 from serving import speech_lm_stage
 from serving.admission import Admission, AdmissionRecord
@@ -19,6 +18,7 @@ from serving.heartbeat import Heartbeats
 from serving.metrics.recorder import Recorder
 from serving.speech_lm_stage import SpeechLmStage
 from vita_audio.contract.messages import Ping
+from waiting import until
 
 
 class Asked:
