@@ -21,6 +21,7 @@ from server.haproxy import Haproxy, find_haproxy, version_of
 from server.options import FRONT_AUTO, FRONT_OFF, ServerOptions, TlsFiles
 from server.ports import address_of, url_of
 from server.processes import is_stopped
+from server.stalls import Stillness
 from vita_audio.contract.errors import VitaError, to_wire
 from vita_audio.contract.limits import MAX_AUDIO_SECONDS, MAX_SAMPLE_RATE_HZ
 
@@ -98,7 +99,7 @@ class Front:
     def __init__(self, program: Path, options: ServerOptions) -> None:
         self._haproxy = Haproxy(program, CONFIG)
         self._public = options
-        self._stopped_since: float | None = None
+        self._stillness = Stillness()
         self._log = Path(os.devnull)
         self.options = replace(options, grpc_socket=self._haproxy.folder / f"triton:{options.grpc_port}")
 
@@ -130,13 +131,10 @@ class Front:
                 self._haproxy.start_again(self._variables(), self._log)
             except CannotStart as error:
                 return str(error)
-        stopped = [pid for pid in self.pids if is_stopped(pid)]
-        if not stopped:
-            self._stopped_since = None
-        elif self._stopped_since is None:
-            self._stopped_since = time.monotonic()
-        elif time.monotonic() > self._stopped_since + STOPPED_S:
-            for pid in stopped:
+        self._stillness.look(time.monotonic())
+        for pid in self.pids:
+            stopped = is_stopped(pid)
+            if self._stillness.seconds(str(pid), stopped) > STOPPED_S and stopped:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         return None
