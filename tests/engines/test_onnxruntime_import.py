@@ -45,6 +45,5 @@ def import_in_an_empty_home(module: str, home: Path) -> str:
 
 
 def test_its_telemetry_is_off(tmp_path: Path) -> None:
+    # Without the variable the import writes a device id there, sooner or later: a thread of its own does it.
     assert import_in_an_empty_home("vita_audio.engines.onnxruntime.session", tmp_path) == "1 0"
-    # Imported directly it identifies the machine: when this fails, the variable is not needed any more.
-    assert import_in_an_empty_home("onnxruntime", tmp_path) != "None 0"
