@@ -59,14 +59,19 @@ class LanguageModelBench:
     size: ModelSize
     weights: Weights
     bandwidth: float
-    compile: bool
+    kernels_off: frozenset[str]
 
     @classmethod
     def create(
-        cls, size: ModelSize, tensors: Mapping[str, Tensor], device: torch.device, bandwidth: float, compile: bool
+        cls,
+        size: ModelSize,
+        tensors: Mapping[str, Tensor],
+        device: torch.device,
+        bandwidth: float,
+        kernels_off: frozenset[str],
     ) -> LanguageModelBench:
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        return cls(size, load_weights(size.config, tensors, device, dtype), bandwidth, compile)
+        return cls(size, load_weights(size.config, tensors, device, dtype), bandwidth, kernels_off)
 
     @property
     def device(self) -> torch.device:
@@ -77,7 +82,7 @@ class LanguageModelBench:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         first = self.size.first_audio_id if audio_head else 0
-        settings = Settings(slots, context, first_mctp_id=first, compile=self.compile)
+        settings = Settings(slots, context, first_mctp_id=first, kernels_off=self.kernels_off)
         return TorchCudaLanguageModel(self.size.config, self.weights, settings, banned)
 
     def table_5(

@@ -31,7 +31,7 @@ def render(record: Row) -> str:
     text = [
         f"# Paper tables, {record['size']}, {record['dtype']}",
         f"`{record['command']}`  \n{record['machine']}, {record['date']}. Random weights. "
-        f"Attention: {record['attention']}; torch.compile: {'on' if record['compiled'] else 'off'}.",
+        f"Attention: {record['attention']}; kernels off: {', '.join(record['kernels_off']) or 'none'}.",
         f"Memory bandwidth: {record['copy_tb_s']:.3g} TB/s by a copy in this run"
         + (f", {datasheet:g} TB/s by the datasheet." if datasheet else "; datasheet not known here."),
         "Predicted before measuring (bytes each token must move, short contexts): tokens/s at batch 1\n\n"

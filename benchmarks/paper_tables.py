@@ -35,6 +35,7 @@ from benchmarks.record import record_head
 from benchmarks.roofline import SIZES
 from vita_audio.checkpoint.random_weights.language_model import RandomLanguageModel
 from vita_audio.contract.modes import NAMED_MODES
+from vita_audio.engines.torch_cuda.kernels.operations import NAMES
 from vita_audio.machine import describe_device
 
 PARTS = ("steps", "host", "profile", "table5", "first_chunk", "audio", "prepare", "baseline", "batch", "heads")
@@ -71,7 +72,7 @@ def measure(options: argparse.Namespace, device: torch.device, budget: Budget) -
         "size": options.size,
         "name": options.name,
         "dtype": "bfloat16" if device.type == "cuda" else "float32",
-        "compiled": options.compile,
+        "kernels_off": options.kernels_off,
         "copy_tb_s": bandwidth / 1e12,
         "datasheet_tb_s": datasheet_tb_s(device),
         "tokens": options.tokens,
@@ -80,7 +81,7 @@ def measure(options: argparse.Namespace, device: torch.device, budget: Budget) -
     }
     size = SIZES[options.size]
     source = RandomLanguageModel(size.config, device)
-    load = partial(LanguageModelBench.create, size, source, device, bandwidth, options.compile)
+    load = partial(LanguageModelBench.create, size, source, device, bandwidth, frozenset(options.kernels_off))
     bench = None if options.parts == ["audio"] else load()
     record["attention"] = bench.engine(1, 64, False).forward.attention if bench else "-"
     for part in options.parts:
@@ -198,7 +199,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--prefill-chunk", type=int, default=256, help="prompt tokens of a step, for what is prepared")
     parser.add_argument("--bursts", type=int, default=100, help="bursts compared between the two heads")
     parser.add_argument("--repeats", type=int, default=20, help="of each short measurement (median)")
-    parser.add_argument("--compile", action="store_true", help="fuse pointwise parts with torch.compile")
+    parser.add_argument("--kernels-off", nargs="+", default=[], choices=NAMES, help="run these as their references")
     parser.add_argument("--budget", type=float, default=540.0, help="seconds; later measurements are left out")
     parser.add_argument("--each", type=float, default=60.0, help="seconds one mode of a table may take")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -234,10 +235,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _save(record: dict[str, Any], folder: Path) -> None:
-    """Write JSON and Markdown, named after size, device and torch.compile."""
+    """Write JSON and Markdown, named after size, device and what is switched off."""
     folder.mkdir(parents=True, exist_ok=True)
     device = re.sub(r"[^a-z0-9]+", "_", record["machine"].split(",")[0].lower()).strip("_")
-    stem = f"paper_tables_{record['size'].replace('.', '_')}_{device}" + ("_compiled" if record["compiled"] else "")
+    stem = f"paper_tables_{record['size'].replace('.', '_')}_{device}" + "_references" * bool(record["kernels_off"])
     stem += f"_{record['name']}" if record["name"] else ""
     (folder / f"{stem}.json").write_text(json.dumps(record, indent=1) + "\n")
     (folder / f"{stem}.md").write_text(render(record))

@@ -148,7 +148,7 @@ def test_report_of_a_real_size_compares_with_eager_code_and_the_paper() -> None:
         }  # fmt: skip
 
     record = {
-        "size": "7b", "dtype": "bfloat16", "command": "python", "machine": "GPU", "date": "today", "compiled": False,
+        "size": "7b", "dtype": "bfloat16", "command": "python", "machine": "GPU", "date": "today", "kernels_off": [],
         "attention": "split", "copy_tb_s": 3.0, "datasheet_tb_s": 3.35, "tokens": 4096, "baseline_tokens": 512,
         "faults": {},
         "table5": [row("engine", "vanilla", "full", 200.0), row("engine", "turbo", "audio-only", 1300.0)],

@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -269,13 +268,6 @@ def test_the_largest_program_is_prepared_first() -> None:
     assert rows == sorted(rows, reverse=True)
     assert len(shapes) == len(set(shapes))
     assert all(kind == "extend" for kind, _ in prepared_shapes(Limits(64, 0, 4096, (1, 64)), 256))
-
-
-def test_compiled_parts_trace_whole(monkeypatch: pytest.MonkeyPatch, engine: TorchCudaLanguageModel) -> None:
-    """torch.compile sees each part as one graph (no code generation here: that needs a compiler and minutes)."""
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    requests = mixed_requests((1, 10))[:2]
-    assert run(make(compile=True), requests) == run(engine, requests)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ captured as a CUDA graph. A burst is one function: all modules, head and samplin
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 
 import torch
@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vita_audio.checkpoint.configs import LanguageModelConfig
-from vita_audio.engines.torch.sampler import SamplingTable, draw
+from vita_audio.engines.torch.sampler import SamplingTable
 from vita_audio.engines.torch_cuda import network
 from vita_audio.engines.torch_cuda.cuda_graphs import Fields, Function
-from vita_audio.engines.torch_cuda.network import Attend, Spans, rms_norm
+from vita_audio.engines.torch_cuda.kernels.operations import operations
+from vita_audio.engines.torch_cuda.network import Attend, Spans
 from vita_audio.engines.torch_cuda.settings import Settings
 from vita_audio.engines.torch_cuda.shapes import Shape
 from vita_audio.engines.torch_cuda.weights import Weights
@@ -55,10 +56,7 @@ class Forward:
         self.table = SamplingTable.create(slots, self.device)
         self._banned = torch.zeros(config.vocab_size, dtype=torch.bool, device=self.device)
         self._banned[list(banned_ids)] = True
-        self._project, self._finish = network.project, network.finish
-        if settings.compile:
-            self._project = torch.compile(network.project, fullgraph=True)
-            self._finish = torch.compile(network.finish, fullgraph=True)
+        self.operations = operations(self.device, settings.kernels_off)
         gpu = torch.cuda.get_device_properties(self.device) if self.device.type == "cuda" else None
         self.processors = gpu.multi_processor_count if gpu else 1
         self.capability = 10 * gpu.major + gpu.minor if gpu else 90
@@ -84,8 +82,7 @@ class Forward:
             "cache_row": (rows, self.no_row),
         }
 
-    def _attend(self, shape: Shape, inputs: Mapping[str, Tensor]) -> Attend:
-        spans = Spans(*(inputs[name] for name in Spans.__slots__))
+    def _attend(self, shape: Shape, spans: Spans) -> Attend:
         if self.attention == "rectangle":
             config = self.config
             group = config.num_attention_heads // config.num_key_value_heads
@@ -94,23 +91,26 @@ class Forward:
 
         return attend_split(shape, spans, self.settings.context, self.processors, self.capability)
 
-    def _layer(self, index: int, x: Tensor, inputs: Mapping[str, Tensor], rotary: Tensor, attend: Attend) -> Tensor:
-        backbone = len(self.weights.layers)
-        w = self.weights.layers[index] if index < backbone else self.weights.modules[index - backbone].layer
-        cache, eps = self.cache[index], self.config.rms_norm_eps
-        q, kv = self._project(x, w, rotary, self.config.head_dim, eps)
-        cache.index_copy_(0, inputs["cache_row"], kv)
-        return self._finish(x, attend(q, cache), w, eps)
+    def _layers(self, shape: Shape, inputs: Mapping[str, Tensor]) -> Callable[[int, Tensor], Tensor]:
+        """(number, x [rows, hidden]) -> what that layer makes of x; MCTP layers come after the backbone's."""
+        spans = Spans(*(inputs[name] for name in Spans.__slots__))
+        attend, eps = self._attend(shape, spans), self.config.rms_norm_eps
+        weights = [*self.weights.layers, *(module.layer for module in self.weights.modules)]
+
+        def run(index: int, x: Tensor) -> Tensor:
+            cache = self.cache[index]
+            return network.layer(x, weights[index], cache, self._rotary, spans, attend, self.operations, eps)
+
+        return run
 
     def _sample(
-        self, hidden: Tensor, inputs: Mapping[str, Tensor], table: SamplingTable, width: int, number: int, first_id: int
+        self, last: Tensor, inputs: Mapping[str, Tensor], table: SamplingTable, width: int, number: int, first_id: int
     ) -> Tensor:
-        """Draw `number` of a call from the last rows: hidden [rows, hidden] -> ids [streams]."""
-        last = hidden.index_select(0, inputs["last"])
-        logits = F.linear(last, self.weights.head[first_id:]).float()  # [streams, ids]
+        """Draw `number` of a call from the last row of each stream: [streams, hidden] -> ids [streams]."""
+        logits = self.operations.linear(last, self.weights.head[first_id:]).float()  # [streams, ids]
         seen = self.seen[:, first_id:].index_select(0, inputs["slot"])
         uniform = inputs["uniform"][:, number] * UNIFORM_STEP
-        return first_id + draw(logits, seen, self._banned[first_id:], table, uniform, width)
+        return first_id + self.operations.draw(logits, seen, self._banned[first_id:], table, uniform, width)
 
     def _note(self, slot: Tensor, tokens: Tensor) -> None:
         self.seen.view(-1).index_fill_(0, slot * self.config.vocab_size + tokens, True)
@@ -122,17 +122,16 @@ class Forward:
 
         def extend(inputs: Mapping[str, Tensor]) -> Tensor | None:
             self.seen.view(-1).index_fill_(0, inputs["seen_at"], True)
-            attend = self._attend(shape, inputs)
-            rotary = self._rotary.index_select(0, inputs["position"])
+            layer = self._layers(shape, inputs)
             x = F.embedding(inputs["tokens"], self.weights.embedding)
             for index in range(self.config.backbone_layers):
-                x = self._layer(index, x, inputs, rotary, attend)
-            hidden = rms_norm(x, self.weights.norm, self.config.rms_norm_eps)
-            self.hidden.index_copy_(0, inputs["cache_row"], hidden)
+                x = layer(index, x)
+            final, eps = self.operations.final_norm, self.config.rms_norm_eps
+            _, last = final(x, self.weights.norm, eps, inputs["last"], self.hidden, inputs["cache_row"])
             if not shape.width:
                 return None
             table = self.table.rows(inputs["slot"])
-            tokens = self._sample(hidden, inputs, table, shape.width, 0, 0)
+            tokens = self._sample(last, inputs, table, shape.width, 0, 0)
             self._note(inputs["seen_slot"], tokens)
             return tokens[:, None]
 
@@ -147,20 +146,20 @@ class Forward:
         fields["commit"] = ((shape.streams,), 0)
 
         def burst(inputs: Mapping[str, Tensor]) -> Tensor | None:
-            attend = self._attend(shape, inputs)
-            rotary = self._rotary.index_select(0, inputs["position"])
+            layer, ops = self._layers(shape, inputs), self.operations
             table = self.table.rows(inputs["slot"])
-            hidden = self.hidden.index_select(0, inputs["cache_row"])
+            hidden = self.hidden
+            hidden_at: Tensor | None = inputs["cache_row"]
             ids, sampled = inputs["ids"].flatten(), []
             drawn = inputs["seen_slot"] != self.no_slot  # the others know their ids: a chunk of a prompt
             for k, module in enumerate(self.weights.modules):
-                tokens = ids.index_select(0, inputs["id_at"] + k)
-                x = network.enter(F.embedding(tokens, self.weights.embedding), hidden, module, eps)
-                x = self._layer(self.config.backbone_layers + k, x, inputs, rotary, attend)
-                hidden = rms_norm(x, self.weights.norm, eps)
+                norms = module.embed_norm, module.hidden_norm, eps
+                both = ops.enter(ids, inputs["id_at"], k, self.weights.embedding, hidden, hidden_at, *norms)
+                x = layer(self.config.backbone_layers + k, ops.linear(both, module.projection))
+                (hidden, last), hidden_at = ops.final_norm(x, self.weights.norm, eps, inputs["last"]), None
                 if not shape.width:
                     continue
-                made = self._sample(hidden, inputs, table, shape.width, k, self.settings.first_mctp_id)
+                made = self._sample(last, inputs, table, shape.width, k, self.settings.first_mctp_id)
                 place = inputs["id_end"] + k
                 ids = ids.index_copy(0, place, torch.where(drawn, made, ids.index_select(0, place)))
                 # Tokens past `commit` only fill the caches; the next burst runs those rows again.

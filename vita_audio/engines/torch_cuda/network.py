@@ -1,4 +1,4 @@
-"""The fixed-shape network: decoder layer, MCTP input, attention over slot caches, as plain functions of tensors.
+"""The fixed-shape network: decoder layer and attention over slot caches, as plain functions of tensors.
 
 Rows of all streams are packed along one axis. Every size is fixed by a `Shape`; what varies from call to call (slots,
 lengths, positions) is read from device tensors, so that a captured graph serves any call of its shape.
@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vita_audio.engines.torch_cuda.kernels.operations import Operations
 from vita_audio.engines.torch_cuda.shapes import Shape
-from vita_audio.engines.torch_cuda.weights import LayerWeights, ModuleWeights
+from vita_audio.engines.torch_cuda.weights import LayerWeights
 
 #: (q [rows, heads, dim], cache of one layer) -> [rows, heads, dim]
 Attend = Callable[[Tensor, Tensor], Tensor]
@@ -37,10 +38,6 @@ class Spans:
     cache_row: Tensor  # [rows] slot * context + position
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    return F.rms_norm(x, (x.shape[-1],), weight, eps)
-
-
 def rotary_tables(context: int, head_dim: int, theta: float, device: torch.device) -> Tensor:
     """cos and sin of every position: float32 [context, 2, head_dim / 2]."""
     inverse = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
@@ -48,29 +45,15 @@ def rotary_tables(context: int, head_dim: int, theta: float, device: torch.devic
     return torch.stack((angle.cos(), angle.sin()), dim=1).to(device)
 
 
-def project(x: Tensor, w: LayerWeights, rotary: Tensor, head_dim: int, eps: float) -> tuple[Tensor, Tensor]:
-    """x [rows, hidden], rotary [rows, 2, dim / 2] -> rotated q [rows, heads, dim], kv [rows, 2, kv_heads, dim]."""
-    heads = w.output.shape[1] // head_dim
-    qkv = F.linear(rms_norm(x, w.input_norm, eps), w.qkv, w.qkv_bias).unflatten(-1, (-1, head_dim))
-    kv_heads = (qkv.shape[1] - heads) // 2
-    first, second = qkv[:, : heads + kv_heads].float().chunk(2, dim=-1)
-    cos, sin = rotary[:, :1], rotary[:, 1:]  # [rows, 1, dim / 2]
-    turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
-    kv = torch.stack((turned[:, heads:], qkv[:, heads + kv_heads :]), dim=1)
-    return turned[:, :heads], kv
-
-
-def finish(x: Tensor, attended: Tensor, w: LayerWeights, eps: float) -> Tensor:
-    """The rest of a layer: output projection, feed-forward and both residuals; attended [rows, heads, dim]."""
-    x = x + F.linear(attended.flatten(1), w.output)
-    gate, up = F.linear(rms_norm(x, w.post_norm, eps), w.gate_up).chunk(2, dim=-1)
-    return x + F.linear(F.silu(gate) * up, w.down)
-
-
-def enter(embedded: Tensor, hidden: Tensor, w: ModuleWeights, eps: float) -> Tensor:
-    """What an MCTP module feeds its layer: embedding first, then the hidden state; both [rows, hidden]."""
-    both = torch.cat([rms_norm(embedded, w.embed_norm, eps), rms_norm(hidden, w.hidden_norm, eps)], dim=-1)
-    return F.linear(both, w.projection)
+def layer(
+    x: Tensor, w: LayerWeights, cache: Tensor, rotary: Tensor, spans: Spans, attend: Attend, ops: Operations, eps: float
+) -> Tensor:
+    """A decoder layer: x [rows, hidden], overwritten, -> [rows, hidden]; keys and values go into `cache`."""
+    qkv = ops.linear(ops.norm(x, w.input_norm, eps), w.qkv)
+    q = ops.rotate(qkv, w.qkv_bias, rotary, spans.position, cache, spans.cache_row)
+    x = ops.linear(attend(q, cache).flatten(1), w.output, residual=x)
+    gated = ops.linear(ops.norm(x, w.post_norm, eps), w.gate_up, gate=True)
+    return ops.linear(gated, w.down, residual=x)
 
 
 def attend_rectangle(shape: Shape, spans: Spans, slots: int, group: int) -> Attend:

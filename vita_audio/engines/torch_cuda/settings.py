@@ -24,7 +24,7 @@ class Settings:
         attention: "split" is the GPU kernel of `split_attention.py`, "rectangle" is PyTorch's own; "auto" takes the
             first on a CUDA device where the GPU language Triton is installed.
         capture: CUDA graphs on a CUDA device; no meaning elsewhere.
-        compile: fuse the pointwise parts of a layer with torch.compile.
+        kernels_off: names of `kernels/operations.py` that run as their reference, to find a kernel that is wrong.
     """
 
     slots: int
@@ -32,7 +32,7 @@ class Settings:
     first_mctp_id: int = 0
     attention: Literal["auto", "rectangle", "split"] = "auto"
     capture: bool = True
-    compile: bool = False
+    kernels_off: frozenset[str] = frozenset()
 
     def check(self, config: LanguageModelConfig, weights: Weights) -> None:
         """Raises EngineError for a setting out of range, or slots that the GPU's free memory does not hold."""
