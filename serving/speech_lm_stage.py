@@ -143,6 +143,12 @@ class SpeechLmStage:
         recorder.set("vita_places_taken", load.taken)
         recorder.set("vita_kv_tokens", self._meter.cached_tokens)
         recorder.total("vita_busy_ms_total", stats.busy_ms, stage=stage)
+        prefixes = stats.prefixes
+        recorder.total("vita_prompts_total", prefixes.hits, prefix="hit")
+        recorder.total("vita_prompts_total", prefixes.prompts - prefixes.hits, prefix="miss")
+        recorder.total("vita_prompt_tokens_total", prefixes.reused, source="reused")
+        recorder.total("vita_prompt_tokens_total", prefixes.prompt_tokens - prefixes.reused, source="read")
+        recorder.total("vita_prefix_evicted_tokens_total", prefixes.evicted)
         for reason, count in stats.finished.items():
             recorder.total("vita_streams_ended_total", count, stage=stage, reason=reason)
 

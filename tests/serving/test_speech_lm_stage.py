@@ -28,6 +28,7 @@ from speech_lm_bench import Answers, Bench
 from vita_audio.contract.errors import BadMessage, InvalidRequest, ServerFull, ServerStopping
 from vita_audio.contract.messages import Cancel, Delta, Probe, Released, Start, decode, encode
 from vita_audio.engines.interface import ExtendRow
+from vita_audio.generation.prefix_cache import PrefixStats
 from vita_audio.generation.service import GenerationStats
 from waiting import until
 
@@ -207,7 +208,8 @@ def test_the_gauges_are_their_own(bench: Bench, monkeypatch: pytest.MonkeyPatch)
     bench.engine.gate.clear()
     bench.start(4)
     stage, name = bench.stage, "speech_lm"
-    monkeypatch.setattr(stage._service, "stats", lambda: GenerationStats(3, 5, 7, 11, 13.0, {"end_token": 17}))
+    counted = GenerationStats(3, 5, 7, 11, 13.0, {"end_token": 17}, PrefixStats(23, 2, 310, 37, 41))
+    monkeypatch.setattr(stage._service, "stats", lambda: counted)
     monkeypatch.setattr(stage._meter, "_cached", {"a": 19})
     taken: list[int] = []
     monkeypatch.setattr(bench.admission, "refresh", lambda: taken.append(bench.load.taken))
@@ -222,6 +224,14 @@ def test_the_gauges_are_their_own(bench: Bench, monkeypatch: pytest.MonkeyPatch)
     }
     assert changes.counters["vita_busy_ms_total", (name,)] == 13.0
     assert changes.counters["vita_streams_ended_total", (name, "end_token")] == 17
+    prompts = {key: value for key, value in changes.counters.items() if "prompt" in key[0] or "prefix" in key[0]}
+    assert prompts == {
+        ("vita_prompts_total", ("hit",)): 2,
+        ("vita_prompts_total", ("miss",)): 21,
+        ("vita_prompt_tokens_total", ("reused",)): 37,
+        ("vita_prompt_tokens_total", ("read",)): 273,
+        ("vita_prefix_evicted_tokens_total", ()): 41,
+    }
     assert taken == [2]
 
 

@@ -4,7 +4,8 @@ A step runs the backbone once for every stream that wants it, then every burst t
 admission, by chunks of `prefill_chunk` tokens; one step takes in as many whole chunks as together have no more than
 `prefill_chunk` tokens (several short prompts, or one chunk of a long one), through the backbone and as many through the
 cascade (besides the rows of the bursts that end the reading, no more either), so that is what a running stream waits
-for. Chunk borders depend on the prompt alone, never on load: a request computes the same in any company.
+for. Chunk borders depend on the prompt and on what the slot held of it, never on load: a request computes the same in any
+company.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Collection, Sequence
 from vita_audio.contract.errors import InvalidRequest
 from vita_audio.contract.messages import State
 from vita_audio.engines.interface import BurstRow, ExtendRow, LanguageModelEngine
+from vita_audio.generation.prefix_cache import PrefixCache
 from vita_audio.generation.request import GenerationRequest
 from vita_audio.generation.stream import Stream
 
@@ -29,6 +31,7 @@ class Scheduler:
         engine: backbone + MCTP.
         end_tokens: ids that end a stream.
         prefill_chunk: prompt tokens one step takes in at most.
+        reuse_prefixes: a prompt goes on from a free slot that holds its beginning (`prefix_cache.py`).
     """
 
     def __init__(
@@ -36,6 +39,7 @@ class Scheduler:
         engine: LanguageModelEngine,
         end_tokens: Collection[int],
         prefill_chunk: int = 64,
+        reuse_prefixes: bool = True,
     ) -> None:
         # A decode step extends by up to K + 1 tokens at once; a smaller chunk would cut it in two.
         if prefill_chunk < engine.mctp_modules + 1:
@@ -46,7 +50,7 @@ class Scheduler:
         self.running: list[Stream] = []
         self.waiting: deque[Stream] = deque()
         self._refused: list[Stream] = []
-        self._free = list(range(engine.slots - 1, -1, -1))  # lowest slot last: batches span slots [0, highest]
+        self.prefixes = PrefixCache(engine.slots, reuse_prefixes)
 
     def check(self, request: GenerationRequest) -> None:
         """Raises InvalidRequest when this engine can never serve the request."""
@@ -85,16 +89,19 @@ class Scheduler:
         return refused
 
     def _admit(self) -> None:
-        while self._free and self.waiting:
-            stream, slot = self.waiting[0], self._free[-1]
+        while self.prefixes and self.waiting:
+            stream = self.waiting[0]
+            slot, keep = self.prefixes.choose(stream.request.prompt)
             try:
-                self.engine.begin(slot, stream.request.sampling)
+                cascaded = self.engine.begin(slot, stream.request.sampling, keep)
             except Exception as error:  # this stream's fault or bad luck: the others go on, the slot stays free
                 log.exception("stream %s: the engine cannot begin in slot %d", stream.id, slot)
+                self.prefixes.forget(slot)
                 stream.end("failed", f"language model failed: {type(error).__name__}: {error}")
                 self._refused.append(self.waiting.popleft())
                 continue
-            stream.slot = self._free.pop()
+            self.prefixes.take(slot, stream.prompt_tokens, keep)
+            stream.begin(slot, keep, cascaded)
             self.running.append(self.waiting.popleft())
 
     def _leave(self, stream: Stream) -> None:
@@ -103,8 +110,8 @@ class Scheduler:
         elif stream in self.running:
             self.running.remove(stream)
             self.engine.release(stream.slot)
-            self._free.append(stream.slot)
-            self._free.sort(reverse=True)
+            # After a failed step an engine's caches are not what its account says.
+            self.prefixes.put(stream.slot, () if stream.state == "failed" else stream.tokens[: stream.consumed])
         self._admit()
 
     def step(self) -> None:

@@ -6,11 +6,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from vita_audio.contract.errors import EngineError, ServerStopping, ServerUnhealthy
 from vita_audio.contract.messages import MAX_REASON, Delta, State, Status
 from vita_audio.engines.interface import LanguageModelEngine
+from vita_audio.generation.prefix_cache import PrefixStats
 from vita_audio.generation.request import GenerationRequest
 from vita_audio.generation.scheduler import Scheduler
 from vita_audio.generation.stream import Stream
@@ -51,6 +52,7 @@ class GenerationStats:
     tokens: int
     busy_ms: float
     finished: dict[str, int]  # by reason
+    prefixes: PrefixStats = field(default_factory=PrefixStats)
 
 
 class GenerationService:
@@ -61,6 +63,7 @@ class GenerationService:
         end_tokens: ids that end a stream.
         prefill_chunk: prompt tokens one step takes in at most.
         pulse: of the service's thread.
+        reuse_prefixes: see `Scheduler`.
     """
 
     def __init__(
@@ -69,8 +72,11 @@ class GenerationService:
         end_tokens: Collection[int],
         prefill_chunk: int = 64,
         pulse: Pulse | None = None,
+        reuse_prefixes: bool = True,
     ) -> None:
-        self._scheduler = Scheduler(engine, end_tokens, prefill_chunk)  # touched by the thread alone, but for `check`
+        self._scheduler = Scheduler(
+            engine, end_tokens, prefill_chunk, reuse_prefixes
+        )  # touched by the thread alone, but for `check`
         self._slots, self._pulse = engine.slots, pulse or Pulse()
         self._changed = threading.Condition()  # guards what `submit`, `cancel` and `stats` share with the thread
         self._live: dict[str, _Live] = {}
@@ -123,13 +129,15 @@ class GenerationService:
         with self._changed:
             running = min(len(self._live), self._slots)
             waiting = len(self._live) - running
-            return GenerationStats(running, waiting, self._steps, self._tokens, self._busy_ms, dict(self._finished))
+            counts = self._steps, self._tokens, self._busy_ms, dict(self._finished)
+            return GenerationStats(running, waiting, *counts, self._scheduler.prefixes.stats)
 
     def count_from_here(self) -> None:
-        """All counts of `stats` begin at zero again: a warm-up is no caller's stream."""
+        """All counts of `stats` begin at zero again, and no slot holds a prompt: a warm-up is no caller's stream."""
         with self._changed:
             self._steps = self._tokens = 0
             self._busy_ms, self._finished = 0.0, {}
+            self._scheduler.prefixes.reset()  # what a warm-up has read is no caller's prompt either
 
     def close(self, drain_s: float = 0.0) -> None:
         """Refuse new streams, let running ones go on for `drain_s` seconds, cancel the rest, end the thread."""

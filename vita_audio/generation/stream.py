@@ -72,6 +72,10 @@ class Stream:
         limit = min(self.token_limit, self.prompt_tokens + self.request.settings.max_tokens)
         return limit - len(self.tokens)
 
+    def begin(self, slot: int, consumed: int, cascaded: int) -> None:
+        """The stream has a slot, whose caches hold `consumed` tokens of its prompt and `cascaded` rows already."""
+        self.slot, self.consumed, self.cascaded = slot, consumed, cascaded
+
     def extended(self, stop: int, token: int | None) -> None:
         """The backbone has run over positions up to `stop` and sampled `token` (None: a prefill chunk)."""
         self.consumed = stop
