@@ -15,7 +15,7 @@ from server.options import FRONT_AUTO, FRONT_OFF, PROFILES, ServerOptions, TlsFi
 from server.ports import claim_ports, is_loopback
 from server.supervisor import Supervisor
 from serving.logs import printable
-from serving.settings import DEVICES
+from serving.settings import DEVICES, SWITCH
 
 
 def parse_options(arguments: Sequence[str] | None = None) -> tuple[ServerOptions, Path | None]:
@@ -58,6 +58,12 @@ def parse_options(arguments: Sequence[str] | None = None) -> tuple[ServerOptions
         type=int,
         default=default.queue,
         help="streams admitted beyond the slots, queued or only being decoded; the next one is refused as full",
+    )
+    add(
+        "--prefix-cache",
+        choices=SWITCH,
+        default=default.prefix_cache,
+        help="off: callers share nothing, not even the time that a known beginning of a prompt saves",
     )
     add("--threads", type=int, default=default.threads, help="CPU threads of each engine process")
     add("--tls-cert", type=Path, help="PEM certificate: serve gRPC over TLS")

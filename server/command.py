@@ -97,6 +97,7 @@ def serving_settings(options: ServerOptions, folder: Path, secret: str, restarts
         engines=options.engines.absolute(),
         slots=options.slots,
         queue=options.queue,
+        prefix_cache=options.prefix_cache,
         threads=options.threads,
         device=options.device,
         admission=folder / "admission",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from serving.settings import DEVICES, default_queue, default_slots, default_threads
+from serving.settings import DEVICES, SWITCH, default_queue, default_slots, default_threads
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -54,6 +54,7 @@ class ServerOptions:
             `python -m server` reads it; a `TritonServer` itself has none.
         grpc_socket: if given, Triton's own gRPC endpoint, in place of `host` and `grpc_port`, which a front has.
         slots, queue: streams that generate, and that are taken beyond them (`ServingSettings`).
+        prefix_cache: ``off`` reads every prompt from its beginning, whatever an ended stream has left.
         threads: CPU threads of each engine process.
         exit_timeout_s: how long running streams may go on after a stop was asked for.
         memory_limit: what the server may hold before it is started again (`server/memory.py`): a size, a share of what
@@ -77,6 +78,7 @@ class ServerOptions:
     grpc_socket: Path | None = None
     slots: int = field(default_factory=default_slots)
     queue: int = field(default_factory=default_queue)
+    prefix_cache: str = SWITCH[0]
     threads: int = field(default_factory=default_threads)
     log_verbose: int = 0
     tls: TlsFiles | None = None

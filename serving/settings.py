@@ -17,6 +17,7 @@ from vita_audio.engines.source import EngineSource
 
 #: Where torch_cuda engines may run; the CPU is for trying the GPU profile on a machine without a GPU.
 DEVICES = ("cuda:0", "cpu")
+SWITCH = ("on", "off")
 
 
 def default_threads() -> int:
@@ -47,6 +48,7 @@ class ServingSettings:
         device: one of DEVICES; CPU engines and TensorRT engines ignore it.
         admission: file of this server's `serving.admission.AdmissionRecord`.
         heartbeats: folder of this server's `serving.heartbeat.Heartbeats`.
+        prefix_cache: whether prompts go on from slots that hold their beginning: one of SWITCH.
         restarts: how often this server was started again because a part of it had failed.
         secret: of this start of the server, for `serving.seal.Seal`; shown nowhere.
     """
@@ -58,6 +60,7 @@ class ServingSettings:
     device: str = DEVICES[0]
     admission: Path | None = None
     heartbeats: Path | None = None
+    prefix_cache: str = SWITCH[0]
     restarts: int = 0
     secret: str = field(default="", repr=False)
 
@@ -79,7 +82,14 @@ class ServingSettings:
         names = [entry.name for entry in fields(cls) if environment.get(_variable(entry.name))]
         if "engines" not in names:
             raise EngineError("VITA_ENGINES is not set: start the server with `python -m server`, or set it")
-        kinds: dict[str, type] = {"engines": Path, "device": str, "admission": Path, "heartbeats": Path, "secret": str}
+        kinds: dict[str, type] = {
+            "engines": Path,
+            "device": str,
+            "admission": Path,
+            "heartbeats": Path,
+            "secret": str,
+            "prefix_cache": str,
+        }
         return cls(**{name: kinds.get(name, int)(environment[_variable(name)]) for name in names})
 
 

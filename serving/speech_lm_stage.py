@@ -20,7 +20,7 @@ from serving.heartbeat import Heartbeats
 from serving.metrics.generation import GenerationMeter
 from serving.metrics.recorder import Recorder
 from serving.metrics.refusals import Refusals
-from serving.settings import served_engines
+from serving.settings import SWITCH, served_engines
 from serving.warm_up import warm_up_generation
 from vita_audio.contract.errors import BadMessage
 from vita_audio.contract.messages import Cancel, Delta, Message, Ping, Probe, Released, Start
@@ -95,7 +95,8 @@ class SpeechLmStage:
         if source.gpu is None:
             os.nice(NICENESS)
         engine, pulse = open_language_model(source, settings.slots), heartbeats.pulse("generation")
-        service = GenerationService(engine, manifest.vocabulary.end_tokens, source.prefill_chunk, pulse)
+        reuse = settings.prefix_cache == SWITCH[0]
+        service = GenerationService(engine, manifest.vocabulary.end_tokens, source.prefill_chunk, pulse, reuse)
         warm_up_generation(service, manifest.limits)
         admission = Admission(AdmissionRecord(settings.admission), settings.slots, settings.queue)
         stage = cls(service, admission, worker, heartbeats.pulse("prober"))

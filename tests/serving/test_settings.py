@@ -19,6 +19,7 @@ def test_round_trip() -> None:
         threads=2,
         device="cpu",
         admission=Path("/tmp/admission"),
+        prefix_cache="off",
         secret="5ec12e7",
     )
     assert "5ec12e7" not in repr(settings)

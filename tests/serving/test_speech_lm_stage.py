@@ -294,7 +294,7 @@ def test_a_stage_is_what_the_settings_of_its_server_say(
     stage = SpeechLmStage.serve("speech_lm_0", heartbeats)
     assert nice == niceness
     assert called["engine"] == (source, SLOTS)
-    assert called["service"] == ("engine", END_TOKENS, CHUNK, heartbeats.pulses["generation"])
+    assert called["service"] == ("engine", END_TOKENS, CHUNK, heartbeats.pulses["generation"], True)
     assert heartbeats.pulses.keys() == {"generation", "prober"}
     assert called["warm"][0] is stage._service  # type: ignore[index]
     gauges = stage.recorder.take().gauges

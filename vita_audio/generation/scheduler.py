@@ -4,8 +4,8 @@ A step runs the backbone once for every stream that wants it, then every burst t
 admission, by chunks of `prefill_chunk` tokens; one step takes in as many whole chunks as together have no more than
 `prefill_chunk` tokens (several short prompts, or one chunk of a long one), through the backbone and as many through the
 cascade (besides the rows of the bursts that end the reading, no more either), so that is what a running stream waits
-for. Chunk borders depend on the prompt and on what the slot held of it, never on load: a request computes the same in any
-company.
+for. Chunk borders depend on the prompt and on what the slot held of it, never on load: a request computes the same in
+any company.
 """
 
 from __future__ import annotations
