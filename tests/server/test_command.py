@@ -28,6 +28,7 @@ OPTIONS = ServerOptions(
     metrics_host="127.0.0.2",
     slots=21,
     queue=22,
+    prefix_cache="off",
     threads=23,
     device="cpu",
 )
@@ -45,7 +46,7 @@ def environment(monkeypatch: pytest.MonkeyPatch, **inherited: str) -> dict[str, 
 def test_the_model_processes_read_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     read = ServingSettings.from_environment(environment(monkeypatch))
     admission, heartbeats = Path("/own/admission"), Path("/own/heartbeats")
-    assert read == ServingSettings(Path("/engines"), 21, 22, 23, "cpu", admission, heartbeats, 24, "a secret")
+    assert read == ServingSettings(Path("/engines"), 21, 22, 23, "cpu", admission, heartbeats, "off", 24, "a secret")
     assert len(set(map(str, (getattr(read, field.name) for field in fields(read))))) == len(fields(read))
     assert environment(monkeypatch)["OMP_NUM_THREADS"] == "23"
 
