@@ -39,6 +39,8 @@ from vita_audio.checkpoint.language_model import language_model_shapes
 from vita_audio.engines.torch.sampler import NARROW
 from vita_audio.engines.torch_cuda.cuda_graphs import Program
 from vita_audio.engines.torch_cuda.engine import TorchCudaLanguageModel
+from vita_audio.engines.torch_cuda.kernels.language import DEPENDENT_LAUNCH
+from vita_audio.engines.torch_cuda.kernels.operations import kernels
 from vita_audio.engines.torch_cuda.settings import Settings
 from vita_audio.engines.torch_cuda.shapes import Limits, prepared_shapes
 from vita_audio.engines.torch_cuda.weights import load_weights
@@ -114,7 +116,9 @@ def engine_without_memory(
     tensors = {key: torch.empty(shape, device=META) for key, shape in language_model_shapes(config).items()}
     weights = load_weights(config, tensors, META, torch.bfloat16)
     engine = TorchCudaLanguageModel(config, weights, Settings(slots, context, first_mctp_id, attention="split"), [1, 2])
-    engine.forward.processors, engine.forward.capability = gpu.processors, gpu.capability
+    forward = engine.forward
+    forward.processors, forward.capability = gpu.processors, gpu.capability
+    forward.operations = kernels(pdl=gpu.capability >= DEPENDENT_LAUNCH)
     return engine
 
 
@@ -205,13 +209,13 @@ def _resources(cubin: bytes) -> tuple[int, int]:
     return max(int(registers) for registers, _ in found), max(int(stack) for _, stack in found)
 
 
-def _table(kernels: list[Kernel], gpu: Gpu) -> Table:
+def _table(compiled: list[Kernel], gpu: Gpu) -> Table:
     table = Table(title=f"{gpu.name} (sm_{gpu.capability}, {gpu.processors} multiprocessors)")
     for column in ("kernel", "compiled for", "unaligned"):
         table.add_column(column)
     for column in ("registers", "shared KiB", "spilled bytes"):
         table.add_column(column, justify="right")
-    for one in kernels:
+    for one in compiled:
         constants = " ".join(f"{name}={value}" for name, value in one.constants.items())
         sizes = (str(one.registers), f"{one.shared_bytes / 1024:.1f}", str(one.spilled_bytes))
         table.add_row(one.name.strip("_"), constants, " ".join(one.unaligned), *sizes)
@@ -228,9 +232,9 @@ def main() -> int:
     console, faults = Console(width=160), 0
     with tempfile.TemporaryDirectory() as folder, mock.patch.dict("os.environ", TRITON_CACHE_DIR=folder):
         for gpu in GPUS:
-            kernels = compiled_kernels(SIZES[args.size].config, gpu, args.slots)
-            console.print(_table(kernels, gpu))
-            faults += sum(bool(shortcomings(one, gpu)) for one in kernels)
+            compiled = compiled_kernels(SIZES[args.size].config, gpu, args.slots)
+            console.print(_table(compiled, gpu))
+            faults += sum(bool(shortcomings(one, gpu)) for one in compiled)
     print(f"{faults} kernels spill registers or want more shared memory than there is")
     return int(faults > 0)
 

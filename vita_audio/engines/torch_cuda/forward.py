@@ -56,10 +56,10 @@ class Forward:
         self.table = SamplingTable.create(slots, self.device)
         self._banned = torch.zeros(config.vocab_size, dtype=torch.bool, device=self.device)
         self._banned[list(banned_ids)] = True
-        self.operations = operations(self.device, settings.kernels_off)
         gpu = torch.cuda.get_device_properties(self.device) if self.device.type == "cuda" else None
         self.processors = gpu.multi_processor_count if gpu else 1
         self.capability = 10 * gpu.major + gpu.minor if gpu else 90
+        self.operations = operations(self.device, self.capability, settings.kernels_off)
         auto = "split" if gpu and find_spec("triton") else "rectangle"
         self.attention = auto if settings.attention == "auto" else settings.attention
 

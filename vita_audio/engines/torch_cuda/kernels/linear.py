@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -9,7 +11,12 @@ from vita_audio.engines.torch_cuda.kernels import gate as gate_operation
 
 
 def reference(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None, gate: bool = False
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    gate: bool = False,
+    gated: Callable[[Tensor], Tensor] = gate_operation.reference,
 ) -> Tensor:
     """x [rows, K] times weight [N, K], by cuBLAS on a GPU.
 
@@ -17,6 +24,7 @@ def reference(
         bias: [N].
         residual: [rows, N], added; its memory becomes the result's, since a copy would be a launch of its own.
         gate: `silu(first half) * second half` of the product is returned: [rows, N / 2].
+        gated: what does that.
 
     Returns:
         [rows, N].
@@ -24,4 +32,4 @@ def reference(
     if residual is not None:
         return residual.addmm_(x, weight.t())
     product = F.linear(x, weight, bias)
-    return gate_operation.reference(product) if gate else product
+    return gated(product) if gate else product

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from vita_audio.engines.torch.sampler import draw
 from vita_audio.engines.torch_cuda.kernels import enter, gate, linear, norm, rotate
+from vita_audio.engines.torch_cuda.kernels.language import DEPENDENT_LAUNCH, INSTALLED
 
 
 class Linear(Protocol):
@@ -63,6 +65,26 @@ REFERENCES = Operations(
 )
 
 
-def operations(device: torch.device, off: frozenset[str] = frozenset()) -> Operations:
-    """The operations of an engine on `device`: kernels on a GPU, but for those named in `off`."""
-    return REFERENCES
+#: Name -> the fields of `Operations` that it stands for, as kernels.
+_KERNELS: dict[str, dict[str, Callable[..., Any]]] = {
+    "norm": {"norm": norm.fused, "final_norm": norm.final_fused},
+    "enter": {"enter": enter.fused},
+    "rotate": {"rotate": rotate.fused},
+    "gate": {"gate": gate.fused},
+}
+
+
+def operations(device: torch.device, capability: int, off: frozenset[str] = frozenset()) -> Operations:
+    """The operations of an engine on `device`, of compute capability `capability`: see `kernels`; references on a CPU
+    and where the GPU language is not installed."""
+    on = device.type == "cuda" and INSTALLED
+    return kernels(capability >= DEPENDENT_LAUNCH, off) if on else REFERENCES
+
+
+def kernels(pdl: bool, off: frozenset[str] = frozenset()) -> Operations:
+    """Kernels, but for those named in `off`; `pdl`: one may begin before the one ahead of it has ended."""
+    pdl = pdl and "pdl" not in off
+    named = [fields for name, fields in _KERNELS.items() if name not in off]
+    chosen = {name: partial(kernel, pdl=pdl) for fields in named for name, kernel in fields.items()}
+    made = replace(REFERENCES, **chosen)
+    return replace(made, linear=partial(linear.reference, gated=made.gate))
