@@ -36,13 +36,16 @@ class Turn:
             raise ValueError(f"role {self.role!r} is not one of {', '.join(ROLES)}")
 
 
-def task_turns(task: str, text: str | None = None, audio: A | None = None) -> list[tuple[str, tuple[str | A, ...]]]:
+def task_turns(
+    task: str, text: str | None = None, audio: A | None = None, system: str | None = None
+) -> list[tuple[str, tuple[str | A, ...]]]:
     """The turns before an answer: (role, parts of the content), text and audio in the wording of the task.
 
     Args:
         task: chat, tts, asr or text.
         text: what the user typed; tts and text need it, chat takes text, audio or both.
         audio: what the user said; asr needs it.
+        system: of the system turn, in place of the task's own wording (chat's; the others have none).
 
     Raises:
         ValueError: the task is unknown, or text and audio are not what it takes.
@@ -61,8 +64,9 @@ def task_turns(task: str, text: str | None = None, audio: A | None = None) -> li
         case _:
             have = " and ".join(name for name, part in (("text", text), ("audio", audio)) if part is not None)
             raise ValueError(f"task {task!r} cannot be asked with {have or 'neither text nor audio'}")
-    system: list[tuple[str, tuple[str | A, ...]]] = [("system", (SPOKEN_ANSWER_SYSTEM,))] if task == "chat" else []
-    return [*system, ("user", user)]
+    if system is None and task == "chat":
+        system = SPOKEN_ANSWER_SYSTEM
+    return [("user", user)] if system is None else [("system", (system,)), ("user", user)]
 
 
 class ChatTemplate:
@@ -99,7 +103,7 @@ class ChatTemplate:
         targets: list[bool] = []
         for turn in turns:
             opening = self.opening(turn.role)
-            written = [*turn.content, self._vocabulary.im_end, *self._encode("\n")]
+            written = [*turn.content, *self.closing]
             ids += [*opening, *written]
             targets += [False] * len(opening) + [turn.role == "assistant"] * len(written)
         return ids, targets
@@ -108,18 +112,47 @@ class ChatTemplate:
         """Ids in front of a turn's content; a prompt ends with those of the assistant."""
         return [self._vocabulary.im_start, *self._encode(f"{role}\n")]
 
+    @property
+    def closing(self) -> list[int]:
+        """Ids behind a turn's content."""
+        return [self._vocabulary.im_end, *self._encode("\n")]
+
 
 class PromptBuilder:
-    """Writes the prompts of single requests for one checkpoint."""
+    """Writes the prompts of requests for one checkpoint."""
 
     def __init__(self, tokenizer: TextTokenizer) -> None:
-        self._template = ChatTemplate(tokenizer)
+        self._template, self._vocabulary = ChatTemplate(tokenizer), tokenizer.vocabulary
 
-    def build(self, task: str, text: str | None = None, audio_codes: Sequence[int] | None = None) -> list[int]:
+    def build(
+        self,
+        task: str,
+        text: str | None = None,
+        audio_codes: Sequence[int] | None = None,
+        system: str | None = None,
+        past: Iterable[int] = (),
+    ) -> list[int]:
         """Prompt ids of a request, up to the place where the answer begins.
 
         Args and errors: `task_turns`, with `audio_codes` of the speech tokenizer; ValueError too for a code outside
-        the vocabulary.
+        the vocabulary. `past`: ids of the complete turns before, which then has the system turn, if there is one.
         """
-        turns = [Turn(role, self._template.content(parts)) for role, parts in task_turns(task, text, audio_codes)]
-        return [*self._template.conversation(turns)[0], *self._template.opening("assistant")]
+        past = list(past)
+        turns = task_turns(task, text, audio_codes, system)
+        written = [Turn(role, self._template.content(parts)) for role, parts in (turns[-1:] if past else turns)]
+        return [*past, *self._template.conversation(written)[0], *self._template.opening("assistant")]
+
+    def begin(
+        self,
+        task: str,
+        text: str | None = None,
+        audio_codes: Sequence[int] | None = None,
+        system: str | None = None,
+        past: Iterable[int] = (),
+    ) -> list[int]:
+        """As `build`, up to what is there of the user's turn while it goes on: it is worth reading already.
+
+        Without the last id of the content: a word may grow, and audio goes on in place of its end tag.
+        """
+        ends = len(self._template.closing) + len(self._template.opening("assistant"))
+        return self.build(task, text, audio_codes, system, past)[: -ends - 1]
