@@ -35,9 +35,12 @@ from vita_audio.contract.errors import CheckpointError, EngineError
 from vita_audio.decoding.decoder import StreamingDecoder
 from vita_audio.decoding.schedule import DecoderConfig
 from vita_audio.engines.gpu_record import TENSORRT_LLM, TORCH_CUDA
+from vita_audio.engines.source import GPU_PREFILL_CHUNK
 from vita_audio.engines.tensorrt_audio.plan import batch_buckets
 from vita_audio.engines.tensorrt_llm.memory import PoolSizes
-from vita_audio.engines.torch_cuda.memory import slot_bytes
+from vita_audio.engines.torch.sampler import NARROW
+from vita_audio.engines.torch_cuda.memory import SLOTS_SHARE, programs_bytes, slot_bytes
+from vita_audio.engines.torch_cuda.shapes import Limits
 from vita_audio.models.flow import Flow
 from vita_audio.models.speech_tokenizer import SpeechTokenizer
 from vita_audio.models.vocoder import Vocoder
@@ -47,13 +50,11 @@ GIB = 1 << 30
 COMMON_GIB = (22.5, 44.5, 79.5, 139.5, 178.0)
 #: TensorRT-LLM: assumed, not measured: contexts of three processes (about 0.5 GiB each), kernels, workspaces.
 RESERVE_BYTES = 3 * GIB
-#: torch_cuda, beyond weights and streams: three contexts, graphs, pools and workspaces. Measured with a 7B and 64 slots
-#: on an H100: 7.2 GiB, of which `TORCH_CUDA_SHARE` leaves 2.3.
-TORCH_CUDA_RESERVE_BYTES = 5 * GIB
+#: torch_cuda, beyond weights, streams and programs: three contexts, and the audio graphs. Measured with a 7B and 64
+#: slots on an H100: 7.2 GiB with 0.8 of programs, of which `SLOTS_SHARE` leaves 2.3.
+TORCH_CUDA_RESERVE_BYTES = 4 * GIB
 #: Assumed: a TensorRT build holds the weights it read, the network's copy and the serialised engine.
 BUILD_COPIES = 3
-#: Of the free memory: the torch_cuda engine keeps a tenth for its graphs (`torch_cuda.memory.check_memory`).
-TORCH_CUDA_SHARE = 0.9
 
 Geometry = Mapping[str, int]
 
@@ -193,6 +194,8 @@ def _plan_torch_cuda(sizes: Sizes, options: GpuOptions, context: int) -> GpuPlan
     stored = 2 * sum(prod(shape) for shape in language_model_shapes(config).values())
     audio = _audio_weights(sizes)
     largest = 2 * max(prod(shape) for shape in language_model_shapes(config).values())
+    limits = Limits(options.streams, config.mctp_modules, context, (1, min(NARROW, config.vocab_size)))
+    chunk = min(GPU_PREFILL_CHUNK, options.step_tokens)
     return GpuPlan(
         streams=options.streams,
         context=context,
@@ -200,10 +203,10 @@ def _plan_torch_cuda(sizes: Sizes, options: GpuOptions, context: int) -> GpuPlan
         | {f"audio/{name}": count for name, count in audio.items()},
         scratch={},
         weights={"language model": stored} | audio,
-        buffers={"padding rows": slot_bytes(config, 1, 2)},
+        buffers={"padding rows": slot_bytes(config, 1, 2), "programs": programs_bytes(config, limits, chunk, 2)},
         reserve=TORCH_CUDA_RESERVE_BYTES,
         stream=slot_bytes(config, context, 2),
-        stream_share=TORCH_CUDA_SHARE,
+        stream_share=SLOTS_SHARE,
         host_stream=decoder_state_bytes(sizes),
         host_build=BUILD_COPIES * max(largest, *audio.values()),
     )

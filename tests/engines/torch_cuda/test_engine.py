@@ -27,7 +27,6 @@ from vita_audio.engines.sampling import DrawnAhead, uniforms
 from vita_audio.engines.torch.language_model import TorchLanguageModel
 from vita_audio.engines.torch_cuda import engine as engine_module
 from vita_audio.engines.torch_cuda.engine import TorchCudaLanguageModel
-from vita_audio.engines.torch_cuda.memory import check_memory, slot_bytes
 from vita_audio.engines.torch_cuda.settings import Settings
 from vita_audio.engines.torch_cuda.shapes import Limits, power_of_two, prepared_shapes, round_rows, round_stream_rows
 from vita_audio.engines.torch_cuda.weights import load_weights
@@ -277,15 +276,6 @@ def test_the_largest_program_is_prepared_first() -> None:
 def test_wrong_settings_are_named(change: dict[str, int], named: str) -> None:
     with pytest.raises(EngineError, match=named):
         make(**change)  # type: ignore[arg-type]
-
-
-def test_memory_is_counted_and_refused_with_what_fits() -> None:
-    each = slot_bytes(SEVEN_B, 4096, 2)
-    # 38 layers x (K and V) x 4 heads x 128, H0 of 3584, two bytes each, and one byte for each id of the vocabulary.
-    assert each == 4096 * (38 * 2 * 4 * 128 + 3584) * 2 + 168072
-    check_memory(64, 4096, each, 40 * 2**30)
-    with pytest.raises(EngineError, match=r"200 x 4096 tokens need 6\d\.\d GiB of 40\.0 GiB free .*: 11\d fit"):
-        check_memory(200, 4096, each, 40 * 2**30)
 
 
 @given(st.integers(1, 5000))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import TypeVar
 
 import numpy as np
@@ -40,8 +41,11 @@ class Capturer:
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
                 output = function()
-            finally:
-                graph.capture_end()
+            except BaseException:
+                with suppress(RuntimeError):  # what broke the capture says more than that it is broken
+                    graph.capture_end()
+                raise
+            graph.capture_end()
         current.wait_stream(self._stream)
         return graph, output
 

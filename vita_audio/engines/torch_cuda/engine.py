@@ -23,6 +23,7 @@ from vita_audio.engines.sampling import DrawnAhead
 from vita_audio.engines.torch.sampler import NARROW, candidates
 from vita_audio.engines.torch_cuda.cuda_graphs import Capturer, Program
 from vita_audio.engines.torch_cuda.forward import UNIFORM_STEP, Forward
+from vita_audio.engines.torch_cuda.memory import capture_error, is_out_of_memory
 from vita_audio.engines.torch_cuda.settings import Settings
 from vita_audio.engines.torch_cuda.shapes import (
     GROUP_STREAMS,
@@ -88,12 +89,28 @@ class TorchCudaLanguageModel(SlotEngine):
         From then on nothing is captured any more: a call of another shape (a top-k beyond NARROW, say) runs eagerly,
         some milliseconds slower, instead of holding up every stream for a capture. Where attention is the rectangle,
         shapes grow with the streams, and are still captured as they come.
+
+        Raises:
+            EngineError: the GPU's memory does not hold them (says how many slots fit).
         """
         self._group_rows = prefill_chunk
-        for kind, shape in prepared_shapes(self.limits, prefill_chunk):
-            self._program(kind, shape)
+        free, shapes = self._free_bytes(), prepared_shapes(self.limits, prefill_chunk)
+        try:
+            for kind, shape in shapes:
+                self._program(kind, shape)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            each, programs = self.settings.memory(self.config, self.forward.hidden.element_size())
+            number = len(self._programs) + 1
+            raise capture_error(self.slots, self.context, each, programs, free, number, len(shapes)) from error
         self._prepared = self.forward.attention == "split"
         return len(self._programs)
+
+    def _free_bytes(self) -> int:
+        """Of the GPU now; 0 on a CPU."""
+        device = self.forward.device
+        return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
 
     @torch.inference_mode()
     def _begin(self, slot: int, sampling: Sampling, kept: Sequence[int]) -> None:

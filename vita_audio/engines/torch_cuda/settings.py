@@ -9,7 +9,10 @@ import torch
 
 from vita_audio.checkpoint.configs import LanguageModelConfig
 from vita_audio.contract.errors import EngineError
-from vita_audio.engines.torch_cuda.memory import check_memory, slot_bytes
+from vita_audio.engines.source import GPU_PREFILL_CHUNK
+from vita_audio.engines.torch.sampler import NARROW
+from vita_audio.engines.torch_cuda.memory import check_memory, programs_bytes, slot_bytes
+from vita_audio.engines.torch_cuda.shapes import Limits
 from vita_audio.engines.torch_cuda.weights import Weights
 
 
@@ -46,5 +49,10 @@ class Settings:
             raise EngineError(f"first_mctp_id is {self.first_mctp_id}, must be 0..{config.vocab_size - 1}")
         if weights.embedding.device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(weights.embedding.device)
-            each = slot_bytes(config, self.context, weights.embedding.element_size())
-            check_memory(self.slots, self.context, each, free)
+            check_memory(self.slots, self.context, *self.memory(config, weights.embedding.element_size()), free)
+
+    def memory(self, config: LanguageModelConfig, element_size: int) -> tuple[int, int]:
+        """Device memory in bytes: of one slot, and (estimated) of all programs that are prepared."""
+        limits = Limits(self.slots, config.mctp_modules, self.context, (1, min(NARROW, config.vocab_size)))
+        programs = programs_bytes(config, limits, GPU_PREFILL_CHUNK, element_size)
+        return slot_bytes(config, self.context, element_size), programs
