@@ -30,7 +30,7 @@ import torch
 from benchmarks import expectations
 from benchmarks.paper_tables import PARTS
 from benchmarks.record import Results, record_head
-from vita_audio.engines.torch_cuda.kernels.operations import NAMES
+from vita_audio.engines.torch_cuda.kernels.names import NAMES
 from vita_audio.machine import describe_device
 from vita_audio.stopping import stop_on_signals
 

@@ -35,7 +35,7 @@ from benchmarks.record import record_head
 from benchmarks.roofline import SIZES
 from vita_audio.checkpoint.random_weights.language_model import RandomLanguageModel
 from vita_audio.contract.modes import NAMED_MODES
-from vita_audio.engines.torch_cuda.kernels.operations import NAMES
+from vita_audio.engines.torch_cuda.kernels.names import NAMES
 from vita_audio.machine import describe_device
 
 PARTS = ("steps", "host", "profile", "table5", "first_chunk", "audio", "prepare", "baseline", "batch", "heads")

@@ -7,7 +7,7 @@ captured as a CUDA graph. A burst is one function: all modules, head and samplin
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from importlib.util import find_spec
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from vita_audio.engines.torch.sampler import SamplingTable
 from vita_audio.engines.torch_cuda import network
 from vita_audio.engines.torch_cuda.cuda_graphs import Fields, Function
 from vita_audio.engines.torch_cuda.kernels.operations import operations
+from vita_audio.engines.torch_cuda.kernels.self_check import Case, faulty
 from vita_audio.engines.torch_cuda.network import Attend, Spans
 from vita_audio.engines.torch_cuda.settings import Settings
 from vita_audio.engines.torch_cuda.shapes import Shape
@@ -59,8 +60,11 @@ class Forward:
         gpu = torch.cuda.get_device_properties(self.device) if self.device.type == "cuda" else None
         self.processors = gpu.multi_processor_count if gpu else 1
         self.capability = 10 * gpu.major + gpu.minor if gpu else 90
-        self.operations = operations(self.device, self.capability, settings.kernels_off)
-        auto = "split" if gpu and find_spec("triton") else "rectangle"
+        off, build = settings.kernels_off, partial(operations, self.device, self.capability)
+        if gpu:
+            off = faulty(build, Case(config, settings.context, like[:0], self.processors, self.capability), off)
+        self.operations = build(off)
+        auto = "split" if gpu and "attention" not in off else "rectangle"
         self.attention = auto if settings.attention == "auto" else settings.attention
 
     def function(self, kind: str, shape: Shape) -> tuple[Fields, Function]:
@@ -89,7 +93,8 @@ class Forward:
             return network.attend_rectangle(shape, spans, self.settings.slots, group)
         from vita_audio.engines.torch_cuda.split_attention import attend_split  # Triton is not on CPU machines
 
-        return attend_split(shape, spans, self.settings.context, self.processors, self.capability)
+        gpu = self.processors, self.capability
+        return attend_split(shape, spans, self.settings.context, *gpu, self.operations.pdl)
 
     def _layers(self, shape: Shape, inputs: Mapping[str, Tensor]) -> Callable[[int, Tensor], Tensor]:
         """(number, x [rows, hidden]) -> what that layer makes of x; MCTP layers come after the backbone's."""

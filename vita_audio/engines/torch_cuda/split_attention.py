@@ -11,10 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
+from vita_audio.engines.torch_cuda.kernels.language import launch_next, launch_options, tl, triton, wait_for_previous
 from vita_audio.engines.torch_cuda.network import Attend, Spans
 from vita_audio.engines.torch_cuda.shapes import Shape
 
@@ -56,7 +55,9 @@ def padded(dim: int) -> int:
     return max(16, triton.next_power_of_2(dim))
 
 
-def attend_split(shape: Shape, spans: Spans, context: int, processors: int, capability: int = 90) -> Attend:
+def attend_split(
+    shape: Shape, spans: Spans, context: int, processors: int, capability: int = 90, pdl: bool = False
+) -> Attend:
     """Attention of packed rows against slot caches of `context` rows each.
 
     Args:
@@ -64,6 +65,7 @@ def attend_split(shape: Shape, spans: Spans, context: int, processors: int, capa
         context: rows of a slot.
         processors: the GPU's multiprocessors.
         capability: its compute capability, 90 for 9.0.
+        pdl: programmatic dependent launch.
     """
 
     def attend(q: Tensor, cache: Tensor) -> Tensor:
@@ -80,10 +82,13 @@ def attend_split(shape: Shape, spans: Spans, context: int, processors: int, capa
             q, cache, part, weight, spans.slot, spans.first, spans.count, spans.start,
             dim**-0.5 * _LOG2_E, context, q.stride(0),
             SPLITS=splits, HEADS=heads, KV_HEADS=kv_heads, DIM=dim, PADDED_DIM=padded_dim,
-            ROWS=sizes.block_rows, KEYS=BLOCK_KEYS, num_warps=sizes.warps, num_stages=NUM_STAGES,
+            ROWS=sizes.block_rows, KEYS=BLOCK_KEYS, PDL=pdl,
+            num_warps=sizes.warps, num_stages=NUM_STAGES, **launch_options(pdl),
         )  # fmt: skip
         if splits > 1:
-            _join_kernel[(rows * heads,)](part, weight, out, SPLITS=splits, DIM=dim, PADDED_DIM=padded_dim)
+            _join_kernel[(rows * heads,)](
+                part, weight, out, SPLITS=splits, DIM=dim, PADDED_DIM=padded_dim, PDL=pdl, **launch_options(pdl)
+            )
         return out
 
     return attend
@@ -95,10 +100,12 @@ def attend_split(shape: Shape, spans: Spans, context: int, processors: int, capa
 def _attend_kernel(
     q, cache, part, weight, slot, first, count, start, scale, context, q_stride,
     SPLITS: tl.constexpr, HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, PADDED_DIM: tl.constexpr,
-    ROWS: tl.constexpr, KEYS: tl.constexpr,
+    ROWS: tl.constexpr, KEYS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Block (rows, stream and kv head, split): attention over this split's keys, and the log2 of its weight."""
     GROUP: tl.constexpr = HEADS // KV_HEADS
+    wait_for_previous(PDL)
+    launch_next(PDL)
     block, split = tl.program_id(0), tl.program_id(2)
     stream, kv_head = tl.program_id(1) // KV_HEADS, tl.program_id(1) % KV_HEADS
     rows = tl.load(count + stream).to(tl.int32)
@@ -147,8 +154,12 @@ def _attend_kernel(
 
 
 @triton.jit
-def _join_kernel(part, weight, out, SPLITS: tl.constexpr, DIM: tl.constexpr, PADDED_DIM: tl.constexpr):
+def _join_kernel(
+    part, weight, out, SPLITS: tl.constexpr, DIM: tl.constexpr, PADDED_DIM: tl.constexpr, PDL: tl.constexpr
+):  # fmt: skip
     """Block (row and head): mean of the splits by their weights."""
+    wait_for_previous(PDL)
+    launch_next(PDL)
     place = tl.program_id(0).to(tl.int64)
     split, d = tl.arange(0, SPLITS), tl.arange(0, PADDED_DIM)
     w = tl.load(weight + place * SPLITS + split)

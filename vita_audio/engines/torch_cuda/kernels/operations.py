@@ -40,6 +40,7 @@ class Operations:
         gate: `gate.reference`.
         linear: `linear.reference`.
         draw: of the sampler of every engine that runs on PyTorch.
+        pdl: kernels are launched before the one ahead of them has ended.
     """
 
     norm: Callable[[Tensor, Tensor, float], Tensor]
@@ -49,10 +50,8 @@ class Operations:
     gate: Callable[[Tensor], Tensor]
     linear: Linear
     draw: Callable[..., Tensor]
+    pdl: bool = False
 
-
-#: What can be switched off by name.
-NAMES = ("norm", "enter", "rotate", "gate", "linear", "draw", "attention", "pdl")
 
 REFERENCES = Operations(
     norm=norm.reference,
@@ -86,5 +85,5 @@ def kernels(pdl: bool, off: frozenset[str] = frozenset()) -> Operations:
     pdl = pdl and "pdl" not in off
     named = [fields for name, fields in _KERNELS.items() if name not in off]
     chosen = {name: partial(kernel, pdl=pdl) for fields in named for name, kernel in fields.items()}
-    made = replace(REFERENCES, **chosen)
+    made = replace(REFERENCES, **chosen, pdl=pdl)
     return replace(made, linear=partial(linear.reference, gated=made.gate))

@@ -1,0 +1,16 @@
+"""Names by which kernels of a torch_cuda engine are switched off. No PyTorch here: the launcher reads them too."""
+
+from __future__ import annotations
+
+from vita_audio.contract.errors import EngineError
+
+#: "pdl" is programmatic dependent launch: a kernel may begin before the one ahead of it has ended.
+NAMES = ("norm", "enter", "rotate", "gate", "linear", "draw", "attention", "pdl")
+
+
+def kernel_names(text: str) -> frozenset[str]:
+    """Reads names between commas: "draw,gate". Raises EngineError for a name that is unknown."""
+    names = frozenset(name.strip() for name in text.split(",") if name.strip())
+    if unknown := sorted(names - set(NAMES)):
+        raise EngineError(f"kernels off: {', '.join(unknown)} unknown; take of {','.join(NAMES)}")
+    return names
