@@ -39,6 +39,7 @@ class Forward:
     Attributes:
         seen: bool [slots + 1, vocab], ids of prompt and output.
         table: how each slot samples.
+        kernels_off: names that run as their references: those asked for, and those that the check at the start found.
         no_row, no_slot: cache row and slot that no stream owns; padding reads and writes there.
     """
 
@@ -63,7 +64,7 @@ class Forward:
         off, build = settings.kernels_off, partial(operations, self.device, self.capability)
         if gpu:
             off = faulty(build, Case(config, settings.context, like[:0], self.processors, self.capability), off)
-        self.operations = build(off)
+        self.operations, self.kernels_off = build(off), off
         auto = "split" if gpu and "attention" not in off else "rectangle"
         self.attention = auto if settings.attention == "auto" else settings.attention
 
