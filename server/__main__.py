@@ -16,6 +16,7 @@ from server.ports import claim_ports, is_loopback
 from server.supervisor import Supervisor
 from serving.logs import printable
 from serving.settings import DEVICES, SWITCH
+from vita_audio.engines.torch_cuda.kernels.names import NAMES
 
 
 def parse_options(arguments: Sequence[str] | None = None) -> tuple[ServerOptions, Path | None]:
@@ -64,6 +65,12 @@ def parse_options(arguments: Sequence[str] | None = None) -> tuple[ServerOptions
         choices=SWITCH,
         default=default.prefix_cache,
         help="off: callers share nothing, not even the time that a known beginning of a prompt saves",
+    )
+    add(
+        "--kernels-off",
+        default=default.kernels_off,
+        metavar="NAMES",
+        help=f"kernels of torch_cuda engines whose references run, to find one that is wrong: {','.join(NAMES)}",
     )
     add("--threads", type=int, default=default.threads, help="CPU threads of each engine process")
     add("--tls-cert", type=Path, help="PEM certificate: serve gRPC over TLS")

@@ -14,6 +14,7 @@ from vita_audio.contract.errors import EngineError
 from vita_audio.decoding.schedule import DecoderConfig
 from vita_audio.engines.manifest import check_manifest, schedule_fields
 from vita_audio.engines.registry import check_slots
+from vita_audio.engines.torch_cuda.kernels.names import kernel_names
 
 
 def check_options(options: ServerOptions) -> None:
@@ -32,10 +33,14 @@ def check_options(options: ServerOptions) -> None:
 
 
 def check_numbers(options: ServerOptions) -> None:
-    """Profile, device and counts are in range."""
+    """Profile, device, kernels and counts are in range."""
     for flag, name, known in (("--profile", options.profile, PROFILES), ("--device", options.device, DEVICES)):
         if name not in known:
             raise CannotStart(f"{flag}: {name!r} is not valid: choose one of {', '.join(known)}")
+    try:
+        kernel_names(options.kernels_off)
+    except EngineError as error:
+        raise CannotStart(f"--kernels-off: {error}") from None
     for flag, value, least in (
         ("--slots", options.slots, 1),
         ("--queue", options.queue, 0),

@@ -98,6 +98,7 @@ def serving_settings(options: ServerOptions, folder: Path, secret: str, restarts
         slots=options.slots,
         queue=options.queue,
         prefix_cache=options.prefix_cache,
+        kernels_off=options.kernels_off,
         threads=options.threads,
         device=options.device,
         admission=folder / "admission",

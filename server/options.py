@@ -55,6 +55,7 @@ class ServerOptions:
         grpc_socket: if given, Triton's own gRPC endpoint, in place of `host` and `grpc_port`, which a front has.
         slots, queue: streams that generate, and that are taken beyond them (`ServingSettings`).
         prefix_cache: ``off`` reads every prompt from its beginning, whatever an ended stream has left.
+        kernels_off: kernels of torch_cuda engines that run as their references, names between commas.
         threads: CPU threads of each engine process.
         exit_timeout_s: how long running streams may go on after a stop was asked for.
         memory_limit: what the server may hold before it is started again (`server/memory.py`): a size, a share of what
@@ -79,6 +80,7 @@ class ServerOptions:
     slots: int = field(default_factory=default_slots)
     queue: int = field(default_factory=default_queue)
     prefix_cache: str = SWITCH[0]
+    kernels_off: str = ""
     threads: int = field(default_factory=default_threads)
     log_verbose: int = 0
     tls: TlsFiles | None = None

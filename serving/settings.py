@@ -14,6 +14,7 @@ from pathlib import Path
 from vita_audio.contract.errors import EngineError
 from vita_audio.engines.manifest import Manifest, load_manifest
 from vita_audio.engines.source import EngineSource
+from vita_audio.engines.torch_cuda.kernels.names import kernel_names
 
 #: Where torch_cuda engines may run; the CPU is for trying the GPU profile on a machine without a GPU.
 DEVICES = ("cuda:0", "cpu")
@@ -51,6 +52,7 @@ class ServingSettings:
         prefix_cache: whether prompts go on from slots that hold their beginning: one of SWITCH.
         restarts: how often this server was started again because a part of it had failed.
         secret: of this start of the server, for `serving.seal.Seal`; shown nowhere.
+        kernels_off: kernels of torch_cuda engines that run as their references, names between commas.
     """
 
     engines: Path
@@ -63,6 +65,7 @@ class ServingSettings:
     prefix_cache: str = SWITCH[0]
     restarts: int = 0
     secret: str = field(default="", repr=False)
+    kernels_off: str = ""
 
     def to_environment(self) -> dict[str, str]:
         """The variables of one server's model processes. OMP_NUM_THREADS keeps numpy's and torch's pools small too."""
@@ -89,6 +92,7 @@ class ServingSettings:
             "heartbeats": Path,
             "secret": str,
             "prefix_cache": str,
+            "kernels_off": str,
         }
         return cls(**{name: kinds.get(name, int)(environment[_variable(name)]) for name in names})
 
@@ -105,4 +109,5 @@ def served_engines() -> tuple[ServingSettings, Manifest, EngineSource]:
     """
     settings = ServingSettings.from_environment()
     manifest = load_manifest(settings.engines)
-    return settings, manifest, EngineSource(settings.engines, manifest, settings.threads, settings.device)
+    off = kernel_names(settings.kernels_off)
+    return settings, manifest, EngineSource(settings.engines, manifest, settings.threads, settings.device, off)

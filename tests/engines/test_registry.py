@@ -49,6 +49,7 @@ from vita_audio.engines.tensorrt_llm.language_model import TensorRtLlmLanguageMo
 from vita_audio.engines.tensorrt_llm.layout import Layout
 from vita_audio.engines.tensorrt_llm.reference_executor import ReferenceExecutor
 from vita_audio.engines.torch.audio import TorchFlow, TorchSpeechTokenizer, TorchVocoder
+from vita_audio.engines.torch.factory import device_of
 from vita_audio.engines.torch.language_model import TorchLanguageModel
 from vita_audio.engines.torch_cuda.audio import TorchCudaFlow
 from vita_audio.engines.torch_cuda.engine import TorchCudaLanguageModel
@@ -390,6 +391,28 @@ def test_without_a_gpu_torch_engines_say_so(source: EngineSource) -> None:
     for opened in (lambda: open_language_model(elsewhere, 1), lambda: open_audio_decoder(elsewhere)):
         with pytest.raises(EngineError, match="need a CUDA device and PyTorch sees none"):
             opened()
+
+
+OLD_DRIVER = "The NVIDIA driver on your system is too old (found version 11040).\nPlease update your GPU driver."
+
+
+def test_a_gpu_that_does_not_do_is_named(source: EngineSource, monkeypatch: pytest.MonkeyPatch) -> None:
+    def old_driver() -> None:
+        raise RuntimeError(OLD_DRIVER)
+
+    elsewhere = replace(source, device="cuda:0")
+    monkeypatch.setattr(torch.cuda, "init", old_driver)
+    with pytest.raises(
+        EngineError, match=r"sees none \(.*too old \(found version 11040\). Please update .*\); serve CPU"
+    ):
+        open_language_model(elsewhere, 1)
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    with pytest.raises(EngineError, match=r"Tesla T4 has compute capability 7\.5, below 8\.0; serve CPU engines"):
+        open_language_model(elsewhere, 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (10, 0))
+    assert device_of(elsewhere).type == "cuda"
 
 
 def test_more_slots_than_the_engines_were_built_for(

@@ -77,6 +77,7 @@ def test_loopback_addresses() -> None:
         ({"exit_timeout_s": -1}, "--exit-timeout: -1"),
         ({"profile": "tpu"}, "--profile: 'tpu' is not valid: choose one of cpu, gpu"),
         ({"device": "cuda:1"}, "--device: 'cuda:1' is not valid: choose one of cuda:0, cpu"),
+        ({"kernels_off": "gate,gates"}, "--kernels-off: 'gates' is not valid: names between commas of norm, enter"),
         ({"repository": Path("/nonexistent")}, "is not a model repository"),
     ],
 )

@@ -29,6 +29,7 @@ OPTIONS = ServerOptions(
     slots=21,
     queue=22,
     prefix_cache="off",
+    kernels_off="gate",
     threads=23,
     device="cpu",
 )
@@ -46,7 +47,8 @@ def environment(monkeypatch: pytest.MonkeyPatch, **inherited: str) -> dict[str, 
 def test_the_model_processes_read_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     read = ServingSettings.from_environment(environment(monkeypatch))
     admission, heartbeats = Path("/own/admission"), Path("/own/heartbeats")
-    assert read == ServingSettings(Path("/engines"), 21, 22, 23, "cpu", admission, heartbeats, "off", 24, "a secret")
+    kept = (admission, heartbeats, "off", 24, "a secret", "gate")
+    assert read == ServingSettings(Path("/engines"), 21, 22, 23, "cpu", *kept)
     assert len(set(map(str, (getattr(read, field.name) for field in fields(read))))) == len(fields(read))
     assert environment(monkeypatch)["OMP_NUM_THREADS"] == "23"
 

@@ -21,6 +21,7 @@ def test_round_trip() -> None:
         admission=Path("/tmp/admission"),
         prefix_cache="off",
         secret="5ec12e7",
+        kernels_off="gate,pdl",
     )
     assert "5ec12e7" not in repr(settings)
     assert ServingSettings.from_environment(settings.to_environment()) == settings
@@ -35,8 +36,10 @@ def test_defaults_but_for_the_engines() -> None:
         ServingSettings.from_environment({})
 
 
-def test_engines_are_opened_with_the_threads_and_the_device_of_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = ServingSettings(Path("/engines"), slots=3, queue=5, threads=7, device="cpu")
+def test_engines_are_opened_with_what_the_server_was_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = ServingSettings(Path("/engines"), slots=3, queue=5, threads=7, device="cpu", kernels_off="gate, pdl")
     for name, value in given.to_environment().items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(serving_settings, "load_manifest", lambda folder: f"manifest of {folder}")
@@ -44,4 +47,4 @@ def test_engines_are_opened_with_the_threads_and_the_device_of_the_server(monkey
     settings, manifest, source = served_engines()
     assert settings == given
     assert manifest == "manifest of /engines"
-    assert source == (Path("/engines"), manifest, 7, "cpu")
+    assert source == (Path("/engines"), manifest, 7, "cpu", {"gate", "pdl"})

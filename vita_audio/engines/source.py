@@ -23,12 +23,14 @@ class EngineSource:
         manifest: what they were built from and hold.
         threads: CPU threads of each engine.
         device: where PyTorch's engines run: bfloat16 on a GPU, float32 on "cpu".
+        kernels_off: kernels of torch_cuda engines that run as their references (`torch_cuda/kernels/names.py`).
     """
 
     folder: Path
     manifest: Manifest
     threads: int = 1
     device: str = "cuda:0"
+    kernels_off: frozenset[str] = frozenset()
 
     @property
     def gpu(self) -> GpuRecord | None:

@@ -12,5 +12,5 @@ def kernel_names(text: str) -> frozenset[str]:
     """Reads names between commas: "draw,gate". Raises EngineError for a name that is unknown."""
     names = frozenset(name.strip() for name in text.split(",") if name.strip())
     if unknown := sorted(names - set(NAMES)):
-        raise EngineError(f"kernels off: {', '.join(unknown)} unknown; take of {','.join(NAMES)}")
+        raise EngineError(f"{', '.join(map(repr, unknown))} is not valid: names between commas of {', '.join(NAMES)}")
     return names
