@@ -24,6 +24,7 @@ from vita_audio.checkpoint.configs import FlowConfig, SpeechTokenizerConfig, Voc
 from vita_audio.checkpoint.random_weights.audio import flow_weights, vocoder_weights
 from vita_audio.contract.rates import mel_frames
 from vita_audio.decoding.decoder import Pcm, StreamingDecoder
+from vita_audio.engines.audio_precision import DECODER_PRECISIONS, FLOAT32
 from vita_audio.engines.interface import FlowEngine, VocoderEngine
 from vita_audio.engines.torch.audio import TorchFlow, TorchVocoder, tensor_float_32
 from vita_audio.engines.torch_cuda.audio import TorchCudaFlow, TorchCudaVocoder
@@ -75,10 +76,10 @@ def streaming_rows(device: torch.device, tiny: bool, repeats: int, streams: int)
         engines: dict[str, tuple[FlowEngine, VocoderEngine]] = {
             "eager, float32": (TorchFlow(flow_config, flow, device), TorchVocoder(vocoder_config, vocoder, device))
         }
-        for tf32 in (False, True) if device.type == "cuda" else (False,):
-            engines[f"graphs, {PRECISIONS[tf32]}"] = (
-                TorchCudaFlow(flow_config, flow, device, tf32),
-                TorchCudaVocoder(vocoder_config, vocoder, device, tf32),
+        for precision in DECODER_PRECISIONS if device.type == "cuda" else (FLOAT32,):
+            engines[f"graphs, {precision}"] = (
+                TorchCudaFlow(flow_config, flow, device, precision),
+                TorchCudaVocoder(vocoder_config, vocoder, device, precision),
             )
     expected: dict[tuple[str, int], Pcm] = {}
     for kind, pair in engines.items():

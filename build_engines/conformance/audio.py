@@ -18,6 +18,7 @@ from build_engines.onnxruntime.vocoder import export_vocoder
 from vita_audio.checkpoint.audio_decoder import load_flow, load_vocoder
 from vita_audio.checkpoint.speech_tokenizer import load_speech_tokenizer
 from vita_audio.contract.rates import mel_frames
+from vita_audio.engines.audio_precision import FLOAT32
 from vita_audio.engines.interface import Floats, FlowEngine, SpeechTokenizerEngine, VocoderEngine
 from vita_audio.engines.onnxruntime.audio import OnnxFlow, OnnxSpeechTokenizer, OnnxVocoder
 from vita_audio.engines.torch.audio import TorchFlow, TorchSpeechTokenizer, TorchVocoder
@@ -74,7 +75,7 @@ def check_flow(folder: Path) -> Iterator[Result]:
         engines: dict[str, FlowEngine] = {
             "torch": TorchFlow(config, tensors),
             "onnxruntime": OnnxFlow(Path(scratch), threads=1),
-            "torch_cuda": TorchCudaFlow(config, tensors, DEVICE, tf32=False),
+            "torch_cuda": TorchCudaFlow(config, tensors, DEVICE, FLOAT32),
         }
         for case, golden in _cases(folder / "flow_io.safetensors").items():
             yield from _reference_internals(f"flow {case}", model, golden)
@@ -126,7 +127,7 @@ def check_vocoder(folder: Path) -> Iterator[Result]:
         engines: dict[str, VocoderEngine] = {
             "torch": TorchVocoder(config, tensors),
             "onnxruntime": OnnxVocoder(Path(scratch), threads=1),
-            "torch_cuda": TorchCudaVocoder(config, tensors, DEVICE, tf32=False),
+            "torch_cuda": TorchCudaVocoder(config, tensors, DEVICE, FLOAT32),
         }
         for case, golden in _cases(folder / "hift_io.safetensors").items():
             label = f"vocoder {case} frames"

@@ -35,7 +35,7 @@ def fake_cuda() -> Iterator[torch.device]:
 
 
 class _AsCuda(TorchFunctionMode):
-    """What only a present CUDA device does: numbers come by a copy from the host; RMSNorm is one kernel."""
+    """What only a present CUDA device does: numbers are copied there; RMSNorm and attention are one kernel each."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -44,6 +44,8 @@ class _AsCuda(TorchFunctionMode):
             return function(*args, **kwargs, device="cpu").to(device or "cpu")
         if function is F.rms_norm and DEVICE.type == "meta":
             return F.layer_norm(*args, weight=kwargs["weight"], eps=kwargs["eps"])
+        if function is F.scaled_dot_product_attention:
+            return torch.ops.aten._scaled_dot_product_efficient_attention(*args, kwargs.get("attn_mask"), False)[0]
         return function(*args, **kwargs)
 
 

@@ -97,15 +97,15 @@ def test_split_attention(size: tuple[int, int, int, int], dtype: torch.dtype, li
     assert split.largest_difference(size, "cuda", dtype) < limit
 
 
-@pytest.mark.parametrize(("tf32", "limit"), [(False, 33), (True, 600)], ids=["float32", "TF32"])
-def test_audio_graphs_sound_as_eager_engines(tf32: bool, limit: int) -> None:
+@pytest.mark.parametrize(("precision", "limit"), [("float32", 33), ("tf32", 600)])
+def test_audio_graphs_sound_as_eager_engines(precision: str, limit: int) -> None:
     """Chunks of a padded batch, then ends of different lengths; `limit` in steps of 16-bit samples."""
     flow, vocoder = flow_weights(TINY.flow, 0), vocoder_weights(TINY.vocoder, 0)
     device = torch.device("cuda")
     waves = []
     for engines in (
         (TorchFlow(TINY.flow, flow, device), TorchVocoder(TINY.vocoder, vocoder, device)),
-        (TorchCudaFlow(TINY.flow, flow, device, tf32), TorchCudaVocoder(TINY.vocoder, vocoder, device, tf32)),
+        (TorchCudaFlow(TINY.flow, flow, device, precision), TorchCudaVocoder(TINY.vocoder, vocoder, device, precision)),
     ):
         decoder = StreamingDecoder(*engines)
         states = [decoder.init(seed) for seed in range(3)]
