@@ -66,9 +66,10 @@ def send_chunk(sender: pb_utils.InferenceResponseSender, chunk: DecodedChunk | N
     """The outputs of the ensemble as one response, the final flag with the last; None is the flag alone."""
     if chunk is None:
         return send(sender, None, final=True)
-    numbers = (pb_utils.Tensor("TOKENS", np.asarray(chunk.tokens, np.int32)), pb_utils.Tensor("PCM", chunk.pcm))
+    ids = {"TOKENS": chunk.tokens, "PROMPT": chunk.prompt}
+    numbers = [pb_utils.Tensor(name, np.asarray(values, np.int32)) for name, values in ids.items()]
     texts = (text_tensor("TEXT_DELTA", chunk.text), text_tensor("STATUS", chunk.status.to_json()))
-    return send(sender, [*numbers, *texts], final=chunk.complete)
+    return send(sender, [*numbers, pb_utils.Tensor("PCM", chunk.pcm), *texts], final=chunk.complete)
 
 
 def error_response(error: Exception) -> pb_utils.InferenceResponse:

@@ -15,16 +15,19 @@ from serving.settings import ServingSettings
 from vita_audio.contract.errors import InvalidRequest, ServerStopping
 from vita_audio.contract.limits import Limits
 from vita_audio.contract.messages import Start
-from vita_audio.contract.request import check_prompt, parse_request
+from vita_audio.contract.request import SpeechRequest, check_prompt, parse_request
 from vita_audio.engines.interface import Floats
 from vita_audio.engines.manifest import load_manifest
 from vita_audio.pulse import Pulse
-from vita_audio.speech_features import to_16_khz
-from vita_audio.text.chat_template import PromptBuilder
+from vita_audio.speech_features import final_tokens, to_16_khz
+from vita_audio.text.chat_template import ChatTemplate, PromptBuilder
+from vita_audio.text.history import HistoryReader
 from vita_audio.text.tokenizer import TextTokenizer
 
 #: Of a client's own id of a request. Triton repeats it in its errors and traces.
 MAX_REQUEST_ID = 128
+#: Of the context, kept free for an answer where turns are dropped.
+ANSWER_SHARE = 0.25
 
 
 class PromptStage:
@@ -49,6 +52,7 @@ class PromptStage:
         pulse: Pulse | None = None,
     ) -> None:
         self._builder, self._limits, self._speech_codes = PromptBuilder(tokenizer), limits, speech_codes
+        self._reader = HistoryReader(ChatTemplate(tokenizer), tokenizer.vocabulary)
         self._admission, self._worker = admission or AdmissionRecord(None), worker
         self._running, self._pulse = 0, pulse or Pulse()
         self.recorder = Recorder()
@@ -104,7 +108,30 @@ class PromptStage:
             begin = time.perf_counter()
             codes = [int(code) for code in self._speech_codes(to_16_khz(request.audio, request.sample_rate_hz))]
             timings["speech_tokenizer"] = (time.perf_counter() - begin) * 1e3
-        ids = self._builder.build(request.task, request.text, codes)
-        check_prompt(ids, self._limits, "TEXT" if codes is None else "AUDIO")
+        ids = self._prompt(request, codes)
         timings["prompt"] = (time.perf_counter() - start) * 1e3 - timings.get("speech_tokenizer", 0.0)
         return Start(replace(request.settings, timings_ms=timings), ids)
+
+    def _prompt(self, request: SpeechRequest, codes: list[int] | None) -> list[int]:
+        """The ids of all turns, up to the answer; of a turn that goes on, up to what is there of it."""
+        write = self._builder.begin if request.settings.read_only else self._builder.build
+        if codes is not None and request.settings.read_only:
+            codes = codes[: final_tokens(len(codes))]
+        if not len(request.history):
+            ids = write(request.task, request.text, codes, request.system)
+            check_prompt(ids, self._limits, "TEXT" if codes is None else "AUDIO")
+            return ids
+        turns = self._reader.read(request.history.tolist(), request.heard)
+        turn = self._builder.build(request.task, request.text, codes, past=turns[-1].ids)[len(turns[-1].ids) :]
+        check_prompt(turn, self._limits, "TEXT" if codes is None else "AUDIO")
+        if request.drop_turns:
+            turns = self._reader.shorten(turns, self._room(len(turn), request.settings.max_tokens))
+        past = [token for one in turns for token in one.ids]
+        ids = write(request.task, request.text, codes, request.system if turns else None, past)
+        check_prompt(ids, self._limits, "HISTORY")
+        return ids
+
+    def _room(self, turn_tokens: int, max_tokens: int) -> int:
+        """Tokens that a history may have, so that the answer has room: at most a quarter of the context is kept."""
+        context = self._limits.context_tokens
+        return context - turn_tokens - min(max_tokens, int(context * ANSWER_SHARE))

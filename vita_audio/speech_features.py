@@ -18,6 +18,7 @@ from vita_audio.engines.interface import Floats, Ints, SpeechTokenizerEngine
 
 N_FFT, HOP = 400, 160  # samples
 TOKEN_SAMPLES = 1280  # 80 ms
+BLOCK_TOKENS = 50  # 4 s: the tokenizer attends within a block and to those before it
 PIECE_SAMPLES = 30 * INPUT_SAMPLE_RATE_HZ  # pieces are tokenised independently
 MAX_MEL_HZ = 8000.0
 _BLOCK_FRAMES = 1000  # frames transformed at once, so that memory stays bounded by one piece's features
@@ -38,6 +39,15 @@ class SpeechPiece:
 def token_count(samples: int) -> int:
     """Audio tokens of `samples` samples at 16 kHz: ceil(samples / 1280); pieces end on whole tokens."""
     return -(-samples // TOKEN_SAMPLES)
+
+
+def final_tokens(tokens: int) -> int:
+    """How many of a clip's first `tokens` tokens stay as they are when the clip goes on: those of whole blocks of 4 s.
+
+    But for the loudest sound of a piece, to which its features are scaled (`log_mel`).
+    """
+    pieces, rest = divmod(tokens, PIECE_SAMPLES // TOKEN_SAMPLES)
+    return pieces * (PIECE_SAMPLES // TOKEN_SAMPLES) + rest // BLOCK_TOKENS * BLOCK_TOKENS
 
 
 def to_16_khz(samples: Floats, rate_hz: int) -> Floats:

@@ -17,7 +17,7 @@ from vita_client.errors import (
     StreamBroken,
     StreamCancelled,
 )
-from vita_client.events import Event, Metrics, Pcm, Reply, StatusUpdate, TextDelta, TokensDelta
+from vita_client.events import Event, Metrics, Pcm, PromptIds, Reply, StatusUpdate, TextDelta, TokensDelta
 from vita_client.request import Request, build_request
 from vita_client.wav import WavWriter
 
@@ -37,6 +37,7 @@ __all__ = [
     "InvalidRequest",
     "Metrics",
     "Pcm",
+    "PromptIds",
     "Reply",
     "Request",
     "RequestRejected",

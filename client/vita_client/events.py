@@ -1,6 +1,7 @@
 """What a stream yields: one small type per kind of event, and the numbers measured while it ran.
 
-One response of the server becomes up to four events, always in this order: text, tokens, sound, status.
+One response of the server becomes up to four events, always in this order: text, tokens, sound, status; before those of
+the first one come the ids of its prompt.
 """
 
 from __future__ import annotations
@@ -19,6 +20,13 @@ class TextDelta:
     """The next piece of text (never empty, always whole characters)."""
 
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class PromptIds:
+    """The ids of all turns and of this request's, up to its answer: with the answer's they are the next HISTORY."""
+
+    ids: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +55,7 @@ class StatusUpdate:
     status: Status
 
 
-Event = TextDelta | TokensDelta | Pcm | StatusUpdate
+Event = PromptIds | TextDelta | TokensDelta | Pcm | StatusUpdate
 
 
 @dataclass(slots=True)
@@ -98,6 +106,12 @@ class Reply:
     sample_rate_hz: int
     status: Status | None
     metrics: Metrics
+    prompt: tuple[int, ...] = ()
+
+    @property
+    def history(self) -> tuple[int, ...]:
+        """The conversation up to here, for the next request."""
+        return self.prompt + self.tokens
 
 
 class Collector:
@@ -105,6 +119,7 @@ class Collector:
 
     def __init__(self) -> None:
         self._text: list[str] = []
+        self._prompt: tuple[int, ...] = ()
         self._tokens: list[int] = []
         self._pcm: list[NDArray[np.int16]] = []
 
@@ -113,9 +128,12 @@ class Collector:
             self._text.append(event.text)
         elif isinstance(event, TokensDelta):
             self._tokens.extend(event.ids)
+        elif isinstance(event, PromptIds):
+            self._prompt = event.ids
         elif isinstance(event, Pcm):
             self._pcm.append(event.samples)
 
     def reply(self, status: Status | None, metrics: Metrics) -> Reply:
         pcm = np.concatenate(self._pcm) if self._pcm else np.zeros(0, np.int16)
-        return Reply("".join(self._text), tuple(self._tokens), pcm, OUTPUT_SAMPLE_RATE_HZ, status, metrics)
+        text, tokens = "".join(self._text), tuple(self._tokens)
+        return Reply(text, tokens, pcm, OUTPUT_SAMPLE_RATE_HZ, status, metrics, self._prompt)

@@ -78,10 +78,12 @@ class StreamOptions(ServerOptions):
 
 
 def _field_parameters() -> list[inspect.Parameter]:
-    """One option for each field of the public contract, but for those that a command sets itself."""
+    """One option for each field of the public contract, but for those that a command or a conversation sets itself."""
     parameters = []
     for field in INPUTS:
-        if field.name in ("TEXT", "AUDIO", "SAMPLE_RATE", "TASK"):
+        if field.name in ("TEXT", "AUDIO", "SAMPLE_RATE", "TASK") or (
+            field.of_conversations and field.name != "SYSTEM"
+        ):
             continue
         names = (f"--{field.keyword.replace('_', '-')}", *_SHORT.get(field.name, ()))
         option = _generation(*names, help=field.described(), show_default=False)

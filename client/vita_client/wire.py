@@ -18,10 +18,10 @@ from tritonclient.grpc import InferResult, service_pb2
 from vita_audio.contract.fields import ENSEMBLE, INPUTS, OUTPUTS, Output
 from vita_audio.contract.messages import Status
 from vita_client.errors import BadResponse
-from vita_client.events import Event, Pcm, StatusUpdate, TextDelta, TokensDelta
+from vita_client.events import Event, Pcm, PromptIds, StatusUpdate, TextDelta, TokensDelta
 from vita_client.request import Request
 
-_TEXT, _TOKENS, _PCM, _STATUS = OUTPUTS
+_TEXT, _TOKENS, _PCM, _STATUS, _PROMPT = OUTPUTS
 _STATUS_FIELDS = frozenset(field.name for field in dataclasses.fields(Status))
 
 
@@ -71,6 +71,8 @@ def read_response(message: service_pb2.ModelStreamInferResponse) -> Response:
         return Response((), final, message.error_message)
     sent = InferResult(response)
     events: list[Event] = []
+    if (prompt := _array(sent, _PROMPT)) is not None and prompt.size:
+        events.append(PromptIds(tuple(prompt.tolist())))
     if text := _string(sent, _TEXT):
         events.append(TextDelta(text))
     if (tokens := _array(sent, _TOKENS)) is not None and tokens.size:

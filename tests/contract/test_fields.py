@@ -97,10 +97,12 @@ def test_checks_need_no_engines() -> None:
 
 
 def test_the_table_names_every_field_with_its_range() -> None:
-    rows = [line for line in markdown().splitlines() if line.startswith("| `")]
-    assert len(rows) == len(INPUTS) + len(OUTPUTS)
+    tables = [markdown(of_conversations).splitlines() for of_conversations in (False, True)]
+    rows, others = ([line for line in table if line.startswith("| `")] for table in tables)
+    assert len(rows) + len(others) == len(INPUTS) + len(OUTPUTS)
+    assert "| `READ_ONLY` | INT32 | 0 to 1 | 0 |" in "\n".join(others)
     assert "| `TEMPERATURE` | FP32 | 0 to 10 | 0; tts: 1 | randomness; 0 is greedy |" in rows
-    assert len({row.count("|") for row in rows[: len(INPUTS)]}) == 1
+    assert {row.count("|") for row in rows} == {6, 4}
 
 
 @pytest.mark.parametrize(("path", "renewed"), list(repeated(ROOT)), ids=lambda value: getattr(value, "name", ""))
@@ -109,7 +111,9 @@ def test_what_repeats_the_table_is_up_to_date(path: Path, renewed: object) -> No
     text = path.read_text(encoding="utf-8")
     assert callable(renewed)
     assert text == renewed(text)
-    assert all(field.name in text for field in INPUTS)
+    pages = {"README.md": False, "conversations.md": True}
+    repeated_here = [f for f in INPUTS if pages.get(path.name, f.of_conversations) == f.of_conversations]
+    assert all(field.name in text for field in repeated_here)
 
 
 def test_writing_replaces_what_is_out_of_date() -> None:

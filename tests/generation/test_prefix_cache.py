@@ -206,3 +206,22 @@ def test_a_slot_that_cannot_begin_is_forgotten(
     assert refused.state == "failed"
     assert scheduler.take_refused() == [refused]
     assert len(finish(scheduler, [scheduler.submit("x", request([*LONG, 3], (1, 4), 4))])[0]) == 4
+
+
+@pytest.mark.parametrize("kind", ENGINES)
+def test_what_was_read_ahead_is_not_read_again(engines: dict[str, list[LanguageModelEngine]], kind: str) -> None:
+    """A turn that grows is read as it comes, by the cascade too; the answer is that of the whole prompt."""
+    engine = Recorded(engines[kind][0])
+    scheduler = Scheduler(engine, (), 16)
+    expected = finish(scheduler, [scheduler.submit("x", request([*LONG, 5], (1, 4), 12))])[0]
+    scheduler = Scheduler(engine, (), 16)
+    for length in (3, 40, 90):
+        stream = scheduler.submit("x", request(LONG[:length], (1, 4), 12, read_only=1))
+        assert finish(scheduler, [stream]) == [[]]
+        assert (stream.state, stream.reason, stream.consumed) == ("done", "read", length)
+        assert stream.cascaded == max(0, length - CONFIG.mctp_modules)
+    engine.rows.clear()
+    answer = scheduler.submit("x", request([*LONG, 5], (1, 4), 12))
+    assert finish(scheduler, [answer]) == [expected]
+    assert (answer.cached, engine.rows[0].start) == (90, 90)
+    assert scheduler.prefixes.stats.reused == 40 + 90  # 3 are not worth a slot

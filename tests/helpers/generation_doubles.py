@@ -95,8 +95,8 @@ def request(
     top_p: float = 1.0,
     repetition_penalty: float = 1.05,
     seed: int = 0,
+    read_only: int = 0,
 ) -> GenerationRequest:
-    settings = GenerationSettings(
-        "chat", "test", pattern, max_tokens, temperature, top_k, top_p, repetition_penalty, seed
-    )
+    sampling = temperature, top_k, top_p, repetition_penalty, seed
+    settings = GenerationSettings("chat", "test", pattern, max_tokens, *sampling, read_only=read_only)
     return GenerationRequest(prompt, settings)

@@ -186,7 +186,7 @@ def test_the_decoder_answers_in_parts_by_name(load: Callable) -> None:
             send(None)
             return
         tokens, pcm = np.array([5, 6], np.int64), np.array([7, 8, 9], np.int16)
-        send(DecodedChunk("é", tokens, pcm, Status("s1", 0, "running"), complete=False))
+        send(DecodedChunk("é", tokens, pcm, Status("s1", 0, "running"), complete=False, prompt=(3, 4)))
         send(DecodedChunk("", tokens[:0], pcm[:0], Status("s1", 1, "done")))
 
     stage = Stage(accept)
@@ -201,6 +201,7 @@ def test_the_decoder_answers_in_parts_by_name(load: Callable) -> None:
     assert values == {
         "TEXT_DELTA": (np.object_, ["é".encode()]),
         "TOKENS": (np.int32, [5, 6]),
+        "PROMPT": (np.int32, [3, 4]),
         "PCM": (np.int16, [7, 8, 9]),
     }
     assert silent == [(None, 1)]

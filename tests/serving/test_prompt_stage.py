@@ -26,12 +26,13 @@ class Tokenizer:
     def __init__(self) -> None:
         self.clips: list[Floats] = []
         self.stage: PromptStage | None = None
+        self.codes = [5, 6, 7]
 
     def __call__(self, clip: Floats) -> Sequence[int]:
         self.clips.append(clip)
         if self.stage is not None:
             self.stage.measure()
-        return [5, 6, 7]
+        return self.codes
 
 
 @pytest.fixture
@@ -132,3 +133,63 @@ def test_a_stage_follows_the_admission_of_its_server(
     AdmissionRecord(path).drain()
     with pytest.raises(ServerStopping):
         stage.prepare({"TEXT": "Hello."})
+
+
+def turn_of(stage: PromptStage, answer: Sequence[int], **inputs: object) -> list[int]:
+    """The history after a turn: its prompt, and an answer."""
+    return [*stage.prepare(inputs).tokens, *answer]
+
+
+def test_the_next_prompt_goes_on_where_the_last_answer_ended(stage: PromptStage) -> None:
+    history = turn_of(stage, [5, 6], TEXT="Hello.", SYSTEM="You are Ada.")
+    start = stage.prepare({"TEXT": "And then?", "HISTORY": history})
+    assert start.tokens[: len(history)] == history
+    assert len(start.tokens) > len(history)
+    assert not start.settings.read_only
+    cut = stage.prepare({"TEXT": "And then?", "HISTORY": history, "HEARD": 0})
+    assert cut.tokens[: len(history) - 2] == history[:-2]
+    assert len(cut.tokens) == len(start.tokens)  # of an answer without audio nothing is cut
+
+
+def test_who_answers_is_said_once(stage: PromptStage) -> None:
+    plain, system = stage.prepare({"TEXT": "Hello."}), stage.prepare({"TEXT": "Hello.", "SYSTEM": "You are Ada."})
+    text = stage.prepare({"TEXT": "Hello.", "TASK": "text", "SYSTEM": "You are Ada."})
+    assert plain.tokens != system.tokens == text.tokens
+
+
+def test_a_history_that_is_too_long_is_refused_or_loses_its_oldest_turns(stage: PromptStage) -> None:
+    history = turn_of(stage, [5] * 20, TEXT="First of all.")
+    first = len(history)
+    while len(history) + 100 < stage._limits.context_tokens:
+        history = turn_of(stage, [5] * 20, TEXT="And then?", HISTORY=history)
+    history = turn_of(stage, [5] * 90, TEXT="And then?", HISTORY=history)
+    with pytest.raises(InvalidRequest, match="tokens fit into the context") as caught:
+        stage.prepare({"TEXT": "And then?", "HISTORY": history})
+    assert caught.value.field == "HISTORY"
+    kept = stage.prepare({"TEXT": "And then?", "HISTORY": history, "HISTORY_OVERFLOW": "drop", "MAX_TOKENS": 1})
+    system = history.index(stage._reader._vocabulary.im_end) + 2
+    assert kept.tokens[:system] == history[:system]
+    assert kept.tokens[system : system + 20] != history[system : system + 20]
+    assert first < len(kept.tokens) < stage._limits.context_tokens * 0.8
+    following = turn_of(stage, [5], TEXT="And then?", HISTORY=[*kept.tokens, 5], HISTORY_OVERFLOW="drop", MAX_TOKENS=1)
+    assert following[: len(kept.tokens)] == kept.tokens  # nothing more is dropped: the beginning stays in its slot
+
+
+def test_what_is_there_of_a_turn_is_the_beginning_of_its_prompt(stage: PromptStage, tokenizer: Tokenizer) -> None:
+    codes = list(range(30)) * 4
+    tokenizer.codes = codes  # 120 tokens: two blocks of 4 s are final
+    history = turn_of(stage, [5, 6], TEXT="Hello.")
+    for past in ({}, {"HISTORY": history}):
+        read = stage.prepare({"AUDIO": SPEECH, "READ_ONLY": 1, **past})
+        whole = stage.prepare({"AUDIO": SPEECH, **past})
+        assert read.settings.read_only == 1
+        assert whole.tokens[: len(read.tokens)] == read.tokens
+        end_of_audio = whole.tokens.index(stage._reader._vocabulary.end_of_audio)
+        assert end_of_audio - len(read.tokens) == 20
+
+
+@pytest.mark.parametrize("history", [[5, 6], [10**6], list(range(40))])
+def test_ids_that_are_no_conversation_are_refused(stage: PromptStage, history: list[int]) -> None:
+    with pytest.raises(InvalidRequest, match="no turn begins at id 0") as caught:
+        stage.prepare({"TEXT": "Hello.", "HISTORY": history})
+    assert caught.value.field == "HISTORY"

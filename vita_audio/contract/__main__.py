@@ -1,7 +1,7 @@
 """`python -m vita_audio.contract` prints the request fields and outputs as Markdown, as README.md has them.
 
-With `--write` it brings what must repeat the table up to date: README.md, and the inputs of the models `prompt` and
-`vita_audio` in their config.pbtxt.
+With `--write` it brings what must repeat the table up to date: README.md, docs/conversations.md (what means something
+only among several turns), and the inputs of the models `prompt` and `vita_audio` in their config.pbtxt.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 from vita_audio.contract.fields import ENSEMBLE, INPUTS, OUTPUTS, Field, Output
@@ -16,16 +17,21 @@ from vita_audio.contract.fields import ENSEMBLE, INPUTS, OUTPUTS, Field, Output
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def markdown() -> str:
-    """Two tables: inputs, outputs."""
+def markdown(of_conversations: bool = False) -> str:
+    """Two tables: inputs, outputs; of conversations, or all others."""
     lines = ["| input | type | range | default | |", "|---|---|---|---|---|"]
     lines += [
         f"| `{field.name}` | {_type(field)} | {field.range_text()} | {field.default_text()} "
         f"| {'; '.join(part for part in (field.help, field.note, field.task_text()) if part)} |"
         for field in INPUTS
+        if field.of_conversations == of_conversations
     ]
     lines += ["", "| output | type | |", "|---|---|---|"]
-    lines += [f"| `{output.name}` | {_type(output)} | {output.help} |" for output in OUTPUTS]
+    lines += [
+        f"| `{output.name}` | {_type(output)} | {output.help} |"
+        for output in OUTPUTS
+        if output.of_conversations == of_conversations
+    ]
     return "\n".join(lines)
 
 
@@ -33,9 +39,10 @@ def _type(tensor: Field | Output) -> str:
     return tensor.datatype + ("[n]" if tensor.shape == (-1,) else "")
 
 
-def with_table(readme: str) -> str:
-    """The README with the table between its two marks."""
-    return _replaced(r"(?<=<!-- fields -->\n).*?(?=<!-- /fields -->)", markdown() + "\n", readme)
+def with_table(page: str, of_conversations: bool = False) -> str:
+    """A page with the table between its two marks."""
+    table = markdown(of_conversations)
+    return _replaced(r"(?<=<!-- fields -->\n).*?(?=<!-- /fields -->)", table + "\n", page)
 
 
 def with_inputs(config: str) -> str:
@@ -59,13 +66,14 @@ def _replaced(pattern: str, text: str, whole: str) -> str:
 def repeated(root: Path = ROOT) -> Iterable[tuple[Path, Callable[[str], str]]]:
     """The files that repeat the table, and how each is brought up to date."""
     yield root / "README.md", with_table
+    yield root / "docs" / "conversations.md", partial(with_table, of_conversations=True)
     for model in ("prompt", ENSEMBLE):
         yield root / "model_repository" / model / "config.pbtxt", with_inputs
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m vita_audio.contract", description=__doc__.split("\n")[0])
-    parser.add_argument("--write", action="store_true", help="bring README.md and the models' config.pbtxt up to date")
+    parser.add_argument("--write", action="store_true", help="bring the pages and the models' config.pbtxt up to date")
     if not parser.parse_args().write:
         print(markdown())
         return

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple, TypedDict
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from vita_audio.contract.limits import (
     MAX_AUDIO_SECONDS,
+    MAX_HISTORY_TOKENS,
     MAX_REPETITION_PENALTY,
     MAX_SAMPLE_RATE_HZ,
     MIN_AUDIO_SECONDS,
@@ -36,12 +37,13 @@ _NUMPY_TYPES = {"FP32": "<f4", "INT32": "<i4", "INT16": "<i2", "UINT64": "<u8", 
 
 
 class Output(NamedTuple):
-    """Name, Triton datatype, shape (-1 = any length) and meaning of one output."""
+    """Name, Triton datatype, shape (-1 = any length) and meaning of one output; whether it is for conversations."""
 
     name: str
     datatype: str
     shape: tuple[int, ...]
     help: str
+    of_conversations: bool = False
 
     @property
     def dtype(self) -> np.dtype:
@@ -62,6 +64,7 @@ class Field:
         range_words: the range for people, where the numbers do not say it.
         tasks: those that take it. `needed_by`: those that cannot do without.
         default: a value, or a function of task and engines. `default_words`: the same for people.
+        of_conversations: means something only among several turns (docs/conversations.md has it, not README.md).
     """
 
     name: str
@@ -80,6 +83,7 @@ class Field:
     needed_by: tuple[str, ...] = ()
     default: Any = None
     default_words: str = ""
+    of_conversations: bool = False
 
     @property
     def keyword(self) -> str:
@@ -164,6 +168,16 @@ INPUTS = (
     # A drawn seed is reported in every STATUS; 32 bits are short enough to type again.
     Field("SEED", "UINT64", "equal seeds, equal answers", low=0, high=2**64 - 1, range_words="any",
           default=lambda task, limits: secrets.randbits(32), default_words="drawn"),
+    Field("SYSTEM", "STRING", "who answers, and how", tasks=("chat", "text"), default_words="chat: the checkpoint's",
+          of_conversations=True),
+    Field("HISTORY", "INT32", "the turns so far: PROMPT and TOKENS of the last answer, joined", shape=(-1,),
+          range_words=f"at most {MAX_HISTORY_TOKENS} ids", tasks=("chat", "text"), of_conversations=True),
+    Field("HEARD", "INT32", "audio tokens of the last answer that were heard; the rest of it is cut off", low=0,
+          high=2**31 - 1, tasks=("chat", "text"), default_words="all", of_conversations=True),
+    Field("HISTORY_OVERFLOW", "STRING", "a history that is too long: refused, or its oldest turns are dropped",
+          choices=("error", "drop"), default="error", tasks=("chat", "text"), of_conversations=True),
+    Field("READ_ONLY", "INT32", "1: the turn goes on; read what is there of it, answer nothing", low=0, high=1,
+          default=0, tasks=("chat", "text"), of_conversations=True),
 )
 # fmt: on
 #: The text output cannot be called TEXT: an ensemble names its tensors in one space, so an output of the name of an
@@ -173,6 +187,7 @@ OUTPUTS = (
     Output("TOKENS", "INT32", (-1,), "ids of these tokens"),
     Output("PCM", "INT16", (-1,), "next sound, mono, 22 050 Hz"),
     Output("STATUS", "STRING", (1,), "JSON: state, reason, code, seed, ms per stage"),
+    Output("PROMPT", "INT32", (-1,), "in the first response: ids of all turns and of this one, up to the answer", True),
 )
 
 #: What a caller of the client may give for AUDIO: a path, an open binary file, or samples.
@@ -192,3 +207,8 @@ class RequestFields(TypedDict, total=False):
     top_p: float | None
     repetition_penalty: float | None
     seed: int | None
+    system: str | None
+    history: Sequence[int] | NDArray[np.integer] | None
+    heard: int | None
+    history_overflow: str | None
+    read_only: int | None

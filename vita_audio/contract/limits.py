@@ -15,6 +15,8 @@ MAX_AUDIO_PEAK = 4.0
 #: No prose has more characters in a token; longer text is refused before the work of tokenising it.
 MAX_CHARACTERS_PER_TOKEN = 16
 MAX_REPETITION_PENALTY = 10.0
+#: Of a history, before its oldest turns are dropped.
+MAX_HISTORY_TOKENS = 65_536
 #: The authors' (docs/model.md, "Sampling defaults").
 DEFAULT_REPETITION_PENALTY = 1.05
 

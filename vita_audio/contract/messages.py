@@ -36,7 +36,8 @@ class GenerationSettings:
     """A validated request, defaults resolved.
 
     `mode` is the canonical name or pattern text, `pattern` its (m, n) numbers flattened. `seed` is always set, so that
-    a client can repeat the stream. `timings_ms` holds the stages already done, by stage name.
+    a client can repeat the stream. `timings_ms` holds the stages already done, by stage name. With `read_only` (1)
+    the prompt is read and nothing is generated.
     """
 
     task: str
@@ -49,6 +50,7 @@ class GenerationSettings:
     repetition_penalty: float
     seed: int
     timings_ms: dict[str, float] = field(default_factory=dict)
+    read_only: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +58,9 @@ class Status:
     """The STATUS of one response; in a Delta, how `speech_lm` sees the stream.
 
     `stream` is the server's own id, `index` counts responses from 0 (in a Delta: Deltas). `reason` says why the stream
-    ended (`end_token`, `max_tokens`, `context_limit`, `cancelled`, or the text of a failure); `code` is for programs:
-    that of the error when `state` is `failed`, `cancelled` when it is that. `timings_ms`: by stage, so far.
+    ended (`end_token`, `max_tokens`, `context_limit`, `read`, `cancelled`, or the text of a failure); `code` is for
+    programs: that of the error when `state` is `failed`, `cancelled` when it is that. `timings_ms`: by stage, so far.
+    `prompt_tokens`, of which `cached_tokens` were in the slot already (0 while the stream waits for one).
     """
 
     stream: str
@@ -69,6 +72,8 @@ class Status:
     seed: int = 0
     timings_ms: dict[str, float] = field(default_factory=dict)
     code: str = ""
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
 
     @property
     def final(self) -> bool:
@@ -92,10 +97,11 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """New ids of a stream, in order; the last Delta of a stream has a final state."""
+    """New ids of a stream, in order; the last Delta of a stream has a final state, the first one has its prompt."""
 
     status: Status
     tokens: Sequence[int]
+    prompt: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +143,11 @@ def encode(message: Message) -> tuple[str, Sequence[int]]:
     """MESSAGE and TOKENS of a message."""
     header = _HEADERS.get(type(message))
     values = asdict(getattr(message, header[0])) if header else asdict(message)
-    return _json({"v": VERSION, "kind": type(message).__name__.lower(), **values}), getattr(message, "tokens", ())
+    tokens = getattr(message, "tokens", ())
+    if isinstance(message, Delta):
+        values["prompt_ids"] = len(message.prompt)
+        tokens = [*message.prompt, *tokens] if len(message.prompt) else tokens
+    return _json({"v": VERSION, "kind": type(message).__name__.lower(), **values}), tokens
 
 
 def decode(text: str | bytes, tokens: Sequence[int] = ()) -> Message:
@@ -161,7 +171,9 @@ def decode(text: str | bytes, tokens: Sequence[int] = ()) -> Message:
     if made is None:
         raise _bad("kind", kind, f"it is one of {', '.join(_KINDS)}")
     header = _HEADERS.get(made)
-    names = {entry.name for entry in fields(header[1] if header else made)}
+    names = {entry.name for entry in fields(header[1] if header else made)} | (
+        {"prompt_ids"} if made is Delta else set()
+    )
     if names != values.keys():
         raise _bad("MESSAGE", sorted(values), f"a {kind} has the fields {', '.join(sorted(names))}")
     for name, value in values.items():
@@ -174,6 +186,12 @@ def decode(text: str | bytes, tokens: Sequence[int] = ()) -> Message:
         raise _bad("TOKENS", f"{len(tokens)} ids", f"at most {MAX_TOKENS_OF_A_MESSAGE} ids, none below 0")
     if "pattern" in values:
         values["pattern"] = tuple(values["pattern"])
+    if made is Delta:
+        prompt_ids = values.pop("prompt_ids")
+        if prompt_ids > len(tokens):
+            raise _bad("prompt_ids", prompt_ids, f"TOKENS has {len(tokens)} ids")
+        parts = (tokens[prompt_ids:], tokens[:prompt_ids]) if prompt_ids else (tokens,)
+        return Delta(Status(**values), *parts)
     return made(**{header[0]: header[1](**values), "tokens": tokens})
 
 
@@ -232,4 +250,8 @@ _CHECKS: dict[str, _Check] = {
     "top_k": _whole(2**31 - 1),
     "top_p": _number(1.0, low=5e-324),
     "repetition_penalty": _number(1e3, low=5e-324),
+    "read_only": _whole(1),
+    "prompt_tokens": _whole(MAX_TOKENS_OF_A_MESSAGE),
+    "cached_tokens": _whole(MAX_TOKENS_OF_A_MESSAGE),
+    "prompt_ids": _whole(MAX_TOKENS_OF_A_MESSAGE),
 }

@@ -14,24 +14,37 @@ from numpy.typing import NDArray
 
 from vita_audio.contract.errors import InvalidRequest
 from vita_audio.contract.fields import DEFAULT_TASK, INPUTS, Field
-from vita_audio.contract.limits import MAX_AUDIO_PEAK, MAX_AUDIO_SECONDS, MIN_AUDIO_SECONDS, Limits
+from vita_audio.contract.limits import (
+    MAX_AUDIO_PEAK,
+    MAX_AUDIO_SECONDS,
+    MAX_HISTORY_TOKENS,
+    MIN_AUDIO_SECONDS,
+    Limits,
+)
 from vita_audio.contract.messages import GenerationSettings
 from vita_audio.contract.modes import parse_mode
 from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ
 
 _BY_NAME = {field.name: field for field in INPUTS}
+_ARRAYS = {field.name for field in INPUTS if field.shape == (-1,)}
 #: Fields of the table that travel on under their keyword; MODE does so with its pattern.
 _SETTINGS = {setting.name for setting in dataclasses.fields(GenerationSettings)} - {"mode"}
 
 
 @dataclass(frozen=True, slots=True)
 class SpeechRequest:
-    """A checked request. `audio` is float32 mono [samples] at `sample_rate_hz`, or None."""
+    """A checked request. `audio` is float32 mono [samples] at `sample_rate_hz`, or None; `history` int32 [ids], maybe
+    empty. `drop_turns`: of a history that is too long.
+    """
 
     settings: GenerationSettings
     text: str | None
     audio: NDArray[np.float32] | None
     sample_rate_hz: int
+    system: str | None = None
+    history: NDArray[np.int32] = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
+    heard: int | None = None
+    drop_turns: bool = False
 
     @property
     def task(self) -> str:
@@ -55,8 +68,10 @@ def check(inputs: Mapping[str, Any], limits: Limits | None = None) -> dict[str, 
         raise InvalidRequest(name, inputs[name], f"inputs are {', '.join(_BY_NAME)}", "leave it out")
     values: dict[str, Any] = {"TASK": DEFAULT_TASK}
     for name in _BY_NAME:
-        if name != "AUDIO" and (value := check_field(name, inputs.get(name), limits)) is not None:
+        if name not in _ARRAYS and (value := check_field(name, inputs.get(name), limits)) is not None:
             values[name] = value
+    if inputs.get("HISTORY") is not None:
+        values["HISTORY"] = check_history(inputs["HISTORY"])
     if inputs.get("AUDIO") is not None:
         values["AUDIO"] = _array(inputs["AUDIO"])
         longest_s = MAX_AUDIO_SECONDS if limits is None else limits.max_audio_seconds
@@ -75,8 +90,8 @@ def check_field(name: str, value: Any, limits: Limits | None = None) -> Any:
     value = _single(field, value)
     if value is None:
         return None
-    if name == "TEXT":
-        _check_text(value, limits)
+    if name in ("TEXT", "SYSTEM"):
+        _check_text(name, value, limits)
     elif name == "MODE":
         return parse_mode(value, None if limits is None else limits.mctp_modules).name
     return value if field.python_type is str else _number(field, value, limits)
@@ -97,6 +112,10 @@ def parse_request(inputs: Mapping[str, Any], limits: Limits) -> SpeechRequest:
         text=values["TEXT"],
         audio=values["AUDIO"],
         sample_rate_hz=values["SAMPLE_RATE"],
+        system=values["SYSTEM"],
+        history=np.zeros(0, np.int32) if values["HISTORY"] is None else values["HISTORY"],
+        heard=values["HEARD"],
+        drop_turns=values["HISTORY_OVERFLOW"] == "drop",
     )
 
 
@@ -114,6 +133,28 @@ def check_prompt(prompt_ids: Sequence[int], limits: Limits, field: str = "TEXT")
             f"at most {room} tokens fit into the context of {limits.context_tokens}",
             "send less text or a shorter recording",
         )
+
+
+def check_history(value: Any) -> NDArray[np.int32]:
+    """HISTORY as int32 [ids]; which ids they may be depends on the checkpoint (`vita_audio.text.history`).
+
+    Raises:
+        InvalidRequest: not one row of whole numbers from 0 on, or more than `MAX_HISTORY_TOKENS`.
+    """
+    remedy = "send PROMPT and TOKENS of the last answer, joined"
+    try:
+        ids = np.asarray(value)
+    except ValueError as error:
+        raise InvalidRequest("HISTORY", value, "it is not a list of ids", remedy) from error
+    if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+        raise InvalidRequest("HISTORY", f"{ids.dtype} {ids.shape}", "it is one row of whole numbers", remedy)
+    if ids.size > MAX_HISTORY_TOKENS:
+        raise InvalidRequest(
+            "HISTORY", f"{ids.size} ids", f"at most {MAX_HISTORY_TOKENS} are taken", "begin a new conversation"
+        )
+    if ids.size and not 0 <= ids.min() <= ids.max() < 2**31:
+        raise InvalidRequest("HISTORY", f"{ids.min()} to {ids.max()}", "ids are numbers from 0 to 2147483647", remedy)
+    return ids.astype(np.int32)
 
 
 def check_duration(samples: int, rate_hz: int, longest_s: float = MAX_AUDIO_SECONDS) -> None:
@@ -163,14 +204,21 @@ def _check_task(values: Mapping[str, Any]) -> None:
             shown = f"{value.size} samples" if isinstance(value, np.ndarray) else value
             taken = ", ".join(other.name for other in INPUTS if task in other.needed_by)
             raise InvalidRequest(field.name, shown, f"task {task} takes {taken} only", f"leave {field.name} out")
+    past = values.get("HISTORY", ())
+    if len(past) and "SYSTEM" in values:
+        raise InvalidRequest(
+            "SYSTEM", values["SYSTEM"], "HISTORY begins with its own", "send it with the first turn only"
+        )
+    if not len(past) and "HEARD" in values:
+        raise InvalidRequest("HEARD", values["HEARD"], "without HISTORY there is no answer to cut", "leave it out")
 
 
-def _check_text(text: str, limits: Limits | None) -> None:
+def _check_text(field: str, text: str, limits: Limits | None) -> None:
     if not text.strip():
-        raise InvalidRequest("TEXT", text, "it is empty or only white space", "send words, or leave TEXT out")
+        raise InvalidRequest(field, text, "it is empty or only white space", f"send words, or leave {field} out")
     if limits is not None and len(text) > limits.max_text_characters:
         raise InvalidRequest(
-            "TEXT",
+            field,
             text,
             f"its {len(text)} characters are more than {limits.max_text_characters}, which no context of "
             f"{limits.context_tokens} tokens holds",

@@ -38,7 +38,7 @@ class Detokenizer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class DecodedChunk:
-    """The answer to one message of the language model, or a part of it: the four outputs of the ensemble.
+    """The answer to one message of the language model, or a part of it: the outputs of the ensemble.
 
     A message that makes several decodes due is answered decode by decode, so that the first does not wait for the last.
     `complete` is true in the last part.
@@ -49,6 +49,7 @@ class DecodedChunk:
     pcm: Pcm  # 22 050 Hz
     status: Status
     complete: bool = True
+    prompt: Sequence[int] = ()  # in a stream's first answer
 
     @classmethod
     def empty(cls, status: Status) -> DecodedChunk:
@@ -83,6 +84,7 @@ class Request:
     reply: Callable[[DecodedChunk], None]
     cancelled: Callable[[], bool]
     submitted: float
+    prompt: Sequence[int] = ()
 
     def empty(self, ending: Ending, index: int | None = None) -> DecodedChunk:
         """An answer without content that says how the stream ended. `index`: of the response, if not the message's."""
@@ -100,6 +102,7 @@ class ServedStream:
     last_seen: float
     requests: deque[Request] = field(default_factory=deque)  # the first one is being decoded once `begun`
     begun: bool = False
+    decoding: bool = False  # a decode of it is under way
     next_index: int = 0  # of the next message
     responses: int = 0  # sent so far
     text: str = ""  # of the request being decoded and not sent yet, as the two below
@@ -154,7 +157,8 @@ class ServedStream:
             self.begun, self.queue_ms = False, queue_ms
         else:
             status = replace(status, state="running", reason="")
-        chunk = DecodedChunk(self.text, np.asarray(self.tokens, np.int32), pcm, status, complete)
+        prompt = () if self.responses else request.prompt
+        chunk = DecodedChunk(self.text, np.asarray(self.tokens, np.int32), pcm, status, complete, prompt)
         self.text, self.tokens, self.pcm = "", (), []
         self.responses, self.last_seen = self.responses + 1, now
         return chunk

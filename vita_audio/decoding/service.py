@@ -114,7 +114,7 @@ class DecodingService:
                 service (after `close`: on this one).
             cancelled: whether the client has gone; asked before decoding and before answering.
         """
-        request = Request(delta.status, delta.tokens, reply, cancelled, time.perf_counter())
+        request = Request(delta.status, delta.tokens, reply, cancelled, time.perf_counter(), delta.prompt)
         with self._changed:
             closed = self._closed
             if not closed:

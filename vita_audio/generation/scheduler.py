@@ -118,10 +118,14 @@ class Scheduler:
         """Run one backbone phase and one burst phase; streams that end in it give up their slot."""
         active = list(self.running)
         reading = self._choose_reading(active)
-        self._extend([s for s in active if not s.wants_burst and (s in reading or not self._is_reading(s))])
+        extending = [s for s in active if not s.wants_burst and (s in reading or not self._is_reading(s))]
+        self._extend(
+            [s for s in extending if s.consumed < len(s.tokens)]
+        )  # but not where the cascade alone has to read
         self._read_cascade([s for s in reading if s.uses_mctp and not s.ended])
         self._burst([s for s in active if s.wants_burst and not s.ended])
         for stream in active:
+            stream.read()
             if stream.ended:
                 self._leave(stream)
 
@@ -141,7 +145,7 @@ class Scheduler:
 
     def _is_reading(self, stream: Stream) -> bool:
         """Still on its prompt: backbone or cascade has more than a decode step's worth of rows to run."""
-        if stream.consumed < stream.prompt_tokens:
+        if stream.consumed < stream.prompt_tokens or stream.reads_only:
             return True
         return stream.wants_burst and self._cascade_lag(stream) > 0
 
@@ -154,7 +158,7 @@ class Scheduler:
         rows = []
         for s in streams:
             stop = min(len(s.tokens), s.consumed + self.prefill_chunk)
-            index = s.generated if stop == len(s.tokens) else None
+            index = s.generated if stop == len(s.tokens) and not s.reads_only else None
             rows.append(ExtendRow(s.slot, s.consumed, s.tokens[s.consumed : stop], index))
         if not rows:
             return
@@ -166,7 +170,7 @@ class Scheduler:
         rows = []
         for s in streams:
             known = s.cascade_rows_known
-            if self._cascade_lag(s) == 0 and known - s.cascaded < self.prefill_chunk:
+            if self._cascade_lag(s) == 0 and known - s.cascaded < (1 if s.reads_only else self.prefill_chunk):
                 continue
             stop = min(known, s.cascaded + self.prefill_chunk)
             tokens = s.tokens[s.cascaded + 1 : stop + self.engine.mctp_modules]

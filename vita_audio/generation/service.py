@@ -235,7 +235,9 @@ class GenerationService:
         code = code or {"failed": EngineError.default_code, "cancelled": "cancelled"}.get(state, "")
         settings, index = live.request.settings, live.deltas
         reason = reason[:MAX_REASON]
-        status = Status(live.id, index, state, reason, settings.task, settings.mode, settings.seed, timings, code)
+        about = settings.task, settings.mode, settings.seed, timings, code
+        prompt = live.request.prompt
+        status = Status(live.id, index, state, reason, *about, len(prompt), live.stream.cached if live.stream else 0)
         live.deltas, live.last_emit = live.deltas + 1, now
         self._tokens += len(tokens)
         if status.final:
@@ -246,7 +248,7 @@ class GenerationService:
                 self._finished[kind] = self._finished.get(kind, 0) + 1
                 self._changed.notify_all()
         try:
-            live.emit(Delta(status, tokens))
+            live.emit(Delta(status, tokens, () if index else prompt))
         except Exception:  # the receiver is gone: stop producing for it
             log.exception("stream %s: handing out tokens failed", live.id)
             self.cancel(live.id)

@@ -24,6 +24,7 @@ class Stream:
     slot: int = -1
     consumed: int = 0
     cascaded: int = 0
+    cached: int = 0  # tokens of the prompt that the slot held already
     emitted: int = 0  # generated tokens already handed out
     state: State = "running"
     reason: str = ""
@@ -50,6 +51,11 @@ class Stream:
         return self.state != "running"
 
     @property
+    def reads_only(self) -> bool:
+        """Its prompt is read, by the cascade too as far as that goes, and nothing is generated."""
+        return bool(self.request.settings.read_only)
+
+    @property
     def uses_mctp(self) -> bool:
         return any(self.request.settings.pattern[1::2])
 
@@ -74,7 +80,7 @@ class Stream:
 
     def begin(self, slot: int, consumed: int, cascaded: int) -> None:
         """The stream has a slot, whose caches hold `consumed` tokens of its prompt and `cascaded` rows already."""
-        self.slot, self.consumed, self.cascaded = slot, consumed, cascaded
+        self.slot, self.consumed, self.cascaded, self.cached = slot, consumed, cascaded, consumed
 
     def extended(self, stop: int, token: int | None) -> None:
         """The backbone has run over positions up to `stop` and sampled `token` (None: a prefill chunk)."""
@@ -85,6 +91,12 @@ class Stream:
         self._backbone_left -= 1
         if self._backbone_left == 0 and self._burst == 0:
             self._next_segment()
+
+    def read(self) -> None:
+        """A step is over: a stream that only reads ends with its prompt."""
+        cascade = self.cascade_rows_known if self.uses_mctp else 0
+        if self.reads_only and self.consumed == self.prompt_tokens and self.cascaded >= cascade:
+            self.end("done", "read")
 
     def burst_done(self, tokens: Sequence[int]) -> None:
         """A burst has committed `tokens`."""
