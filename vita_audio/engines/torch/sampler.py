@@ -18,6 +18,7 @@ from vita_audio.engines.interface import Sampling
 #: Candidates that are sorted for requests with a top-k of at most this; others sort the whole vocabulary.
 NARROW = 64
 BANNED_LOGIT = torch.finfo(torch.float32).min / 4
+_LAST_ID = 2**31 - 1
 
 
 class SamplingTable(NamedTuple):
@@ -28,17 +29,20 @@ class SamplingTable(NamedTuple):
     top_p: Tensor  # float32
     top_k: Tensor  # int64, the vocabulary's size where off
     greedy: Tensor  # bool
+    seed: Tensor  # int64, the bits of the unsigned seed
 
     @classmethod
     def create(cls, slots: int, device: torch.device) -> SamplingTable:
         penalty, inv_temperature, top_p = (torch.ones(slots, device=device) for _ in range(3))
         top_k = torch.ones(slots, dtype=torch.int64, device=device)
-        return cls(penalty, inv_temperature, top_p, top_k, torch.ones(slots, dtype=torch.bool, device=device))
+        greedy = torch.ones(slots, dtype=torch.bool, device=device)
+        return cls(penalty, inv_temperature, top_p, top_k, greedy, torch.zeros_like(top_k))
 
     def put(self, slot: int, sampling: Sampling, vocab_size: int) -> None:
         s = sampling
         top_k = min(s.top_k or vocab_size, vocab_size)
-        values = (s.repetition_penalty, 1.0 / (s.temperature or 1.0), s.top_p, top_k, s.greedy)
+        seed = s.seed - 2**64 if s.seed >= 2**63 else s.seed
+        values = (s.repetition_penalty, 1.0 / (s.temperature or 1.0), s.top_p, top_k, s.greedy, seed)
         for column, value in zip(self, values, strict=True):
             column[slot] = value
 
@@ -52,6 +56,14 @@ def candidates(sampling: Sampling, vocab_size: int) -> int:
     if sampling.greedy:
         return 1
     return min(NARROW, vocab_size) if 0 < sampling.top_k <= NARROW else vocab_size
+
+
+def width_of(rows: SamplingTable, ids: int) -> int:
+    """The most candidates that any of some rows needs; on a device all ids, as the host does not wait for it."""
+    if rows.greedy.device.type != "cpu":
+        return ids
+    most = int(rows.top_k.masked_fill(rows.greedy, 1).max())
+    return 1 if most == 1 else min(NARROW if most <= NARROW else ids, ids)
 
 
 def draw(logits: Tensor, seen: Tensor, banned: Tensor, table: SamplingTable, uniform: Tensor, width: int) -> Tensor:
@@ -75,8 +87,8 @@ def draw(logits: Tensor, seen: Tensor, banned: Tensor, table: SamplingTable, uni
     how = table.inv_temperature, table.top_k, table.top_p, uniform
     drawn = draw_candidates(logits, *how, min(width, NARROW))
     if width > NARROW:
-        # Which of equal logits is sorted first depends on how many are sorted; logits of bfloat16 are often equal. So a
-        # row with a small top-k is drawn from as many candidates as ever, whatever the rows beside it ask for.
+        # A sum over more candidates may be rounded differently. So a row with a small top-k is drawn from as many
+        # candidates as ever, whatever the rows beside it ask for.
         drawn = torch.where(table.top_k > NARROW, draw_candidates(logits, *how, width), drawn)
     return torch.where(table.greedy, greedy, drawn)
 
@@ -110,12 +122,23 @@ def penalise(logits: Tensor, seen: Tensor, banned: Tensor, penalty: Tensor) -> T
     return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
+def sort_keys(logits: Tensor) -> Tensor:
+    """int64, all different in a row of float32 logits [rows, ids]: larger for a larger logit, then for a smaller id."""
+    bits = (logits + 0.0).view(torch.int32)  # there is one zero
+    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    return (ordered.long() << 32) | (_LAST_ID - torch.arange(logits.shape[1], device=logits.device))
+
+
 def draw_candidates(
     logits: Tensor, inv_temperature: Tensor, top_k: Tensor, top_p: Tensor, uniform: Tensor, width: int
 ) -> Tensor:
-    """Draw from the `width` largest of penalised logits [rows, ids]; everything else [rows] -> ids int64 [rows]."""
+    """Draw from the `width` largest of penalised logits [rows, ids]; everything else [rows] -> ids int64 [rows].
+
+    Of equal logits, which bfloat16 often makes, the smaller id comes first, as `argmax` and ONNX's TopK have it.
+    """
     width = min(width, logits.shape[1])
-    values, ids = logits.topk(width)
+    ids = _LAST_ID - (sort_keys(logits).topk(width).values & _LAST_ID)
+    values = logits.gather(1, ids)
     beyond = torch.arange(width, device=logits.device) >= top_k[:, None]
     p = (values * inv_temperature[:, None]).masked_fill(beyond, -torch.inf).softmax(1)
     p = torch.where(p.cumsum(1) - p < top_p[:, None], p, 0.0)
