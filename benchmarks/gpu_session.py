@@ -5,8 +5,9 @@
     python -m benchmarks.gpu_session --phase serve --out results           (the real server: deploy/offline)
     python -m benchmarks.gpu_session --phase speed --out results
 
-Each step is a process with its own time limit, so a fault or a hang costs that step alone. Results and one log are
-written as they come: a session that is killed keeps what it had. `--size tiny` walks the same steps on a CPU.
+The first two fit a quarter of an hour with the start of the machine. Each step is a process with its own time limit, so
+a fault or a hang costs that step alone. Results and one log are written as they come: a session that is killed keeps
+what it had. `--size tiny` walks the same steps on a CPU.
 """
 
 from __future__ import annotations
@@ -27,10 +28,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import expectations
-from benchmarks.paper_tables import PARTS
+from benchmarks import expectations, gpu_aims
 from benchmarks.record import Results, record_head
-from vita_audio.engines.torch_cuda.kernels.names import NAMES
 from vita_audio.machine import describe_device
 from vita_audio.stopping import stop_on_signals
 
@@ -39,9 +38,11 @@ GPU_TESTS = ("-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider", "te
 #: The tests that say whether anything measured after them means something, and those that take long to compile.
 _FIRST_TESTS = "captured_equals_eager or audio_graphs or 28x4x128-bfloat16"
 _SLOW_TESTS = "28x4x128-float32"
-#: Parts of the tables that first light measures, and those that only a longer run has time for.
-_LATE_PARTS = ("baseline", "batch", "heads")
-_EARLY_PARTS = tuple(part for part in PARTS if part not in (*_LATE_PARTS, "audio"))
+#: Parts of the tables that first light measures, the most telling first, and those that only a longer run has time for.
+_EARLY_PARTS = ("steps", "bisect", "table5", "first_chunk", "profile", "prepare")
+_LATE_PARTS = ("baseline", "batch", "heads", "host")
+#: What stands side by side in first light: the engine with all it has, without its kernels, and with FP8 weights.
+_VARIANTS = ("kernels", "references")
 _LEAST_S = 8.0  # below this a step would end before PyTorch is loaded
 _GRACE_S = 12.0  # what a step may take to end its server and clear up
 
@@ -104,18 +105,27 @@ def _first_light(size: str, places: Places) -> list[Step]:
             Step("tables tiny", _tables(size, places, *parts), 90, "it runs", bounded=True),
             *([golden] if places.golden else []),
         ]
-    speeds = ", ".join(f"{m} {h} {s:.0f}" for (m, h), s in expectations.TOKENS_PER_S.items())
-    core = ("--parts", *_EARLY_PARTS, "--streams", "8", "64", "--tokens", "512", "--each", "12")
+    core = ("--parts", *_EARLY_PARTS, "--streams", "64", "--tokens", "256", "--each", "6", "--repeats", "10")
     audio = ("--parts", "audio", "--name", "audio", "--streams", "8")
     others = f"not ({_FIRST_TESTS} or {_SLOW_TESTS})"
+    tables = _tables("7b", places, *core, "--variants", *_VARIANTS)
     return [
         machine,
         Step("first tests", (*GPU_TESTS, "-k", _FIRST_TESTS), 50, "captured equals eager, attention in bf16"),
-        Step("tables 7b", _tables("7b", places, *core), 150, f"batch 1, tokens/s: {speeds}", bounded=True),
-        Step("audio", _tables("7b", places, *audio), 60, _audio_words(), bounded=True),
+        Step("tables 7b", tables, 190, _speed_words(), bounded=True),
+        Step("audio", _tables("7b", places, *audio), 70, _audio_words(), bounded=True),
         Step("tests", (*GPU_TESTS, "-k", others), 80, "every token of the reference"),
         *([golden] if places.golden else []),
     ]
+
+
+def _speed_words() -> str:
+    """Tokens/s at batch 1 by variant."""
+    parts = []
+    for variant, by_streams in expectations.TOKENS_PER_S.items():
+        if variant != "engine":  # the name in older records
+            parts.append(f"{variant}: " + ", ".join(f"{m} {h} {s:.0f}" for (m, h), s in by_streams[1].items()))
+    return f"tokens/s at batch 1, {'; '.join(parts)}"
 
 
 def _audio_words() -> str:
@@ -125,7 +135,7 @@ def _audio_words() -> str:
 
 def _serve(size: str, places: Places) -> list[Step]:
     """Engines are built there, the real server is started, and real clients ask it."""
-    small, large = places.work / "small", places.work / "7b"
+    large = places.work / "7b"
     if size == "tiny":
         asks = ("--streams", "2", "--slots", "2", "--modes", "boost", "--seconds", "1.5", "--processes", "1")
         write = ("--size", "tiny", "--device", "cpu", "--streams", "2", "--context-tokens", "512", "--out", str(large))
@@ -133,23 +143,27 @@ def _serve(size: str, places: Places) -> list[Step]:
             Step("build 7b", ("-m", "build_engines.random_engines", *write), 40),
             _serving("7b", large, places, 75, "it is served", *asks, "--tasks", "chat", "--device", "cpu"),
         ]
-    steps = []
-    ready = "7B ready in 60-90 s, small in 20-40 s; a first sound within 100 ms of the engine's own time"
+    ready = "ready in 35 s; TTFA P50 at most 60 ms at 1 stream, P95 at most 100 at 32; 64 faster than real time"
     write = ("--size", "7b", "--head", "audio", "--streams", "64", "--context-tokens", "4096", "--out", str(large))
-    if places.checkpoint:
-        build = ("--checkpoint", str(places.checkpoint), "--target", "gpu", "--engine", "torch_cuda", "--head", "full")
-        few = ("--tasks", "chat", "tts", "--modes", "boost", "turbo", "--streams", "1", "8", "64", "--seconds", "3")
-        steps += [
-            Step("build small", ("-m", "build_engines", *build, "--out", str(small)), 20, "12 s on a CPU"),
-            _serving("small", small, places, 80, ready, *few),
-        ]
-    more = ("--tasks", "tts", "chat", "--modes", "boost", "--streams", "1", "8", "64", "--seconds", "4")
-    steps += [
-        Step("build 7b", ("-m", "build_engines.random_engines", *write), 45, "30 s"),
-        _serving("7b", large, places, 125, ready, *more),
-        _serving("7b, MPS", large, places, 100, "shorter waits with several streams", *more, "--mps"),
+    few = ("--tasks", "tts", "--modes", "boost", "--streams", "1", "32", "64", "--seconds", "6", "--max-tokens", "150")
+    return [
+        Step("build 7b", ("-m", "build_engines.random_engines", *write), 40, "26 s"),
+        _serving("7b", large, places, 75, ready, *few),
+        _serving("7b, MPS", large, places, 70, "shorter waits with several streams", *few, "--mps"),
     ]
-    return steps
+
+
+def _small(places: Places) -> list[Step]:
+    """The small checkpoint built there and served: its sound means something."""
+    if places.checkpoint is None:
+        return []
+    small = places.work / "small"
+    build = ("--checkpoint", str(places.checkpoint), "--target", "gpu", "--engine", "torch_cuda", "--head", "full")
+    few = ("--tasks", "chat", "tts", "--modes", "boost", "turbo", "--streams", "1", "8", "64", "--seconds", "3")
+    return [
+        Step("build small", ("-m", "build_engines", *build, "--out", str(small)), 20, "11 s"),
+        _serving("small", small, places, 80, "ready in 21 s", *few),
+    ]
 
 
 def _serving(name: str, engines: Path, places: Places, seconds: float, expected: str, *more: str) -> Step:
@@ -160,18 +174,19 @@ def _serving(name: str, engines: Path, places: Places, seconds: float, expected:
 
 
 def _speed(size: str, places: Places) -> list[Step]:
-    """The paper's tables in full, and what the last changes moved."""
+    """The paper's tables in full, and what first light had no time for."""
     if size == "tiny":
         return [
             Step("tables tiny", _tables(size, places, "--parts", *_LATE_PARTS, "--name", "speed"), 60, bounded=True)
         ]
-    more = ("--streams", "8", "32", "64", "--baseline-tokens", "512")
+    more = ("--streams", "8", "32", "64", "--baseline-tokens", "512", "--variants", *_VARIANTS)
     quick = ("--parts", "steps", "table5", "first_chunk", "--tokens", "512", "--streams", "8")
+    late = _tables("7b", places, "--parts", *_LATE_PARTS, "table5", *more)
     return [
         Step("tests", GPU_TESTS, 100, "all pass"),
-        Step("tables 7b", _tables("7b", places, "--parts", *_EARLY_PARTS, *_LATE_PARTS, *more), 300, bounded=True),
-        Step("tables 0.5b", _tables("0.5b", places, *quick, "--baseline-tokens", "512"), 80, bounded=True),
-        Step("tables 7b references", _tables("7b", places, "--kernels-off", *NAMES, *quick), 110, bounded=True),
+        Step("tables 7b", late, 300, bounded=True),
+        Step("tables 0.5b", _tables("0.5b", places, *quick), 80, bounded=True),
+        *_small(places),
     ]
 
 
@@ -226,6 +241,7 @@ def walk(phase: str, steps: Sequence[Step], budget_s: float, out: Path) -> bool:
         else:
             done.append(run(step, min(step.seconds * stretch, left_s), log))
         results.save(seconds=round(time.perf_counter() - start, 1), steps=done)
+    print(gpu_aims.table(gpu_aims.Records.read(out)))
     for row in done:
         print(f"{phase} / {row['step']}: {row['exit']} ({row['seconds']} s)", flush=True)
     return all(row["exit"] == 0 for row in done)

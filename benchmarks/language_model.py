@@ -10,32 +10,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.paper_setting import greedy_request, random_prompts
+from benchmarks.decode_speed import tokens_per_s
 from benchmarks.record import Results, record_head
 from vita_audio.contract.modes import NAMED_MODES
 from vita_audio.engines.manifest import load_manifest
 from vita_audio.engines.onnxruntime.language_model import OnnxLanguageModel
-from vita_audio.generation.scheduler import Scheduler
-
-
-def tokens_per_s(engine: OnnxLanguageModel, mode: str, streams: int, tokens: int) -> float:
-    """Tokens per second of all streams together, after their first step."""
-    scheduler = Scheduler(engine, end_tokens=())
-    requests = [greedy_request(prompt, NAMED_MODES[mode], tokens) for prompt in random_prompts(streams, 1000)]
-    running = [scheduler.submit(str(number), request) for number, request in enumerate(requests)]
-    while any(stream.generated == 0 for stream in running):
-        scheduler.step()
-    made, start = sum(stream.generated for stream in running), time.perf_counter()
-    while not scheduler.idle:
-        scheduler.step()
-    return (streams * tokens - made) / (time.perf_counter() - start)
 
 
 def main() -> int:
@@ -54,7 +39,7 @@ def main() -> int:
     table = Table("streams", *NAMED_MODES, *(f"{mode} / vanilla" for mode in NAMED_MODES if mode != "vanilla"))
     for streams in options.streams:
         made = [
-            {mode: tokens_per_s(engine, mode, streams, options.tokens) for mode in NAMED_MODES}
+            {mode: tokens_per_s(engine, mode, options.tokens, streams).per_s for mode in NAMED_MODES}
             for _ in range(options.repeats)
         ]
         speed = {mode: float(np.median([r[mode] for r in made])) for mode in NAMED_MODES}

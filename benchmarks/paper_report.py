@@ -10,7 +10,7 @@ from benchmarks.paper_setting import CHUNK_TOKENS, FIRST_CHUNK_TOKENS, PROMPT_TO
 from benchmarks.record import cells
 from benchmarks.record import markdown_table as table
 from benchmarks.record import number as plain_number
-from benchmarks.roofline import PAPER_TOKENS_PER_S, SIZES, tokens_per_s, traffic
+from benchmarks.roofline import BF16, FLOAT32, PAPER_TOKENS_PER_S, SIZES, Peaks, tokens_per_s, work
 from vita_audio.contract.modes import NAMED_MODES
 
 NOT_MEASURED = "not measured"
@@ -27,18 +27,23 @@ def number(value: float | None, digits: int = 0, unit: str = "") -> str:
 
 def render(record: Row) -> str:
     """The whole report; parts that were not asked for are absent."""
-    datasheet = record["datasheet_tb_s"]
+    off = ", ".join(record["kernels_off"]) or "none"
+    found = ", ".join(record.get("kernels_found_off", [])) or "none"
+    sheet = record["datasheet_tb_s"], record["datasheet_tflop_s"]
     text = [
         f"# Paper tables, {record['size']}, {record['dtype']}",
-        f"`{record['command']}`  \n{record['machine']}, {record['date']}. Random weights. "
-        f"Attention: {record['attention']}; kernels off: {', '.join(record['kernels_off']) or 'none'}.",
-        f"Memory bandwidth: {record['copy_tb_s']:.3g} TB/s by a copy in this run"
-        + (f", {datasheet:g} TB/s by the datasheet." if datasheet else "; datasheet not known here."),
-        "Predicted before measuring (bytes each token must move, short contexts): tokens/s at batch 1\n\n"
+        f"`{record['command']}`  \n{record['machine']}, {record['date']}. Random weights; {record['slots']} slots of "
+        f"{record['slot_context']} tokens. Attention: {record.get('attention', '-')}; kernels off: {off}, in the first "
+        f"variant after its check: {found}.",
+        f"In this run a copy moved {record['copy_tb_s']:.3g} TB/s and a product of large matrices made "
+        f"{record['product_tflop_s']:.3g} TFLOP/s"
+        + (f" (datasheet: {sheet[0]:g}, {sheet[1]:g})." if sheet[0] else "; datasheet not known here."),
+        "Predicted before measuring (bytes and arithmetic of each token, short contexts): tokens/s at batch 1\n\n"
         + prediction(record),
     ]
     for title, key, part in (
         ("Single calls", "steps", steps),
+        ("What each kernel is worth", "bisect", bisect),
         ("The host's share of a call", "host", host),
         ("Kernels of a call", "profile", profiles),
         (f"Table 5: tokens/s, batch 1, {record['tokens']} tokens", "table5", speeds),
@@ -57,21 +62,22 @@ def render(record: Row) -> str:
 
 
 def prediction(record: Row) -> str:
-    parts = traffic(SIZES[record["size"]], 2 if record["dtype"] == "bfloat16" else 4)
-    rates = [("this run's copy", record["copy_tb_s"]), ("datasheet", record["datasheet_tb_s"])]
+    parts = work(SIZES[record["size"]], BF16 if record["dtype"] == "bfloat16" else FLOAT32)
+    rates = [
+        ("this run's copy", record["copy_tb_s"], record["product_tflop_s"]),
+        ("datasheet", record["datasheet_tb_s"], record["datasheet_tflop_s"]),
+    ]
     rows = []
-    for name, rate in rates:
+    for name, moved, made in rates:
+        peaks = Peaks(moved * 1e12, made * 1e12) if moved else None
         for head, audio in (("full", False), ("audio-only", True)):
-            speeds = [
-                tokens_per_s(parts, mode, rate * 1e12, audio_head=audio) if rate else None for mode in NAMED_MODES
-            ]
-            rows.append(
-                [name, NOT_MEASURED if rate is None else f"{rate:.3g}", head, *(number(speed) for speed in speeds)]
-            )
+            speeds = [tokens_per_s(parts, mode, peaks, audio_head=audio) if peaks else None for mode in NAMED_MODES]
+            rate = NOT_MEASURED if moved is None else f"{moved:.3g}"
+            rows.append([name, rate, head, *(number(speed) for speed in speeds)])
     return table("bandwidth|TB/s|head|" + "|".join(NAMED_MODES), rows)
 
 
-def _speed(rows: Iterable[Row], **wanted: object) -> float | None:
+def speed_of(rows: Iterable[Row], **wanted: object) -> float | None:
     """Tokens/s of the first row that has all the wanted values."""
     found = (row.get("tokens_per_s") for row in rows if all(row.get(key) == value for key, value in wanted.items()))
     return next(found, None)
@@ -86,14 +92,14 @@ def speeds(record: Row, rows: list[Row]) -> str:
     lines = []
     for row in rows:
         speed, streams, mode = row.get("tokens_per_s"), row["streams"], row["mode"]
-        vanilla = _speed(rows, mode="vanilla", streams=streams)
-        eager = _speed(record.get("baseline", []), mode=mode) if streams == 1 else None
+        vanilla = speed_of(rows, mode="vanilla", streams=streams, implementation=row["implementation"])
+        eager = speed_of(record.get("baseline", []), mode=mode) if streams == 1 else None
         lines.append(
             [
                 row["implementation"], str(streams), mode, row["head"], str(row.get("tokens", "-")), number(speed),
                 _ratio(speed, vanilla), _ratio(speed, eager) if streams == 1 else "-",
                 number(row.get("achieved_gb_s")), number(row.get("roofline_tokens_per_s")),
-                number(None if speed is None else 100 * row["share"], 0, " %"),
+                _share(row),
                 f"{paper[mode]:g}" if streams == 1 and mode in paper else "-", _expected(record, row),
             ]
         )  # fmt: skip
@@ -104,12 +110,18 @@ def speeds(record: Row, rows: list[Row]) -> str:
     return table(header, lines)
 
 
+def _share(row: Row) -> str:
+    """Of what limits a row; records before there was a bound of arithmetic have that of memory."""
+    limit = " of compute" if row.get("bound") == "compute" else ""
+    return f"{100 * row['share']:.0f} %{limit}" if "share" in row else NOT_MEASURED
+
+
 def _expected(record: Row, row: Row) -> str:
     """Tokens/s that were predicted for a row of the 7B, "-" for anything else."""
-    if record["size"] != "7b" or row["implementation"] != "engine":
+    if record["size"] != "7b":
         return "-"
-    by_streams = {1: expectations.TOKENS_PER_S, 64: expectations.TOKENS_PER_S_64}
-    speed = by_streams.get(row["streams"], {}).get((row["mode"], row["head"]))
+    by_streams = expectations.TOKENS_PER_S.get(row["implementation"], {}).get(row["streams"], {})
+    speed = by_streams.get((row["mode"], row["head"]))
     return "-" if speed is None else f"{speed:.0f}"
 
 
@@ -117,10 +129,23 @@ def steps(record: Row, rows: list[Row]) -> str:
     lines = []
     for row in rows:
         alone = record["size"] == "7b" and row["streams"] == 1
-        expected = expectations.STEP_MS.get((row.get("kind", ""), row.get("head", ""))) if alone else None
-        figures = cells(row, "call streams head ms:2 floor_ms:2 achieved_gb_s:0 share:%", NOT_MEASURED)
-        lines.append([*figures, plain_number(expected, 1)])
-    return table("call|streams|head|ms|floor ms|GB/s|share of roofline|expected ms", lines)
+        by_call = expectations.STEP_MS.get(row["implementation"], {}) if alone else {}
+        spec = "call implementation streams head ms:2 floor_ms:2 bound achieved_gb_s:0 achieved_tflop_s:1"
+        figures = [*cells(row, spec, NOT_MEASURED), _share(row)]
+        lines.append([*figures, plain_number(by_call.get((row.get("kind", ""), row.get("head", ""))), 1)])
+    return table("call|variant|streams|head|ms|floor ms|bound|GB/s|TFLOP/s|share of roofline|expected ms", lines)
+
+
+def bisect(_: Row, rows: list[Row]) -> str:
+    """ms of two calls with each kernel off alone, and what that adds: above 0 the kernel helps."""
+    lines, whole = [], rows[0]
+    for row in rows:
+        more = [
+            number(row[key] - whole[key], 3) if key in row and key in whole else NOT_MEASURED
+            for key in ("extend_ms", "burst_ms")
+        ]
+        lines.append([row["off"], *cells(row, "extend_ms:3 burst_ms:3", NOT_MEASURED), *more])
+    return table("off|extend, 11 rows ms|burst, audio-only ms|extend more|burst more", lines)
 
 
 def host(_: Row, rows: list[Row]) -> str:
@@ -132,11 +157,14 @@ def host(_: Row, rows: list[Row]) -> str:
 def profiles(record: Row, rows: list[Row]) -> str:
     lines = []
     for row in rows:
-        low, high = expectations.LAUNCHES.get(row.get("kind", ""), (0, 0)) if record["size"] == "7b" else (0, 0)
-        figures = cells(row, "call streams head launches span_ms:2 busy_ms:2 longest_gap_us:1", NOT_MEASURED)
-        lines.append([*figures, f"{low}-{high}" if high else "-"])
+        by_call = expectations.LAUNCHES.get(row["implementation"], {}) if record["size"] == "7b" else {}
+        low, high = by_call.get(row.get("kind", ""), (0, 0))
+        spec = "call implementation streams head launches span_ms:2 busy_ms:2 longest_gap_us:1"
+        lines.append([*cells(row, spec, NOT_MEASURED), f"{low}-{high}" if high else "-"])
     return (
-        table("call|streams|head|launches|ms from first to last|ms busy|longest gap us|expected launches", lines)
+        table(
+            "call|variant|streams|head|launches|ms from first to last|ms busy|longest gap us|expected launches", lines
+        )
         + "\nThe kernels of each call by time are in the text file beside this one; copies count as launches there.\n"
     )
 
@@ -146,14 +174,15 @@ def kernels(record: Row) -> str:
     parts = [f"{record['command']}\n{record['machine']}, {record['date']}\n"]
     for row in record["profile"]:
         if "table" in row:
-            parts.append(f"== {row['call']}, head {row['head']}, {row['streams']} stream(s)\n{row['table']}")
+            what = f"{row['implementation']}: {row['call']}, head {row['head']}, {row['streams']} stream(s)"
+            parts.append(f"== {what}\n{row['table']}")
     return "\n".join(parts)
 
 
 def prepared(record: Row, rows: list[Row]) -> str:
-    spec = "slots context chunk programs seconds:1 slots_gib:2 programs_gib:2"
+    spec = "slots context chunk programs seconds:1 slots_gib:2 programs_gib:2 estimate_gib:2"
     text = table(
-        "slots|context|prompt chunk|programs|seconds|GiB of slots|GiB of programs",
+        "slots|context|prompt chunk|programs|seconds|GiB of slots|GiB of programs|estimated",
         (cells(row, spec, NOT_MEASURED) for row in rows),
     )
     if record["size"] == "7b":
@@ -169,8 +198,9 @@ def first_chunk(record: Row, rows: list[Row]) -> str:
     lines = []
     for row in rows:
         expected = None
-        if record["size"] == "7b" and row["implementation"] == "engine":
-            expected = expectations.FIRST_CHUNK_MS.get((row["mode"], row["head"]))
+        if record["size"] == "7b":
+            by_head = expectations.FIRST_CHUNK_MS.get(row["implementation"], {})
+            expected = by_head.get((row["mode"], row["head"]))
         lines.append([*cells(row, "implementation mode head ms:1", NOT_MEASURED), plain_number(expected, 1)])
     if record["size"] == "7b":
         lines += [["paper", mode, "full", f"{ms:g}", "-"] for mode, ms in PAPER_FIRST_CHUNK_MS.items()]

@@ -1,12 +1,13 @@
 """The paper's speed tables on this machine: Table 5 (tokens/s of the modes) and Table E7 (time to the first sound);
-beside them what explains them: single calls, their kernels, and what a server prepares before it is ready.
+beside them what explains them: single calls, their kernels, what each kernel is worth, and what a server prepares.
 
     python -m benchmarks.paper_tables --size 7b --out benchmarks/results      (one GPU, under 10 minutes)
     python -m benchmarks.paper_tables --size tiny --out DIR                   (any CPU, seconds: shows that it runs)
 
-Random weights: speed does not depend on them. The fixed-shape engine and an eager baseline run over the same weights in
-the same run; every number stands beside what the memory bandwidth measured in this run allows. What does not fit the
-time budget is reported as not measured.
+Random weights: speed does not depend on them. The engine is the one that serves, with a server's slots, context and
+shapes, in one or several variants (`--variants`) and beside an eager baseline, over the same weights in the same run;
+every number stands beside what this run's memory bandwidth and matrix products allow. What does not fit the time budget
+is reported as not measured.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +27,31 @@ import torch
 from rich.console import Console
 from rich.markdown import Markdown
 
-from benchmarks.gpu_device import copy_bandwidth, datasheet_tb_s
+from benchmarks.gpu_device import copy_bandwidth, datasheet_peaks, product_speed
 from benchmarks.paper_audio import FLOW_STEPS, PRECISIONS, audio_rows, streaming_rows
-from benchmarks.paper_language_model import LanguageModelBench, Row
+from benchmarks.paper_language_model import HEADS, LanguageModelBench, Row, Served
 from benchmarks.paper_report import kernels, render
+from benchmarks.paper_variants import VARIANTS, Variants
 from benchmarks.record import record_head
-from benchmarks.roofline import SIZES
+from benchmarks.roofline import SIZES, Peaks
 from vita_audio.checkpoint.random_weights.language_model import RandomLanguageModel
 from vita_audio.contract.modes import NAMED_MODES
 from vita_audio.engines.torch_cuda.kernels.names import NAMES
 from vita_audio.machine import describe_device
 
-PARTS = ("steps", "host", "profile", "table5", "first_chunk", "audio", "prepare", "baseline", "batch", "heads")
-HEADS = (("full", False), ("audio-only", True))
+PARTS = (
+    "steps",
+    "bisect",
+    "host",
+    "profile",
+    "table5",
+    "first_chunk",
+    "audio",
+    "prepare",
+    "baseline",
+    "batch",
+    "heads",
+)
 
 
 @dataclass(slots=True)
@@ -66,28 +78,38 @@ class Budget:
 
 def measure(options: argparse.Namespace, device: torch.device, budget: Budget) -> Iterator[dict[str, Any]]:
     """The record as plain data, again after each row; a part that fails is noted and the others still run."""
-    bandwidth = copy_bandwidth(device)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    peaks = Peaks(copy_bandwidth(device), product_speed(device, dtype))
+    datasheet = datasheet_peaks(device)
+    served = Served(max(options.slots, *options.streams), options.slot_context, options.prefill_chunk)
     record: dict[str, Any] = {
         **record_head("benchmarks.paper_tables", machine=describe_device(device)),
         "size": options.size,
         "name": options.name,
-        "dtype": "bfloat16" if device.type == "cuda" else "float32",
+        "dtype": str(dtype).removeprefix("torch."),
+        "variants": options.variants,
         "kernels_off": options.kernels_off,
-        "copy_tb_s": bandwidth / 1e12,
-        "datasheet_tb_s": datasheet_tb_s(device),
+        "slots": served.slots,
+        "slot_context": served.context,
+        "copy_tb_s": peaks.bandwidth / 1e12,
+        "product_tflop_s": peaks.operations / 1e12,
+        "datasheet_tb_s": datasheet[0] if datasheet else None,
+        "datasheet_tflop_s": datasheet[1] if datasheet else None,
         "tokens": options.tokens,
         "baseline_tokens": options.baseline_tokens,
         "faults": {},
     }
-    size = SIZES[options.size]
-    source = RandomLanguageModel(size.config, device)
-    load = partial(LanguageModelBench.create, size, source, device, bandwidth, frozenset(options.kernels_off))
-    bench = None if options.parts == ["audio"] else load()
-    record["attention"] = bench.engine(1, 64, False).forward.attention if bench else "-"
+    variants = None
+    if options.parts != ["audio"]:
+        size, off = SIZES[options.size], frozenset(options.kernels_off)
+        source = RandomLanguageModel(size.config, device)
+        variants = Variants(options.variants, size, source, device, peaks, served, off)
+        forward = variants.first.engine(False).forward
+        record |= {"attention": forward.attention, "kernels_found_off": sorted(forward.kernels_off)}
     for part in options.parts:
         record[part] = []
         try:
-            for row in _PARTS[part](bench, options, budget):
+            for row in _PARTS[part](variants, options, budget):
                 record[part].append(row)
                 yield record
         except Exception as error:  # noqa: BLE001 - noted in the record; a GPU session must not lose its other numbers
@@ -97,64 +119,77 @@ def measure(options: argparse.Namespace, device: torch.device, budget: Budget) -
         yield record
 
 
-def _table_5(bench: LanguageModelBench, options: argparse.Namespace, budget: Budget) -> Iterator[Row]:
-    yield from _modes(bench, options.tokens, 1, budget)
+def _table_5(variants: Variants, options: argparse.Namespace, budget: Budget) -> Iterator[Row]:
+    for bench in variants:
+        yield from _modes(bench, options.tokens, 1, budget)
 
 
-def _batch(bench: LanguageModelBench, options: argparse.Namespace, budget: Budget) -> Iterator[Row]:
+def _batch(variants: Variants, options: argparse.Namespace, budget: Budget) -> Iterator[Row]:
     for streams in options.streams:
-        yield from _modes(bench, options.batch_tokens, streams, budget)
+        for bench in variants:
+            yield from _modes(bench, options.batch_tokens, streams, budget)
 
 
 def _modes(bench: LanguageModelBench, tokens: int, streams: int, budget: Budget) -> Iterator[Row]:
-    for head, audio_head in HEADS:
-        modes = [mode for mode in NAMED_MODES if not (audio_head and mode == "vanilla")]  # vanilla runs no module
-        rows = bench.table_5(modes, tokens, streams, audio_head, budget.limit_s)
-        blanks = [{"implementation": "engine", "mode": mode, "streams": streams, "head": head} for mode in modes]
-        yield from budget.take(rows, blanks)
+    for audio_head, head in enumerate(HEADS):
+        # Vanilla runs no module; where the budget ends early, the modes that the paper is about come first.
+        modes = [mode for mode in ("turbo", "boost", "vanilla", "balance") if not (audio_head and mode == "vanilla")]
+        rows = bench.table_5(modes, tokens, streams, bool(audio_head), budget.limit_s)
+        blank = {"implementation": bench.variant, "streams": streams, "head": head}
+        yield from budget.take(rows, [{**blank, "mode": mode} for mode in modes])
 
 
-def _baseline(bench: LanguageModelBench, options: argparse.Namespace, budget: Budget) -> Iterator[Row]:
+def _baseline(variants: Variants, options: argparse.Namespace, budget: Budget) -> Iterator[Row]:
     modes = list(NAMED_MODES)[::-1]  # the slowest last: the budget may end
-    rows = bench.baseline(modes, options.baseline_tokens, budget.limit_s)
+    rows = variants.first.baseline(modes, options.baseline_tokens, budget.limit_s)
     blank = {"implementation": "eager baseline", "streams": 1, "head": "full"}
     yield from budget.take(rows, [{**blank, "mode": mode} for mode in modes])
 
 
-def _steps(bench: LanguageModelBench, options: argparse.Namespace, budget: Budget) -> Iterator[Row]:
+def _steps(variants: Variants, options: argparse.Namespace, budget: Budget) -> Iterator[Row]:
     for streams in sorted({1, *options.streams}):
-        rows = bench.steps(streams, options.context, options.repeats)
+        for bench in variants:
+            rows = bench.steps(streams, options.context, options.repeats)
+            yield from budget.take(rows, [{"call": "-", "implementation": bench.variant, "streams": streams}] * 5)
+
+
+def _bisect(variants: Variants, options: argparse.Namespace, budget: Budget) -> Iterator[Row]:
+    for name, bench in variants.one_off():
+        row = {"off": name, "implementation": variants.names[0]}
+        yield row if budget.over else row | bench.step_and_burst(options.context, options.repeats)
+
+
+def _host(variants: Variants, options: argparse.Namespace, budget: Budget) -> Iterator[Row]:
+    for streams in sorted({1, *options.streams}):
+        rows = variants.first.host_shares(streams, options.context, options.repeats)
         yield from budget.take(rows, [{"call": "-", "streams": streams}] * 5)
 
 
-def _host(bench: LanguageModelBench, options: argparse.Namespace, budget: Budget) -> Iterator[Row]:
-    for streams in sorted({1, *options.streams}):
-        rows = bench.host_shares(streams, options.context, options.repeats)
-        yield from budget.take(rows, [{"call": "-", "streams": streams}] * 5)
-
-
-def _profile(bench: LanguageModelBench, options: argparse.Namespace, budget: Budget) -> Iterator[Row]:
+def _profile(variants: Variants, options: argparse.Namespace, budget: Budget) -> Iterator[Row]:
     for streams in sorted({1, min(options.streams)}):
-        yield from budget.take(bench.profiles(streams, options.context), [{"call": "-", "streams": streams}] * 4)
+        for bench in variants:
+            rows = bench.profiles(streams, options.context)
+            yield from budget.take(rows, [{"call": "-", "implementation": bench.variant, "streams": streams}] * 4)
 
 
-def _prepare(bench: LanguageModelBench, options: argparse.Namespace, budget: Budget) -> Iterator[Row]:
-    slots, context = max(options.streams), min(4096, bench.size.config.max_position_embeddings)
-    yield {"slots": slots} if budget.over else bench.prepare(slots, context, options.prefill_chunk, True)
+def _prepare(variants: Variants, options: argparse.Namespace, budget: Budget) -> Iterator[Row]:
+    slots = max(options.slots, *options.streams)
+    yield {"slots": slots} if budget.over else variants.first.prepare(slots, True)
 
 
-def _first_chunk(bench: LanguageModelBench, options: argparse.Namespace, budget: Budget) -> Iterator[Row]:
-    for mode in NAMED_MODES:
-        for head, audio_head in HEADS:
-            if not (audio_head and mode == "vanilla"):
-                took = None if budget.over else bench.first_chunk_ms(mode, audio_head, options.repeats)
-                yield {"implementation": "engine", "mode": mode, "head": head, "ms": took}
+def _first_chunk(variants: Variants, options: argparse.Namespace, budget: Budget) -> Iterator[Row]:
+    for bench in variants:
+        for audio_head, head in reversed(list(enumerate(HEADS))):
+            for mode in ("boost", "turbo", "vanilla", "balance"):
+                if not (audio_head and mode == "vanilla"):
+                    took = None if budget.over else bench.first_chunk_ms(mode, bool(audio_head), options.repeats)
+                    yield {"implementation": bench.variant, "mode": mode, "head": head, "ms": took}
     for mode in ("vanilla", "boost"):
-        took = None if budget.over else bench.baseline_first_chunk_ms(mode, max(1, options.repeats // 4))
+        took = None if budget.over else variants.first.baseline_first_chunk_ms(mode, max(1, options.repeats // 4))
         yield {"implementation": "eager baseline", "mode": mode, "head": "full", "ms": took}
 
 
-def _audio(bench: LanguageModelBench | None, options: argparse.Namespace, budget: Budget) -> Iterator[Row]:
+def _audio(_: Variants | None, options: argparse.Namespace, budget: Budget) -> Iterator[Row]:
     repeats = max(1, options.repeats // 4)  # the eager decoder takes up to half a second a call
     tiny, device = options.size == "tiny", torch.device(options.device)
     precisions = PRECISIONS if device.type == "cuda" else PRECISIONS[:1]
@@ -166,15 +201,16 @@ def _audio(bench: LanguageModelBench | None, options: argparse.Namespace, budget
     yield from budget.take(audio_rows(device, tiny, repeats), blanks)
 
 
-def _heads(bench: LanguageModelBench, options: argparse.Namespace, budget: Budget) -> Iterator[Row]:
+def _heads(variants: Variants, options: argparse.Namespace, budget: Budget) -> Iterator[Row]:
     for mode in ("boost", "turbo"):
         for text_banned in (True, False):
             blank = {"mode": mode, "full_head": "audio ids only" if text_banned else "free"}
-            yield blank if budget.over else bench.head_agreement(mode, options.bursts, text_banned)
+            yield blank if budget.over else variants.first.head_agreement(mode, options.bursts, text_banned)
 
 
 _PARTS: dict[str, Callable[..., Iterator[Row]]] = {
     "steps": _steps,
+    "bisect": _bisect,
     "host": _host,
     "profile": _profile,
     "table5": _table_5,
@@ -197,9 +233,14 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch-tokens", type=int, default=512, help="output of each stream of a batch")
     parser.add_argument("--context", type=int, default=2048, help="cache length of the single steps")
     parser.add_argument("--prefill-chunk", type=int, default=256, help="prompt tokens of a step, for what is prepared")
+    parser.add_argument("--slots", type=int, default=64, help="of the engine, as a server has them")
+    parser.add_argument("--slot-context", type=int, default=4096, help="tokens of a slot")
+    parser.add_argument("--variants", nargs="+", default=["kernels"], choices=VARIANTS, help="measured side by side")
     parser.add_argument("--bursts", type=int, default=100, help="bursts compared between the two heads")
     parser.add_argument("--repeats", type=int, default=20, help="of each short measurement (median)")
-    parser.add_argument("--kernels-off", nargs="+", default=[], choices=NAMES, help="run these as their references")
+    parser.add_argument(
+        "--kernels-off", nargs="+", default=[], choices=NAMES, help="run these as their references, always"
+    )
     parser.add_argument("--budget", type=float, default=540.0, help="seconds; later measurements are left out")
     parser.add_argument("--each", type=float, default=60.0, help="seconds one mode of a table may take")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -215,6 +256,8 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
             ("batch_tokens", 24),
             ("context", 128),
             ("prefill_chunk", 16),
+            ("slots", 2),
+            ("slot_context", 256),
         ):
             setattr(options, name, min(getattr(options, name), most))
     elif torch.device(options.device).type == "cpu":
@@ -238,7 +281,7 @@ def _save(record: dict[str, Any], folder: Path) -> None:
     """Write JSON and Markdown, named after size, device and what is switched off."""
     folder.mkdir(parents=True, exist_ok=True)
     device = re.sub(r"[^a-z0-9]+", "_", record["machine"].split(",")[0].lower()).strip("_")
-    stem = f"paper_tables_{record['size'].replace('.', '_')}_{device}" + "_references" * bool(record["kernels_off"])
+    stem = f"paper_tables_{record['size'].replace('.', '_')}_{device}" + "_some_off" * bool(record["kernels_off"])
     stem += f"_{record['name']}" if record["name"] else ""
     (folder / f"{stem}.json").write_text(json.dumps(record, indent=1) + "\n")
     (folder / f"{stem}.md").write_text(render(record))

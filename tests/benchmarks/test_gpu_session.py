@@ -15,6 +15,7 @@ import pytest
 from benchmarks import gpu_session
 from benchmarks.gpu_session import Places, Step, list_steps, phases, walk
 from benchmarks.kernel_profile import summarise
+from benchmarks.paper_tables import PARTS
 
 ROOT = Path(__file__).resolve().parents[2]
 PLACES = Places(Path("out"), Path("work"), Path("golden"), Path("checkpoints/small"))
@@ -104,14 +105,15 @@ def test_real_phases_fit_their_seconds() -> None:
     """Seconds that were planned for each phase; the golden cases and the checkpoint's own steps are there with them."""
     seconds = {phase: sum(step.seconds for step in steps) for phase, steps in phases("real", PLACES).items()}
     assert seconds["first-light"] <= 430
-    assert seconds["serve"] <= 380
+    assert seconds["serve"] <= 260
+    assert seconds["first-light"] + seconds["serve"] <= 900 - 120  # of 15 minutes, the start of the machine takes some
     assert seconds["speed"] <= 600
     without = phases("real", Places(Path("out"), Path("work"), None, None))
     assert "golden" not in [step.name for step in without["first-light"]]
     assert next(step.name for step in without["serve"]) == "build 7b"
     listed = list_steps(phases("real", PLACES))
     assert f"first-light: {seconds['first-light']:.0f} s" in listed
-    assert "boost audio-only 436" in listed  # what is expected stands beside the step
+    assert "boost audio-only 563" in listed  # what is expected stands beside the step
 
 
 def test_a_real_session_without_a_gpu_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -147,8 +149,8 @@ def test_the_whole_session_runs_here(tmp_path: Path, golden: Path, monkeypatch: 
     for path in tmp_path.glob("paper_tables_tiny_*.json"):
         found = json.loads(path.read_text())
         assert found["faults"] == {}
-        parts |= {part: found[part] for part in gpu_session.PARTS if part in found}
-    assert set(parts) == set(gpu_session.PARTS)
+        parts |= {part: found[part] for part in PARTS if part in found}
+    assert set(parts) == set(PARTS)
     serving = json.loads((tmp_path / "serving_7b.json").read_text())
     assert any(row.get("audio_s_per_s") for row in serving["rows"])
 

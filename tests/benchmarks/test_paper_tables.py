@@ -14,56 +14,10 @@ from benchmarks import paper_tables
 from benchmarks.eager_baseline import EagerLanguageModel
 from benchmarks.paper_audio import FLOW_STEPS
 from benchmarks.paper_report import NOT_MEASURED, render
-from benchmarks.roofline import SIZES, bytes_per_cycle, tokens_per_s, traffic
 from vita_audio.checkpoint.language_model import load_language_model
-from vita_audio.checkpoint.random_weights.language_model import RandomLanguageModel
 from vita_audio.contract.modes import NAMED_MODES, Mode
+from vita_audio.engines.torch_cuda.kernels.names import NAMES
 from vita_audio.engines.torch_cuda.weights import load_weights
-
-H100 = 3.35e12
-
-
-@pytest.mark.parametrize(
-    ("mode", "audio_head", "expected"),
-    [
-        ("vanilla", False, 233),
-        ("boost", False, 630),
-        ("boost", True, 730),
-        ("turbo", False, 1170),
-        ("turbo", True, 1770),
-    ],
-)
-def test_prediction_gives_the_known_rooflines(mode: str, audio_head: bool, expected: float) -> None:
-    """7B in bf16 on 3.35 TB/s (docs/model.md, "Physical limits")."""
-    assert tokens_per_s(traffic(SIZES["7b"]), mode, H100, audio_head=audio_head) == pytest.approx(expected, rel=0.015)
-
-
-def test_bytes_of_the_parts() -> None:
-    parts = traffic(SIZES["7b"])
-    assert parts.step() / 1e9 == pytest.approx(14.3, rel=0.01)
-    assert parts.module / 1e9 == pytest.approx(0.52, rel=0.01)
-    assert parts.head / 1e9 == pytest.approx(1.20, rel=0.01)
-    assert parts.audio_head / 1e9 == pytest.approx(0.12, rel=0.03)
-    assert bytes_per_cycle(parts, "turbo", audio_head=True)[0] / H100 == pytest.approx(6.2e-3, rel=0.01)
-    assert bytes_per_cycle(parts, "turbo")[0] / H100 == pytest.approx(9.4e-3, rel=0.01)
-
-
-def test_context_and_streams_cost_cache_traffic() -> None:
-    parts = traffic(SIZES["7b"])
-    assert parts.step(8, 1000) - parts.step() == 8 * 1000 * 28 * 2 * 4 * 128 * 2
-    alone, eight = (tokens_per_s(parts, "vanilla", H100, streams, 2000) for streams in (1, 8))
-    assert 7 * alone < eight < 8 * alone
-
-
-def test_traffic_is_what_the_weights_hold() -> None:
-    """Arithmetic against real tensors."""
-    size, cpu = SIZES["tiny"], torch.device("cpu")
-    weights, parts = (
-        load_weights(size.config, RandomLanguageModel(size.config, cpu), cpu, torch.bfloat16),
-        traffic(size),
-    )
-    assert weights.backbone_bytes == parts.backbone + parts.head
-    assert weights.module_bytes == parts.module
 
 
 @pytest.mark.parametrize("name", ["mctp10", "mctp4"])
@@ -89,19 +43,18 @@ def run(folder: Path, *extra: str) -> tuple[dict[str, Any], str]:
 
 def test_tiny_run_measures_speeds(tmp_path: Path) -> None:
     """All that is not in the tiny walk of the GPU session (test_gpu_session.py)."""
-    parts = ("steps", "host", "table5", "first_chunk", "baseline", "batch", "heads")
+    parts = ("host", "table5", "first_chunk", "baseline", "batch", "heads")
     record, text = run(tmp_path, "--parts", *parts)
     assert record["command"].startswith("python -m benchmarks.paper_tables")
     assert record["machine"]
     assert record["date"]
     assert record["copy_tb_s"] > 0
     speeds = record["table5"] + record["batch"] + record["baseline"]
-    assert [(r["mode"], r["head"]) for r in record["table5"]] == [
-        *((mode, "full") for mode in NAMED_MODES),
-        *((mode, "audio-only") for mode in ("balance", "boost", "turbo")),
-    ]
+    wanted = {(mode, head) for mode in NAMED_MODES for head in ("full", "audio-only")} - {("vanilla", "audio-only")}
+    rows = [(r["mode"], r["head"]) for r in record["table5"]]
+    assert set(rows) == wanted
+    assert len(rows) == len(wanted)
     assert all(r["tokens_per_s"] > 0 and 0 < r["share"] < 1 for r in speeds)
-    assert all(r["ms"] > r["floor_ms"] > 0 for r in record["steps"])
     assert {(r["mode"], r["full_head"]) for r in record["heads"] if r["share"] == 1.0} >= {
         ("boost", "audio ids only"),
         ("turbo", "audio ids only"),
@@ -109,6 +62,19 @@ def test_tiny_run_measures_speeds(tmp_path: Path) -> None:
     assert all(r["ms"] > 0 for r in record["first_chunk"])
     assert all(r["ms"] > 0 and r["host_ms"] > 0 for r in record["host"])
     assert text.count(NOT_MEASURED) == 2 * (1 + len(NAMED_MODES))  # the datasheet of a CPU
+
+
+def test_variants_stand_side_by_side_and_each_kernel_is_taken_away(tmp_path: Path) -> None:
+    record, text = run(tmp_path, "--parts", "steps", "bisect", "--variants", "kernels", "references")
+    for variant in ("kernels", "references"):
+        rows = [r for r in record["steps"] if r["implementation"] == variant]
+        assert {(r["call"], r["head"]) for r in rows} >= {
+            ("extend, 11 row(s)", "full"), ("burst, 11 row(s)", "full"), ("burst, 11 row(s)", "audio-only"),
+        }  # fmt: skip
+        assert all(r["ms"] > r["floor_ms"] > 0 for r in rows)
+    assert [r["off"] for r in record["bisect"]] == ["nothing", *NAMES, "all of these"]
+    assert all(r["extend_ms"] > 0 and r["burst_ms"] > 0 for r in record["bisect"])
+    assert "## What each kernel is worth" in text
 
 
 def test_audio_on_a_cpu_has_no_graphs(tmp_path: Path) -> None:
@@ -145,15 +111,17 @@ def test_report_of_a_real_size_compares_with_eager_code_and_the_paper() -> None:
         return {
             "implementation": implementation, "mode": mode, "streams": 1, "head": head, "tokens": 4096,
             "tokens_per_s": speed, "achieved_gb_s": 2000.0, "roofline_tokens_per_s": 2 * speed, "share": 0.5,
+            "bound": "memory" if mode == "vanilla" else "compute",
         }  # fmt: skip
 
     record = {
         "size": "7b", "dtype": "bfloat16", "command": "python", "machine": "GPU", "date": "today", "kernels_off": [],
-        "attention": "split", "copy_tb_s": 3.0, "datasheet_tb_s": 3.35, "tokens": 4096, "baseline_tokens": 512,
+        "attention": "split", "copy_tb_s": 3.0, "datasheet_tb_s": 3.35, "product_tflop_s": 700.0,
+        "datasheet_tflop_s": 989.0, "slots": 64, "slot_context": 4096, "tokens": 4096, "baseline_tokens": 512,
         "faults": {},
-        "table5": [row("engine", "vanilla", "full", 200.0), row("engine", "turbo", "audio-only", 1300.0)],
+        "table5": [row("kernels", "vanilla", "full", 200.0), row("kernels", "turbo", "audio-only", 1300.0)],
         "baseline": [row("eager baseline", "vanilla", "full", 50.0), row("eager baseline", "turbo", "full", 260.0)],
-        "first_chunk": [{"implementation": "engine", "mode": "boost", "head": "full", "ms": 15.0}],
+        "first_chunk": [{"implementation": "kernels", "mode": "boost", "head": "full", "ms": 15.0}],
         "audio": [
             {"stage": "first chunk", "engines": "graphs", "streams": 1, "ms": 25.0, "engine_ms": 24.0, "audio_ms": 290,
              "difference": 4e-4},
@@ -161,9 +129,14 @@ def test_report_of_a_real_size_compares_with_eager_code_and_the_paper() -> None:
         ],
     }  # fmt: skip
     text = render(record)
-    assert "| engine | 1 | turbo | audio-only | 4096 | 1300 | 6.50x | 5.00x | 2000 | 2600 | 50 % | 305 | 976 |" in text
+    turbo = (
+        "| kernels | 1 | turbo | audio-only | 4096 | 1300 | 6.50x | 5.00x | 2000 | 2600 | 50 % of compute | "
+        "305 | 1360 |"
+    )
+    assert turbo in text
+    assert "| 2000 | 400 | 50 % | 64.6 | 178 |" in text
     assert "| datasheet | 3.35 | full | 235 | 632 | 632 | 1171 |" in text
-    assert "| engine | boost | full | 15.0 | 15.5 |" in text
+    assert "| kernels | boost | full | 15.0 | 12.8 |" in text
     assert "| paper | boost | full | 53 | - |" in text
     assert "| first chunk | graphs | 1 | 25.0 | 24.0 | 290 | 4.0e-04 |" in text
     assert "| encoder | TF32 | 30.0 | 5.0 |" in text
@@ -171,7 +144,10 @@ def test_report_of_a_real_size_compares_with_eager_code_and_the_paper() -> None:
 
 def test_a_failed_part_is_named_and_the_others_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: object) -> Iterator[dict[str, Any]]:
-        yield {"call": "backbone", "head": "-", "streams": 1, "ms": 1.0, "floor_ms": 0.5, "share": 0.5}
+        yield {
+            "call": "backbone", "implementation": "kernels", "head": "-", "streams": 1, "ms": 1.0, "floor_ms": 0.5,
+            "bound": "memory", "share": 0.5,
+        }  # fmt: skip
         raise RuntimeError("out of memory")
 
     monkeypatch.setitem(paper_tables._PARTS, "steps", fails)
@@ -179,5 +155,5 @@ def test_a_failed_part_is_named_and_the_others_are_kept(tmp_path: Path, monkeypa
     assert paper_tables.main(arguments) == 1
     (text,) = tmp_path.glob("*.md")
     assert "This part failed: RuntimeError: out of memory" in text.read_text()
-    assert "| backbone | 1 | - | 1.00 | 0.50 |" in text.read_text()
+    assert "| backbone | kernels | 1 | - | 1.00 | 0.50 | memory |" in text.read_text()
     assert "## Eager baseline" in text.read_text()
