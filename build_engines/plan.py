@@ -9,12 +9,11 @@ them (`vita_audio/engines/tensorrt_llm/memory.py`). The rest, which only a GPU c
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import torch
 import typer
 from rich.console import Console
@@ -26,19 +25,18 @@ from build_engines import options as flags
 from build_engines.command import errors_reported
 from build_engines.options import GpuOptions
 from build_engines.sizes import Sizes, read_sizes, released_sizes
-from build_engines.tensorrt_audio.profiles import Geometries, NotingEngines, decoder_geometries
+from build_engines.tensorrt_audio.profiles import Geometries, decoder_geometries
 from build_engines.tensorrt_llm.formats import FORMATS
 from build_engines.tensorrt_llm.layout import Part
 from build_engines.tensorrt_llm.plan import Outline, Plan
 from vita_audio.checkpoint.language_model import language_model_shapes
 from vita_audio.contract.errors import CheckpointError, EngineError
-from vita_audio.decoding.decoder import StreamingDecoder
 from vita_audio.decoding.schedule import DecoderConfig
+from vita_audio.decoding.stream_buffers import ring_bytes, ring_frames
 from vita_audio.engines.gpu_record import TENSORRT_LLM, TORCH_CUDA
 from vita_audio.engines.source import GPU_PREFILL_CHUNK
 from vita_audio.engines.tensorrt_audio.plan import batch_buckets
 from vita_audio.engines.tensorrt_llm.memory import PoolSizes
-from vita_audio.engines.torch.sampler import NARROW
 from vita_audio.engines.torch_cuda.memory import SLOTS_SHARE, programs_bytes, slot_bytes
 from vita_audio.engines.torch_cuda.shapes import Limits
 from vita_audio.models.flow import Flow
@@ -194,7 +192,7 @@ def _plan_torch_cuda(sizes: Sizes, options: GpuOptions, context: int) -> GpuPlan
     stored = 2 * sum(prod(shape) for shape in language_model_shapes(config).values())
     audio = _audio_weights(sizes)
     largest = 2 * max(prod(shape) for shape in language_model_shapes(config).values())
-    limits = Limits(options.streams, config.mctp_modules, context, (1, min(NARROW, config.vocab_size)))
+    limits = Limits(options.streams, config.mctp_modules, context)
     chunk = min(GPU_PREFILL_CHUNK, options.step_tokens)
     return GpuPlan(
         streams=options.streams,
@@ -215,7 +213,7 @@ def _plan_torch_cuda(sizes: Sizes, options: GpuOptions, context: int) -> GpuPlan
 def captured_bytes(sizes: Sizes, max_batch: int) -> int:
     """Inputs and outputs of every captured audio call: running geometries, each at every batch bucket."""
     mels = sizes.flow.output_size
-    made = decoder_geometries(DecoderConfig(), mels, sizes.flow.block_size)
+    made = decoder_geometries(DecoderConfig(), sizes.flow.block_size)
 
     def condition(batch: int, g: Geometry) -> int:  # ids and frame map are 8 bytes, the rest float32
         return 8 * (batch * g["tokens"] + g["frames"]) + 4 * batch * mels * g["frames"]
@@ -244,15 +242,9 @@ def captured_bytes(sizes: Sizes, max_batch: int) -> int:
 
 
 def decoder_state_bytes(sizes: Sizes) -> int:
-    """Largest state that one stream of the audio decoder carries from chunk to chunk, found by running its schedule."""
-    engines = NotingEngines(sizes.flow.output_size, sizes.flow.block_size)
-    decoder = StreamingDecoder(engines, engines, DecoderConfig(flow_steps=1))
-    state, most = decoder.init(0), 0
-    for _ in range(20):
-        decoder.push(state, [0] * 20)
-        arrays = [getattr(part, f.name) for part in (state.flow, state.vocoder) for f in fields(part)]
-        most = max(most, sum(array.nbytes for array in arrays if isinstance(array, np.ndarray)))
-    return most
+    """What one stream of the audio decoder carries from chunk to chunk."""
+    config = DecoderConfig()
+    return ring_bytes(config, ring_frames(config, sizes.flow.block_size), sizes.flow.output_size)
 
 
 def _widest_row(sizes: Sizes, options: GpuOptions) -> int:
@@ -289,7 +281,7 @@ def main(
     ] = None,
     memory: Annotated[list[float] | None, typer.Option(help="GiB of one GPU (may be repeated).")] = None,
     context_tokens: flags.ContextTokens = 4096,
-    engine: flags.Engine = "tensorrt_llm",
+    engine: flags.Engine = "torch_cuda",
     format: flags.Format = "bf16",
     mctp_format: flags.MctpFormat = "",
     fp8_kv_cache: flags.Fp8KvCache = False,

@@ -27,6 +27,9 @@ from vita_audio.text.tokenizer import TextTokenizer
 
 log = logging.getLogger(__name__)
 
+#: Streams that have ended while their last decode is under way.
+ENDING_STREAMS = 32
+
 #: Sends a part of the answer to one request; None is an answer without content.
 Send = Callable[[DecodedChunk | None], None]
 
@@ -55,7 +58,8 @@ class AudioDecoderStage:
             EngineError: they cannot be opened.
         """
         settings, manifest, source = served_engines()
-        decoder = StreamingDecoder(*open_audio_decoder(source))
+        max_streams = 2 * (settings.slots + settings.queue)  # of the ensemble come at most half
+        decoder = StreamingDecoder(*open_audio_decoder(source), streams=max_streams + ENDING_STREAMS)
         # ONNX Runtime keeps nothing for a shape: two seconds of decoding would save the first stream nothing.
         decoder.warm_up(source.decoder_batch, first_chunk_only=source.gpu is None)
         tokenizer = TextTokenizer(settings.engines / "tokenizer.json")
@@ -65,7 +69,7 @@ class AudioDecoderStage:
             tokenizer.detokenizer,
             notify,
             source.decoder_batch,
-            max_streams=2 * (settings.slots + settings.queue),  # of the ensemble come at most half
+            max_streams=max_streams,
             pulse=heartbeats.pulse("decoding"),
             notifier_pulse=heartbeats.pulse("notifier"),
         )

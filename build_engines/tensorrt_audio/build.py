@@ -96,7 +96,7 @@ def plan_engines(graphs: Path, config: DecoderConfig, max_batch: int) -> dict[st
     }
     metadata = {name: {entry.key: entry.value for entry in model.metadata_props} for name, model in models.items()}
     flow = metadata[FLOW_CONDITION]
-    asked = decoder_geometries(config, int(flow["mel_channels"]), int(flow["block_tokens"]))
+    asked = decoder_geometries(config, int(flow["block_tokens"]))
     decoder: dict[str, Geometries] = {
         FLOW_CONDITION: asked.condition,
         FLOW_VELOCITY: asked.velocity,

@@ -1,58 +1,17 @@
-"""The shapes that the streaming decoder asks its engines for, found by running its schedule; profiles made from them.
-
-Nothing about the schedule is written down twice: a `StreamingDecoder` runs over engines that only note what they are
-asked (no network, no sound), one stream through its steady state and an end after every decode.
-"""
+"""The shapes that the streaming decoder asks each TensorRT engine for, and profiles made from them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import TypeVar
 
-import numpy as np
-
 from vita_audio.contract.rates import MEL_HOP_SAMPLES
-from vita_audio.decoding.decoder import StreamingDecoder, StreamState
-from vita_audio.decoding.schedule import DecoderConfig, next_decode
-from vita_audio.engines.interface import Floats, Ints
+from vita_audio.decoding.geometries import all_geometries
+from vita_audio.decoding.schedule import DecoderConfig
 from vita_audio.engines.tensorrt_audio.plan import BATCH, Geometry, Profile
 
-#: Frames and tokens meet again after this many tokens (441 frames): positions of a stream repeat from there.
-FRAME_PERIOD_TOKENS = 64
-
 Noted = TypeVar("Noted", int, tuple[int, int])
-
-
-@dataclass(slots=True)
-class NotingEngines:
-    """A flow and a vocoder that note the geometries they are asked for."""
-
-    mel_channels: int
-    block_tokens: int
-    harmonics: int = 1
-    source_weight: Floats = field(default_factory=lambda: np.ones(1, np.float32))
-    source_bias: float = 0.0
-    windows: set[tuple[int, int]] = field(default_factory=set)  # tokens, frames
-    velocities: set[int] = field(default_factory=set)  # frames, as those below
-    f0s: set[int] = field(default_factory=set)
-    waves: set[int] = field(default_factory=set)
-
-    def condition(self, tokens: Ints, frame_token: Ints) -> Floats:
-        self.windows.add((tokens.shape[1], len(frame_token)))
-        return np.zeros((len(tokens), self.mel_channels, len(frame_token)), np.float32)
-
-    def velocity(self, x: Floats, mu: Floats, cond: Floats, t: float) -> Floats:
-        self.velocities.add(x.shape[2])
-        return np.zeros_like(x)
-
-    def f0(self, mel: Floats) -> Floats:
-        self.f0s.add(mel.shape[2])
-        return np.zeros((len(mel), mel.shape[2]), np.float32)
-
-    def synthesize(self, mel: Floats, source: Floats) -> Floats:
-        self.waves.add(mel.shape[2])
-        return np.zeros_like(source)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,24 +32,15 @@ class DecoderGeometries:
     vocoder: Geometries  # frames, samples
 
 
-def decoder_geometries(config: DecoderConfig, mel_channels: int, block_tokens: int) -> DecoderGeometries:
-    """Run the schedule until it repeats; end a copy of the stream after each decode, at once and as late as can be."""
-    running, ends = (NotingEngines(mel_channels, block_tokens) for _ in range(2))
-    config = replace(config, flow_steps=1)
-    decoder, ender = StreamingDecoder(running, running, config), StreamingDecoder(ends, ends, config)
-    state, decoded = decoder.init(0), 0
-    steady = config.context_tokens + sum(config.chunk_tokens) + config.chunk_tokens[-1]
-    while decoded < steady + FRAME_PERIOD_TOKENS:
-        due = next_decode(config, decoded)
-        for more in {0, 1, due - decoded - 1}:
-            _end(ender, state, more)
-        decoder.push(state, [0] * (due - decoded))
-        decoded = due
+def decoder_geometries(config: DecoderConfig, block_tokens: int) -> DecoderGeometries:
+    """What the decoder's schedule makes of streams, up to any end."""
+    made = all_geometries(config, block_tokens)
+    running, ends = made.running, made.ends
     return DecoderGeometries(
-        condition=_geometries(running.windows, ends.windows, _window),
-        velocity=_geometries(running.velocities, ends.velocities, _frames),
-        f0=_geometries(running.f0s, ends.f0s, _frames),
-        vocoder=_geometries(running.waves, ends.waves, _frames_and_samples),
+        condition=_geometries(set(running.windows), set(ends.windows), _window),
+        velocity=_geometries({f for _, f in running.windows}, {f for _, f in ends.windows}, _frames),
+        f0=_geometries({c.f0 for c in running.chunks}, {c.f0 for c in ends.chunks}, _frames),
+        vocoder=_geometries({c.wave for c in running.chunks}, {c.wave for c in ends.chunks}, _frames_and_samples),
     )
 
 
@@ -120,13 +70,6 @@ def speech_profiles(max_frames: int) -> tuple[Profile, ...]:
         {BATCH: (1, 1, 1), "frames": (2, min(400, short), short)},
         {BATCH: (1, 1, 1), "frames": (2, max_frames // 4 * 2, max_frames)},
     )
-
-
-def _end(decoder: StreamingDecoder, state: StreamState, more_tokens: int) -> None:
-    """End a copy of a stream after so many further tokens."""
-    copy = replace(state, codes=[*state.codes, *[0] * more_tokens], ended=True)
-    while decoder.due(copy) is not None:
-        decoder.step([copy])
 
 
 def _geometries(running: set[Noted], ends: set[Noted], named: Callable[[Noted], Geometry]) -> Geometries:

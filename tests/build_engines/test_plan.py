@@ -18,7 +18,9 @@ from build_engines.sizes import read_sizes, released_sizes
 from vita_audio.checkpoint.random_weights.__main__ import write_random_checkpoint
 from vita_audio.checkpoint.sizes import RELEASED, TINY
 from vita_audio.contract.errors import CheckpointError, EngineError
-from vita_audio.decoding.decoder import StreamingDecoder
+from vita_audio.decoding.schedule import DecoderConfig
+from vita_audio.decoding.stream_buffers import StreamBuffers, ring_frames
+from vita_audio.engines.arrays import HostArrays
 from vita_audio.text.vocabulary import BASE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -163,16 +165,10 @@ def test_captured_calls() -> None:
 
 
 def test_decoder_state_is_what_a_stream_carries() -> None:
-    from build_engines.tensorrt_audio.profiles import NotingEngines
-
-    engines = NotingEngines(80, 10)
-    decoder = StreamingDecoder(engines, engines)
-    state = decoder.init(0)
-    for _ in range(100):
-        decoder.push(state, [0] * 7)
-        flow, vocoder = state.flow, state.vocoder
-        held = flow.context.nbytes + flow.held.nbytes + vocoder.mel.nbytes + vocoder.source.nbytes
-        assert held <= decoder_state_bytes(released_sizes())
+    config = DecoderConfig()
+    of = {streams: StreamBuffers(HostArrays(), config, streams, ring_frames(config, 10), 80) for streams in (1, 2)}
+    one, two = (sum(values.nbytes for values in (made.mel, made.held, made.source, made.phase)) for made in of.values())
+    assert two - one == decoder_state_bytes(released_sizes())
 
 
 def test_config_json_alone_is_enough(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from build_engines.onnxruntime.speech_tokenizer import export_speech_tokenizer
 from build_engines.onnxruntime.vocoder import export_vocoder
 from build_engines.tensorrt_audio.build import AUDIO_ENGINES, HALF_PRODUCTS, build_engine, compile_on_cpu, plan_engines
 from build_engines.tensorrt_audio.graphs import standard_graph
-from build_engines.tensorrt_audio.profiles import NotingEngines, decoder_geometries, profiles
+from build_engines.tensorrt_audio.profiles import decoder_geometries, profiles
+from decoding_doubles import NotingEngines
 from vita_audio.checkpoint.audio_decoder import load_flow, load_vocoder
 from vita_audio.checkpoint.random_weights.__main__ import write_random_checkpoint
 from vita_audio.checkpoint.sizes import TINY
@@ -170,7 +171,7 @@ def test_what_is_not_a_graph_is_refused(tmp_path: Path, graphs: Path) -> None:
 @given(st.integers(1, 400), st.lists(st.integers(1, 90), min_size=1, max_size=8))
 def test_profiles_take_every_stream_however_it_arrives(tokens: int, pieces: list[int]) -> None:
     config = DecoderConfig(flow_steps=1)
-    geometries = decoder_geometries(config, 4, 10)
+    geometries = decoder_geometries(config, 10)
     noted = NotingEngines(4, 10)
     decoder = StreamingDecoder(noted, noted, config)
     state = decoder.init(0)

@@ -3,75 +3,127 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from decoding_doubles import FlowDouble
 from vita_audio.decoding.flow_stream import (
     FlowState,
-    FlowWindow,
     WindowSpan,
     advance,
-    make_window,
+    make_mel,
     release_held,
-    run_windows,
+    solve,
+    weights_of_new,
+    window_inputs,
     window_start,
 )
 from vita_audio.decoding.noise import StreamNoise
 from vita_audio.decoding.schedule import DecoderConfig
+from vita_audio.decoding.stream_buffers import StreamBuffers
+from vita_audio.engines.arrays import Arrays, HostArrays
+from vita_audio.engines.torch_cuda.device_arrays import DeviceArrays
 
 CONFIG = DecoderConfig(flow_hold_back_frames=12, flow_fade_frames=4)
+ARRAYS = [HostArrays(), DeviceArrays(torch.device("cpu"))]
+both = pytest.mark.parametrize("arrays", ARRAYS, ids=["numpy", "torch"])
+SLOT, MELS = 2, 4
 
 
-def frames(values: list[float]) -> np.ndarray:
-    return np.tile(np.asarray(values, np.float32), (2, 1))
+class Ones:
+    """A flow whose mel is 1 everywhere; keeps what it was given."""
+
+    mel_channels, block_tokens, vocab_size = MELS, 10, 200
+
+    def __init__(self, arrays: Arrays) -> None:
+        self.arrays = arrays
+        self.cond: Any = None
+
+    def condition(self, tokens: Any, frame_token: Any) -> Any:
+        return self.arrays.zeros((len(tokens), MELS, frame_token.shape[-1]), "float32")
+
+    def velocity(self, x: Any, mu: Any, cond: Any, t: float) -> Any:
+        raise NotImplementedError
+
+    def solve(self, x: Any, mu: Any, cond: Any, times: list[float]) -> Any:
+        self.cond = np.asarray(cond)
+        return self.arrays.zeros(x.shape, "float32") + 1.0
 
 
-def test_held_frames_fade_into_those_made_again() -> None:
+def buffers_with(arrays: Arrays, mel: list[float]) -> StreamBuffers:
+    """Frame i of the stream in slot 2 is mel[i]; those that are held were made by the first decode."""
+    buffers = StreamBuffers(arrays, CONFIG, streams=3, frames=400, mel_channels=MELS)
+    values = np.tile(np.asarray(mel, np.float32)[:, None], (1, MELS))
+    buffers.mel[buffers.places(SLOT, 0, len(mel))] = values if arrays.xp is np else torch.from_numpy(values)
+    buffers.mel[:400] = buffers.held[:24] = float("nan")  # slot 0: of nobody
+    return buffers
+
+
+def decode(buffers: StreamBuffers, flow: Ones, state: FlowState, span: WindowSpan) -> np.ndarray:
+    """Frames of the stream after a window [frames]."""
+    row = window_inputs(buffers, SLOT, state, span, list(range(200)), StreamNoise(3), CONFIG, MELS)
+    up = (lambda a: a) if flow.arrays.xp is np else torch.from_numpy
+    make_mel(flow.arrays, flow, buffers, 4, {name: up(np.ascontiguousarray(a[None])) for name, a in row.items()})
+    return np.asarray(buffers.mel)[buffers.places(SLOT, 0, span.stop_frame), 0]
+
+
+@both
+def test_held_frames_fade_into_those_made_again(arrays: Arrays) -> None:
     """Over four frames the new ones gain a fifth each; behind them the window stands as it is."""
-    state = FlowState(8, 10, frames([0.0] * 10), held=frames([0.0] * 12))
-    new, voiced = advance(state, WindowSpan(0, 20, 0, 137), frames([1.0] * 137), CONFIG, 10, final=False)
-    assert voiced.shape == (2, 137 - 10 - 12)
-    np.testing.assert_allclose(voiced[0, :6], [0.2, 0.4, 0.6, 0.8, 1.0, 1.0], rtol=1e-6)
-    assert (new.decoded_tokens, new.final_frames, new.held.shape[1]) == (20, 125, 12)
-    np.testing.assert_array_equal(new.context[:, :10], 0.0)
-    np.testing.assert_array_equal(new.context[:, 10:], voiced)
+    buffers, flow = buffers_with(arrays, [5.0] * 10), Ones(arrays)
+    state, span = FlowState(8, 10, 12, decodes=1), WindowSpan(0, 20, 0, 137)
+    made = decode(buffers, flow, state, span)
+    np.testing.assert_array_equal(made[:10], 5.0)
+    np.testing.assert_allclose(made[10:16], [0.2, 0.4, 0.6, 0.8, 1.0, 1.0], rtol=1e-6)
+    np.testing.assert_array_equal(flow.cond[0, :, :10], 5.0)
+    assert not flow.cond[0, :, 10:].any()
+    # Again: what it faded from it has left alone.
+    np.testing.assert_array_equal(decode(buffers, flow, state, span), made)
+
+
+@both
+def test_the_next_window_fades_from_what_this_one_held(arrays: Arrays) -> None:
+    buffers, flow = buffers_with(arrays, []), Ones(arrays)
+    first, second = WindowSpan(0, 8, 0, 55), WindowSpan(0, 20, 0, 137)
+    decode(buffers, flow, FlowState(), first)
+    state = advance(FlowState(), first, CONFIG, final=False)
+    assert state == FlowState(8, 43, 12, 1)
+    held = np.asarray(buffers.held)[buffers.held_places(SLOT, 1, 43, 55)]
+    np.testing.assert_array_equal(held, 1.0)
+    flow.solve = lambda x, mu, cond, times: arrays.zeros(x.shape, "float32")  # type: ignore[method-assign]
+    np.testing.assert_allclose(decode(buffers, flow, state, second)[43:48], [0.8, 0.6, 0.4, 0.2, 0.0], atol=1e-6)
 
 
 @pytest.mark.parametrize(("held", "made", "faded"), [(2, 30, 2), (12, 3, 3), (0, 30, 0), (12, 30, 4)])
 def test_a_fade_is_no_longer_than_what_there_is(held: int, made: int, faded: int) -> None:
-    state = FlowState(8, 5, frames([0.0] * 5), held=frames([0.0] * held))
-    span = WindowSpan(0, 20, 0, 5 + made)
-    _, voiced = advance(state, span, frames([9.0] * 5 + [1.0] * made), CONFIG, 10, final=True)
-    expected = [(i + 1) / (faded + 1) for i in range(faded)] + [1.0] * (made - faded)
-    np.testing.assert_allclose(voiced[0], expected, rtol=1e-6)
+    weights = weights_of_new(FlowState(8, 5, held), WindowSpan(0, 20, 0, 5 + made), CONFIG)
+    expected = [0.0] * 5 + [(i + 1) / (faded + 1) for i in range(faded)] + [1.0] * (made - faded)
+    np.testing.assert_allclose(weights, expected, rtol=1e-6)
 
 
 def test_the_last_window_holds_nothing_and_a_short_one_everything() -> None:
-    state = FlowState(8, 5, frames([0.0] * 5), held=frames([]))
-    span = WindowSpan(0, 20, 0, 15)
-    new, voiced = advance(state, span, frames([1.0] * 15), CONFIG, 10, final=True)
-    assert (voiced.shape[1], new.held.shape[1], new.final_frames) == (10, 0, 15)
-    new, voiced = advance(state, span, frames([1.0] * 15), CONFIG, 10, final=False)
-    assert (voiced.shape[1], new.held.shape[1], new.final_frames) == (0, 10, 5)
-    after, rest = release_held(new)
-    assert (after.final_frames, after.held.shape[1], rest.shape[1], after.decoded_tokens) == (15, 0, 10, 20)
+    state, span = FlowState(8, 5), WindowSpan(0, 20, 0, 15)
+    assert advance(state, span, CONFIG, final=True) == FlowState(20, 15, 0, 1)
+    held = advance(state, span, CONFIG, final=False)
+    assert held == FlowState(20, 5, 10, 1)
+    assert release_held(held) == FlowState(20, 15, 0, 1)
 
 
 def test_a_window_is_given_the_final_frames_where_they_are() -> None:
-    """40 tokens from token 10 on: frames from 69 on; 90 are final, the context has the last 30 of them."""
-    context = np.arange(60, 90, dtype=np.float32)
-    state = FlowState(20, 90, frames(list(context)), held=frames([]))
-    noise = StreamNoise(3)
-    window = make_window(state, WindowSpan(10, 50, 69, 344), list(range(100, 160)), noise)
-    assert window.tokens.tolist() == list(range(110, 150))
-    np.testing.assert_array_equal(window.cond[0, :21], np.arange(69, 90))
-    assert not window.cond[:, 21:].any()
-    np.testing.assert_array_equal(window.noise, noise.flow(69, 344, 2))
-    assert window.frame_token.tolist() == [frame * 64 // 441 - 10 for frame in range(69, 344)]
-    fresh = make_window(FlowState.empty(2), WindowSpan(0, 8, 0, 55), list(range(8)), noise)
-    assert not fresh.cond.any()
+    """40 tokens from token 10 on: frames from 69 on, of which those before 90 are final."""
+    arrays, noise = HostArrays(), StreamNoise(3)
+    buffers, flow = buffers_with(arrays, [float(i) for i in range(90)]), Ones(arrays)
+    state, span = FlowState(20, 90), WindowSpan(10, 50, 69, 344)
+    row = window_inputs(buffers, SLOT, state, span, list(range(100, 160)), noise, CONFIG, MELS)
+    assert row["tokens"].tolist() == list(range(110, 150))
+    np.testing.assert_array_equal(row["noise"], noise.flow(69, 344, MELS))
+    assert row["frame_token"].tolist() == [frame * 64 // 441 - 10 for frame in range(69, 344)]
+    decode(buffers, flow, state, span)
+    np.testing.assert_array_equal(flow.cond[0, 0, :21], np.arange(69, 90))
+    assert not flow.cond[:, :, 21:].any()
 
 
 @pytest.mark.parametrize(("final", "start"), [(0, 0), (275, 0), (276, 10), (344, 10), (345, 20)])
@@ -88,8 +140,8 @@ def test_euler_steps_are_taken_from_the_start_of_each_on_the_cosine_grid() -> No
             asked.append(t)
             return np.full_like(x, t)
 
-    window = FlowWindow(np.arange(3), np.zeros(5, np.int64), np.zeros((4, 5), np.float32), np.zeros((4, 5), np.float32))
-    [mel] = run_windows(Linear(), [window], 4)
+    x = np.zeros((1, 4, 5), np.float32)
+    mel = solve(Linear(), x, x, x, 4)
     grid = [1 - np.cos(np.pi / 2 * i / 4) for i in range(5)]
     np.testing.assert_allclose(asked, grid[:4])
     np.testing.assert_allclose(mel, sum(a * (b - a) for a, b in pairwise(grid)), rtol=1e-5)

@@ -15,14 +15,13 @@ from safetensors.numpy import load_file
 from build_engines.onnxruntime.flow import export_flow
 from build_engines.onnxruntime.vocoder import export_vocoder
 from decoding_doubles import EVERY_20
+from mel_streams import waves_of
 from vita_audio.checkpoint.audio_decoder import load_flow, load_vocoder
 from vita_audio.contract.rates import mel_frames, output_samples
 from vita_audio.decoding.decoder import Pcm, StreamingDecoder
-from vita_audio.decoding.flow_stream import FlowWindow, run_windows
-from vita_audio.decoding.noise import StreamNoise
+from vita_audio.decoding.flow_stream import condition, solve
 from vita_audio.decoding.schedule import DecoderConfig
 from vita_audio.decoding.seams import PointMeasures, compare, measure, stream_all
-from vita_audio.decoding.vocoder_stream import MelChunk, VocoderState, run_chunks
 from vita_audio.engines.onnxruntime.audio import OnnxFlow, OnnxVocoder
 from vita_audio.engines.torch.audio import TorchFlow, TorchVocoder
 from vita_audio.models.flow import Flow
@@ -63,8 +62,8 @@ def test_a_window_integrates_to_the_authors_mel(decoder: StreamingDecoder, golde
         cond = np.zeros_like(noise)
         cond[:, : len(prompt)] = prompt.T
         one_shot_map = np.arange(frames) * len(tokens) // frames
-        window = FlowWindow(tokens=tokens, frame_token=one_shot_map, noise=noise, cond=cond)
-        [mel] = run_windows(decoder.flow, [window], int(data[f"{case}.steps"][0]))
+        mean = condition(decoder.flow, tokens[None], one_shot_map[None])
+        [mel] = solve(decoder.flow, noise[None], mean, cond[None], int(data[f"{case}.steps"][0]))
         expected = data[f"{case}.mel"][0]
         np.testing.assert_allclose(mel[:, len(prompt) :], expected, atol=1e-3 * np.abs(expected).max())
 
@@ -76,15 +75,8 @@ def test_chunked_vocoder_equals_one_shot(decoder: StreamingDecoder) -> None:
     @settings(max_examples=15, deadline=None, derandomize=True)
     def check(sizes: list[int], seed: int, spread: float) -> None:
         mel = np.random.default_rng(seed).normal(-3, spread, (channels, sum(sizes))).astype(np.float32)
-        noise, empty = StreamNoise(seed), VocoderState.empty(channels)
-        [(_, whole)] = run_chunks(vocoder, [MelChunk(empty, mel, noise, True)], config)
-        parts, state, at = [], empty, 0
-        for size in sizes:
-            [(state, wave)] = run_chunks(vocoder, [MelChunk(state, mel[:, at : at + size], noise, False)], config)
-            parts.append(wave)
-            at += size
-        [(_, wave)] = run_chunks(vocoder, [MelChunk(state, mel[:, :0], noise, True)], config)
-        chunked = np.concatenate([*parts, wave])
+        whole, _ = waves_of(vocoder, mel, [sum(sizes)], seed, config)
+        chunked, _ = waves_of(vocoder, mel, [*sizes, 0], seed, config)
         assert chunked.shape == whole.shape == (256 * sum(sizes),)
         np.testing.assert_allclose(chunked, whole, atol=1e-4)
 
@@ -93,18 +85,11 @@ def test_chunked_vocoder_equals_one_shot(decoder: StreamingDecoder) -> None:
 
 def test_a_shorter_hold_back_costs_little(decoder: StreamingDecoder) -> None:
     mel = np.random.default_rng(0).normal(-3, 1, (decoder.vocoder.mel_channels, 200)).astype(np.float32)
-    noise, empty = StreamNoise(1), VocoderState.empty(len(mel))
-    [(_, whole)] = run_chunks(decoder.vocoder, [MelChunk(empty, mel, noise, True)], DecoderConfig())
+    whole, _ = waves_of(decoder.vocoder, mel, [200], 1, DecoderConfig())
     errors = []
     for hold_back in (18, 10, 6):
         config = DecoderConfig(vocoder_hold_back_frames=hold_back)
-        parts, state = [], empty
-        for start in range(0, 200, 40):
-            final = start == 160
-            chunk = MelChunk(state, mel[:, start : start + 40], noise, final)
-            [(state, wave)] = run_chunks(decoder.vocoder, [chunk], config)
-            parts.append(wave)
-        difference = np.concatenate(parts) - whole
+        difference = waves_of(decoder.vocoder, mel, [40] * 5, 1, config)[0] - whole
         errors.append(float(np.sqrt(np.mean(difference**2) / np.mean(whole**2))))
     assert errors[0] < 1e-4
     assert errors[0] < errors[1] < errors[2] < 0.1

@@ -10,12 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from decoding_doubles import EVERY_20, FlowDouble, VocoderDouble
+from mel_streams import waves_of
 from vita_audio.contract.errors import EngineError
 from vita_audio.contract.rates import mel_frames, output_samples
-from vita_audio.decoding.decoder import StreamingDecoder, to_pcm
+from vita_audio.decoding.decoder import StreamingDecoder, StreamState
 from vita_audio.decoding.noise import StreamNoise
 from vita_audio.decoding.schedule import DecoderConfig
-from vita_audio.decoding.vocoder_stream import MelChunk, VocoderState, run_chunks
+from vita_audio.decoding.vocoder_stream import to_pcm
+from vita_audio.engines.arrays import HostArrays
 
 CONFIGS = [
     DecoderConfig(),
@@ -89,6 +91,11 @@ def test_a_code_is_in_every_window_from_its_arrival_to_the_end_of_the_context() 
     assert flow.seen_codes == [codes[:8], codes[:20], codes[:40], codes[:60], codes[20:80], codes[40:100]]
 
 
+def frames_of(decoder: StreamingDecoder, state: StreamState) -> np.ndarray:
+    """Final frames of a stream [frames, mels]; those that its ring has lost are some others."""
+    return decoder._buffers.mel[decoder._buffers.places(state.slot, 0, state.position.flow.final_frames)]
+
+
 def test_final_frames_condition_the_next_window_and_stay_as_they_are() -> None:
     conditions: list[tuple[np.ndarray, np.ndarray]] = []
 
@@ -100,42 +107,34 @@ def test_final_frames_condition_the_next_window_and_stay_as_they_are() -> None:
 
     decoder = StreamingDecoder(Recording(), VocoderDouble(), EVERY_20)
     state, noise = decoder.init(5), StreamNoise(5)
-    final = np.zeros((4, 0), np.float32)
     codes = codes_of(120)
     for start in range(0, 120, 10):
-        made = state.flow.final_frames
+        made = state.position.flow.final_frames
+        final = frames_of(decoder, state)
         decoder.push(state, codes[start : start + 10])
-        grown = state.flow.final_frames - made
-        if not grown:
+        if state.position.flow.final_frames == made:
             continue
         x, cond = conditions[-1]
-        stop = mel_frames(state.flow.decoded_tokens)
+        stop = mel_frames(state.position.flow.decoded_tokens)
         first = stop - x.shape[1]
         np.testing.assert_array_equal(x, noise.flow(first, stop, 4))
-        np.testing.assert_array_equal(cond[:, : made - first], final[:, first:])
+        np.testing.assert_array_equal(cond[:, : made - first], final[first:].T)
         assert not cond[:, made - first :].any()
         assert made - first >= mel_frames(30) - 2 or first == 0
-        final = np.concatenate([final, state.flow.context[:, state.flow.context.shape[1] - grown :]], axis=1)
-        assert state.flow.context.shape[1] <= mel_frames(40) + 2, "memory of a stream must not grow"
-        assert state.vocoder.mel.shape[1] <= 18 + 13 + 1
+        oldest = max(0, state.position.flow.final_frames - mel_frames(30))
+        np.testing.assert_array_equal(frames_of(decoder, state)[oldest:made], final[oldest:])
     assert len(conditions) == 7
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=12), st.integers(0, 100))
 @settings(max_examples=40, deadline=None)
 def test_chunked_vocoder_equals_one_shot(sizes: list[int], seed: int) -> None:
-    vocoder, noise, config = VocoderDouble(), StreamNoise(seed), DecoderConfig()
+    vocoder, config = VocoderDouble(), DecoderConfig()
     mel = np.random.default_rng(seed).standard_normal((4, sum(sizes))).astype(np.float32)
-    empty = VocoderState.empty(4)
-    [(_, whole)] = run_chunks(vocoder, [MelChunk(empty, mel, noise, True)], config)
-    parts, state, at = [], empty, 0
-    for size in sizes:
-        [(state, wave)] = run_chunks(vocoder, [MelChunk(state, mel[:, at : at + size], noise, False)], config)
-        at += size
-        parts.append(wave)
-        assert state.voiced_frames == max(0, at - 18)
-    [(state, wave)] = run_chunks(vocoder, [MelChunk(state, mel[:, :0], noise, True)], config)
-    np.testing.assert_allclose(np.concatenate([*parts, wave]), whole, atol=1e-5)
+    whole, _ = waves_of(vocoder, mel, [sum(sizes)], seed, config)
+    chunked, voiced = waves_of(vocoder, mel, [*sizes, 0], seed, config)
+    assert voiced == [*(max(0, int(at) - 18) for at in np.cumsum(sizes)), sum(sizes)]
+    np.testing.assert_allclose(chunked, whole, atol=1e-5)
 
 
 def test_batched_streams_equal_single_ones_and_share_the_calls() -> None:
@@ -205,10 +204,71 @@ def test_warm_up_runs_batches_up_to_the_first_that_holds_the_largest(most: int, 
 
 
 def test_pcm_has_one_constant_gain_and_clips() -> None:
-    wave = np.array([0.0, 0.5, -0.5, 0.99, -0.99, 1.5, -1.5], np.float32)
-    np.testing.assert_array_equal(to_pcm(wave), [0, 16384, -16384, 32439, -32439, 32767, -32768])
+    wave = np.array([[0.0, 0.5, -0.5, 0.99, -0.99, 1.5, -1.5], [0.0, np.nan, np.inf, 0, 0, 0, 1]], np.float32)
+    made = to_pcm(HostArrays(), wave)
+    np.testing.assert_array_equal(made[0], [0, 16384, -16384, 32439, -32439, 32767, -32768, 1])
+    assert made[1].tolist() == [0, 0, 0, 0, 0, 0, 32767, 0]
+    assert made.dtype == np.int16
+
+
+def test_a_wave_that_is_not_finite_is_the_fault_of_its_stream() -> None:
+    class Broken(VocoderDouble):
+        def synthesize(self, mel: np.ndarray, source: np.ndarray) -> np.ndarray:
+            wave = super().synthesize(mel, source)
+            wave[1:2, 300] = np.nan
+            return wave
+
+    decoder = StreamingDecoder(FlowDouble(), Broken(), EVERY_20)
+    states = [decoder.init(seed) for seed in range(3)]
+    for state in states:
+        decoder.feed(state, codes_of(8))
+    good, bad, fine = decoder.start(states).results()
+    assert len(good) == len(fine) == 256 * 25  # type: ignore[arg-type]
+    assert isinstance(bad, EngineError)
+    for state in states:
+        decoder.feed(state, codes_of(12))
     with pytest.raises(EngineError, match="not finite"):
-        to_pcm(np.array([0.0, np.nan], np.float32))
+        decoder.step(states)
+
+
+def test_a_slot_is_free_again_when_its_stream_is_gone() -> None:
+    decoder = StreamingDecoder(FlowDouble(), VocoderDouble(), EVERY_20, streams=2)
+    expected = stream(make(), codes_of(100), [], seed=1)[0]
+    first, second = decoder.init(0), decoder.init(1)
+    assert {first.slot, second.slot} == {1, 2}
+    with pytest.raises(EngineError, match="streams: 2 are decoded"):
+        decoder.init(2)
+    decoder.push(first, codes_of(60))
+    del first
+    for _ in range(3):  # whatever the last stream left there
+        np.testing.assert_array_equal(stream(decoder, codes_of(100), [33], seed=1)[0], expected)
+
+
+@given(st.integers(1, 170), st.integers(0, 3), st.sampled_from(range(len(CONFIGS))))
+@settings(max_examples=20, deadline=None)
+def test_a_decode_that_failed_can_be_repeated(count: int, fails: int, which: int) -> None:
+    """The flow has run and the vocoder not: what the flow made must not be taken for what was there before."""
+    fail = [False]
+
+    class Failing(VocoderDouble):
+        def synthesize(self, mel: np.ndarray, source: np.ndarray) -> np.ndarray:
+            if fail[0]:
+                raise RuntimeError("out of order")
+            return super().synthesize(mel, source)
+
+    decoder = StreamingDecoder(FlowDouble(), Failing(), CONFIGS[which])
+    state, parts = decoder.init(3), [np.zeros(0, np.int16)]
+    decoder.feed(state, codes_of(count), end=True)
+    number = 0
+    while decoder.due(state) is not None:
+        if number == fails:
+            fail[0] = True
+            with pytest.raises(RuntimeError):
+                decoder.step([state])
+            fail[0] = False
+        parts += decoder.step([state])
+        number += 1
+    np.testing.assert_array_equal(np.concatenate(parts), stream(make(CONFIGS[which]), codes_of(count), [], seed=3)[0])
 
 
 def test_misuse_is_refused() -> None:

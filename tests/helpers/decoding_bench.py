@@ -132,7 +132,7 @@ def make(
             stop(message.stream)
 
     service = DecodingService(
-        StreamingDecoder(flow, vocoder, EVERY_20),
+        StreamingDecoder(flow, vocoder, EVERY_20, streams=128),
         VocabularyDouble(),
         DetokenizerDouble,
         notify,

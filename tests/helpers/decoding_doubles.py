@@ -6,6 +6,8 @@ and its f0 at 5.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import numpy as np
 
 from vita_audio.contract.rates import MEL_HOP_SAMPLES
@@ -58,6 +60,37 @@ class FlowDouble:
         local = mu + 0.3 * shifted(mu, 1) + 0.3 * shifted(mu, -1) + 0.1 * shifted(cond, 1)
         out: Floats = (local + 0.1 * mu.mean((1, 2), keepdims=True) - (1 - 0.1 * t) * x).astype(np.float32)
         return out
+
+
+@dataclass(slots=True)
+class NotingEngines:
+    """A flow and a vocoder that note the geometries they are asked for."""
+
+    mel_channels: int
+    block_tokens: int
+    harmonics: int = 1
+    source_weight: Floats = field(default_factory=lambda: np.ones(1, np.float32))
+    source_bias: float = 0.0
+    windows: set[tuple[int, int]] = field(default_factory=set)  # tokens, frames
+    velocities: set[int] = field(default_factory=set)  # frames, as those below
+    f0s: set[int] = field(default_factory=set)
+    waves: set[int] = field(default_factory=set)
+
+    def condition(self, tokens: Ints, frame_token: Ints) -> Floats:
+        self.windows.add((tokens.shape[1], len(frame_token)))
+        return np.zeros((len(tokens), self.mel_channels, len(frame_token)), np.float32)
+
+    def velocity(self, x: Floats, mu: Floats, cond: Floats, t: float) -> Floats:
+        self.velocities.add(x.shape[2])
+        return np.zeros_like(x)
+
+    def f0(self, mel: Floats) -> Floats:
+        self.f0s.add(mel.shape[2])
+        return np.zeros((len(mel), mel.shape[2]), np.float32)
+
+    def synthesize(self, mel: Floats, source: Floats) -> Floats:
+        self.waves.add(mel.shape[2])
+        return np.zeros_like(source)
 
 
 class VocoderDouble:

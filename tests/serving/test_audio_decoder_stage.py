@@ -158,8 +158,8 @@ def test_a_stage_is_what_the_settings_of_its_server_say(monkeypatch: pytest.Monk
     called: dict[str, tuple] = {}
 
     class Decoder:
-        def __init__(self, *engines: str) -> None:
-            called["decoder"] = engines
+        def __init__(self, *engines: str, streams: int) -> None:
+            called["decoder"], called["streams"] = engines, (streams,)
 
         def warm_up(self, *batch: int, **_: object) -> None:
             called["warm_up"] = batch
@@ -189,4 +189,4 @@ def test_a_stage_is_what_the_settings_of_its_server_say(monkeypatch: pytest.Monk
     assert isinstance(decoder, Decoder)
     assert vocabulary.end_tokens == END_TOKENS
     assert others == [tokenizer.detokenizer, notify, BATCH]
-    assert called["max_streams"][0] >= SLOTS + QUEUE
+    assert called["streams"][0] > called["max_streams"][0] >= SLOTS + QUEUE

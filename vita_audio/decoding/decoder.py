@@ -2,45 +2,75 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vita_audio.contract.errors import EngineError
-from vita_audio.contract.rates import mel_frames
-from vita_audio.decoding.flow_stream import (
-    FlowState,
-    WindowSpan,
-    advance,
-    make_window,
-    release_held,
-    run_windows,
-    window_span,
-)
+from vita_audio.decoding.batching import groups_of, stacked
+from vita_audio.decoding.flow_stream import make_mel, window_inputs, window_shapes
+from vita_audio.decoding.geometries import Geometries, all_geometries
 from vita_audio.decoding.noise import StreamNoise
-from vita_audio.decoding.schedule import DecoderConfig, next_decode
-from vita_audio.decoding.vocoder_stream import MelChunk, VocoderState, run_chunks
-from vita_audio.engines.interface import Floats, FlowEngine, VocoderEngine
+from vita_audio.decoding.plan import Decode, Position, plan_decode, plan_offline
+from vita_audio.decoding.schedule import DecoderConfig
+from vita_audio.decoding.stream_buffers import StreamBuffers, ring_frames
+from vita_audio.decoding.vocoder_stream import (
+    VocoderGeometry,
+    Voice,
+    chunk_inputs,
+    chunk_shapes,
+    make_pcm,
+)
+from vita_audio.engines.arrays import Arrays, DeviceEngine, DeviceFlowEngine, Function, HostArrays, Inputs, Reading
+from vita_audio.engines.interface import FlowEngine, Ints, VocoderEngine
+from vita_audio.engines.limits import check_condition
 
 Pcm = NDArray[np.int16]
 
 
-@dataclass(slots=True)
+@dataclass(eq=False)
 class StreamState:
-    """One stream: its codes so far and what the flow and the vocoder carry. Made by `StreamingDecoder.init`."""
+    """One stream: its codes so far and how far it is decoded. Made by `StreamingDecoder.init`.
+
+    What flow and vocoder carry is in a slot of the decoder's buffers, which is free again when the state is gone.
+    """
 
     noise: StreamNoise
-    flow: FlowState
-    vocoder: VocoderState
+    voice: Voice
+    slot: int
+    position: Position = field(default_factory=Position)
     codes: list[int] = field(default_factory=list)
     ended: bool = False  # no more codes will come
 
     @property
     def voiced_frames(self) -> int:
         """Mel frames whose samples have been returned."""
-        return self.vocoder.voiced_frames
+        return self.position.vocoder.voiced_frames
+
+
+class Decoding:
+    """Decodes under way, of the streams of one `StreamingDecoder.start`."""
+
+    def __init__(self, decodes: Sequence[Decode], readings: Sequence[tuple[list[int], Reading]]) -> None:
+        self._decodes, self._readings = decodes, readings
+
+    @property
+    def ready(self) -> bool:
+        """Whether `results` would not wait."""
+        return all(reading.ready for _, reading in self._readings)
+
+    def results(self) -> list[Pcm | EngineError]:
+        """New samples of each stream (may be empty), or what is wrong with them; waits for the engines."""
+        results: list[Pcm | EngineError] = [np.zeros(0, np.int16) for _ in self._decodes]
+        for positions, reading in self._readings:
+            for position, row in zip(positions, reading.get(), strict=True):
+                finite = bool(row[-1])
+                results[position] = self._decodes[position].chunk.voiced(row[:-1]) if finite else _not_finite()
+        return results
 
 
 class StreamingDecoder:
@@ -50,14 +80,17 @@ class StreamingDecoder:
     (but for float rounding in larger batches) of the other streams. N codes give `contract.output_samples(N)` samples.
 
     Args:
-        flow, vocoder: the engines.
+        flow, vocoder: the engines; both take tensors of one device, or both NumPy arrays.
         config: chunk schedule, context and hold-backs.
+        streams: that are decoded at the same time; each takes some 800 kB on the engines' device.
 
     Raises:
         EngineError: the engines do not fit together, or `config` does not fit the flow's block grid.
     """
 
-    def __init__(self, flow: FlowEngine, vocoder: VocoderEngine, config: DecoderConfig | None = None) -> None:
+    def __init__(
+        self, flow: FlowEngine, vocoder: VocoderEngine, config: DecoderConfig | None = None, streams: int = 64
+    ) -> None:
         self.flow, self.vocoder = flow, vocoder
         self.config = config or DecoderConfig()
         self.config.check_grid(flow.block_tokens)
@@ -66,11 +99,24 @@ class StreamingDecoder:
                 f"flow makes {flow.mel_channels} mel channels but the vocoder takes {vocoder.mel_channels}: "
                 "build both engines from one checkpoint"
             )
+        self._arrays: Arrays = HostArrays()
+        # On a device an engine cannot look at its inputs: codes that it does not know are refused here.
+        self._vocab_size: int | None = None
+        if isinstance(flow, DeviceFlowEngine) and isinstance(vocoder, DeviceEngine):
+            self._arrays, self._vocab_size = flow.arrays, flow.vocab_size
+        self._buffers = self._new_buffers(streams, ring_frames(self.config, flow.block_tokens))
+        self._make_mel, self._make_pcm = (self._arrays.program(step) for step in self._steps(self._buffers))
 
     def init(self, seed: int) -> StreamState:
-        """The state of a new stream; `seed` fixes its noise."""
-        channels = self.flow.mel_channels
-        return StreamState(StreamNoise(seed), FlowState.empty(channels), VocoderState.empty(channels))
+        """The state of a new stream; `seed` fixes its noise.
+
+        Raises:
+            EngineError: as many streams are decoded as there is room for.
+        """
+        noise = StreamNoise(seed)
+        state = StreamState(noise, Voice.of(self.vocoder, noise), self._buffers.take())
+        weakref.finalize(state, self._buffers.give_back, state.slot)
+        return state
 
     def feed(self, state: StreamState, codes: Iterable[int], end: bool = False) -> None:
         """Append audio codes without decoding; `end` says that these were the last."""
@@ -87,36 +133,44 @@ class StreamingDecoder:
         due = self._due(state)
         return None if due is None else 0 if due.span is None else due.span.frames
 
-    def step(self, states: Sequence[StreamState]) -> list[Pcm]:
-        """Run the one decode that is due for each of these streams, batched; new samples of each (may be empty).
+    def start(self, states: Sequence[StreamState]) -> Decoding:
+        """Begin the one decode that is due for each of these streams, batched. On a GPU it goes on after the return.
 
-        If an engine raises, no state has changed: the call may be repeated with fewer streams.
+        If this raises, no state has changed: the call may be repeated with fewer streams.
 
         Raises:
-            EngineError: nothing is due for a stream, or a wave is not finite.
+            EngineError: nothing is due for a stream, or it has codes that the flow does not know.
         """
-        decodes = [self._due(state) for state in states]
-        windows = [
-            make_window(state.flow, due.span, state.codes, state.noise)
-            for state, due in zip(states, decodes, strict=True)
-            if due is not None and due.span is not None
-        ]
-        mels = iter(run_windows(self.flow, windows, self.config.flow_steps))
-        flows, chunks = [], []
-        for state, due in zip(states, decodes, strict=True):
-            if due is None:
+        decodes = []
+        for state in states:
+            decode = self._due(state)
+            if decode is None:
                 raise EngineError("no decode is due for the stream: ask `due` first")
-            if due.span is None:
-                flow, voiced = release_held(state.flow)
-            else:
-                flow, voiced = advance(state.flow, due.span, next(mels), self.config, self.flow.block_tokens, due.final)
-            flows.append(flow)
-            chunks.append(MelChunk(state.vocoder, voiced, state.noise, due.final))
-        vocoded = run_chunks(self.vocoder, chunks, self.config)
-        pcm = [to_pcm(wave) for _, wave in vocoded]
-        for state, flow, (vocoder, _) in zip(states, flows, vocoded, strict=True):
-            state.flow, state.vocoder = flow, vocoder
-        return pcm
+            decodes.append(decode)
+        due = list(zip(states, decodes, strict=True))
+        windows = [
+            self._windows(self._buffers, [due[i] for i in group])
+            for frames, group in groups_of(decodes, lambda decode: decode.span and decode.span.frames).items()
+            if frames is not None
+        ]
+        for window in windows:  # all codes were looked at: from here on only an engine can fail
+            self._make_mel(window)
+        readings = []
+        for geometry, group in groups_of(decodes, lambda decode: decode.chunk.geometry).items():
+            if geometry is not None:
+                chunks = self._chunks(self._buffers, [due[i] for i in group], geometry)
+                readings.append((group, self._make_pcm(chunks)))
+        for state, decode in zip(states, decodes, strict=True):
+            state.position = decode.after
+        return Decoding(decodes, readings)
+
+    def step(self, states: Sequence[StreamState]) -> list[Pcm]:
+        """Run the one decode that is due for each of these streams to its end; new samples of each (may be empty).
+
+        Raises:
+            EngineError: as `start`, or a wave is not finite.
+        """
+        return _checked(self.start(states).results())
 
     def push(self, state: StreamState, codes: Iterable[int]) -> Pcm:
         """Append codes and run every decode they make due; the new samples, int16 (empty while all is held back)."""
@@ -132,44 +186,81 @@ class StreamingDecoder:
         """All codes in one flow window and one vocoder call: what streaming is measured against. int16 samples."""
         if not codes:
             return np.zeros(0, np.int16)
-        state = self.init(seed)
-        span = WindowSpan(0, len(codes), 0, mel_frames(len(codes)))
-        window = make_window(state.flow, span, [int(code) for code in codes], state.noise)
-        mel = run_windows(self.flow, [window], self.config.flow_steps)[0]
-        (_, wave), *_ = run_chunks(self.vocoder, [MelChunk(state.vocoder, mel, state.noise, final=True)], self.config)
-        return to_pcm(wave)
+        decode = plan_offline(self.config, len(codes))
+        noise = StreamNoise(seed)
+        state = StreamState(noise, Voice.of(self.vocoder, noise), slot=1, codes=[int(code) for code in codes])
+        assert decode.span is not None
+        assert decode.chunk.geometry is not None
+        buffers = self._new_buffers(streams=1, frames=decode.span.frames)
+        make_mel, make_pcm = (self._arrays.program(step) for step in self._steps(buffers))
+        make_mel(self._windows(buffers, [(state, decode)]))
+        reading = make_pcm(self._chunks(buffers, [(state, decode)], decode.chunk.geometry))
+        return _checked(Decoding([decode], [([0], reading)]).results())[0]
 
     def warm_up(self, max_batch: int = 1, first_chunk_only: bool = False) -> None:
-        """Decode streams of silent codes through every geometry that running streams have, in batches of 1, 2, 4, ...
-        to the first that holds `max_batch`, so that no client waits for what an engine does once for a shape.
+        """Prepare every geometry that running streams have, in batches of 1, 2, 4, ... to the first that holds
+        `max_batch`, and one stream's every end: so that no client waits for what an engine does once for a shape.
 
         Args:
-            first_chunk_only: for engines that do nothing once for a shape: a stream's first decode and its end.
+            first_chunk_only: for engines that do nothing once for a shape: a stream's first decode alone.
         """
-        config = self.config
-        steady = config.context_tokens + sum(config.chunk_tokens) + 2 * config.chunk_tokens[-1]
-        tokens = config.first_chunk_tokens if first_chunk_only else steady
-        batch = 1
-        while batch < 2 * max_batch:
-            states = [self.init(seed) for seed in range(batch)]
-            for state in states:
-                self.feed(state, [0] * tokens, end=True)
-            while self.due(states[0]) is not None:
-                self.step(states)
-            batch *= 2
+        geometries = all_geometries(self.config, self.flow.block_tokens)
+        running, ends = geometries.running, geometries.ends
+        if first_chunk_only:
+            running, ends = Geometries(running.windows[:1], running.chunks[:1]), Geometries([], [])
+        # The largest first: smaller graphs then find their memory in the pool.
+        batches = [1]
+        while batches[-1] < max_batch:
+            batches.append(2 * batches[-1])
+        for batch in reversed(batches):
+            self._prepare(running, batch)
+        if self._vocab_size is not None:
+            self._prepare(ends, 1)
 
-    def _due(self, state: StreamState) -> _Due | None:
-        tokens, decoded = len(state.codes), state.flow.decoded_tokens
-        stop = next_decode(self.config, decoded)
-        if tokens >= stop:
-            return _Due(self._span(state, stop), final=False)
-        if not state.ended or state.voiced_frames == mel_frames(tokens):
-            return None
-        # The flush. Frames that were made at this very token count are not made again.
-        return _Due(self._span(state, tokens) if tokens > decoded else None, final=True)
+    def _prepare(self, geometries: Geometries, batch: int) -> None:
+        for tokens, frames in sorted(geometries.windows, reverse=True):
+            row = window_shapes(self._buffers, tokens, frames, self.flow.mel_channels)
+            self._make_mel.prepare(stacked([row] * batch))
+        for geometry in sorted(geometries.chunks, key=lambda chunk: -chunk.wave):
+            row = chunk_shapes(self._buffers, geometry, self.vocoder.harmonics)
+            self._make_pcm.prepare({**stacked([row] * batch), "f0_frames": _f0_frames(geometry)})
 
-    def _span(self, state: StreamState, stop_token: int) -> WindowSpan:
-        return window_span(state.flow.final_frames, stop_token, self.config.context_tokens, self.flow.block_tokens)
+    def _due(self, state: StreamState) -> Decode | None:
+        return plan_decode(self.config, self.flow.block_tokens, state.position, len(state.codes), state.ended)
+
+    def _new_buffers(self, streams: int, frames: int) -> StreamBuffers:
+        return StreamBuffers(self._arrays, self.config, streams, frames, self.flow.mel_channels)
+
+    def _steps(self, buffers: StreamBuffers) -> tuple[Function, Function]:
+        """The two functions that a decode is."""
+        arrays = self._arrays
+        return (
+            partial(make_mel, arrays, self.flow, buffers, self.config.flow_steps),
+            partial(make_pcm, arrays, self.vocoder, buffers),
+        )
+
+    def _windows(self, buffers: StreamBuffers, due: Sequence[tuple[StreamState, Decode]]) -> Inputs:
+        """Inputs of the flow, of streams whose windows have equal geometry."""
+        rows = []
+        for state, decode in due:
+            assert decode.span is not None
+            rows.append(
+                window_inputs(
+                    buffers, state.slot, state.position.flow, decode.span, state.codes, state.noise, self.config,
+                    self.flow.mel_channels,
+                )
+            )  # fmt: skip
+        inputs = stacked(rows)
+        if self._vocab_size is not None:
+            check_condition(inputs["tokens"], inputs["frame_token"], self._vocab_size)
+        return inputs
+
+    def _chunks(
+        self, buffers: StreamBuffers, due: Sequence[tuple[StreamState, Decode]], geometry: VocoderGeometry
+    ) -> Inputs:
+        """Inputs of the vocoder, of streams whose chunks have this geometry."""
+        rows = [chunk_inputs(buffers, state.slot, decode.chunk, state.noise, state.voice) for state, decode in due]
+        return {**stacked(rows), "f0_frames": _f0_frames(geometry)}
 
     def _drain(self, state: StreamState) -> Pcm:
         parts = [np.zeros(0, np.int16)]
@@ -178,20 +269,20 @@ class StreamingDecoder:
         return np.concatenate(parts)
 
 
-@dataclass(frozen=True, slots=True)
-class _Due:
-    """A decode that can run now: its flow window (None: only voice the held frames) and whether it ends the stream."""
-
-    span: WindowSpan | None
-    final: bool
+def _f0_frames(geometry: VocoderGeometry) -> Ints:
+    """Which of the f0 predictor's frames get a source."""
+    return np.arange(geometry.before, geometry.before + geometry.source)
 
 
-def to_pcm(wave: Floats) -> Pcm:
-    """float samples in [-1, 1] -> int16 by one constant gain, the same for every chunk.
+def _not_finite() -> EngineError:
+    return EngineError("the vocoder made samples that are not finite: the mel or the weights are broken")
 
-    Raises:
-        EngineError: the wave has a value that is not finite.
-    """
-    if not np.isfinite(wave).all():
-        raise EngineError("the vocoder made samples that are not finite: the mel or the weights are broken")
-    return np.clip(np.rint(wave * 32767.0), -32768, 32767).astype(np.int16)
+
+def _checked(results: Sequence[Pcm | EngineError]) -> list[Pcm]:
+    """Raises the first error."""
+    made = []
+    for result in results:
+        if isinstance(result, EngineError):
+            raise result
+        made.append(result)
+    return made

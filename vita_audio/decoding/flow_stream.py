@@ -7,33 +7,32 @@ first frame that is not final. Its condition holds the final frames; its start n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vita_audio.contract.rates import FRAMES_PER_TOKEN_DENOMINATOR, FRAMES_PER_TOKEN_NUMERATOR, mel_frames
 from vita_audio.decoding.batching import run_grouped
-from vita_audio.decoding.frames import first_frame_of, token_of_frame
+from vita_audio.decoding.frames import token_of_frame
 from vita_audio.decoding.noise import StreamNoise
 from vita_audio.decoding.schedule import DecoderConfig
-from vita_audio.engines.interface import Floats, FlowEngine, Ints, SolvingFlowEngine
+from vita_audio.decoding.stream_buffers import StreamBuffers
+from vita_audio.engines.arrays import Array, Arrays
+from vita_audio.engines.interface import FlowEngine, SolvingFlowEngine
 
 
 @dataclass(frozen=True, slots=True)
 class FlowState:
-    """What a stream's next window needs. Frames are absolute; a decode makes a new state."""
+    """How far the flow of a stream is. Frames are absolute; a decode makes a new state."""
 
-    decoded_tokens: int
-    final_frames: int  # frames [0, final_frames) will never change
-    context: Floats  # [mels, frames] final frames that end at final_frames
-    held: Floats  # [mels, frames] made, but not final, from final_frames on
-
-    @classmethod
-    def empty(cls, mel_channels: int) -> FlowState:
-        nothing = np.zeros((mel_channels, 0), np.float32)
-        return cls(decoded_tokens=0, final_frames=0, context=nothing, held=nothing)
+    decoded_tokens: int = 0
+    final_frames: int = 0  # frames [0, final_frames) will never change
+    held_frames: int = 0  # made, but not final, from final_frames on
+    decodes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,18 +45,12 @@ class WindowSpan:
     stop_frame: int
 
     @property
+    def tokens(self) -> int:
+        return self.stop_token - self.first_token
+
+    @property
     def frames(self) -> int:
         return self.stop_frame - self.first_frame
-
-
-@dataclass(frozen=True, slots=True)
-class FlowWindow:
-    """The inputs of the flow engine for one stream's window of N tokens and F frames."""
-
-    tokens: Ints  # [N]
-    frame_token: Ints  # [F] window token of each frame
-    noise: Floats  # [mels, F] the flow's start
-    cond: Floats  # [mels, F] final mels, then zeros
 
 
 def window_start(final_frames: int, context_tokens: int, block_tokens: int) -> int:
@@ -79,70 +72,96 @@ def window_span(final_frames: int, stop_token: int, context_tokens: int, block_t
     return WindowSpan(first_token, stop_token, stop_frame - frames, stop_frame)
 
 
-def make_window(state: FlowState, span: WindowSpan, codes: Sequence[int], noise: StreamNoise) -> FlowWindow:
-    """Engine inputs of `span`; codes are all audio codes of the stream so far."""
-    mel_channels = len(state.context)
-    frames = np.arange(span.first_frame, span.stop_frame, dtype=np.int64)
-    known = state.final_frames - span.first_frame
-    cond = np.zeros((mel_channels, span.frames), np.float32)
-    if known:
-        cond[:, :known] = state.context[:, -known:]
-    return FlowWindow(
-        tokens=np.asarray(codes[span.first_token : span.stop_token], np.int64),
-        frame_token=frames * FRAMES_PER_TOKEN_DENOMINATOR // FRAMES_PER_TOKEN_NUMERATOR - span.first_token,
-        noise=noise.flow(span.first_frame, span.stop_frame, mel_channels),
-        cond=cond,
-    )
+def advance(state: FlowState, span: WindowSpan, config: DecoderConfig, final: bool) -> FlowState:
+    """The state after a window. Unless `final`, its last frames are held back."""
+    made = span.stop_frame - state.final_frames
+    keep = made if final else max(0, made - config.flow_hold_back_frames)
+    return FlowState(span.stop_token, state.final_frames + keep, made - keep, state.decodes + 1)
 
 
-def run_windows(flow: FlowEngine, windows: Sequence[FlowWindow], steps: int) -> list[Floats]:
-    """Mel [mels, F] of each window: Euler steps on the cosine grid t_i = 1 - cos(pi/2 * i / steps).
-
-    Windows with equally many frames share the estimator calls, those with equal frame maps the token encoder's too. An
-    engine that takes all steps itself is asked once.
-    """
-    mu = run_grouped(
-        windows,
-        key=lambda window: (len(window.tokens), window.frame_token.tobytes()),
-        run=lambda group: flow.condition(np.stack([window.tokens for window in group]), group[0].frame_token),
-    )
-    times = 1.0 - np.cos(np.pi / 2 * np.arange(steps + 1) / steps)
-
-    def integrate(group: list[tuple[FlowWindow, Floats]]) -> Floats:
-        x = np.stack([window.noise for window, _ in group])  # [windows, mels, F]
-        cond = np.stack([window.cond for window, _ in group])
-        means = np.stack([mean for _, mean in group])
-        if isinstance(flow, SolvingFlowEngine):
-            return flow.solve(x, means, cond, times.tolist())
-        for start, stop in pairwise(times):
-            x = x + np.float32(stop - start) * flow.velocity(x, means, cond, float(start))
-        return x
-
-    return run_grouped(list(zip(windows, mu, strict=True)), key=lambda item: item[0].cond.shape[1], run=integrate)
-
-
-def advance(
-    state: FlowState, span: WindowSpan, mel: Floats, config: DecoderConfig, block_tokens: int, final: bool
-) -> tuple[FlowState, Floats]:
-    """Take a window's mel [mels, F] into the stream: the new state and the frames [mels, k] that became final.
-
-    Held frames fade into those made again; unless `final`, the last frames are held back in turn.
-    """
-    made = mel[:, state.final_frames - span.first_frame :].copy()
-    fade = min(config.flow_fade_frames, state.held.shape[1], made.shape[1])
-    if fade:
-        weight = np.arange(1, fade + 1, dtype=np.float32) / (fade + 1)
-        made[:, :fade] = (1 - weight) * state.held[:, :fade] + weight * made[:, :fade]
-    keep = made.shape[1] if final else max(0, made.shape[1] - config.flow_hold_back_frames)
-    voiced, held = made[:, :keep], made[:, keep:]
-    final_frames = state.final_frames + keep
-    oldest = first_frame_of(window_start(final_frames, config.context_tokens, block_tokens))
-    context = np.concatenate([state.context, voiced], axis=1)
-    context = context[:, max(0, context.shape[1] - (final_frames - oldest)) :]
-    return FlowState(span.stop_token, final_frames, context, held), voiced
-
-
-def release_held(state: FlowState) -> tuple[FlowState, Floats]:
+def release_held(state: FlowState) -> FlowState:
     """End of a stream without new tokens: the held frames become final as they are."""
-    final_frames = state.final_frames + state.held.shape[1]
-    return FlowState(state.decoded_tokens, final_frames, state.context, state.held[:, :0]), state.held
+    return replace(state, final_frames=state.final_frames + state.held_frames, held_frames=0)
+
+
+def weights_of_new(state: FlowState, span: WindowSpan, config: DecoderConfig) -> NDArray[np.float32]:
+    """Share of what a window makes of each frame in what the frame becomes [F]: 0 in final frames, 1 in new ones, in
+    between where held frames fade into those made again."""
+    known, made = state.final_frames - span.first_frame, span.stop_frame - state.final_frames
+    fade = min(config.flow_fade_frames, state.held_frames, made)
+    weights = np.ones(span.frames, np.float32)
+    weights[:known] = 0.0
+    weights[known : known + fade] = np.arange(1, fade + 1, dtype=np.float32) / (fade + 1)
+    return weights
+
+
+def window_inputs(
+    buffers: StreamBuffers, slot: int, state: FlowState, span: WindowSpan, codes: Sequence[int], noise: StreamNoise,
+    config: DecoderConfig, mel_channels: int,
+) -> dict[str, NDArray[Any]]:  # fmt: skip
+    """A stream's row of the inputs of `make_mel`; codes are all audio codes of the stream so far."""
+    first, stop = span.first_frame, span.stop_frame
+    frames = np.arange(first, stop, dtype=np.int64)
+    held = max(first, stop - buffers.held_frames)
+    return {
+        "tokens": np.asarray(codes[span.first_token : span.stop_token], np.int64),  # [N]
+        # [F] window token of each frame
+        "frame_token": frames * FRAMES_PER_TOKEN_DENOMINATOR // FRAMES_PER_TOKEN_NUMERATOR - span.first_token,
+        "noise": noise.flow(first, stop, mel_channels),  # [mels, F]
+        "place": buffers.places(slot, first, stop),  # [F]
+        "weight": weights_of_new(state, span, config),  # [F]
+        "held_place": buffers.held_places(slot, state.decodes, first, stop),  # [F]
+        "new_held_place": buffers.held_places(slot, state.decodes + 1, held, stop),  # [held]
+    }
+
+
+def window_shapes(buffers: StreamBuffers, tokens: int, frames: int, mel_channels: int) -> dict[str, NDArray[Any]]:
+    """Zeros in place of `window_inputs`, for a geometry of N tokens and F frames."""
+    one = WindowSpan(0, tokens, 0, frames)
+    row = window_inputs(buffers, 0, FlowState(), one, [0] * tokens, StreamNoise(0), DecoderConfig(), mel_channels)
+    return {name: np.zeros_like(values) for name, values in row.items()}
+
+
+def make_mel(arrays: Arrays, flow: FlowEngine, buffers: StreamBuffers, steps: int, inputs: Mapping[str, Array]) -> None:
+    """Run the flow on windows of equal geometry and take their frames into the buffers.
+
+    Euler steps on the cosine grid t_i = 1 - cos(pi/2 * i / steps); then held frames fade into those made again.
+    """
+    xp, place = arrays.xp, inputs["place"]
+    weight = inputs["weight"][:, :, None]
+    known = buffers.mel[place]  # [B, F, mels]
+    mean = condition(flow, inputs["tokens"], inputs["frame_token"])
+    cond = xp.swapaxes(xp.where(weight == 0, known, xp.zeros_like(known)), 1, 2)
+    x = solve(flow, inputs["noise"], mean, cond, steps)
+    mel = xp.swapaxes(x, 1, 2)
+    held = buffers.held[inputs["held_place"]]
+    made = xp.where(weight == 1, mel, (1 - weight) * held + weight * mel)
+    buffers.mel[place] = xp.where(weight == 0, known, made)
+    new_held = inputs["new_held_place"]
+    buffers.held[new_held] = made[:, made.shape[1] - new_held.shape[1] :]
+
+
+def solve(flow: FlowEngine, x: Array, mean: Array, cond: Array, steps: int) -> Array:
+    """The mel [B, mels, F] that the flow makes of noise x; mean (of `condition`) and cond have its shape."""
+    times = 1.0 - np.cos(np.pi / 2 * np.arange(steps + 1) / steps)
+    if isinstance(flow, SolvingFlowEngine):
+        return flow.solve(x, mean, cond, times.tolist())
+    for start, stop in pairwise(times):
+        x = x + float(np.float32(stop - start)) * flow.velocity(x, mean, cond, float(start))
+    return x
+
+
+def condition(flow: FlowEngine, tokens: Array, frame_token: Array) -> Array:
+    """Mean of windows that each have a frame map of their own: tokens [B, N], frame_token [B, F] -> [B, mels, F].
+
+    On a device one call takes all; NumPy engines are called once for windows with equal frame maps.
+    """
+    if not isinstance(tokens, np.ndarray):
+        return flow.condition(tokens, frame_token)
+    return np.stack(
+        run_grouped(
+            list(zip(tokens, frame_token, strict=True)),
+            key=lambda window: window[1].tobytes(),
+            run=lambda group: flow.condition(np.stack([row for row, _ in group]), group[0][1]),
+        )
+    )

@@ -52,7 +52,7 @@ def stream_all(decoder: StreamingDecoder, codes: Sequence[int], seed: int) -> St
     parts, flow, vocoder = [np.zeros(0, np.int16)], [], []
     while decoder.due(state) is not None:
         parts += decoder.step([state])
-        flow.append(MEL_HOP_SAMPLES * state.flow.final_frames)
+        flow.append(MEL_HOP_SAMPLES * state.position.flow.final_frames)
         vocoder.append(MEL_HOP_SAMPLES * state.voiced_frames)
     pcm = np.concatenate(parts)
     return Streamed(pcm, _inside(flow, len(pcm)), _inside(vocoder, len(pcm)))

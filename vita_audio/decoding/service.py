@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from vita_audio.contract.errors import BadMessage, ServerStopping, ServerUnhealthy, VitaError
 from vita_audio.contract.messages import Cancel, Delta, Released
 from vita_audio.decoding.cancel_notifier import CancelNotifier
-from vita_audio.decoding.decoder import StreamingDecoder
+from vita_audio.decoding.decoder import Decoding, Pcm, StreamingDecoder
 from vita_audio.decoding.served_stream import (
     CANCELLED,
     DecodedChunk,
@@ -30,6 +30,11 @@ log = logging.getLogger(__name__)
 #: Ended streams whose late messages are still answered with how they ended.
 _REMEMBERED_STREAMS = 1024
 _CLOSE_TIMEOUT_S = 2.0
+#: Batches on a GPU at a time: one that runs, and one that the thread makes ready meanwhile.
+_MOST_UNDER_WAY = 2
+#: How often the thread looks whether a batch is through, and how long until it does nothing but wait for it, so that
+#: its pulse shows a GPU that hangs.
+_LOOK_S, _PATIENCE_S = 0.00025, 1.0
 _CLOSED = Ending("failed", "the audio decoder has been shut down", ServerStopping.default_code)
 _UNSENT = Ending("failed", "an answer could not be sent", VitaError.default_code)
 
@@ -48,15 +53,32 @@ class DecodingStats:
     reply_errors: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Streams whose decodes are under way; `start` in seconds of `time.perf_counter`."""
+
+    streams: list[ServedStream]
+    decoding: Decoding
+    start: float
+
+    @property
+    def through(self) -> bool:
+        """Whether to wait for it: not for long, or there is nothing better to do."""
+        return self.decoding.ready or time.perf_counter() - self.start > _PATIENCE_S
+
+
 class DecodingService:
     """Batches the decodes of different streams in one thread; keeps each stream's order, frees each stream's state.
 
     The stream whose listener runs out of audio first goes first; a first chunk overtakes later chunks of others unless
-    these are about to break off. Every request gets exactly one answer: its part of the stream, as soon as a decode has
-    made some of it and complete at last; or, empty, the state "cancelled" (its client is gone) or "failed" (decoding
-    broke, in one line); in both cases the language model gets a Cancel. Of a stream decoded to its end it gets a
-    Released, and only then does the last answer leave: so the answer to the language model's own last request is there
-    before it, and Triton sends the two to the client as one.
+    these are about to break off. While a GPU works on a batch, the thread takes in messages, makes the next batch ready
+    and sends what the last one made.
+
+    Every request gets exactly one answer: its part of the stream, as soon as a decode has made some of it and complete
+    at last; or, empty, the state "cancelled" (its client is gone) or "failed" (decoding broke, in one line); in both
+    cases the language model gets a Cancel. Of a stream decoded to its end it gets a Released, and only then does the
+    last answer leave: so the answer to the language model's own last request is there before it, and Triton sends the
+    two to the client as one.
 
     Args:
         decoder: used by this service's thread alone.
@@ -92,6 +114,8 @@ class DecodingService:
         # Touched by the thread alone, but for snapshots.
         self._streams: dict[str, ServedStream] = {}
         self._ended: OrderedDict[str, Ending] = OrderedDict()
+        self._under_way: deque[_Batch] = deque()  # in the order of their starts
+        self._collected = 0.0  # when the last one was through
         self._batches: Counter[int] = Counter()
         self._endings: Counter[str] = Counter()
         self._busy_ms = 0.0
@@ -170,7 +194,11 @@ class DecodingService:
                     self._progress(stream)
                 batch = self._choose()
                 if batch:
-                    self._decode(batch)
+                    self._start(batch)
+                while self._under_way and self._under_way[0].through:
+                    self._collect()
+            while self._under_way:  # closed: what has been begun is answered
+                self._collect()
         except Exception as error:
             # A fault of this loop itself: no caller may be left waiting for a thread that is gone.
             log.exception("decoding thread failed")
@@ -189,10 +217,8 @@ class DecodingService:
     def _take_in(self) -> bool:
         """Wait for something to do and hand new requests to their streams. False when the service is closed."""
         with self._changed:
-            ready = any(stream.requests for stream in self._streams.values())
             self._pulse.beat()
-            if not (self._inbox or self._cancels or self._pings or self._closed or ready):
-                self._changed.wait(min(IDLE_TURN_S, self._idle_timeout_s / 4))
+            self._wait()
             if self._closed:
                 return False
             inbox, self._inbox = self._inbox, []
@@ -217,6 +243,20 @@ class DecodingService:
             if stream is not None:
                 self._end(stream, CANCELLED, cancel=False)
         return True
+
+    def _wait(self) -> None:
+        """Until there is something to do: a message, a stream whose decode can start, a batch that is through."""
+        if len(self._under_way) < _MOST_UNDER_WAY:
+            if any(stream.requests and not stream.decoding for stream in self._streams.values()):
+                return
+            if not (self._under_way or self._news):
+                self._changed.wait(min(IDLE_TURN_S, self._idle_timeout_s / 4))
+        while self._under_way and not (self._news or self._under_way[0].through):
+            self._changed.wait(_LOOK_S)
+
+    @property
+    def _news(self) -> bool:
+        return bool(self._inbox or self._cancels or self._pings or self._closed)
 
     def _open(self, request: Request) -> None:
         status = request.status
@@ -256,7 +296,7 @@ class DecodingService:
             return False
         if not stream.begun:
             stream.begin(self._decoder, self._vocabulary)
-        if self._decoder.due(stream.audio) is not None:
+        if stream.decoding or self._decoder.due(stream.audio) is not None:
             if stream.has_sound and not self._reply(request, stream.answer(time.perf_counter(), complete=False)):
                 self._end(stream, _UNSENT)
             return False
@@ -273,31 +313,55 @@ class DecodingService:
 
     def _choose(self) -> list[ServedStream]:
         """The waiting stream with the least time left, and others whose decode has the same geometry."""
+        if len(self._under_way) == _MOST_UNDER_WAY:
+            return []
         now = time.perf_counter()
         waiting = sorted(
-            (stream for stream in self._streams.values() if stream.begun), key=lambda stream: stream.time_left_s(now)
+            (stream for stream in self._streams.values() if stream.begun and not stream.decoding),
+            key=lambda stream: stream.time_left_s(now),
         )
         geometry = self._decoder.due(waiting[0].audio) if waiting else None
         return [stream for stream in waiting if self._decoder.due(stream.audio) == geometry][: self._max_batch]
 
-    def _decode(self, batch: list[ServedStream]) -> None:
+    def _start(self, batch: list[ServedStream]) -> None:
         start = time.perf_counter()
         try:
             with self._pulse.call():
-                parts = self._decoder.step([stream.audio for stream in batch])
+                decoding = self._decoder.start([stream.audio for stream in batch])
         except Exception as error:
             log.exception("decoding failed for %s", ", ".join(stream.id for stream in batch))
             if len(batch) == 1:
                 self._end(batch[0], Ending.of(error))
             else:
                 for stream in batch:  # no state has changed: find out whose fault it was
-                    self._decode([stream])
+                    self._start([stream])
             return
-        took_ms = (time.perf_counter() - start) * 1e3
-        self._batches[len(batch)] += 1
-        self._busy_ms += took_ms
-        for stream, pcm in zip(batch, parts, strict=True):
-            stream.add(pcm, took_ms)
+        for stream in batch:
+            stream.decoding = True
+        self._under_way.append(_Batch(batch, decoding, start))
+
+    def _collect(self) -> None:
+        """Wait for the batch that was started first; what it made goes to its streams, errors to those at fault."""
+        batch = self._under_way.popleft()
+        try:
+            with self._pulse.call():
+                results: Sequence[Pcm | Exception] = batch.decoding.results()
+        except Exception as error:
+            log.exception("decoding failed for %s", ", ".join(stream.id for stream in batch.streams))
+            results = [error] * len(batch.streams)
+        now = time.perf_counter()
+        self._batches[len(batch.streams)] += 1
+        self._busy_ms += (now - max(batch.start, self._collected)) * 1e3
+        self._collected = now
+        for stream, made in zip(batch.streams, results, strict=True):
+            stream.decoding = False
+            if self._streams.get(stream.id) is not stream:
+                continue  # cancelled meanwhile
+            if isinstance(made, Exception):
+                log.error("stream %s: decoding failed: %s", stream.id, made)
+                self._end(stream, Ending.of(made))
+                continue
+            stream.add(made, (now - batch.start) * 1e3)
             self._progress(stream)
 
     def _end(self, stream: ServedStream, ending: Ending, cancel: bool = True, kind: str = "") -> None:

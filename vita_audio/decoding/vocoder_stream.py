@@ -6,120 +6,109 @@ that has seen 5 more. The phase of the source and its last samples are carried f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vita_audio.contract.rates import FRAMES_PER_TOKEN_DENOMINATOR, FRAMES_PER_TOKEN_NUMERATOR, MEL_HOP_SAMPLES
-from vita_audio.decoding.batching import run_grouped
 from vita_audio.decoding.frames import first_frame_of
 from vita_audio.decoding.noise import StreamNoise
 from vita_audio.decoding.schedule import F0_CONTEXT_FRAMES, VOCODER_REACH_FRAMES, DecoderConfig
-from vita_audio.decoding.source import frame_phases, harmonic_source, mixed_noise_scale
-from vita_audio.engines.interface import Floats, VocoderEngine
+from vita_audio.decoding.source import Tones, frame_phases, harmonic_coefficients, harmonic_source, mixed_noise_scale
+from vita_audio.decoding.stream_buffers import StreamBuffers
+from vita_audio.engines.arrays import Array, Arrays
+from vita_audio.engines.interface import VocoderEngine
+
+_FULL_SCALE = 32767.0
 
 
 @dataclass(frozen=True, slots=True)
 class VocoderState:
-    """What a stream's next chunk needs. Frames are absolute mel frames; a chunk makes a new state."""
+    """How far the vocoder of a stream is. Frames are absolute mel frames; a chunk makes a new state."""
 
-    mel: Floats  # [mels, frames] the frames [first_frame, first_frame + frames)
-    first_frame: int
-    voiced_frames: int  # the wave of frames [0, voiced_frames) is out
-    source: Floats  # [256 * frames] source of the frames [first_frame, sourced_frames)
-    sourced_frames: int
-    phase: float  # of the fundamental where frame `sourced_frames` begins, in cycles
-
-    @classmethod
-    def empty(cls, mel_channels: int) -> VocoderState:
-        return cls(np.zeros((mel_channels, 0), np.float32), 0, 0, np.zeros(0, np.float32), 0, 0.0)
+    voiced_frames: int = 0  # the wave of frames [0, voiced_frames) is out
+    sourced_frames: int = 0  # the source of frames [0, sourced_frames) is made
 
 
 @dataclass(frozen=True, slots=True)
-class MelChunk:
-    """New mel frames [mels, frames] of one stream; `final` voices everything up to the end."""
+class VocoderGeometry:
+    """Sizes of a chunk, in frames: those that the f0 predictor sees, those it sees before the first that gets a source,
+    those that get one, and those that the vocoder sees."""
 
-    state: VocoderState
-    mel: Floats
-    noise: StreamNoise
-    final: bool
+    f0: int
+    before: int
+    source: int
+    wave: int
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
+class VocoderChunk:
     """Which absolute frames a chunk computes and voices."""
 
     state: VocoderState
-    noise: StreamNoise
-    mel: Floats  # [mels, frames] from state.first_frame to the newest frame
-    newest: int  # end of the mel
-    voice_stop: int  # end of the wave after this chunk
+    f0_start: int  # the frames that the f0 predictor sees end at `newest`
+    source_start: int  # the frames that get a source end where the window does
     window_start: int  # the frames that the vocoder sees
     window_stop: int
-    f0_start: int  # the frames that the f0 predictor sees end at `newest`
+    newest: int  # end of the mel
     source_stop: int  # the source of frames before this one is exact and will not be made again
+    voice_stop: int  # end of the wave after this chunk
 
-    def frames(self, first: int, stop: int) -> Floats:
-        return self.mel[:, first - self.state.first_frame : stop - self.state.first_frame]
+    @property
+    def geometry(self) -> VocoderGeometry | None:
+        """None while everything new is held back: there is nothing to compute."""
+        if self.voice_stop == self.state.voiced_frames:
+            return None
+        return VocoderGeometry(
+            f0=self.newest - self.f0_start,
+            before=self.source_start - self.f0_start,
+            source=self.window_stop - self.source_start,
+            wave=self.window_stop - self.window_start,
+        )
 
+    def advance(self) -> VocoderState:
+        """The state after the chunk."""
+        return VocoderState(self.voice_stop, self.source_stop) if self.geometry else self.state
 
-def run_chunks(
-    vocoder: VocoderEngine, chunks: Sequence[MelChunk], config: DecoderConfig
-) -> list[tuple[VocoderState, Floats]]:
-    """New state and wave [256 * frames] of each chunk; chunks of equal geometry share the engine calls.
-
-    A wave is empty while everything new is held back.
-    """
-    plans = [_plan(chunk, config) for chunk in chunks]
-    active = [plan for plan in plans if plan.voice_stop > plan.state.voiced_frames]
-    f0_mels = [plan.frames(plan.f0_start, plan.newest) for plan in active]
-    f0s = run_grouped(f0_mels, key=lambda mel: mel.shape[1], run=lambda group: vocoder.f0(np.stack(group)))
-    sourced = [_source(vocoder, plan, f0) for plan, f0 in zip(active, f0s, strict=True)]
-    mels = [plan.frames(plan.window_start, plan.window_stop) for plan in active]
-    windows = [
-        (mel, source[MEL_HOP_SAMPLES * (plan.window_start - plan.state.first_frame) :])
-        for plan, mel, (source, _) in zip(active, mels, sourced, strict=True)
-    ]
-    waves = run_grouped(
-        windows,
-        key=lambda window: window[0].shape[1],
-        run=lambda group: vocoder.synthesize(
-            np.stack([mel for mel, _ in group]), np.stack([source for _, source in group])
-        ),
-    )
-    voiced = iter(zip(sourced, waves, strict=True))
-    results = []
-    for plan in plans:
-        if plan.voice_stop > plan.state.voiced_frames:
-            (source, phase), wave = next(voiced)
-            results.append(_advance(plan, source, phase, wave, config))
-        else:
-            results.append((_waiting(plan), np.zeros(0, np.float32)))
-    return results
+    def voiced(self, samples: NDArray[Any]) -> NDArray[Any]:
+        """Of the window's samples those that had not been voiced."""
+        start, stop = (frame - self.window_start for frame in (self.state.voiced_frames, self.voice_stop))
+        return samples[MEL_HOP_SAMPLES * start : MEL_HOP_SAMPLES * stop]
 
 
-def _plan(chunk: MelChunk, config: DecoderConfig) -> _Plan:
-    state = chunk.state
-    mel = np.concatenate([state.mel, chunk.mel], axis=1)
-    newest = state.first_frame + mel.shape[1]
-    if chunk.final:
+class Voice(NamedTuple):
+    """What the source of one stream is made of: complex64 [harmonics] and the scale of its noise."""
+
+    coefficients: NDArray[np.complex64]
+    noise_scale: float
+
+    @classmethod
+    def of(cls, vocoder: VocoderEngine, noise: StreamNoise) -> Voice:
+        weight = vocoder.source_weight
+        return cls(harmonic_coefficients(weight, noise.phases(vocoder.harmonics)), mixed_noise_scale(weight))
+
+
+def plan_chunk(state: VocoderState, newest: int, new: int, config: DecoderConfig, final: bool) -> VocoderChunk:
+    """The chunk of a mel that ends at frame `newest`, the last `new` frames of it new; `final` voices them all."""
+    if final:
         voice_stop = window_stop = source_stop = newest
     else:
         voice_stop = max(state.voiced_frames, newest - config.vocoder_hold_back_frames)
         window_stop = min(newest, voice_stop + VOCODER_REACH_FRAMES)
         source_stop = max(state.sourced_frames, min(window_stop, newest - F0_CONTEXT_FRAMES))
-    spare = _spare_context(chunk.mel.shape[1])
-    return _Plan(
+    spare = _spare_context(new)
+    return VocoderChunk(
         state=state,
-        noise=chunk.noise,
-        mel=mel,
-        newest=newest,
-        voice_stop=voice_stop,
-        window_start=max(state.first_frame, state.voiced_frames - config.vocoder_context_frames - spare),
+        f0_start=max(0, state.sourced_frames - F0_CONTEXT_FRAMES - spare),
+        source_start=max(0, state.sourced_frames - spare),
+        window_start=max(0, state.voiced_frames - config.vocoder_context_frames - spare),
         window_stop=window_stop,
-        f0_start=max(state.first_frame, state.sourced_frames - F0_CONTEXT_FRAMES - spare),
+        newest=newest,
         source_stop=source_stop,
+        voice_stop=voice_stop,
     )
 
 
@@ -133,36 +122,70 @@ def _spare_context(frames: int) -> int:
     return int(first_frame_of(tokens) == frames + 1)
 
 
-def _source(vocoder: VocoderEngine, plan: _Plan, f0: Floats) -> tuple[Floats, float]:
-    """Source from the state's first frame to the window's end, and the phase where `source_stop` begins."""
-    state = plan.state
-    f0 = f0[state.sourced_frames - plan.f0_start : plan.window_stop - plan.f0_start]
-    phases = frame_phases(f0, state.phase)
-    scale = np.float32(mixed_noise_scale(vocoder.source_weight))
-    noise = scale * plan.noise.source(state.sourced_frames, plan.window_stop)
-    offsets = plan.noise.phases(vocoder.harmonics)
-    new = harmonic_source(f0, phases[:-1], offsets, noise, vocoder.source_weight, vocoder.source_bias)
-    return np.concatenate([state.source, new]), float(phases[plan.source_stop - state.sourced_frames])
+def chunk_inputs(
+    buffers: StreamBuffers, slot: int, chunk: VocoderChunk, noise: StreamNoise, voice: Voice
+) -> dict[str, NDArray[Any]]:
+    """A stream's row of the inputs of `make_pcm`, but for `f0_frames` [S], which is the same for all."""
+    start, stop, sourced = chunk.source_start, chunk.window_stop, chunk.state.sourced_frames
+    scale = np.float32(voice.noise_scale)
+    samples = np.zeros((stop - start, MEL_HOP_SAMPLES), np.float32)
+    samples[sourced - start :] = (scale * noise.source(sourced, stop)).reshape(-1, MEL_HOP_SAMPLES)
+    return {
+        "f0_place": buffers.places(slot, chunk.f0_start, chunk.newest),  # [f0 frames]
+        "place": buffers.places(slot, chunk.window_start, stop),  # [T]
+        "source_place": buffers.places(slot, start, stop),  # [S]
+        "end_place": buffers.places(slot, start + 1, stop + 1),  # [S] where the phase at a frame's end belongs
+        "start_place": buffers.places(slot, sourced, sourced + 1),  # [1]
+        "begun": np.array([sourced > 0]),  # [1] whether a phase is carried
+        "fresh": np.arange(start, stop) >= sourced,  # [S] frames without a source
+        "coefficients": voice.coefficients,  # [harmonics]
+        "noise": samples,  # [S, 256]
+    }
 
 
-def _advance(
-    plan: _Plan, source: Floats, phase: float, wave: Floats, config: DecoderConfig
-) -> tuple[VocoderState, Floats]:
-    """The state after a chunk, and of its window's wave the part that had not been voiced."""
-    state = plan.state
-    start, stop = (MEL_HOP_SAMPLES * (frame - plan.window_start) for frame in (state.voiced_frames, plan.voice_stop))
-    # One frame more than the context: the next chunk may want it spare.
-    first = max(state.first_frame, plan.voice_stop - config.vocoder_context_frames - 1)
-    kept = source[
-        MEL_HOP_SAMPLES * (first - state.first_frame) : MEL_HOP_SAMPLES * (plan.source_stop - state.first_frame)
-    ]
-    mel = plan.frames(first, plan.newest).copy()
-    return VocoderState(mel, first, plan.voice_stop, kept.copy(), plan.source_stop, phase), wave[start:stop]
+def chunk_shapes(buffers: StreamBuffers, geometry: VocoderGeometry, harmonics: int) -> dict[str, NDArray[Any]]:
+    """Zeros in place of `chunk_inputs`."""
+    ints, source = np.int64, geometry.source
+    return {
+        "f0_place": np.zeros(geometry.f0, ints),
+        "place": np.zeros(geometry.wave, ints),
+        "source_place": np.zeros(source, ints),
+        "end_place": np.zeros(source, ints),
+        "start_place": np.zeros(1, ints),
+        "begun": np.zeros(1, bool),
+        "fresh": np.zeros(source, bool),
+        "coefficients": np.zeros(harmonics, np.complex64),
+        "noise": np.zeros((source, MEL_HOP_SAMPLES), np.float32),
+    }
 
 
-def _waiting(plan: _Plan) -> VocoderState:
-    """Everything is held back: only the mel grows."""
-    state = plan.state
-    return VocoderState(
-        plan.mel, state.first_frame, state.voiced_frames, state.source, state.sourced_frames, state.phase
-    )
+def make_pcm(arrays: Arrays, vocoder: VocoderEngine, buffers: StreamBuffers, inputs: Mapping[str, Array]) -> Array:
+    """Voice chunks of equal geometry: int16 [B, 256 T + 1], the window's samples and whether all of them are finite."""
+    return to_pcm(arrays, make_wave(arrays, vocoder, buffers, inputs))
+
+
+def make_wave(arrays: Arrays, vocoder: VocoderEngine, buffers: StreamBuffers, inputs: Mapping[str, Array]) -> Array:
+    """The wave of the windows of chunks of equal geometry [B, 256 T]; keeps their source and its phase."""
+    xp, place, fresh = arrays.xp, inputs["source_place"], inputs["fresh"]
+    f0 = vocoder.f0(xp.swapaxes(buffers.mel[inputs["f0_place"]], 1, 2))[:, inputs["f0_frames"]]
+    carried = buffers.phase[inputs["start_place"]]
+    start = xp.where(inputs["begun"], carried, xp.zeros_like(carried))
+    phases, ends = frame_phases(arrays, f0, start, fresh)
+    buffers.phase[inputs["end_place"]] = ends
+    tones = Tones(f0, phases, inputs["coefficients"], inputs["noise"], buffers.sample_numbers)
+    made = harmonic_source(arrays, tones, vocoder.source_bias)
+    buffers.source[place] = xp.where(fresh[:, :, None], made, buffers.source[place])
+    source = buffers.source[inputs["place"]]
+    mel = xp.swapaxes(buffers.mel[inputs["place"]], 1, 2)
+    return vocoder.synthesize(mel, source.reshape(source.shape[0], source.shape[1] * MEL_HOP_SAMPLES))
+
+
+def to_pcm(arrays: Arrays, wave: Array) -> Array:
+    """float samples in [-1, 1] -> int16 by one constant gain, the same for every chunk: [B, samples + 1].
+
+    The last value of a row is 1 if all of its samples are finite.
+    """
+    xp = arrays.xp
+    finite = xp.isfinite(wave)
+    levels = xp.clip(xp.round(xp.where(finite, wave, xp.zeros_like(wave)) * _FULL_SCALE), -32768, 32767)
+    return xp.concatenate([arrays.cast(levels, "int16"), arrays.cast(xp.all(finite, 1), "int16")[:, None]], 1)

@@ -131,5 +131,7 @@ class LengthRegulator(nn.Module):
         self.model = nn.Sequential(*layers, nn.Conv1d(mels, mels, 1))
 
     def forward(self, x: Tensor, frame_token: Tensor) -> Tensor:
-        """frame_token, int64 [F]: the position 0..N-1 whose state each frame repeats."""
+        """frame_token, int64 [F], or [B, F] of each row: the position 0..N-1 whose state each frame repeats."""
+        if frame_token.ndim == 2:
+            return self.model(x.gather(2, frame_token[:, None].expand(-1, x.shape[1], -1)))
         return self.model(x.index_select(2, frame_token))
