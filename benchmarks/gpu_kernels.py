@@ -36,7 +36,6 @@ from triton.runtime.jit import JITFunction
 from benchmarks.roofline import SIZES
 from vita_audio.checkpoint.configs import LanguageModelConfig
 from vita_audio.checkpoint.language_model import language_model_shapes
-from vita_audio.engines.torch.sampler import NARROW
 from vita_audio.engines.torch_cuda.cuda_graphs import Program
 from vita_audio.engines.torch_cuda.engine import TorchCudaLanguageModel
 from vita_audio.engines.torch_cuda.kernels.language import DEPENDENT_LAUNCH
@@ -76,6 +75,8 @@ class Kernel:
         registers: of a thread.
         shared_bytes: shared memory of a block.
         spilled_bytes: local memory of a thread, which holds what found no register.
+        hasty: it may begin before the kernel ahead has ended (programmatic dependent launch), and writes before it
+            waits for that.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Kernel:
     registers: int
     shared_bytes: int
     spilled_bytes: int
+    hasty: bool
 
 
 def compiled_kernels(
@@ -94,9 +96,9 @@ def compiled_kernels(
     Without `alignments` all pointers count as multiples of 16 bytes: fewer kernels, alike but for their loads.
     """
     context = min(4096, config.max_position_embeddings)
-    limits = Limits(slots, config.mctp_modules, context, (1, NARROW))
-    # Layers and modules are alike: one of each launches what all of them do.
-    modules = min(1, config.mctp_modules)
+    limits = Limits(slots, config.mctp_modules, context)
+    # Layers are alike, and modules but for the first: these launch what all of them do.
+    modules = min(2, config.mctp_modules)
     one_layer = replace(config, num_hidden_layers=1 + modules, num_nextn_predict_layers=modules)
     engine = engine_without_memory(one_layer, slots, context, gpu)
     with _compiling(gpu, alignments) as made, torch.inference_mode():
@@ -131,6 +133,8 @@ def shortcomings(kernel: Kernel, gpu: Gpu) -> list[str]:
         )
     if kernel.shared_bytes > gpu.shared_bytes:
         found.append(f"{kernel.shared_bytes} bytes of shared memory, {gpu.name} has {gpu.shared_bytes}: use fewer keys")
+    if kernel.hasty:
+        found.append("writes before the kernel ahead has ended: call wait_for_previous first")
     return found
 
 
@@ -195,7 +199,14 @@ def _kernel(compiled: Any) -> Kernel:
         registers=registers,
         shared_bytes=compiled.metadata.shared,
         spilled_bytes=spilled,
+        hasty=compiled.metadata.launch_pdl and not _waits(compiled.asm["ptx"]),
     )
+
+
+def _waits(ptx: str) -> bool:
+    """Whether a kernel waits for the one ahead before anything that changes memory."""
+    wait, write = ptx.find("griddepcontrol.wait"), re.search(r"\b(st|atom|red)\.([a-z_]+\.)*global", ptx)
+    return wait >= 0 and (write is None or wait < write.start())
 
 
 def _resources(cubin: bytes) -> tuple[int, int]:

@@ -104,18 +104,20 @@ def _attend_kernel(
 ):  # fmt: skip
     """Block (rows, stream and kv head, split): attention over this split's keys, and the log2 of its weight."""
     GROUP: tl.constexpr = HEADS // KV_HEADS
-    wait_for_previous(PDL)
-    launch_next(PDL)
     block, split = tl.program_id(0), tl.program_id(2)
     stream, kv_head = tl.program_id(1) // KV_HEADS, tl.program_id(1) % KV_HEADS
     rows = tl.load(count + stream).to(tl.int32)
+    begin = tl.load(start + stream).to(tl.int32)
+    first_row = tl.load(first + stream)
+    slot_row = tl.load(slot + stream) * context
+    wait_for_previous(PDL)
+    launch_next(PDL)
     if block * ROWS >= rows * GROUP:
         return
-    begin = tl.load(start + stream).to(tl.int32)
     index = block * ROWS + tl.arange(0, ROWS)
     row, head = index // GROUP, kv_head * GROUP + index % GROUP
     alive = row < rows
-    packed = tl.load(first + stream) + row  # int64 [ROWS]
+    packed = first_row + row  # int64 [ROWS]
     d = tl.arange(0, PADDED_DIM)
     real = d < DIM
     at = packed[:, None] * q_stride + head[:, None] * DIM + d[None, :]
@@ -125,7 +127,7 @@ def _attend_kernel(
     per_split = tl.cdiv(tl.cdiv(length, KEYS), SPLITS) * KEYS
     low = split * per_split
     high = tl.minimum(low + per_split, length)
-    keys = cache + tl.load(slot + stream) * context * (2 * KV_HEADS * DIM) + kv_head * DIM
+    keys = cache + slot_row * (2 * KV_HEADS * DIM) + kv_head * DIM
     values = keys + KV_HEADS * DIM
     top = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)

@@ -84,14 +84,15 @@ def _enter_kernel(
     if half == 1:
         weight = hidden_norm
     w = tl.load(weight + column, mask=real, other=0.0)
+    at = row
+    if half == 0:
+        at = tl.load(id_at + row) + shift
+    elif INDEXED:
+        at = tl.load(hidden_at + row)
     wait_for_previous(PDL)
     launch_next(PDL)
+    source = hidden + at * HIDDEN
     if half == 0:
-        source = embedding + tl.load(ids + tl.load(id_at + row) + shift) * HIDDEN
-    else:
-        at = row
-        if INDEXED:
-            at = tl.load(hidden_at + row)
-        source = hidden + at * HIDDEN
+        source = embedding + tl.load(ids + at) * HIDDEN
     made = normed(tl.load(source + column, mask=real, other=0.0), w, eps, HIDDEN)
     tl.store(out + (row * 2 + half) * HIDDEN + column, made.to(out.dtype.element_ty), mask=real)

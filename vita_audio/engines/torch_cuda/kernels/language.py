@@ -37,7 +37,8 @@ def launch_options(pdl: bool) -> dict[str, bool]:
 
 @triton.jit
 def wait_for_previous(PDL: tl.constexpr):
-    """Every block calls it before it reads what the kernel ahead made, or writes anything: weights may be read earlier.
+    """Every block calls it before it reads what a kernel made, or writes anything. What no kernel of a program writes
+    may be read earlier: weights, tables, and the inputs of the program but for its ids.
 
     A block that returns without it would let the kernel after this one begin before the one ahead has ended.
     """

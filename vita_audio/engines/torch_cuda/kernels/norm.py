@@ -99,8 +99,6 @@ def _norm_kernel(
     column = tl.arange(0, BLOCK)
     real = column < HIDDEN
     w = tl.load(weight + column, mask=real, other=0.0)
-    wait_for_previous(PDL)
-    launch_next(PDL)
     into = store + row * HIDDEN
     if INDEXED:
         into = store + tl.load(at + row, mask=block < rows, other=0) * HIDDEN
@@ -109,5 +107,7 @@ def _norm_kernel(
         if picks:
             into = picked + (row - rows) * HIDDEN
             row = tl.load(last + row - rows)
+    wait_for_previous(PDL)
+    launch_next(PDL)
     made = normed(tl.load(x + row * HIDDEN + column, mask=real, other=0.0), w, eps, HIDDEN)
     tl.store(into + column, made.to(store.dtype.element_ty), mask=real)

@@ -82,15 +82,16 @@ def _rotate_kernel(
     at = head * DIM + d  # [heads, dim / 2]
     first_bias = tl.load(bias + at, mask=real, other=0.0).to(tl.float32)
     second_bias = tl.load(bias + at + HALF, mask=real, other=0.0).to(tl.float32)
+    angle = rotary + tl.load(position + row) * DIM + d
+    turns = head < HEADS + KV_HEADS  # values do not
+    cos = tl.where(turns, tl.load(angle, mask=d < HALF, other=0.0), 1.0)
+    sin = tl.where(turns, tl.load(angle + HALF, mask=d < HALF, other=0.0), 0.0)
+    into_cache = cache + tl.load(cache_row + row) * (2 * KV_HEADS * DIM) + at - HEADS * DIM
     wait_for_previous(PDL)
     launch_next(PDL)
     product = qkv + row * (ALL * DIM) + at
     first = tl.load(product, mask=real, other=0.0).to(tl.float32) + first_bias
     second = tl.load(product + HALF, mask=real, other=0.0).to(tl.float32) + second_bias
-    angle = rotary + tl.load(position + row) * DIM + d
-    turns = head < HEADS + KV_HEADS  # values do not
-    cos = tl.where(turns, tl.load(angle, mask=d < HALF, other=0.0), 1.0)
-    sin = tl.where(turns, tl.load(angle + HALF, mask=d < HALF, other=0.0), 0.0)
     made_first = (first * cos - second * sin).to(q.dtype.element_ty)
     made_second = (second * cos + first * sin).to(q.dtype.element_ty)
 
@@ -98,7 +99,6 @@ def _rotate_kernel(
     is_q = real & (head < HEADS)
     tl.store(into_q, made_first, mask=is_q)
     tl.store(into_q + HALF, made_second, mask=is_q)
-    into_cache = cache + tl.load(cache_row + row) * (2 * KV_HEADS * DIM) + at - HEADS * DIM
     is_kv = real & (head >= HEADS)
     tl.store(into_cache, made_first, mask=is_kv)
     tl.store(into_cache + HALF, made_second, mask=is_kv)
