@@ -6,6 +6,8 @@ Needs little more than PyTorch and pytest: on a bare GPU machine
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -22,6 +24,9 @@ from vita_audio.engines.torch.audio import TorchFlow, TorchVocoder
 from vita_audio.engines.torch.language_model import TorchLanguageModel
 from vita_audio.engines.torch_cuda.audio import TorchCudaFlow, TorchCudaVocoder
 from vita_audio.engines.torch_cuda.engine import TorchCudaLanguageModel
+from vita_audio.engines.torch_cuda.kernels.names import NAMES
+from vita_audio.engines.torch_cuda.kernels.operations import operations
+from vita_audio.engines.torch_cuda.kernels.self_check import Case, faulty
 from vita_audio.engines.torch_cuda.settings import Settings
 from vita_audio.engines.torch_cuda.weights import load_weights
 from vita_audio.generation.request import GenerationRequest
@@ -34,6 +39,7 @@ pytestmark = [
 ]
 
 CONFIG = LanguageModelConfig(600, 128, 192, 3 + 10, 4, 2, 10, 512)
+SEVEN_B = LanguageModelConfig(168072, 3584, 18944, 28 + 10, 28, 4, 10, 32768)
 
 
 def weights() -> dict[str, torch.Tensor]:
@@ -67,12 +73,23 @@ def run(engine: LanguageModelEngine, pattern: tuple[int, ...]) -> list[list[int]
     return [s.tokens[s.prompt_tokens :] for s in streams]
 
 
-@pytest.mark.parametrize("attention", ["split", "rectangle"])
-def test_float32_equals_the_reference(attention: str) -> None:
+@pytest.mark.parametrize("off", [(), ("pdl",), NAMES], ids=["kernels", "kernels_no_pdl", "references"])
+def test_float32_equals_the_reference(off: tuple[str, ...]) -> None:
     """Captured, in every mode, batched with joins and leaves: the tokens of the CPU reference."""
-    reference, engine = TorchLanguageModel(CONFIG, weights(), 4, 256), make(attention=attention)
+    reference, engine = TorchLanguageModel(CONFIG, weights(), 4, 256), make(kernels_off=frozenset(off))
+    assert engine.forward.kernels_off == frozenset(off)
     for pattern in (*NAMED_MODES.values(), (2, 3, 1, 7)):
         assert run(engine, pattern) == run(reference, pattern)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_no_kernel_is_wrong_at_the_sizes_of_a_7b(dtype: torch.dtype, caplog: pytest.LogCaptureFixture) -> None:
+    """The check of an engine's start, without its weights."""
+    gpu = torch.cuda.get_device_properties(0)
+    capability, like = 10 * gpu.major + gpu.minor, torch.empty(0, dtype=dtype, device="cuda")
+    case = Case(SEVEN_B, 4096, like, gpu.multi_processor_count, capability)
+    off = faulty(partial(operations, like.device, capability), case, frozenset())
+    assert (off, caplog.messages) == (frozenset(), [])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
