@@ -106,6 +106,8 @@ def test_a_run_of_sound_that_was_broken_off_is_closed(
         ([5, begin], (5,)),
         ([5, begin, *sound, end], (5, begin, *sound, end)),
         ([], ()),
+        ([5, vocabulary.end_of_text], (5,)),
+        ([5, vocabulary.im_end], (5,)),
     ):
         turns = reader.read([*prompt, *tokens])
         assert turns[-1].content == content

@@ -1,5 +1,5 @@
-"""A conversation so far, as the ids that a server wrote and generated: read into turns, cut to what was heard, shortened
-to fit.
+"""A conversation so far, as the ids that a server wrote and generated: read into turns, cut to what was heard, and
+shortened to fit.
 
 A client only joins what it received (PROMPT and TOKENS of the last answer), so the last answer may be whole, end with
 its end token, or be cut anywhere; it is closed here. Nothing is kept between requests.
@@ -51,6 +51,8 @@ class HistoryReader:
         Raises:
             InvalidRequest: field HISTORY; these are not the turns of a conversation with this checkpoint.
         """
+        if len(ids) and ids[-1] == self._vocabulary.end_of_text:  # ends an answer too, and no turn holds it
+            ids = ids[:-1]
         turns, place = list[PastTurn](), 0
         while place < len(ids):
             turn, place = self._turn(ids, place, first=not turns)
