@@ -51,8 +51,9 @@ def talk(client: Client, seed: int, between: bool = False) -> list[Reply]:
 def test_a_turn_that_is_read_where_the_last_one_ended_is_answered_as_if_all_were_read(
     server: TritonServer, client: Client
 ) -> None:
+    kept = talk(client, 5)
     forget(client)
-    kept, forgotten = talk(client, 5), talk(client, 5, between=True)
+    forgotten = talk(client, 5, between=True)
     assert [reply.tokens for reply in kept] == [reply.tokens for reply in forgotten]
     assert [reply.prompt for reply in kept] == [reply.prompt for reply in forgotten]
     for earlier, later in pairwise(kept):
