@@ -33,7 +33,7 @@ def largest_difference(size: tuple[int, int, int, int], device: str, dtype: torc
     slot, start, count = zip(*CALLS, strict=True)
     columns = (slot, first, count, start, place, position, position)
     spans = Spans(*(torch.tensor(column, device=device) for column in columns))
-    shape = Shape(ROWS, len(CALLS), STREAM_ROWS, CONTEXT, 1)
+    shape = Shape(ROWS, len(CALLS), STREAM_ROWS, CONTEXT, True)
     cache = torch.randn(SLOTS * CONTEXT + 1, 2, kv_heads, dim, device=device).to(dtype)
     q = torch.randn(ROWS, heads + kv_heads, dim, device=device).to(dtype)[:, :heads]
     expected = attend_rectangle(shape, spans, SLOTS, heads // kv_heads)(q, cache)[:rows]

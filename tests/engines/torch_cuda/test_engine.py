@@ -23,7 +23,6 @@ from vita_audio.checkpoint.language_model import load_language_model
 from vita_audio.contract.errors import EngineError
 from vita_audio.contract.modes import NAMED_MODES
 from vita_audio.engines.interface import BurstRow, ExtendRow, LanguageModelEngine, Sampling
-from vita_audio.engines.sampling import DrawnAhead, uniforms
 from vita_audio.engines.torch.language_model import TorchLanguageModel
 from vita_audio.engines.torch_cuda import engine as engine_module
 from vita_audio.engines.torch_cuda.engine import TorchCudaLanguageModel
@@ -204,13 +203,13 @@ def test_padding_changes_nothing_a_stream_owns() -> None:
 
 
 def test_prepared_programs_cover_what_streams_run() -> None:
-    """Every mode, prompts of every length that matters, greedy and top-k, streams that join at any time."""
+    """Every mode, prompts of every length that matters, any sampling, streams that join at any time."""
     engine = make(slots=3)
     assert engine.prepare() == len(engine._programs)
     prepared = set(engine._programs)
     lengths = [1, 2, 10, 11, 12, 15, 16, 17, 20, 21, 63, 64, 65, 80, 130]
     loads = [
-        request(list(range(length)), pattern, 30, temperature=float(i % 2), top_k=20)
+        request(list(range(length)), pattern, 30, temperature=float(i % 2), top_k=(20, 0, 100)[i % 3])
         for i, length in enumerate(lengths)
         for pattern in PATTERNS.values()
     ]
@@ -218,8 +217,11 @@ def test_prepared_programs_cover_what_streams_run() -> None:
     assert set(engine._programs) == prepared
 
 
-def test_what_was_not_prepared_runs_without_a_capture() -> None:
-    """No graph is made while streams run: a draw from the whole vocabulary gives the reference's tokens eagerly."""
+@pytest.mark.parametrize(
+    ("sampled", "chunk"), [(True, 64), (False, 200)], ids=["a draw from all ids", "a longer chunk than was prepared"]
+)
+def test_nothing_is_captured_while_streams_run(sampled: bool, chunk: int) -> None:
+    """However a request samples, its programs were prepared; what was not runs eagerly. Both as the reference."""
     engine = make()
     captured: list[object] = []
 
@@ -233,23 +235,20 @@ def test_what_was_not_prepared_runs_without_a_capture() -> None:
     engine._prepared = True  # as with the kernel of a GPU; the rectangle's shapes grow with the streams
     before = len(captured)
     assert before == len(engine._programs)
-    requests = [request([5, 6, 7], (1, 10), 20, temperature=1.0, seed=3), request([9], (1, 10), 20)]
-    assert run(engine, requests) == run(TorchLanguageModel(CONFIG, TENSORS, 4, 256), requests)
-    assert len(engine._programs) > before
+    temperature = 1.0 if sampled else 0.0
+    requests = [
+        request([5, 6, 7] if sampled else [5] * 150, (1, 10), 20, temperature=temperature, seed=3),
+        request([9], (1, 10), 20, temperature=temperature, top_k=100, top_p=0.9),
+    ]
+    assert run(engine, requests, chunk) == run(TorchLanguageModel(CONFIG, TENSORS, 4, 256), requests, chunk)
+    assert (len(engine._programs) == before) == sampled
     assert len(captured) == before
-
-
-@given(st.integers(0, 2**64 - 1), st.lists(st.tuples(st.integers(0, 3000), st.integers(1, 300)), max_size=20))
-def test_draws_ahead_are_the_same_draws(seed: int, asked: list[tuple[int, int]]) -> None:
-    ahead = DrawnAhead(seed)
-    for index, count in asked:
-        assert ahead.take(index, count).tolist() == uniforms(seed, index, count).tolist()
 
 
 @pytest.mark.parametrize("slots", [1, 2, 3, 8, 64, 97, 100, 128, 256])
 def test_every_decode_step_has_a_program(slots: int) -> None:
     """However many of the slots run, with however many rows each: the shape that a step is padded to was prepared."""
-    limits = Limits(slots, 10, 4096, (1, 64))
+    limits = Limits(slots, 10, 4096)
     prepared = {(kind, s.rows, s.streams, s.stream_rows) for kind, s in prepared_shapes(limits, 256)}
     for running in range(1, slots + 1):
         streams = min(slots, power_of_two(running))
@@ -262,11 +261,11 @@ def test_every_decode_step_has_a_program(slots: int) -> None:
 
 
 def test_the_largest_program_is_prepared_first() -> None:
-    shapes = prepared_shapes(Limits(64, 10, 4096, (1, 64)), 256)
+    shapes = prepared_shapes(Limits(64, 10, 4096), 256)
     rows = [shape.rows for _, shape in shapes]
     assert rows == sorted(rows, reverse=True)
     assert len(shapes) == len(set(shapes))
-    assert all(kind == "extend" for kind, _ in prepared_shapes(Limits(64, 0, 4096, (1, 64)), 256))
+    assert all(kind == "extend" for kind, _ in prepared_shapes(Limits(64, 0, 4096), 256))
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ SMALL = LanguageModelConfig(300, 64, 96, 3 + 2, 4, 2, 2, 512)
 
 
 def seven_b(slots: int = 64) -> int:
-    return programs_bytes(SEVEN_B, Limits(slots, 10, 4096, (1, 64)), 256, 2)
+    return programs_bytes(SEVEN_B, Limits(slots, 10, 4096), 256, 2)
 
 
 def test_memory_is_counted_and_refused_with_what_fits() -> None:
@@ -55,7 +55,7 @@ def test_programs_of_a_7b_are_estimated_from_above() -> None:
     assert 0.8 < seven_b() / GIB < 1.6
     assert seven_b(1) < seven_b(8) < seven_b(64) < seven_b(128)
     without = replace(SEVEN_B, num_hidden_layers=28, num_nextn_predict_layers=0)
-    assert programs_bytes(without, Limits(64, 0, 4096, (1, 64)), 256, 2) < seven_b()
+    assert programs_bytes(without, Limits(64, 0, 4096), 256, 2) < seven_b()
 
 
 @given(free=st.integers(0, 1 << 37), programs=st.integers(0, 1 << 33), slots=st.integers(1, 512))

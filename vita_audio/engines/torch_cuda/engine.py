@@ -19,10 +19,8 @@ from numpy.typing import NDArray
 from vita_audio.checkpoint.configs import LanguageModelConfig
 from vita_audio.engines.cached_tokens import SlotEngine
 from vita_audio.engines.interface import BurstRow, ExtendRow, Sampling
-from vita_audio.engines.sampling import DrawnAhead
-from vita_audio.engines.torch.sampler import NARROW, candidates
 from vita_audio.engines.torch_cuda.cuda_graphs import Capturer, Program
-from vita_audio.engines.torch_cuda.forward import UNIFORM_STEP, Forward
+from vita_audio.engines.torch_cuda.forward import Forward
 from vita_audio.engines.torch_cuda.memory import capture_error, is_out_of_memory
 from vita_audio.engines.torch_cuda.settings import Settings
 from vita_audio.engines.torch_cuda.shapes import (
@@ -63,8 +61,6 @@ class TorchCudaLanguageModel(SlotEngine):
         super().__init__(settings.slots, settings.context, config.mctp_modules, config.vocab_size)
         self.config, self.settings = config, settings
         self.forward = Forward(config, weights, settings, banned_ids)
-        self._sampling = [Sampling() for _ in range(self.slots)]
-        self._draws = [DrawnAhead(0) for _ in range(self.slots)]
         self._programs: dict[tuple[str, Shape], Program] = {}
         self._prepared = False
         self._group_rows = _GROUP_ROWS  # rows of prompts that share a call; `prepare` sets it to the prefill chunk
@@ -80,13 +76,13 @@ class TorchCudaLanguageModel(SlotEngine):
     def limits(self) -> Limits:
         """What decides which shapes there are."""
         span = min(self.context, _MIN_SPAN) if self.forward.attention == "rectangle" else self.context
-        return Limits(self.slots, self.mctp_modules, span, (1, min(NARROW, self.vocab_size)))
+        return Limits(self.slots, self.mctp_modules, span)
 
     @torch.inference_mode()
     def prepare(self, prefill_chunk: int = 64) -> int:
         """Make the programs that streams usually run (`prepared_shapes`); returns how many there are.
 
-        From then on nothing is captured any more: a call of another shape (a top-k beyond NARROW, say) runs eagerly,
+        From then on nothing is captured any more: a call of another shape (prompts read by longer chunks) runs eagerly,
         some milliseconds slower, instead of holding up every stream for a capture. Where attention is the rectangle,
         shapes grow with the streams, and are still captured as they come.
 
@@ -117,7 +113,6 @@ class TorchCudaLanguageModel(SlotEngine):
         seen = self.forward.seen[slot].fill_(False)
         if kept:
             seen.index_fill_(0, torch.tensor(kept, device=seen.device), True)
-        self._sampling[slot], self._draws[slot] = sampling, DrawnAhead(sampling.seed)
         self.forward.table.put(slot, sampling, self.vocab_size)
 
     @torch.inference_mode()
@@ -163,7 +158,7 @@ class TorchCudaLanguageModel(SlotEngine):
         shape = self._shape(spans, index, least_rows=1, group=group)
         program = self._program("extend", shape)
         program.reset()
-        stream, _ = self._fill(program, shape, spans, index, draws=1)
+        stream, _ = self._fill(program, shape, spans, index)
         tokens = np.fromiter(chain.from_iterable(row.tokens for row in rows), np.int64, len(stream))
         program.inputs["tokens"][: len(tokens)] = tokens
         program.inputs["seen_at"][: len(tokens)] = spans[stream, 0] * self.vocab_size + tokens
@@ -200,13 +195,13 @@ class TorchCudaLanguageModel(SlotEngine):
         shape = self._shape(spans, index, least_rows=2, group=group)  # only a prompt of one token has 1
         program = self._program("burst", shape)
         program.reset()
-        stream, within = self._fill(program, shape, spans, index, draws=modules)
+        stream, within = self._fill(program, shape, spans, index)
         inputs, wide, number = program.inputs, shape.stream_rows + modules, np.arange(len(rows))
         for i, row in enumerate(rows):
             inputs["ids"][i, : len(row.tokens)] = row.tokens
         inputs["id_at"][: len(stream)] = stream * wide + within
         inputs["id_end"][: len(rows)] = number * wide + spans[:, 2] - spans[:, 1]
-        inputs["commit"][: len(rows)] = [0 if row.index is None else row.commit for row in rows]
+        inputs["commit"][: len(rows)] = [row.commit for row in rows]
         output = program.run()
         if output is None:
             return [[] for _ in rows]
@@ -216,20 +211,18 @@ class TorchCudaLanguageModel(SlotEngine):
     def _shape(self, spans: NDArray[np.int64], index: Sequence[int | None], least_rows: int, group: bool) -> Shape:
         """The smallest shape that holds a call; spans [streams, 3] are (slot, start, stop). `group`: of prompts."""
         counts = spans[:, 2] - spans[:, 1]
-        drawn = [slot for slot, i in zip(spans[:, 0], index, strict=True) if i is not None]
-        wanted = [candidates(self._sampling[slot], self.vocab_size) for slot in drawn]
         span = max(_MIN_SPAN, power_of_two(int(spans[:, 2].max())))
         return Shape(
             rows=round_rows(max(least_rows, int(counts.sum()))),
             streams=group_streams(self.slots) if group else min(self.slots, power_of_two(len(spans))),
             stream_rows=round_stream_rows(self._group_rows if group else max(least_rows, int(counts.max()))),
             span=min(self.context, span) if self.forward.attention == "rectangle" else self.context,
-            # Several streams that draw nothing (ends of prompts) run as greedy ones do; their draws are not read.
-            width=max(wanted, default=int(len(spans) > 1)),
+            # Several streams that draw nothing (ends of prompts) run as those that do: a program less for each shape.
+            draws=len(spans) > 1 or index[0] is not None,
         )
 
     def _fill(
-        self, program: Program, shape: Shape, spans: NDArray[np.int64], index: Sequence[int | None], draws: int
+        self, program: Program, shape: Shape, spans: NDArray[np.int64], index: Sequence[int | None]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The inputs that extend and burst share; returns the stream and the place in it of every packed row."""
         inputs, streams = program.inputs, len(spans)
@@ -244,13 +237,7 @@ class TorchCudaLanguageModel(SlotEngine):
         inputs["place"][: len(stream)] = stream * shape.stream_rows + within
         inputs["position"][: len(stream)] = position
         inputs["cache_row"][: len(stream)] = slot[stream] * self.context + position
-        for i, sampled in enumerate(index):
-            if sampled is None:
-                continue
-            sampling = self._sampling[slot[i]]
-            inputs["seen_slot"][i] = slot[i]
-            if not sampling.greedy:
-                inputs["uniform"][i] = self._draws[slot[i]].take(sampled, draws) / UNIFORM_STEP
+        inputs["index"][:streams] = [-1 if first_draw is None else first_draw for first_draw in index]
         return stream, within
 
     def _program(self, kind: str, shape: Shape) -> Program:

@@ -17,14 +17,13 @@ from vita_audio.checkpoint.configs import LanguageModelConfig
 from vita_audio.engines.torch.sampler import SamplingTable
 from vita_audio.engines.torch_cuda import network
 from vita_audio.engines.torch_cuda.cuda_graphs import Fields, Function
+from vita_audio.engines.torch_cuda.kernels.draw import Draws
 from vita_audio.engines.torch_cuda.kernels.operations import operations
 from vita_audio.engines.torch_cuda.kernels.self_check import Case, faulty
 from vita_audio.engines.torch_cuda.network import Attend, Spans
 from vita_audio.engines.torch_cuda.settings import Settings
 from vita_audio.engines.torch_cuda.shapes import Shape
 from vita_audio.engines.torch_cuda.weights import Weights
-
-UNIFORM_STEP = 2.0**-24  # uniform draws are multiples of this: they travel as integers
 
 
 class Forward:
@@ -58,6 +57,7 @@ class Forward:
         self.table = SamplingTable.create(slots, self.device)
         self._banned = torch.zeros(config.vocab_size, dtype=torch.bool, device=self.device)
         self._banned[list(banned_ids)] = True
+        self._arrived = torch.zeros(slots, dtype=torch.int32, device=self.device)
         gpu = torch.cuda.get_device_properties(self.device) if self.device.type == "cuda" else None
         self.processors = gpu.multi_processor_count if gpu else 1
         self.capability = 10 * gpu.major + gpu.minor if gpu else 90
@@ -72,7 +72,7 @@ class Forward:
         """The inputs and the function of an "extend" or a "burst"."""
         return self._extend(shape) if kind == "extend" else self._burst(shape)
 
-    def _shared_fields(self, shape: Shape, draws: int) -> Fields:
+    def _shared_fields(self, shape: Shape, commit: int) -> Fields:
         rows, streams = (shape.rows,), (shape.streams,)
         return {
             "slot": (streams, 0),
@@ -80,8 +80,8 @@ class Forward:
             "count": (streams, 0),
             "start": (streams, 0),
             "last": (streams, 0),
-            "seen_slot": (streams, self.no_slot),  # where a sampled id is noted
-            "uniform": ((shape.streams, draws), 0),
+            "index": (streams, -1),  # token index of the first draw; -1 draws nothing
+            "commit": (streams, commit),  # draws that the repetition penalty knows from now on
             "place": (rows, shape.streams * shape.stream_rows),
             "position": (rows, 0),
             "cache_row": (rows, self.no_row),
@@ -109,20 +109,12 @@ class Forward:
 
         return run
 
-    def _sample(
-        self, last: Tensor, inputs: Mapping[str, Tensor], table: SamplingTable, width: int, number: int, first_id: int
-    ) -> Tensor:
-        """Draw `number` of a call from the last row of each stream: [streams, hidden] -> ids [streams]."""
-        logits = self.operations.linear(last, self.weights.head[first_id:]).float()  # [streams, ids]
-        seen = self.seen[:, first_id:].index_select(0, inputs["slot"])
-        uniform = inputs["uniform"][:, number] * UNIFORM_STEP
-        return first_id + self.operations.draw(logits, seen, self._banned[first_id:], table, uniform, width)
-
-    def _note(self, slot: Tensor, tokens: Tensor) -> None:
-        self.seen.view(-1).index_fill_(0, slot * self.config.vocab_size + tokens, True)
+    def _draws(self, inputs: Mapping[str, Tensor]) -> Draws:
+        fields = inputs["slot"], inputs["index"], inputs["commit"]
+        return Draws(self.table, self.seen, self._banned, self._arrived, *fields)
 
     def _extend(self, shape: Shape) -> tuple[Fields, Function]:
-        fields = self._shared_fields(shape, draws=1)
+        fields = self._shared_fields(shape, commit=1)
         fields["tokens"] = ((shape.rows,), 0)
         fields["seen_at"] = ((shape.rows,), self.no_slot * self.config.vocab_size)
 
@@ -134,43 +126,37 @@ class Forward:
                 x = layer(index, x)
             final, eps = self.operations.final_norm, self.config.rms_norm_eps
             _, last = final(x, self.weights.norm, eps, inputs["last"], self.hidden, inputs["cache_row"])
-            if not shape.width:
+            if not shape.draws:
                 return None
-            table = self.table.rows(inputs["slot"])
-            tokens = self._sample(last, inputs, table, shape.width, 0, 0)
-            self._note(inputs["seen_slot"], tokens)
-            return tokens[:, None]
+            made = inputs["slot"].new_empty(shape.streams, 1)
+            self.operations.draw(self.operations.linear(last, self.weights.head), self._draws(inputs), 0, 0, made)
+            return made
 
         return fields, extend
 
     def _burst(self, shape: Shape) -> tuple[Fields, Function]:
         modules, eps = self.config.mctp_modules, self.config.rms_norm_eps
-        fields = self._shared_fields(shape, draws=modules)
+        fields = self._shared_fields(shape, commit=0)
         fields["ids"] = ((shape.streams, shape.stream_rows + modules), 0)  # tokens from position start + 1 on
         fields["id_at"] = ((shape.rows,), 0)  # where the token of a row is among the ids, for module 0
-        fields["id_end"] = ((shape.streams,), 0)  # where the first sampled one goes
-        fields["commit"] = ((shape.streams,), 0)
+        fields["id_end"] = ((shape.streams,), 0)  # where the first drawn one goes
+        first_id = self.settings.first_mctp_id
 
         def burst(inputs: Mapping[str, Tensor]) -> Tensor | None:
             layer, ops = self._layers(shape, inputs), self.operations
-            table = self.table.rows(inputs["slot"])
             hidden = self.hidden
             hidden_at: Tensor | None = inputs["cache_row"]
-            ids, sampled = inputs["ids"].flatten(), []
-            drawn = inputs["seen_slot"] != self.no_slot  # the others know their ids: a chunk of a prompt
+            ids, made = inputs["ids"].view(-1), inputs["slot"].new_empty(shape.streams, modules)
+            draws = self._draws(inputs)  # streams that draw nothing know their ids: a chunk of a prompt
             for k, module in enumerate(self.weights.modules):
                 norms = module.embed_norm, module.hidden_norm, eps
                 both = ops.enter(ids, inputs["id_at"], k, self.weights.embedding, hidden, hidden_at, *norms)
                 x = layer(self.config.backbone_layers + k, ops.linear(both, module.projection))
                 (hidden, last), hidden_at = ops.final_norm(x, self.weights.norm, eps, inputs["last"]), None
-                if not shape.width:
-                    continue
-                made = self._sample(last, inputs, table, shape.width, k, self.settings.first_mctp_id)
-                place = inputs["id_end"] + k
-                ids = ids.index_copy(0, place, torch.where(drawn, made, ids.index_select(0, place)))
-                # Tokens past `commit` only fill the caches; the next burst runs those rows again.
-                self._note(torch.where(k < inputs["commit"], inputs["seen_slot"], self.no_slot), made)
-                sampled.append(made)
-            return torch.stack(sampled, dim=1) if sampled else None
+                if shape.draws:
+                    # Tokens past `commit` only fill the caches; the next burst runs those rows again.
+                    logits = ops.linear(last, self.weights.head[first_id:])
+                    ops.draw(logits, draws, k, first_id, made, ids, inputs["id_end"])
+            return made if shape.draws and modules else None
 
         return fields, burst

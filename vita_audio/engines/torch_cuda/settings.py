@@ -10,7 +10,6 @@ import torch
 from vita_audio.checkpoint.configs import LanguageModelConfig
 from vita_audio.contract.errors import EngineError
 from vita_audio.engines.source import GPU_PREFILL_CHUNK
-from vita_audio.engines.torch.sampler import NARROW
 from vita_audio.engines.torch_cuda.memory import check_memory, programs_bytes, slot_bytes
 from vita_audio.engines.torch_cuda.shapes import Limits
 from vita_audio.engines.torch_cuda.weights import Weights
@@ -53,6 +52,6 @@ class Settings:
 
     def memory(self, config: LanguageModelConfig, element_size: int) -> tuple[int, int]:
         """Device memory in bytes: of one slot, and (estimated) of all programs that are prepared."""
-        limits = Limits(self.slots, config.mctp_modules, self.context, (1, min(NARROW, config.vocab_size)))
+        limits = Limits(self.slots, config.mctp_modules, self.context)
         programs = programs_bytes(config, limits, GPU_PREFILL_CHUNK, element_size)
         return slot_bytes(config, self.context, element_size), programs

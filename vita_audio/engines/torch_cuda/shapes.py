@@ -19,14 +19,14 @@ class Shape:
         streams: streams in the call.
         stream_rows: most rows of one stream.
         span: cache rows that are looked at (`attend_rectangle` only).
-        width: sampling candidates: 0 samples nothing, 1 is greedy.
+        draws: whether tokens are drawn; how is a slot's own, and read on the device.
     """
 
     rows: int
     streams: int
     stream_rows: int
     span: int
-    width: int
+    draws: bool
 
 
 #: Streams whose prompts share a call at most.
@@ -41,13 +41,11 @@ class Limits:
         slots: streams that may be open at once.
         modules: K, MCTP modules.
         span: cache rows that a decode step looks at.
-        widths: sampling candidates that are prepared, without 0.
     """
 
     slots: int
     modules: int
     span: int
-    widths: tuple[int, ...]
 
     @property
     def extend_rows(self) -> int:
@@ -63,8 +61,8 @@ class Limits:
 def prepared_shapes(limits: Limits, prefill_chunk: int) -> list[tuple[str, Shape]]:
     """("extend" or "burst", shape) of what streams usually run, the largest first, so that its memory serves the rest.
 
-    Usual: any number of streams in every mode, `limits.widths` candidates, and prompts read by `prefill_chunk` tokens,
-    one alone or several that together have no more.
+    Usual: any number of streams in every mode, however they sample, and prompts read by `prefill_chunk` tokens, one
+    alone or several that together have no more.
     """
     counts = sorted({min(limits.slots, 1 << i) for i in range(limits.slots.bit_length() + 1)})
     steps = set()
@@ -79,12 +77,12 @@ def prepared_shapes(limits: Limits, prefill_chunk: int) -> list[tuple[str, Shape
         count = group_streams(limits.slots)
         steps |= {(kind, count, round_rows(rows), prefill_chunk) for kind in ("extend", "burst") for rows in together}
     made = {
-        (kind, Shape(rows, count, round_stream_rows(most), limits.span, width))
+        (kind, Shape(rows, count, round_stream_rows(most), limits.span, draws))
         for kind, count, rows, most in steps
-        for width in ((0, *limits.widths) if count == 1 else limits.widths)
+        for draws in ((False, True) if count == 1 else (True,))
         if kind == "extend" or limits.modules
     }
-    return sorted(made, key=lambda one: (one[1].rows, one[1].streams, one[1].width, one[0]), reverse=True)
+    return sorted(made, key=lambda one: (one[1].rows, one[1].streams, one[1].draws, one[0]), reverse=True)
 
 
 def group_streams(slots: int) -> int:

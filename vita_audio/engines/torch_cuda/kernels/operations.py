@@ -10,8 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from vita_audio.engines.torch.sampler import draw
-from vita_audio.engines.torch_cuda.kernels import enter, gate, linear, norm, rotate
+from vita_audio.engines.torch_cuda.kernels import draw, enter, gate, linear, norm, rotate
 from vita_audio.engines.torch_cuda.kernels.language import DEPENDENT_LAUNCH, INSTALLED
 
 
@@ -39,7 +38,7 @@ class Operations:
         rotate: `rotate.reference`.
         gate: `gate.reference`.
         linear: `linear.reference`.
-        draw: of the sampler of every engine that runs on PyTorch.
+        draw: `draw.reference`.
         pdl: kernels are launched before the one ahead of them has ended.
     """
 
@@ -49,7 +48,7 @@ class Operations:
     rotate: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
     gate: Callable[[Tensor], Tensor]
     linear: Linear
-    draw: Callable[..., Tensor]
+    draw: Callable[..., None]
     pdl: bool = False
 
 
@@ -60,7 +59,7 @@ REFERENCES = Operations(
     rotate=rotate.reference,
     gate=gate.reference,
     linear=linear.reference,
-    draw=draw,
+    draw=draw.reference,
 )
 
 
@@ -70,6 +69,7 @@ _KERNELS: dict[str, dict[str, Callable[..., Any]]] = {
     "enter": {"enter": enter.fused},
     "rotate": {"rotate": rotate.fused},
     "gate": {"gate": gate.fused},
+    "draw": {"draw": draw.fused},
 }
 
 

@@ -103,7 +103,7 @@ def _gate(ops: Operations, case: Case, rows: int) -> list[Tensor]:
 def _attention(ops: Operations, case: Case, rows: int) -> list[Tensor]:
     """All rows in the second of two slots, at its end."""
     config, rows = case.config, min(rows, case.context)
-    shape = Shape(rows, 1, rows, case.context, 1)
+    shape = Shape(rows, 1, rows, case.context, True)
     q = case.random(rows, config.num_attention_heads, config.head_dim)
     cache = case.random(2 * case.context + 1, 2, config.num_key_value_heads, config.head_dim)
     start = case.context - rows
