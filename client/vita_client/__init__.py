@@ -5,6 +5,7 @@ from vita_client.aio import AsyncClient, AsyncStream
 from vita_client.base import Health
 from vita_client.channel import Connection, Tls
 from vita_client.client import Client, Stream
+from vita_client.conversation import AsyncConversation, Conversation
 from vita_client.errors import (
     AccessDenied,
     BadResponse,
@@ -24,12 +25,14 @@ from vita_client.wav import WavWriter
 __all__ = [
     "AccessDenied",
     "AsyncClient",
+    "AsyncConversation",
     "AsyncStream",
     "BadResponse",
     "Client",
     "ClientClosed",
     "ClientError",
     "Connection",
+    "Conversation",
     "DeadlineExceeded",
     "Event",
     "GenerationFailed",

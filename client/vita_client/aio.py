@@ -12,6 +12,7 @@ import grpc
 from vita_audio.contract.fields import RequestFields
 from vita_client.base import ClientBase, Health, StreamBase
 from vita_client.channel import DEFAULT_TIMEOUT_S
+from vita_client.conversation import AsyncConversation
 from vita_client.errors import NOT_READY, ClientError, ServerUnavailable, StreamCancelled
 from vita_client.events import Collector, Event, Reply
 from vita_client.request import check_timeout
@@ -92,6 +93,16 @@ class AsyncClient(ClientBase[AsyncStream]):
         """As `Client.collect`."""
         async with self.stream(text, timeout_s=timeout_s, headers=headers, **fields) as stream:
             return await stream.collect()
+
+    def conversation(
+        self,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        headers: Mapping[str, str] | None = None,
+        **fields: Unpack[RequestFields],
+    ) -> AsyncConversation:
+        """As `Client.conversation`."""
+        return AsyncConversation(self, timeout_s=timeout_s, headers=headers, **fields)
 
     async def health(self) -> Health:
         """As `Client.health`."""

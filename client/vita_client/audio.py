@@ -47,11 +47,20 @@ def load_speech(source: AudioSource, sample_rate_hz: int | None = None) -> NDArr
         if sample_rate_hz is not None:
             raise InvalidRequest("SAMPLE_RATE", sample_rate_hz, "a file states its own rate", "leave it out")
         samples, rate = _from_file(source)
-    mono = samples.mean(axis=1, dtype=np.float32)  # [samples]
-    check_audio(mono, rate)
+    speech = samples.mean(axis=1, dtype=np.float32)  # [samples]
+    check_audio(speech, rate)
     if rate != INPUT_SAMPLE_RATE_HZ:
-        mono = soxr.resample(mono, rate, INPUT_SAMPLE_RATE_HZ).astype(np.float32)
-    return np.clip(mono, -1.0, 1.0)
+        speech = soxr.resample(speech, rate, INPUT_SAMPLE_RATE_HZ).astype(np.float32)
+    return np.clip(speech, -1.0, 1.0)
+
+
+def mono(samples: NDArray[np.generic]) -> NDArray[np.float32]:
+    """Samples [samples] or [samples, channels] of any type that `load_speech` takes -> float32 [samples].
+
+    Raises:
+        InvalidRequest: field AUDIO; wrong shape or type.
+    """
+    return _from_array(samples).mean(axis=1, dtype=np.float32)
 
 
 def _from_file(source: str | os.PathLike[str] | BinaryIO) -> tuple[NDArray[np.float32], int]:

@@ -28,6 +28,7 @@ from vita_client.errors import (
 )
 from vita_client.events import Event, Metrics, StatusUpdate
 from vita_client.request import Request, build_request, check_timeout
+from vita_client.turns import Turns
 from vita_client.wire import infer_request, read_response
 
 if TYPE_CHECKING:
@@ -107,14 +108,19 @@ class ClientBase(Generic[StreamT]):
         return self.send(build_request(text, **fields), timeout_s=timeout_s, headers=headers)
 
     def send(
-        self, request: Request, *, timeout_s: float = DEFAULT_TIMEOUT_S, headers: Mapping[str, str] | None = None
+        self,
+        request: Request,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        headers: Mapping[str, str] | None = None,
+        turns: Turns | None = None,
     ) -> StreamT:
-        """`stream()` for a request that is checked already (and may be sent many times)."""
+        """`stream()` for a request that is checked already (and may be sent many times). `turns`: of a conversation."""
         message = infer_request(request, uuid.uuid4().hex, self.connection.model)
         metadata, deadline_s = self.connection.metadata(headers), check_timeout(timeout_s)
         stub, start_s = self._stub(), time.perf_counter()
         call = stub.ModelStreamInfer(iter((message,)), timeout=deadline_s, metadata=metadata)
-        stream = self._stream_type(self, call, deadline_s, start_s)
+        stream = self._stream_type(self, call, deadline_s, start_s, turns)
         self._streams.add(stream)
         return stream
 
@@ -149,9 +155,12 @@ class StreamBase:
     All times count from the moment the request was sent. Not thread safe but for `cancel`; one reader.
     """
 
-    def __init__(self, client: ClientBase[Any], call: Any, timeout_s: float, start_s: float) -> None:
+    def __init__(
+        self, client: ClientBase[Any], call: Any, timeout_s: float, start_s: float, turns: Turns | None = None
+    ) -> None:
         self._client, self._call, self._timeout_s, self._start_s = client, call, timeout_s, start_s
         self._url = client.connection.route
+        self._turns = turns
         self._pending: deque[Event] = deque()
         self._over = self._cancelled = False
         self._status: Status | None = None
@@ -178,6 +187,8 @@ class StreamBase:
         """
         self._cancelled = True
         self._call.cancel()
+        if self._turns is not None:
+            self._turns.end()
 
     @property
     def metrics(self) -> Metrics:
@@ -201,6 +212,8 @@ class StreamBase:
             self._metrics.responses += 1
             for event in response.events:
                 self._metrics.add(event, at_ms)
+                if self._turns is not None and not self._cancelled:
+                    self._turns.event(event)
                 if isinstance(event, StatusUpdate):
                     self._status, self._failure = event.status, from_status(event.status)
             self._pending.extend(response.events)
@@ -212,6 +225,8 @@ class StreamBase:
         """
         self._over = True
         self._end_s = self._end_s or time.perf_counter()
+        if self._turns is not None:
+            self._turns.end()
         self._call.cancel()  # no effect on a call that is over
         if self._refused or (self._status is not None and self._status.final):
             error = error if isinstance(error, ClientError) else self._failure

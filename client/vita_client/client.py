@@ -15,6 +15,7 @@ import grpc
 from vita_audio.contract.fields import RequestFields
 from vita_client.base import ClientBase, Health, StreamBase
 from vita_client.channel import DEFAULT_TIMEOUT_S
+from vita_client.conversation import Conversation
 from vita_client.errors import NOT_READY, ClientError, ServerUnavailable
 from vita_client.events import Collector, Event, Reply
 from vita_client.request import check_timeout
@@ -105,6 +106,16 @@ class Client(ClientBase[Stream]):
         """
         with self.stream(text, timeout_s=timeout_s, headers=headers, **fields) as stream:
             return stream.collect()
+
+    def conversation(
+        self,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        headers: Mapping[str, str] | None = None,
+        **fields: Unpack[RequestFields],
+    ) -> Conversation:
+        """Several turns; arguments as `Conversation`."""
+        return Conversation(self, timeout_s=timeout_s, headers=headers, **fields)
 
     def health(self) -> Health:
         """Whether the server and the model are ready; never raises for a server that is not there."""

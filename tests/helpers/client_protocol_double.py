@@ -43,6 +43,7 @@ def message(
     status: Status | None = None,
     final: bool = False,
     flip: bool = False,
+    prompt: list[int] | None = None,
 ) -> Message:
     """One response as Triton sends it; `flip` reverses the order of the outputs."""
     outputs: list[tuple[str, str, list[int], bytes]] = []
@@ -55,6 +56,8 @@ def message(
             ("PCM", "INT16", [len(pcm)], pcm.astype("<i2").tobytes()),
             ("STATUS", "BYTES", [1], struct.pack("<I", len(encoded)) + encoded),
         ]
+    if prompt is not None:
+        outputs.append(("PROMPT", "INT32", [len(prompt)], np.asarray(prompt, "<i4").tobytes()))
     reply = Message()
     response = reply.infer_response
     response.model_name = "vita_audio"
@@ -169,6 +172,22 @@ def chunks(inputs: Inputs, context: grpc.ServicerContext, count: str, delay_s: s
     yield message(final=True)
 
 
+def _turn(inputs: Inputs, context: grpc.ServicerContext, count: str, delay_s: str = "0") -> Iterator[Message]:
+    """`chunks` of a conversation: the prompt is the history, and the number of turns so far; the answer 0, 1, ..."""
+    history = np.asarray(inputs.get("HISTORY", ())).tolist()
+    prompt = [*history, 1000 + len([token for token in history if token >= 1000])]
+    reading = bool(inputs.get("READ_ONLY"))
+    for index in range(0 if reading else int(count)):
+        last = index == int(count) - 1
+        status = _status(inputs, index, "done" if last else "running")
+        sent = [] if index else prompt
+        yield message(chunk_text(0, index), [index], chunk_pcm(0, index), status, prompt=sent)
+        time.sleep(float(delay_s))
+    if reading:
+        yield message(status=_status(inputs, 0, "done", "read"), prompt=prompt)
+    yield message(final=True)
+
+
 def _hang(inputs: Inputs, context: grpc.ServicerContext) -> Iterator[Message]:
     while context.is_active():
         time.sleep(0.01)
@@ -259,6 +278,7 @@ def _first_of(script: Callable[..., Iterator[Message]]) -> Callable[..., Iterato
 
 _SCRIPTS: dict[str, Callable[..., Iterator[Message]]] = {
     "chunks": chunks,
+    "turn": _turn,
     "hang": _hang,
     "stall": _one_then(_hang),
     "fail": _one_then(_fail),

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
-from vita_client import AsyncClient, AsyncStream, Client, Event, Health, Reply, Request
+from vita_client import AsyncClient, AsyncConversation, AsyncStream, Client, Event, Health, Reply, Request
 
 T = TypeVar("T")
 
@@ -67,6 +67,22 @@ class TwinStream(Iterator[Event]):
         return getattr(self.twin, name)
 
 
+class TwinConversation:
+    """`AsyncConversation` as a `Conversation`."""
+
+    def __init__(self, conversation: AsyncConversation) -> None:
+        self.twin = conversation
+
+    def append_audio(self, *arguments: Any, **options: Any) -> None:
+        run(self.twin.append_audio(*arguments, **options))
+
+    def respond(self, *arguments: Any, **options: Any) -> TwinStream:
+        return TwinStream(run(self.twin.respond(*arguments, **options)))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.twin, name)
+
+
 class TwinClient:
     """`AsyncClient` as a `Client`."""
 
@@ -81,6 +97,9 @@ class TwinClient:
 
     def collect(self, *arguments: Any, **options: Any) -> Reply:
         return run(self.twin.collect(*arguments, **options))
+
+    def conversation(self, **options: Any) -> TwinConversation:
+        return TwinConversation(self.twin.conversation(**options))
 
     def health(self) -> Health:
         return run(self.twin.health())
