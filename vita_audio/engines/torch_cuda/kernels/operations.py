@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from vita_audio.engines.torch_cuda.fp8 import Matrix
 from vita_audio.engines.torch_cuda.kernels import draw, enter, gate, linear, norm, rotate
 from vita_audio.engines.torch_cuda.kernels.language import DEPENDENT_LAUNCH, INSTALLED
 
@@ -20,7 +21,7 @@ class Linear(Protocol):
     def __call__(
         self,
         x: Tensor,
-        weight: Tensor,
+        weight: Matrix,
         bias: Tensor | None = None,
         residual: Tensor | None = None,
         gate: bool = False,
@@ -73,17 +74,29 @@ _KERNELS: dict[str, dict[str, Callable[..., Any]]] = {
 }
 
 
-def operations(device: torch.device, capability: int, off: frozenset[str] = frozenset()) -> Operations:
+def operations(
+    device: torch.device,
+    capability: int,
+    off: frozenset[str] = frozenset(),
+    launches: linear.Launches | None = None,
+) -> Operations:
     """The operations of an engine on `device`, of compute capability `capability`: see `kernels`; references on a CPU
     and where the GPU language is not installed."""
     on = device.type == "cuda" and INSTALLED
-    return kernels(capability >= DEPENDENT_LAUNCH, off) if on else REFERENCES
+    return kernels(capability >= DEPENDENT_LAUNCH, off, launches) if on else REFERENCES
 
 
-def kernels(pdl: bool, off: frozenset[str] = frozenset()) -> Operations:
-    """Kernels, but for those named in `off`; `pdl`: one may begin before the one ahead of it has ended."""
+def kernels(pdl: bool, off: frozenset[str] = frozenset(), launches: linear.Launches | None = None) -> Operations:
+    """Kernels, but for those named in `off`.
+
+    Args:
+        pdl: a kernel may begin before the one ahead of it has ended.
+        launches: of the kernel `linear`; without them there is its reference.
+    """
     pdl = pdl and "pdl" not in off
     named = [fields for name, fields in _KERNELS.items() if name not in off]
     chosen = {name: partial(kernel, pdl=pdl) for fields in named for name, kernel in fields.items()}
     made = replace(REFERENCES, **chosen, pdl=pdl)
-    return replace(made, linear=partial(linear.reference, gated=made.gate))
+    if launches is None or "linear" in off:
+        return replace(made, linear=partial(linear.reference, gated=made.gate))
+    return replace(made, linear=partial(linear.fused, launches=launches, gated=made.gate, pdl=pdl))
