@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,12 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from vita_audio.checkpoint.configs import LanguageModelConfig
 from vita_audio.engines.interface import Sampling
 from vita_audio.engines.sampling import uniforms
 from vita_audio.engines.torch.sampler import SamplingTable
-from vita_audio.engines.torch_cuda.kernels import draw, philox
+from vita_audio.engines.torch_cuda.kernels import draw, philox, self_check
 from vita_audio.engines.torch_cuda.kernels.draw import Draws
 from vita_audio.engines.torch_cuda.kernels.language import tl, triton
+from vita_audio.engines.torch_cuda.kernels.operations import kernels
 
 CPU = torch.device("cpu")
 #: Marks what a draw must not touch.
@@ -157,6 +160,12 @@ def test_a_row_draws_the_same_in_any_company() -> None:
         case.index[:] = -1
         case.index[row] = Case(rows, 600, 0, torch.bfloat16, 5).index[row]
         assert int(case.run(draw.fused)[0][row, 1]) == expected
+
+
+def test_the_check_at_the_start_of_an_engine_finds_no_fault() -> None:
+    case = self_check.Case(LanguageModelConfig(700, 36, 50, 1 + 2, 6, 2, 2, 64), 64, torch.empty(0), 1, 90)
+    off = frozenset(self_check.CHECKS) - {"draw"}
+    assert self_check.faulty(partial(kernels, False), case, off) == off
 
 
 @triton.jit

@@ -16,6 +16,7 @@ from torch import Tensor
 from vita_audio.checkpoint.configs import LanguageModelConfig
 from vita_audio.contract.errors import EngineError
 from vita_audio.engines.torch_cuda.kernels import compile_cache, self_check
+from vita_audio.engines.torch_cuda.kernels.draw import Draws
 from vita_audio.engines.torch_cuda.kernels.names import NAMES
 from vita_audio.engines.torch_cuda.kernels.operations import REFERENCES, Operations
 from vita_audio.engines.torch_cuda.kernels.self_check import Case, disagreement, faulty
@@ -75,6 +76,11 @@ def not_a_number(gate_up: Tensor) -> Tensor:
     return made
 
 
+def an_id_too_far(logits: Tensor, draws: Draws, number: int, first_id: int, made: Tensor, *rest: Tensor) -> None:
+    REFERENCES.draw(logits, draws, number, first_id, made, *rest)
+    made[:, number] += 1
+
+
 def does_not_compile(*args: Any) -> Tensor:
     raise ValueError("at 3:4:\n    x = tl.load(y)\nAssertionError: no such type")
 
@@ -87,6 +93,7 @@ def does_not_compile(*args: Any) -> Tensor:
         ("gate", not_a_number, r"1 rows: 1 of 50 numbers of \[1, 50\] float32 differ, by up to nan"),
         ("gate", lambda x: REFERENCES.gate(x)[:, :-1], r"1 rows: \[1, 49\] float32 instead of \[1, 50\] float32"),
         ("gate", lambda x: REFERENCES.gate(x).half(), r"1 rows: \[1, 50\] float16 instead of \[1, 50\] float32"),
+        ("draw", an_id_too_far, r"1 rows: 1 of 2 numbers of \[1, 2\] int64 differ"),
         ("enter", does_not_compile, "1 rows: ValueError: at 3:4: x = tl.load"),
     ],
 )

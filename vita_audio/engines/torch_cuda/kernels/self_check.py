@@ -15,7 +15,10 @@ from torch import Tensor
 
 from vita_audio.checkpoint.configs import LanguageModelConfig
 from vita_audio.contract.errors import EngineError
+from vita_audio.engines.interface import Sampling
+from vita_audio.engines.torch.sampler import SamplingTable
 from vita_audio.engines.torch_cuda.kernels import compile_cache
+from vita_audio.engines.torch_cuda.kernels.draw import Draws
 from vita_audio.engines.torch_cuda.kernels.language import INSTALLED
 from vita_audio.engines.torch_cuda.kernels.names import NAMES
 from vita_audio.engines.torch_cuda.kernels.operations import REFERENCES, Operations
@@ -118,11 +121,39 @@ def _attention(ops: Operations, case: Case, rows: int) -> list[Tensor]:
     return [attend(q, cache)]
 
 
+#: How the streams of a check sample: the last one beyond the largest logits that a kernel keeps.
+_SAMPLINGS = (
+    Sampling(),
+    Sampling(1.0, 50, 0.9, 1.05, 2**64 - 1),
+    Sampling(0.7, 20, seed=5),
+    Sampling(top_p=0.5, temperature=1.0),
+)
+
+
+def _draw(ops: Operations, case: Case, rows: int) -> list[Tensor]:
+    """The second draw of a call, over the full head and over its upper half."""
+    vocab, streams, made = case.config.vocab_size, min(rows, 2 * len(_SAMPLINGS)), []
+    table, device = SamplingTable.create(streams, case.like.device), case.like.device
+    for slot in range(streams):
+        table.put(slot, _SAMPLINGS[slot % len(_SAMPLINGS)], vocab)
+    for first_id in (0, vocab // 2):
+        logits = 4 * case.random(streams, vocab - first_id)  # few are likely: a sum's rounding decides no draw
+        seen, banned = torch.rand(streams + 1, vocab, device=device) < 0.2, torch.rand(vocab, device=device) < 0.2
+        arrived = torch.zeros(streams, dtype=torch.int32, device=device)
+        fields = case.different(streams, streams), case.integers(999, streams), case.integers(3, streams)
+        drawn, ids = torch.zeros(streams, 2, dtype=torch.int64, device=device), case.integers(9, 3 * streams)
+        end = 3 * torch.arange(streams, device=device)
+        ops.draw(logits, Draws(table, seen, banned, arrived, *fields), 1, first_id, drawn, ids, end)
+        made += [drawn, ids, seen[:-1], arrived]
+    return made
+
+
 CHECKS: dict[str, Check] = {
     "norm": _norm,
     "enter": _enter,
     "rotate": _rotate,
     "gate": _gate,
+    "draw": _draw,
     "attention": _attention,
 }
 
