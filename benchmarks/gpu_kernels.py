@@ -89,18 +89,24 @@ class Kernel:
 
 
 def compiled_kernels(
-    config: LanguageModelConfig, gpu: Gpu, slots: int, prefill_chunk: int = 256, alignments: bool = True
+    config: LanguageModelConfig,
+    gpu: Gpu,
+    slots: int,
+    prefill_chunk: int = 256,
+    alignments: bool = True,
+    first_mctp_id: int = 0,
 ) -> list[Kernel]:
     """Every kernel that a prepared engine of `slots` slots launches, in bfloat16, once for each specialisation.
 
     Without `alignments` all pointers count as multiples of 16 bytes: fewer kernels, alike but for their loads.
+    `first_mctp_id`: see `Settings`; the backbone draws from the full head in any case.
     """
     context = min(4096, config.max_position_embeddings)
     limits = Limits(slots, config.mctp_modules, context)
     # Layers are alike, and modules but for the first: these launch what all of them do.
     modules = min(2, config.mctp_modules)
     one_layer = replace(config, num_hidden_layers=1 + modules, num_nextn_predict_layers=modules)
-    engine = engine_without_memory(one_layer, slots, context, gpu)
+    engine = engine_without_memory(one_layer, slots, context, gpu, first_mctp_id)
     with _compiling(gpu, alignments) as made, torch.inference_mode():
         # Packed rows are 1 or a multiple of 16: a launch is specialised for no more than that.
         shapes = {

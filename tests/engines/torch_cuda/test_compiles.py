@@ -18,6 +18,7 @@ pytestmark = pytest.mark.skipif(
 
 SEVEN_B = LanguageModelConfig(168072, 3584, 18944, 28 + 10, 28, 4, 10, 32768)
 SMALL = LanguageModelConfig(3984, 160, 384, 24 + 10, 5, 1, 10, 4096)
+FIRST_AUDIO_ID = 151_680
 CAPABILITIES = (80, 90, 120)
 
 
@@ -41,9 +42,13 @@ def gpu_of(gpu_kernels: ModuleType, capability: int) -> Any:
 def test_every_kernel_of_a_7b_fits_the_gpu(gpu_kernels: ModuleType, capability: int) -> None:
     gpu = gpu_of(gpu_kernels, capability)
     # How pointers are aligned changes loads only: compiled for one kind of GPU.
-    kernels = gpu_kernels.compiled_kernels(SEVEN_B, gpu, slots=64, alignments=capability == 90)
+    kernels = gpu_kernels.compiled_kernels(
+        SEVEN_B, gpu, slots=64, alignments=capability == 90, first_mctp_id=FIRST_AUDIO_ID
+    )
     pointwise = {"_norm_kernel", "_enter_kernel", "_rotate_kernel", "_gate_kernel"}
     assert {one.name for one in kernels} >= {"_attend_kernel", "_join_kernel", *pointwise}
+    heads = {SEVEN_B.vocab_size, SEVEN_B.vocab_size - FIRST_AUDIO_ID}
+    assert {one.constants["COUNT"] for one in kernels if one.name == "_draw_kernel"} == heads
     assert {one.constants["PDL"] for one in kernels} == {capability >= 90}
     assert {one.constants["ROWS"] for one in kernels if one.name == "_attend_kernel"} == {16, 64}
     assert [gpu_kernels.shortcomings(one, gpu) for one in kernels] == [[]] * len(kernels)

@@ -99,9 +99,9 @@ def fused(
         logits, table.penalty, table.inv_temperature, table.top_p, table.top_k, table.greedy.view(torch.uint8),
         table.seed, draws.seen.view(torch.uint8), draws.banned.view(torch.uint8), draws.slot, draws.index, draws.commit,
         ids if ids is not None else made, id_end if id_end is not None else draws.slot, made, kept, draws.arrived,
-        number, made.stride(0),
+        number, made.stride(0), int(ids is not None),
         COUNT=count, VOCAB=draws.seen.shape[1], FIRST=first_id, PART=part, PARTS=parts, READ=min(part, _READ),
-        KEPT=NARROW, PADDED_KEPT=power_of_two(parts) * NARROW, BANNED=BANNED_LOGIT, PLACED=ids is not None, PDL=pdl,
+        KEPT=NARROW, PADDED_KEPT=power_of_two(parts) * NARROW, BANNED=BANNED_LOGIT, PDL=pdl,
         num_warps=max(1, part // _WARP), enable_fp_fusion=False, **launch_options(pdl),
     )  # fmt: skip
 
@@ -248,15 +248,14 @@ def _drawn(
 # The fields of a call lie anywhere in its input buffer and are read number by number: a kernel of its own for each
 # alignment would be compiled for nothing.
 @triton.jit(
-    do_not_specialize=["number", "made_stride"],
+    do_not_specialize=["number", "made_stride", "placed"],
     do_not_specialize_on_alignment=["slot", "index", "commit", "ids", "id_end", "made"],
 )
 def _draw_kernel(
     logits, penalty, inv_temperature, top_p, top_k, greedy, seed, seen, banned, slot, index, commit,
-    ids, id_end, made, kept, arrived, number, made_stride,
+    ids, id_end, made, kept, arrived, number, made_stride, placed,
     COUNT: tl.constexpr, VOCAB: tl.constexpr, FIRST: tl.constexpr, PART: tl.constexpr, PARTS: tl.constexpr,
-    READ: tl.constexpr, KEPT: tl.constexpr, PADDED_KEPT: tl.constexpr, BANNED: tl.constexpr, PLACED: tl.constexpr,
-    PDL: tl.constexpr,
+    READ: tl.constexpr, KEPT: tl.constexpr, PADDED_KEPT: tl.constexpr, BANNED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Block (part, stream): keep the largest keys of a part; the last block of a stream draws."""
     part, row = tl.program_id(0), tl.program_id(1)
@@ -299,7 +298,7 @@ def _draw_kernel(
         )  # fmt: skip
     token = FIRST + 0x7FFFFFFF - (best & 0x7FFFFFFF)
     tl.store(made + row * made_stride + number, token)
-    if PLACED:
+    if placed:
         tl.store(ids + tl.load(id_end + row) + number, token)
     if number < tl.load(commit + row):
         tl.store(seen + at_slot * VOCAB + token, 1)
