@@ -25,7 +25,8 @@ from vita_audio.contract.rates import TOKENS_PER_SECOND
 from vita_audio.decoding.decoder import StreamingDecoder
 from vita_audio.decoding.schedule import DecoderConfig
 from vita_audio.decoding.seams import compare, stream_all
-from vita_audio.engines.onnxruntime.audio import OnnxFlow, OnnxSpeechTokenizer, OnnxVocoder
+from vita_audio.engines.onnxruntime.audio import OnnxFlow, OnnxVocoder
+from vita_audio.engines.onnxruntime.speech_tokenizer import OnnxSpeechTokenizer
 from vita_audio.speech_features import speech_tokens, to_16_khz
 
 SETTINGS = {

@@ -76,7 +76,7 @@ _TENSORRT_STAGES = (
     Stage(
         8,
         "speech tokenizer graph",
-        "build_engines.onnxruntime.speech_tokenizer:run",
+        "build_engines.onnxruntime.speech_tokenizer:run_whole",
         reads=(SPEECH_TOKENIZER,),
         into=GRAPHS,
     ),

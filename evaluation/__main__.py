@@ -33,7 +33,8 @@ from vita_audio.contract.errors import VitaError
 from vita_audio.contract.modes import NAMED_MODES, parse_mode
 from vita_audio.decoding.decoder import StreamingDecoder
 from vita_audio.engines.manifest import load_manifest
-from vita_audio.engines.onnxruntime.audio import OnnxFlow, OnnxSpeechTokenizer, OnnxVocoder
+from vita_audio.engines.onnxruntime.audio import OnnxFlow, OnnxVocoder
+from vita_audio.engines.onnxruntime.speech_tokenizer import OnnxSpeechTokenizer
 from vita_audio.machine import describe_machine
 from vita_audio.speech_features import speech_tokens
 from vita_audio.text.vocabulary import Vocabulary

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -57,14 +58,15 @@ MAX_BATCH = 8
 
 @pytest.fixture(scope="module")
 def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The audio graphs of the tiny random-weight checkpoint, as the CPU build exports them."""
+    """The audio graphs of the tiny random-weight checkpoint, as a build for TensorRT exports them."""
     folder = tmp_path_factory.mktemp("audio")
     write_random_checkpoint(folder / "checkpoint", TINY, seed=0)
     decoder, out = folder / "checkpoint" / "audio_decoder", folder / "graphs"
+    whole_pieces = partial(export_speech_tokenizer, whole=True)
     for config_class, load, export, at in (
         (Flow, load_flow, export_flow, decoder),
         (Vocoder, load_vocoder, export_vocoder, decoder),
-        (SpeechTokenizer, load_speech_tokenizer, export_speech_tokenizer, folder / "checkpoint" / "speech_tokenizer"),
+        (SpeechTokenizer, load_speech_tokenizer, whole_pieces, folder / "checkpoint" / "speech_tokenizer"),
     ):
         config, tensors = load(at)  # type: ignore[operator]
         model = config_class(config).eval()

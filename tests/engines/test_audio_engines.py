@@ -14,7 +14,8 @@ from build_engines.onnxruntime.speech_tokenizer import export_speech_tokenizer
 from build_engines.onnxruntime.vocoder import export_vocoder
 from vita_audio.checkpoint.configs import FlowConfig, SpeechTokenizerConfig, VocoderConfig
 from vita_audio.contract.errors import EngineError
-from vita_audio.engines.onnxruntime.audio import OnnxFlow, OnnxSpeechTokenizer, OnnxVocoder
+from vita_audio.engines.onnxruntime.audio import OnnxFlow, OnnxVocoder
+from vita_audio.engines.onnxruntime.speech_tokenizer import OnnxSpeechTokenizer
 from vita_audio.engines.torch.audio import TorchFlow, TorchSpeechTokenizer, TorchVocoder
 from vita_audio.models.flow import Flow
 from vita_audio.models.speech_tokenizer import SpeechTokenizer

@@ -16,7 +16,8 @@ from vita_audio.checkpoint.audio_decoder import load_flow, load_vocoder
 from vita_audio.checkpoint.speech_tokenizer import load_speech_tokenizer
 from vita_audio.contract.rates import mel_frames
 from vita_audio.engines.interface import FlowEngine, SpeechTokenizerEngine, VocoderEngine
-from vita_audio.engines.onnxruntime.audio import OnnxFlow, OnnxSpeechTokenizer, OnnxVocoder
+from vita_audio.engines.onnxruntime.audio import OnnxFlow, OnnxVocoder
+from vita_audio.engines.onnxruntime.speech_tokenizer import OnnxSpeechTokenizer
 from vita_audio.engines.torch.audio import TorchFlow, TorchSpeechTokenizer, TorchVocoder
 from vita_audio.models.flow import Flow, offline_frame_map, time_grid
 from vita_audio.models.speech_tokenizer import SpeechTokenizer

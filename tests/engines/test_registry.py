@@ -33,8 +33,9 @@ from vita_audio.contract.errors import EngineError
 from vita_audio.decoding.decoder import StreamingDecoder
 from vita_audio.engines.interface import FlowEngine, LanguageModelEngine, SolvingFlowEngine
 from vita_audio.engines.manifest import Manifest, load_manifest
-from vita_audio.engines.onnxruntime.audio import OnnxFlow, OnnxSpeechTokenizer
+from vita_audio.engines.onnxruntime.audio import OnnxFlow
 from vita_audio.engines.onnxruntime.language_model import OnnxLanguageModel
+from vita_audio.engines.onnxruntime.speech_tokenizer import OnnxSpeechTokenizer
 from vita_audio.engines.registry import (
     FAMILIES,
     check_slots,

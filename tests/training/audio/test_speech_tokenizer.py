@@ -26,7 +26,7 @@ from training.logs import Table
 from training_audio_clips import Killed, kill_at, quick_run, write_clips
 from vita_audio.checkpoint.sizes import TINY
 from vita_audio.checkpoint.speech_tokenizer import load_speech_tokenizer
-from vita_audio.engines.onnxruntime.audio import OnnxSpeechTokenizer
+from vita_audio.engines.onnxruntime.speech_tokenizer import OnnxSpeechTokenizer
 from vita_audio.engines.torch.audio import TorchSpeechTokenizer
 from vita_audio.models.speech_tokenizer import SpeechTokenizer
 from vita_audio.speech_features import speech_tokens

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from vita_audio.engines.onnxruntime.audio import OnnxFlow, OnnxSpeechTokenizer, OnnxVocoder
+from vita_audio.engines.onnxruntime.audio import OnnxFlow, OnnxVocoder
 from vita_audio.engines.onnxruntime.language_model import OnnxLanguageModel
+from vita_audio.engines.onnxruntime.speech_tokenizer import OnnxSpeechTokenizer
 from vita_audio.engines.source import EngineSource
 
 

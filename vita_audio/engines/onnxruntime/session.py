@@ -30,3 +30,16 @@ def open_session(path: Path, threads: int, any_length: bool = False) -> ort.Infe
         return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise EngineError(f"{path}: ONNX Runtime cannot load it ({str(error).splitlines()[0]}); rebuild it") from error
+
+
+def open_graph(path: Path, threads: int, any_length: bool = False) -> tuple[ort.InferenceSession, dict[str, str]]:
+    """`open_session`, and what the graph says of itself.
+
+    Raises:
+        EngineError: too, when `build_engines` has not made it.
+    """
+    session = open_session(path, threads, any_length)
+    metadata = session.get_modelmeta().custom_metadata_map
+    if not metadata:
+        raise EngineError(f"{path}: has no metadata, so it is not one of our graphs; rebuild the engines")
+    return session, metadata
