@@ -39,6 +39,7 @@ from vita_audio.checkpoint.language_model import language_model_shapes
 from vita_audio.engines.torch_cuda.cuda_graphs import Program
 from vita_audio.engines.torch_cuda.engine import TorchCudaLanguageModel
 from vita_audio.engines.torch_cuda.kernels.language import DEPENDENT_LAUNCH
+from vita_audio.engines.torch_cuda.kernels.linear import Launches
 from vita_audio.engines.torch_cuda.kernels.operations import kernels
 from vita_audio.engines.torch_cuda.settings import Settings
 from vita_audio.engines.torch_cuda.shapes import Limits, prepared_shapes
@@ -126,7 +127,8 @@ def engine_without_memory(
     engine = TorchCudaLanguageModel(config, weights, Settings(slots, context, first_mctp_id, attention="split"), [1, 2])
     forward = engine.forward
     forward.processors, forward.capability = gpu.processors, gpu.capability
-    forward.operations = kernels(pdl=gpu.capability >= DEPENDENT_LAUNCH)
+    launches = Launches.on(META, gpu.processors, gpu.capability)
+    forward.operations = kernels(pdl=gpu.capability >= DEPENDENT_LAUNCH, launches=launches)
     return engine
 
 

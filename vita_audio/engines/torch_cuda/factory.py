@@ -19,7 +19,9 @@ def language_model(source: EngineSource, slots: int) -> TorchCudaLanguageModel:
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     weights = load_weights(config, StoredTensors(source.folder / WEIGHTS_FILE), device, dtype)
     first_mctp_id, banned_ids = (source.gpu.head_first_id, source.gpu.banned_ids) if source.gpu else (0, ())
-    settings = Settings(slots, source.context_tokens, first_mctp_id, kernels_off=source.kernels_off)
+    settings = Settings(
+        slots, source.context_tokens, first_mctp_id, kernels_off=source.kernels_off, folder=source.folder
+    )
     engine = TorchCudaLanguageModel(config, weights, settings, banned_ids)
     engine.prepare(source.prefill_chunk)
     return engine

@@ -17,7 +17,9 @@ from vita_audio.checkpoint.configs import LanguageModelConfig
 from vita_audio.engines.torch.sampler import SamplingTable
 from vita_audio.engines.torch_cuda import network
 from vita_audio.engines.torch_cuda.cuda_graphs import Fields, Function
+from vita_audio.engines.torch_cuda.kernels import linear_table
 from vita_audio.engines.torch_cuda.kernels.draw import Draws
+from vita_audio.engines.torch_cuda.kernels.linear import Launches
 from vita_audio.engines.torch_cuda.kernels.operations import operations
 from vita_audio.engines.torch_cuda.kernels.self_check import Case, faulty
 from vita_audio.engines.torch_cuda.network import Attend, Spans
@@ -62,9 +64,14 @@ class Forward:
         self.processors = gpu.multi_processor_count if gpu else 1
         self.capability = 10 * gpu.major + gpu.minor if gpu else 90
         off, build = settings.kernels_off, partial(operations, self.device, self.capability)
+        launches = Launches.on(self.device, self.processors, self.capability) if gpu else None
         if gpu:
+            build = partial(build, launches=launches)
             off = faulty(build, Case(config, settings.context, like[:0], self.processors, self.capability), off)
         self.operations, self.kernels_off = build(off), off
+        if launches and settings.folder and "linear" not in off:
+            launches = linear_table.tuned(launches, self.operations, weights, settings.first_mctp_id, settings.folder)
+            self.operations = build(off, launches=launches)
         auto = "split" if gpu and "attention" not in off else "rectangle"
         self.attention = auto if settings.attention == "auto" else settings.attention
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -27,6 +28,7 @@ class Settings:
             first on a CUDA device where the GPU language Triton is installed.
         capture: CUDA graphs on a CUDA device; no meaning elsewhere.
         kernels_off: names of `kernels/operations.py` that run as their reference, to find a kernel that is wrong.
+        folder: of the engines: what is measured on this GPU is kept there. None measures nothing.
     """
 
     slots: int
@@ -35,6 +37,7 @@ class Settings:
     attention: Literal["auto", "rectangle", "split"] = "auto"
     capture: bool = True
     kernels_off: frozenset[str] = frozenset()
+    folder: Path | None = None
 
     def check(self, config: LanguageModelConfig, weights: Weights) -> None:
         """Raises EngineError for a setting out of range, or slots that the GPU's free memory does not hold."""

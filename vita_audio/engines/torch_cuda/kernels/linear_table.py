@@ -17,6 +17,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,11 @@ from torch import Tensor
 from vita_audio.engines.manifest import package_version
 from vita_audio.engines.torch_cuda.cuda_graphs import Capturer
 from vita_audio.engines.torch_cuda.fp8 import Fp8Matrix, Matrix
+from vita_audio.engines.torch_cuda.kernels import linear
 from vita_audio.engines.torch_cuda.kernels.compile_cache import cache_folder
+from vita_audio.engines.torch_cuda.kernels.linear import Launches
 from vita_audio.engines.torch_cuda.kernels.linear_tiling import FEW_ROWS, Product, Tiling, few_rows
+from vita_audio.engines.torch_cuda.kernels.operations import Operations
 from vita_audio.engines.torch_cuda.kernels.self_check import disagreement
 from vita_audio.engines.torch_cuda.weights import Weights
 
@@ -75,6 +79,23 @@ def part(matrix: Matrix, first: int, stop: int | None = None) -> Matrix:
     if isinstance(matrix, Fp8Matrix):
         return Fp8Matrix(matrix.values[first:stop], matrix.scale[first:stop])
     return matrix[first:stop]
+
+
+def tuned(launches: Launches, operations: Operations, weights: Weights, first_mctp_id: int, folder: Path) -> Launches:
+    """`launches` with the tilings of `weights` on their GPU: measured as `operations` launch, or kept in `folder`."""
+
+    def multiply(product: Product, x: Tensor, weight: Matrix, residual: Tensor | None, tiling: Tiling | None) -> Tensor:
+        if tiling is None:
+            return linear.reference(x, weight, None, residual, product.gate, operations.gate)
+        return linear.launch(x, weight, None, residual, product.gate, launches, tiling, operations.pdl)
+
+    device = weights.embedding.device
+    if weights.embedding.dtype != torch.bfloat16:
+        return launches
+    gpu = gpu_key(torch.cuda.get_device_name(device))
+    with torch.inference_mode():
+        made = table(kinds(weights, first_mctp_id), launches.processors, folder, gpu, multiply, GraphTimer(device))
+    return replace(launches, tilings=made)
 
 
 def table(

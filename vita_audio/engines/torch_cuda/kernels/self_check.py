@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -103,6 +104,24 @@ def _gate(ops: Operations, case: Case, rows: int) -> list[Tensor]:
     return [ops.gate(case.random(rows, 2 * case.config.intermediate_size))]
 
 
+def _linear(ops: Operations, case: Case, rows: int) -> list[Tensor]:
+    """Each K that there is, with what follows it; fewer columns than the weights have, so that K is split."""
+    config, columns = case.config, 512
+    hidden, inner = config.hidden_size, config.intermediate_size
+
+    def made(k: int, **follows: Any) -> Tensor:
+        return ops.linear(case.random(rows, k), case.random(columns, k) / k**0.5, **follows)
+
+    residual = [case.random(rows, columns) for _ in range(2)]
+    return [
+        made(hidden),
+        made(2 * hidden, bias=case.random(columns)),
+        made(hidden, residual=residual[0]),
+        made(hidden, gate=True),
+        made(inner, residual=residual[1]),
+    ]
+
+
 def _attention(ops: Operations, case: Case, rows: int) -> list[Tensor]:
     """All rows in the second of two slots, at its end."""
     config, rows = case.config, min(rows, case.context)
@@ -153,6 +172,7 @@ CHECKS: dict[str, Check] = {
     "enter": _enter,
     "rotate": _rotate,
     "gate": _gate,
+    "linear": _linear,
     "draw": _draw,
     "attention": _attention,
 }
