@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from benchmarks.gpu_device import copy_bandwidth, datasheet_peaks, product_speed
-from benchmarks.paper_audio import FLOW_STEPS, PRECISIONS, audio_rows, streaming_rows
+from benchmarks.paper_audio import audio_rows
 from benchmarks.paper_language_model import HEADS, LanguageModelBench, Row, Served
 from benchmarks.paper_report import kernels, render
 from benchmarks.paper_variants import VARIANTS, Variants
@@ -190,15 +190,13 @@ def _first_chunk(variants: Variants, options: argparse.Namespace, budget: Budget
 
 
 def _audio(_: Variants | None, options: argparse.Namespace, budget: Budget) -> Iterator[Row]:
-    repeats = max(1, options.repeats // 4)  # the eager decoder takes up to half a second a call
-    tiny, device = options.size == "tiny", torch.device(options.device)
-    precisions = PRECISIONS if device.type == "cuda" else PRECISIONS[:1]
-    kinds = 1 + len(precisions)
-    blanks: list[Row] = [{"stage": "streaming decoder"}] * (5 * kinds)
-    yield from budget.take(streaming_rows(device, tiny, repeats, min(options.streams)), blanks)
-    stages = ["encoder", *(f"decoder, {steps} step(s)" for steps in FLOW_STEPS)]
-    blanks = [{"stage": stage, "precision": precision} for precision in precisions for stage in stages]
-    yield from budget.take(audio_rows(device, tiny, repeats), blanks)
+    rows = audio_rows(
+        torch.device(options.device), options.size == "tiny", max(1, options.repeats // 2), min(options.streams)
+    )
+    for row in rows:
+        yield row
+        if budget.over:
+            return
 
 
 def _heads(variants: Variants, options: argparse.Namespace, budget: Budget) -> Iterator[Row]:
