@@ -14,6 +14,7 @@ from vita_audio.contract.rates import OUTPUT_SAMPLE_RATE_HZ
 from wav_files import read_wav
 
 EXAMPLES = ROOT / "examples"
+NAMES = ("ask.py", "speak.py", "conversation.py")
 
 
 def example(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -21,7 +22,7 @@ def example(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
-@pytest.mark.parametrize("name", ["ask.py", "speak.py"])
+@pytest.mark.parametrize("name", NAMES)
 def test_an_example_is_short_and_needs_the_client_alone(name: str) -> None:
     assert len((EXAMPLES / name).read_text().splitlines()) < 35
     assert {module.split(".")[0] for module in imported(EXAMPLES / name, nested=True)} == {"sys", "vita_client"}
@@ -56,8 +57,24 @@ def test_a_problem_is_one_line(name: str, given: object, problem: str, tmp_path:
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", ["ask.py", "speak.py"])
+@pytest.mark.parametrize("name", NAMES)
 def test_usage_is_printed(name: str) -> None:
     done = example(name)
     assert done.returncode == 1
     assert f"python examples/{name}" in done.stderr
+
+
+@pytest.mark.server
+def test_a_conversation_goes_on(server: TritonServer, tmp_path: Path) -> None:
+    turns = "Two plus three?", EXAMPLES / "question.wav", "And then?"
+    done = example("conversation.py", tmp_path / "out.wav", server.grpc_url, *turns)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("the first sound after") == 3
+    _, samples = read_wav(tmp_path / "out.wav")
+    assert f"{len(samples) / OUTPUT_SAMPLE_RATE_HZ:.2f} s of sound" in done.stdout
+
+
+def test_a_conversation_without_a_server_is_one_line(tmp_path: Path) -> None:
+    done = example("conversation.py", tmp_path / "out.wav", "127.0.0.1:1", "Hello.")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith("error: no answer from 127.0.0.1:1")
