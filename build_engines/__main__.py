@@ -83,6 +83,7 @@ def main(
     engine: flags.Engine = "tensorrt_llm",
     format: flags.Format = "bf16",
     mctp_format: flags.MctpFormat = "",
+    mctp_head_format: flags.MctpHeadFormat = "bf16",
     fp8_kv_cache: flags.Fp8KvCache = False,
     scales: Annotated[Path | None, typer.Option(help="Scales of fp8 and w4a16 layers (gpu).")] = None,
     tp: flags.Tp = 1,
@@ -97,7 +98,18 @@ def main(
     `python -m build_engines plan --help`: what a GPU build would take.
     """
     gpu = GpuOptions(
-        engine, format, mctp_format, fp8_kv_cache, scales, tp, streams, step_tokens, head, candidates, audio_batch
+        engine,
+        format,
+        mctp_format,
+        fp8_kv_cache,
+        scales,
+        tp,
+        streams,
+        step_tokens,
+        head,
+        candidates,
+        audio_batch,
+        mctp_head_format,
     )
     build = Build(checkpoint, out, target, context_tokens, max_tokens, gpu)
     progress: _Progress | None = None

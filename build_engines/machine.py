@@ -97,10 +97,10 @@ def check_gpu(options: GpuOptions, machine: GpuMachine) -> None:
         )
     if numbers < (8, 0):
         raise EngineError(f"{gpu.name} has compute capability {gpu.compute_capability}: bfloat16 needs 8.0 (Ampere)")
-    if "fp8" in options.formats and numbers < FP8_CAPABILITY:
+    if options.engine == TENSORRT_LLM and "fp8" in options.formats and numbers < FP8_CAPABILITY:
         raise EngineError(
             f"--format: fp8 needs compute capability 8.9 (Ada), {gpu.name} has {gpu.compute_capability}; "
-            "take w4a16 or bf16"
+            f"take w4a16 or bf16, or --engine {TORCH_CUDA}"
         )
 
 

@@ -11,7 +11,7 @@ from vita_audio.contract.errors import EngineError
 from vita_audio.contract.limits import Limits
 from vita_audio.decoding.schedule import DecoderConfig
 from vita_audio.engines.gpu_machine import NONE
-from vita_audio.engines.gpu_record import GpuRecord
+from vita_audio.engines.gpu_record import TORCH_CUDA, GpuRecord
 from vita_audio.engines.manifest import MANIFEST, Manifest, schedule_fields
 from vita_audio.text.vocabulary import Vocabulary
 
@@ -69,7 +69,8 @@ def _gpu_record(build: Build, facts: Facts) -> GpuRecord:
         container=facts["container"],
         options={"format": options.formats[0], "mctp_format": options.formats[1]}
         | {name: asdict(options)[name] for name in ("fp8_kv_cache", "head")}
-        | {"scales_sha256": build.scales_sha256},
+        | {"scales_sha256": build.scales_sha256}
+        | ({"mctp_head_format": options.mctp_head_format} if options.engine == TORCH_CUDA else {}),
         tp=options.tp,
         max_streams=options.streams,
         max_num_tokens=options.step_tokens,

@@ -28,6 +28,7 @@ class GpuOptions:
         engine: tensorrt_llm, or torch_cuda: CUDA graphs in PyTorch, built in minutes and on any GPU from Ampere on.
         format: linear layers of the backbone: bf16, fp8 or w4a16.
         mctp_format: those of the MCTP modules; "" is as `format`.
+        mctp_head_format: head of the MCTP modules: bf16, or fp8 (torch_cuda).
         fp8_kv_cache: 8-bit keys and values; both formats must be fp8.
         scales: file with the scales that fp8 and w4a16 need.
         tp: GPUs that share the model (tensor parallel).
@@ -50,6 +51,7 @@ class GpuOptions:
     head: str = "auto"
     candidates: int = 64
     audio_batch: int = 8
+    mctp_head_format: str = "bf16"
 
     @property
     def formats(self) -> tuple[str, str]:
@@ -66,6 +68,7 @@ class GpuOptions:
         _choice("--engine", self.engine, ENGINES)
         _choice("--format", self.format, FORMATS)
         _choice("--mctp-format", self.formats[1], FORMATS)
+        _choice("--mctp-head-format", self.mctp_head_format, ("bf16", "fp8"))
         _choice("--head", self.head, HEADS)
         _range("--tp", self.tp, 1, 64)
         _range("--streams", self.streams, 1, 2048)
@@ -73,13 +76,24 @@ class GpuOptions:
         _range("--candidates", self.candidates, 1, 1024)
         _range("--audio-batch", self.audio_batch, 1, 64)
         if self.engine == TORCH_CUDA:
-            asked = {"--format": self.format != "bf16", "--mctp-format": self.formats[1] != "bf16", "--tp": self.tp > 1}
-            for option in (option for option, given in asked.items() if given):
-                raise EngineError(f"{option}: the torch_cuda engine runs bf16 on one GPU; leave it out")
+            self._check_torch_cuda()
+        elif self.mctp_head_format != "bf16":
+            raise EngineError(f"--mctp-head-format: {self.mctp_head_format} is for --engine {TORCH_CUDA}; leave it out")
         if self.fp8_kv_cache and self.formats != ("fp8", "fp8"):
             raise EngineError(
                 f"--fp8-kv-cache: needs --format fp8 for both parts, they are {' and '.join(self.formats)}"
             )
+
+    def _check_torch_cuda(self) -> None:
+        for option, name in zip(("--format", "--mctp-format"), self.formats, strict=True):
+            if name == "w4a16":
+                raise EngineError(f"{option}: w4a16 is for --engine {TENSORRT_LLM}; take bf16 or fp8")
+        if self.tp > 1:
+            raise EngineError("--tp: the torch_cuda engine runs on one GPU; leave it out")
+        if self.fp8_kv_cache:
+            raise EngineError("--fp8-kv-cache: the torch_cuda engine keeps keys and values in bf16; leave it out")
+        if self.scales is not None:
+            raise EngineError("--scales: the torch_cuda engine scales FP8 weights by their own rows; leave it out")
 
     def head_first_id(self, pattern: Sequence[int], text_tokens: int) -> int:
         """First id of the MCTP head: 0 is the full head.
@@ -110,6 +124,7 @@ Engine = Annotated[
 ]
 Format = Annotated[str, typer.Option(help="Linear layers of the backbone: bf16, fp8 or w4a16 (gpu).")]
 MctpFormat = Annotated[str, typer.Option(help="Those of the MCTP modules; as --format without it (gpu).")]
+MctpHeadFormat = Annotated[str, typer.Option(help="Head of the MCTP modules: bf16 or fp8 (gpu, torch_cuda).")]
 Fp8KvCache = Annotated[bool, typer.Option("--fp8-kv-cache", help="8-bit KV cache; both formats fp8 (gpu).")]
 Tp = Annotated[int, typer.Option(help="GPUs that share the model: 1, 2, 4 (gpu).")]
 Streams = Annotated[int, typer.Option(help="Most streams at the same time (gpu).")]

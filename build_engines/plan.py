@@ -28,8 +28,9 @@ from build_engines.sizes import Sizes, read_sizes, released_sizes
 from build_engines.tensorrt_audio.profiles import Geometries, decoder_geometries
 from build_engines.tensorrt_llm.formats import FORMATS
 from build_engines.tensorrt_llm.layout import Part
-from build_engines.tensorrt_llm.plan import Outline, Plan
-from vita_audio.checkpoint.language_model import language_model_shapes
+from build_engines.tensorrt_llm.plan import Plan
+from build_engines.torch_cuda.formats import Fp8Parts, outline
+from vita_audio.checkpoint.tensor_file import Outline
 from vita_audio.contract.errors import CheckpointError, EngineError
 from vita_audio.decoding.schedule import DecoderConfig
 from vita_audio.decoding.stream_buffers import ring_bytes, ring_frames
@@ -189,9 +190,12 @@ def _plan_tensorrt_llm(sizes: Sizes, options: GpuOptions, context: int) -> GpuPl
 
 def _plan_torch_cuda(sizes: Sizes, options: GpuOptions, context: int) -> GpuPlan:
     config = sizes.language_model
-    stored = 2 * sum(prod(shape) for shape in language_model_shapes(config).values())
+    parts = Fp8Parts.of(options, options.head_first_id(sizes.pattern, sizes.text_tokens))
+    tensors = outline(config, parts)
+    stored = _outline_bytes(tensors)
     audio = _audio_weights(sizes)
-    largest = 2 * max(prod(shape) for shape in language_model_shapes(config).values())
+    # FP8 is computed in float32.
+    largest = max(prod(shape) * (2 if dtype == torch.bfloat16 else 4) for shape, dtype in tensors.values())
     limits = Limits(options.streams, config.mctp_modules, context)
     chunk = min(GPU_PREFILL_CHUNK, options.step_tokens)
     return GpuPlan(
@@ -264,8 +268,8 @@ def _audio_weights(sizes: Sizes) -> dict[str, int]:
         }
 
 
-def _outline_bytes(outline: Outline) -> int:
-    return sum(prod(shape) * dtype.itemsize for shape, dtype in outline.values())
+def _outline_bytes(tensors: Outline) -> int:
+    return sum(prod(shape) * dtype.itemsize for shape, dtype in tensors.values())
 
 
 def _gib(count: int) -> str:
@@ -284,6 +288,7 @@ def main(
     engine: flags.Engine = "torch_cuda",
     format: flags.Format = "bf16",
     mctp_format: flags.MctpFormat = "",
+    mctp_head_format: flags.MctpHeadFormat = "bf16",
     fp8_kv_cache: flags.Fp8KvCache = False,
     tp: flags.Tp = 1,
     streams: flags.Streams = 64,
@@ -294,7 +299,18 @@ def main(
 ) -> None:
     """Print what a GPU build would make: files, memory of each GPU, and how many streams fit. Needs no GPU."""
     options = GpuOptions(
-        engine, format, mctp_format, fp8_kv_cache, None, tp, streams, step_tokens, head, candidates, audio_batch
+        engine,
+        format,
+        mctp_format,
+        fp8_kv_cache,
+        None,
+        tp,
+        streams,
+        step_tokens,
+        head,
+        candidates,
+        audio_batch,
+        mctp_head_format,
     )
     with errors_reported():
         options.check()
@@ -302,6 +318,8 @@ def main(
         check_mctp(sizes, options)
         plan = plan_build(sizes, options, context_tokens)
     formats = " + ".join(dict.fromkeys(options.formats))
+    if options.mctp_head_format != "bf16":
+        formats += f", MCTP head {options.mctp_head_format}"
     title = f"{sizes.source}: {engine}, {formats}, {tp} GPU(s), {streams} streams of {plan.context} tokens"
     first_id = options.head_first_id(sizes.pattern, sizes.text_tokens)
     notes = [

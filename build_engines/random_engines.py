@@ -29,6 +29,7 @@ from build_engines.options import GpuOptions
 from build_engines.pipeline import Build
 from build_engines.plan import plan_build
 from build_engines.sizes import Sizes
+from build_engines.torch_cuda.formats import Fp8Parts, encode, outline
 from vita_audio.checkpoint.check import CheckpointSizes
 from vita_audio.checkpoint.file_records import FileRecord, combined_sha256, file_records, whole_folder
 from vita_audio.checkpoint.random_weights.audio import flow_weights, speech_tokenizer_weights, vocoder_weights
@@ -104,8 +105,9 @@ def _write(
     facts |= machine_facts(build.gpu, machine)
     files = file_records(folder, [_TOKENIZER_FILE])
     start_s = time.monotonic()
-    for name, outline, tensors in _networks(size, vocabulary, seed, device):
-        files[name] = write_tensors(folder / name, outline, tensors)
+    parts = Fp8Parts.of(build.gpu, build.gpu.head_first_id(pattern, vocabulary.text_tokens))
+    for name, stored, tensors in _networks(size, vocabulary, seed, device, parts):
+        files[name] = write_tensors(folder / name, stored, tensors)
         before_s, start_s = start_s, time.monotonic()
         on_file(name, files[name], start_s - before_s)
     checkpoint_sha256 = combined_sha256({name: record.sha256 for name, record in files.items()})
@@ -115,11 +117,12 @@ def _write(
 
 
 def _networks(
-    size: ModelSize, vocabulary: Vocabulary, seed: int, device: torch.device
+    size: ModelSize, vocabulary: Vocabulary, seed: int, device: torch.device, parts: Fp8Parts
 ) -> Iterator[tuple[str, Outline, Iterable[tuple[str, Tensor]]]]:
     """File, outline and tensors of each network; an audio network is drawn whole."""
     language_model = RandomLanguageModel(size.language_model, device, seed, torch.bfloat16, vocabulary, ends=False)
-    yield WEIGHTS_FILE, language_model.outline, language_model.items()
+    config = size.language_model
+    yield WEIGHTS_FILE, outline(config, parts), encode(config, parts, language_model.items())
     for name, draw in (
         (SPEECH_TOKENIZER_FILE, partial(speech_tokenizer_weights, size.speech_tokenizer)),
         (FLOW_FILE, partial(flow_weights, size.flow)),
@@ -146,6 +149,9 @@ def main(
     device: Annotated[str, typer.Option(help="Where weights are drawn: cuda, or cpu, which asks for no GPU.")] = "cuda",
     context_tokens: flags.ContextTokens = 4096,
     max_tokens: Annotated[int, typer.Option(help="Most answer tokens a request may ask for.")] = 4096,
+    format: flags.Format = "bf16",
+    mctp_format: flags.MctpFormat = "",
+    mctp_head_format: flags.MctpHeadFormat = "bf16",
     streams: flags.Streams = 64,
     step_tokens: flags.StepTokens = 2048,
     head: flags.Head = "auto",
@@ -153,7 +159,10 @@ def main(
 ) -> None:
     """Write torch_cuda engines with random weights."""
     console = Console(highlight=False)
-    gpu = GpuOptions(TORCH_CUDA, streams=streams, step_tokens=step_tokens, head=head, audio_batch=audio_batch)
+    gpu = GpuOptions(
+        TORCH_CUDA, format, mctp_format, streams=streams, step_tokens=step_tokens, head=head, audio_batch=audio_batch,
+        mctp_head_format=mctp_head_format,
+    )  # fmt: skip
     build = Build(Path(f"random-{size.value}-{seed}"), out, "gpu", context_tokens, max_tokens, gpu)
 
     def on_file(name: str, record: FileRecord, seconds: float) -> None:

@@ -25,6 +25,7 @@ _LIMITS_OF, _LIMITS = (TOKENIZER_FILE, GENERATION_CONFIG_FILE), ("context_tokens
 #: Options that the memory of the GPU depends on, and those that say how the language model is stored.
 _MEMORY = ("context_tokens", "gpu.streams", "gpu.step_tokens", "gpu.audio_batch")
 _FORMAT = ("gpu.format", "gpu.mctp_format", "gpu.fp8_kv_cache", "gpu.tp", "gpu.head", "scales_sha256")
+_TORCH_CUDA_FORMAT = ("gpu.format", "gpu.mctp_format", "gpu.mctp_head_format", "gpu.head")
 
 CPU_STAGES = (
     Stage(1, "check checkpoint", "build_engines.checked:run", reads=_CHECKPOINT),
@@ -48,7 +49,11 @@ def gpu_stages(options: GpuOptions) -> tuple[Stage, ...]:
     """The stages that options ask for. Raises EngineError for options that are not valid."""
     options.check()
     machine = Stage(
-        1, "check machine", "build_engines.machine:run", options=("gpu.engine", *_MEMORY, *_FORMAT), always=True
+        1,
+        "check machine",
+        "build_engines.machine:run",
+        options=("gpu.engine", "gpu.mctp_head_format", *_MEMORY, *_FORMAT),
+        always=True,
     )
     checked = Stage(2, "check checkpoint", "build_engines.checked:run", reads=_CHECKPOINT)
     limits = Stage(3, "tokenizer and limits", "build_engines.limits:run", _LIMITS_OF, (2,), _LIMITS)
@@ -60,7 +65,16 @@ def gpu_stages(options: GpuOptions) -> tuple[Stage, ...]:
         "build_engines.manifest:run",
         reads=(".",),
         needs=tuple(stage.number for stage in before),
-        options=("target", "checkpoint_name", "versions", "gpu.engine", "gpu.candidates", *_MEMORY, *_FORMAT),
+        options=(
+            "target",
+            "checkpoint_name",
+            "versions",
+            "gpu.engine",
+            "gpu.candidates",
+            "gpu.mctp_head_format",
+            *_MEMORY,
+            *_FORMAT,
+        ),
     )
     return (*before, manifest)
 
@@ -91,7 +105,14 @@ _TENSORRT_STAGES = (
     ),
 )
 _TORCH_CUDA_STAGES = (
-    Stage(4, "language model weights", "build_engines.torch_cuda.language_model:run", reads=(LANGUAGE_MODEL,)),
+    Stage(
+        4,
+        "language model weights",
+        "build_engines.torch_cuda.language_model:run",
+        _LANGUAGE_MODEL,
+        (2,),
+        _TORCH_CUDA_FORMAT,
+    ),
     Stage(5, "audio weights", "build_engines.torch_cuda.audio:run", reads=(SPEECH_TOKENIZER, AUDIO_DECODER)),
 )
 

@@ -38,7 +38,7 @@ pytestmark = pytest.mark.usefixtures("machine")
         (
             {"gpus": (Gpu("NVIDIA A100", "8.0", 80 << 30),)},
             replace(LLM, format="fp8"),
-            "fp8 needs compute capability 8.9 (Ada), NVIDIA A100 has 8.0; take w4a16 or bf16",
+            "fp8 needs compute capability 8.9 (Ada), NVIDIA A100 has 8.0; take w4a16 or bf16, or --engine torch_cuda",
         ),
         ({}, replace(LLM, candidates=1000), "--candidates: 1000 is not valid: the MCTP head has"),
     ],

@@ -104,6 +104,22 @@ def test_torch_cuda() -> None:
 
 @settings(deadline=None)
 @given(memory=st.integers(0, 200 * GIB), streams=st.integers(1, 512))
+def test_torch_cuda_in_fp8() -> None:
+    """A byte for each weight of a layer and 4 for each of its outputs; the modules' head is one more matrix."""
+    base = plan(engine="torch_cuda").weights["language model"]
+    outputs = QKV + HIDDEN + 2 * FFN + HIDDEN
+    layer, module = LINEAR - 4 * outputs, LINEAR + 2 * HIDDEN * HIDDEN - 4 * (outputs + HIDDEN)
+
+    def saved(**formats: str) -> int:
+        return base - plan(engine="torch_cuda", **formats).weights["language model"]
+
+    assert saved(format="fp8") == L * layer + K * module
+    assert saved(format="fp8", mctp_format="bf16") == L * layer
+    assert saved(mctp_format="fp8") == K * module
+    assert saved(mctp_head_format="fp8") == -AUDIO_HEAD * (HIDDEN + 4)
+    assert saved(mctp_head_format="fp8", head="full") == -VOCAB * (HIDDEN + 4)
+
+
 def test_what_fits_fits_and_one_more_does_not(memory: int, streams: int) -> None:
     made = replace(PLAN, streams=streams)
     fit = made.streams_that_fit(memory)
@@ -215,11 +231,15 @@ def test_the_command_prints_the_plan(tmp_path: Path) -> None:
         (("--streams", 64, "--step-tokens", 32), "--step-tokens: 32 is not valid: 64 to"),
         (("--candidates", 2000), "--candidates: 2000 is not valid: 1 to 1024"),
         (("--fp8-kv-cache",), "--fp8-kv-cache: needs --format fp8 for both parts, they are bf16 and bf16"),
-        (("--engine", "torch_cuda", "--format", "fp8"), "--format: the torch_cuda engine runs bf16 on one GPU"),
+        (("--mctp-head-format", "fp8"), "--mctp-head-format: fp8 is for --engine torch_cuda"),
+        (("--mctp-head-format", "w4a16"), "--mctp-head-format: 'w4a16' is not valid: choose one of bf16, fp8"),
+        (("--engine", "torch_cuda", "--format", "w4a16"), "--format: w4a16 is for --engine tensorrt_llm"),
+        (("--engine", "torch_cuda", "--mctp-format", "w4a16"), "--mctp-format: w4a16 is for --engine tensorrt_llm"),
         (("--engine", "torch_cuda", "--tp", 2), "--tp: the torch_cuda engine"),
         (("--checkpoint", "/nonexistent"), "config.json: file is missing"),
     ],
 )
+        (("--engine", "torch_cuda", "--format", "fp8", "--fp8-kv-cache"), "--fp8-kv-cache: the torch_cuda engine"),
 def test_bad_options(arguments: tuple[object, ...], told: str) -> None:
     code, text = run(*arguments)
     assert code == 1

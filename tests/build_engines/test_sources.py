@@ -208,6 +208,8 @@ MODEL = {"convert backbone", "convert MCTP", "backbone engine", "MCTP engine"}
         ("tensorrt_llm", {"tp": 2}, {"check machine", "manifest", *MODEL}),
         ("tensorrt_llm", {"head": "full"}, {"check machine", "manifest", *MODEL}),
         ("tensorrt_llm", {"scales": "scales.json"}, {"check machine", "manifest", *MODEL}),
+        ("torch_cuda", {"format": "fp8"}, {"check machine", "language model weights", "manifest"}),
+        ("torch_cuda", {"mctp_head_format": "fp8"}, {"check machine", "language model weights", "manifest"}),
     ],
 )
 def test_options_of_stages(

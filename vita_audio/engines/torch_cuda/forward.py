@@ -17,6 +17,7 @@ from vita_audio.checkpoint.configs import LanguageModelConfig
 from vita_audio.engines.torch.sampler import SamplingTable
 from vita_audio.engines.torch_cuda import network
 from vita_audio.engines.torch_cuda.cuda_graphs import Fields, Function
+from vita_audio.engines.torch_cuda.fp8 import part
 from vita_audio.engines.torch_cuda.kernels import linear_table
 from vita_audio.engines.torch_cuda.kernels.draw import Draws
 from vita_audio.engines.torch_cuda.kernels.linear import Launches
@@ -148,6 +149,7 @@ class Forward:
         fields["id_at"] = ((shape.rows,), 0)  # where the token of a row is among the ids, for module 0
         fields["id_end"] = ((shape.streams,), 0)  # where the first drawn one goes
         first_id = self.settings.first_mctp_id
+        head = part(self.weights.mctp_head, first_id - self.config.vocab_size)
 
         def burst(inputs: Mapping[str, Tensor]) -> Tensor | None:
             layer, ops = self._layers(shape, inputs), self.operations
@@ -162,7 +164,7 @@ class Forward:
                 (hidden, last), hidden_at = ops.final_norm(x, self.weights.norm, eps, inputs["last"]), None
                 if shape.draws:
                     # Tokens past `commit` only fill the caches; the next burst runs those rows again.
-                    logits = ops.linear(last, self.weights.head[first_id:])
+                    logits = ops.linear(last, head)
                     ops.draw(logits, draws, k, first_id, made, ids, inputs["id_end"])
             return made if shape.draws and modules else None
 

@@ -11,6 +11,7 @@ import torch
 from vita_audio.checkpoint.configs import LanguageModelConfig
 from vita_audio.contract.errors import EngineError
 from vita_audio.engines.source import GPU_PREFILL_CHUNK
+from vita_audio.engines.torch_cuda.fp8 import rows
 from vita_audio.engines.torch_cuda.memory import check_memory, programs_bytes, slot_bytes
 from vita_audio.engines.torch_cuda.shapes import Limits
 from vita_audio.engines.torch_cuda.weights import Weights
@@ -49,6 +50,12 @@ class Settings:
             )
         if not 0 <= self.first_mctp_id < config.vocab_size:
             raise EngineError(f"first_mctp_id is {self.first_mctp_id}, must be 0..{config.vocab_size - 1}")
+        head_first_id = config.vocab_size - rows(weights.mctp_head)
+        if self.first_mctp_id < head_first_id:
+            raise EngineError(
+                f"first_mctp_id is {self.first_mctp_id}, must be at least {head_first_id}, where the FP8 head of the "
+                "MCTP modules begins; build the engines again"
+            )
         if weights.embedding.device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(weights.embedding.device)
             check_memory(self.slots, self.context, *self.memory(config, weights.embedding.element_size()), free)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from vita_audio.engines.manifest import package_version
 from vita_audio.engines.torch_cuda.cuda_graphs import Capturer
-from vita_audio.engines.torch_cuda.fp8 import Fp8Matrix, Matrix
+from vita_audio.engines.torch_cuda.fp8 import Fp8Matrix, Matrix, part
 from vita_audio.engines.torch_cuda.kernels import linear
 from vita_audio.engines.torch_cuda.kernels.compile_cache import cache_folder
 from vita_audio.engines.torch_cuda.kernels.linear import Launches
@@ -69,16 +69,9 @@ def kinds(weights: Weights, first_mctp_id: int) -> dict[Product, list[Matrix]]:
     for module in weights.modules:
         add(module.projection)
     add(weights.head)
-    if weights.modules and first_mctp_id:
-        add(part(weights.head, first_mctp_id))
+    if weights.modules and (first_mctp_id or weights.mctp_head is not weights.head):
+        add(part(weights.mctp_head, first_mctp_id - len(weights.head)))
     return made
-
-
-def part(matrix: Matrix, first: int, stop: int | None = None) -> Matrix:
-    """Some rows of a matrix."""
-    if isinstance(matrix, Fp8Matrix):
-        return Fp8Matrix(matrix.values[first:stop], matrix.scale[first:stop])
-    return matrix[first:stop]
 
 
 def tuned(launches: Launches, operations: Operations, weights: Weights, first_mctp_id: int, folder: Path) -> Launches:
