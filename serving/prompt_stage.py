@@ -20,6 +20,7 @@ from vita_audio.engines.interface import Floats
 from vita_audio.engines.manifest import load_manifest
 from vita_audio.pulse import Pulse
 from vita_audio.speech_features import final_tokens, to_16_khz
+from vita_audio.speech_pauses import is_silent, shorten_pauses
 from vita_audio.text.chat_template import ChatTemplate, PromptBuilder
 from vita_audio.text.history import HistoryReader
 from vita_audio.text.tokenizer import TextTokenizer
@@ -106,11 +107,20 @@ class PromptStage:
         if request.audio is not None:
             self._admission.check()
             begin = time.perf_counter()
-            codes = [int(code) for code in self._speech_codes(to_16_khz(request.audio, request.sample_rate_hz))]
+            codes = [int(code) for code in self._speech_codes(self._speech(request))]
             timings["speech_tokenizer"] = (time.perf_counter() - begin) * 1e3
         ids = self._prompt(request, codes)
         timings["prompt"] = (time.perf_counter() - start) * 1e3 - timings.get("speech_tokenizer", 0.0)
         return Start(replace(request.settings, timings_ms=timings), ids)
+
+    def _speech(self, request: SpeechRequest) -> Floats:
+        """The speech of a request at 16 kHz, without what is too long of its pauses."""
+        assert request.audio is not None
+        if is_silent(request.audio):
+            seconds = request.audio.size / request.sample_rate_hz
+            limit = "no sample is above -60 dB of full scale"
+            raise InvalidRequest("AUDIO", f"{seconds:.2f} s of silence", limit, "is the microphone muted?")
+        return shorten_pauses(to_16_khz(request.audio, request.sample_rate_hz))
 
     def _prompt(self, request: SpeechRequest, codes: list[int] | None) -> list[int]:
         """The ids of all turns, up to the answer; of a turn that goes on, up to what is there of it."""

@@ -59,7 +59,7 @@ def inner_message(random: Random) -> Message:
     message.parameters["triton_enable_empty_final_response"].bool_param = True
     seal = bytes(random.choices(b"0123456789abcdef", k=64)) if random.random() < 0.5 else b""
     if model == "speech_tokenizer":
-        _add(message, "AUDIO", "FP32", (800,), np.zeros(800, np.float32).tobytes())
+        _add(message, "AUDIO", "FP32", (800,), np.full(800, 0.1, np.float32).tobytes())
         _add(message, "SEAL", "BYTES", (1,), _string(seal or random.choice(_TEXTS)))
         return message
     text, tokens = _typed(random)
@@ -98,7 +98,7 @@ def _input(random: Random, field: Field) -> tuple[str, Sequence[int], bytes]:
         raw, datatype = _string(random.choice(known if known and random.random() < 0.5 else _TEXTS)), "BYTES"
         shape: Sequence[int] = (1,)
     elif field.shape == (-1,):
-        samples = np.zeros(random.choice((0, 1, 800, 16_000)), np.float32)
+        samples = np.full(random.choice((0, 1, 800, 16_000)), 0.1, np.float32)
         if samples.size and random.random() < 0.5:
             samples[random.randrange(samples.size)] = random.choice((math.nan, math.inf, 2.0, -1e30, 1e-40))
         raw, datatype, shape = samples.tobytes(), "FP32", (samples.size,)

@@ -1,6 +1,7 @@
 """Speech in: any file libsndfile reads, or an array, becomes mono float32 at 16 kHz within the limits of the contract.
 
-Several channels are mixed down to their mean. The rate is changed here, not on the server: it saves bandwidth.
+Several channels are mixed down to their mean, or the loudest one is taken where they cancel each other out. The rate is
+changed here, not on the server: it saves bandwidth.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from vita_audio.contract.request import check_audio, check_duration, check_field
 
 #: More columns than this is a transposed array, not a recording.
 _MAX_CHANNELS = 32
+#: Of the loudest channel's power. The mean of it and a silent channel has a quarter, of it and its opposite nothing.
+_CANCELLED_SHARE = 0.05
 #: Of a pipe, which is read whole: more than 120 s of stereo at the highest rate.
 _MAX_PIPED_BYTES = 256 * 1024 * 1024
 
@@ -47,7 +50,7 @@ def load_speech(source: AudioSource, sample_rate_hz: int | None = None) -> NDArr
         if sample_rate_hz is not None:
             raise InvalidRequest("SAMPLE_RATE", sample_rate_hz, "a file states its own rate", "leave it out")
         samples, rate = _from_file(source)
-    speech = samples.mean(axis=1, dtype=np.float32)  # [samples]
+    speech = _mixed(samples)
     check_audio(speech, rate)
     if rate != INPUT_SAMPLE_RATE_HZ:
         speech = soxr.resample(speech, rate, INPUT_SAMPLE_RATE_HZ).astype(np.float32)
@@ -60,7 +63,18 @@ def mono(samples: NDArray[np.generic]) -> NDArray[np.float32]:
     Raises:
         InvalidRequest: field AUDIO; wrong shape or type.
     """
-    return _from_array(samples).mean(axis=1, dtype=np.float32)
+    return _mixed(_from_array(samples))
+
+
+def _mixed(samples: NDArray[np.float32]) -> NDArray[np.float32]:
+    """[samples, channels] -> [samples]: the mean, or the loudest channel where they cancel each other out."""
+    mean = samples.mean(axis=1, dtype=np.float32)
+    if samples.shape[1] == 1 or not len(samples):
+        return mean
+    power = np.square(samples, dtype=np.float32).sum(axis=0)
+    loudest = int(power.argmax())
+    cancelled = np.square(mean).sum() < _CANCELLED_SHARE * power[loudest]
+    return samples[:, loudest] if cancelled else mean
 
 
 def _from_file(source: str | os.PathLike[str] | BinaryIO) -> tuple[NDArray[np.float32], int]:

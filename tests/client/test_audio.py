@@ -206,3 +206,16 @@ def test_a_streamed_wav_is_read_to_its_end() -> None:
     speech = load_speech(io.BufferedReader(Unseekable(file.getvalue())))
     assert len(speech) == 16_000
     assert np.abs(speech - tone(16_000, 1))[800:-800].max() < 0.01
+
+
+@pytest.mark.parametrize("channels", [[1, -1], [1, -0.9], [1, 0, -1], [-0.5, 1, -0.5]])
+def test_channels_that_cancel_each_other_out_are_not_mixed(channels: list[float]) -> None:
+    speech = tone(16_000)
+    assert np.array_equal(load_speech(np.stack([c * speech for c in channels], axis=1), 16_000), speech)
+
+
+@pytest.mark.parametrize("channels", [[1, 1], [1, 0], [1, 0.5, 0], [0, 0]])
+def test_other_channels_are(channels: list[float]) -> None:
+    speech = tone(16_000)
+    mixed = load_speech(np.stack([c * speech for c in channels], axis=1), 16_000)
+    np.testing.assert_allclose(mixed, np.mean(channels) * speech, atol=1e-6)

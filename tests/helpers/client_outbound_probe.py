@@ -33,7 +33,7 @@ def use_the_client(port: int) -> None:
         with Client(url) as client:
             assert client.wait_ready(30).ready
             client.collect("chunks 2")
-            client.collect(audio=np.zeros(1600, np.float32))
+            client.collect(audio=np.full(1600, 0.1, np.float32))
             with client.stream("stall") as stream:
                 next(stream)
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-SPEECH = np.zeros(24_000, np.float32)
+SPEECH = np.full(24_000, 0.1, np.float32)
 
 
 def _heartbeats() -> Any:

@@ -11,6 +11,7 @@ import pytest
 
 from server.launch import TritonServer
 from triton_probe import Probe, live, public, sealed, tensor, wait_idle
+from vita_audio.contract.fields import OUTPUTS
 from vita_audio.contract.messages import Delta, Status
 from vita_audio.contract.rates import output_samples
 from vita_audio.engines.manifest import load_manifest
@@ -75,7 +76,7 @@ def test_responses_stream_in_order(probe: Probe) -> None:
     for response in responses:
         assert not response.error_message
         outputs = [output.name for output in response.infer_response.outputs]
-        assert set(outputs) == {"TEXT_DELTA", "TOKENS", "PCM", "STATUS"}
+        assert set(outputs) == {output.name for output in OUTPUTS}
         raw = response.infer_response.raw_output_contents[outputs.index("STATUS")]
         statuses.append(Status.from_json(raw[4:]))
     assert len(statuses) > 1
@@ -111,7 +112,7 @@ def test_speech_at_other_rates(probe: Probe, rate_hz: int) -> None:
 def test_the_longest_clip_at_the_highest_rate_gets_through(probe: Probe) -> None:
     """92 MB in one tensor pass gRPC, shared memory, resampling and the speech tokenizer (1500 tokens), and no limit
     but the small context of these engines stops them."""
-    text = probe.error(public(AUDIO=np.zeros(192_000 * 120, np.float32), SAMPLE_RATE=192_000, MAX_TOKENS=4))
+    text = probe.error(public(AUDIO=np.full(192_000 * 120, 0.1, np.float32), SAMPLE_RATE=192_000, MAX_TOKENS=4))
     assert "AUDIO: 'a prompt of 15" in text
 
 

@@ -193,7 +193,7 @@ def test_few_large_messages_are_read_at_a_time(fresh: Callable[..., Fronted], mo
     monkeypatch.setattr(front_module, "LARGE_MESSAGE_BYTES", 10_000)
     monkeypatch.setattr(front_module, "LARGE_STREAMS", 1)
     fronted = fresh(slots=4).open()
-    speech: dict[str, Any] = {"audio": np.zeros(16_000, np.float32), "sample_rate": 16_000, "timeout_s": SECONDS}
+    speech: dict[str, Any] = {"audio": np.full(16_000, 0.1, np.float32), "sample_rate": 16_000, "timeout_s": SECONDS}
     with Client(fronted.url) as client, client.stream("stall", **speech) as held:
         next(held)
         with pytest.raises(ServerUnavailable) as full:

@@ -193,3 +193,12 @@ def test_ids_that_are_no_conversation_are_refused(stage: PromptStage, history: l
     with pytest.raises(InvalidRequest, match="no turn begins at id 0") as caught:
         stage.prepare({"TEXT": "Hello.", "HISTORY": history})
     assert caught.value.field == "HISTORY"
+
+
+def test_silence_is_refused_and_pauses_are_not_tokenized(stage: PromptStage, tokenizer: Tokenizer) -> None:
+    with pytest.raises(InvalidRequest, match=r"2\.00 s of silence.*microphone") as caught:
+        stage.prepare({"AUDIO": np.zeros(32_000, np.float32)})
+    assert (caught.value.field, tokenizer.clips) == ("AUDIO", [])
+    pause = np.zeros(48_000, np.float32)
+    stage.prepare({"AUDIO": np.concatenate([pause, SPEECH, pause])})
+    assert len(tokenizer.clips[0]) / 16_000 == pytest.approx(len(SPEECH) / 16_000 + 0.6, abs=0.02)
