@@ -102,8 +102,6 @@ def test_torch_cuda() -> None:
         assert made.streams_that_fit(int(room) - 1000) == fit - 1
 
 
-@settings(deadline=None)
-@given(memory=st.integers(0, 200 * GIB), streams=st.integers(1, 512))
 def test_torch_cuda_in_fp8() -> None:
     """A byte for each weight of a layer and 4 for each of its outputs; the modules' head is one more matrix."""
     base = plan(engine="torch_cuda").weights["language model"]
@@ -120,6 +118,8 @@ def test_torch_cuda_in_fp8() -> None:
     assert saved(mctp_head_format="fp8", head="full") == -VOCAB * (HIDDEN + 4)
 
 
+@settings(deadline=None)
+@given(memory=st.integers(0, 200 * GIB), streams=st.integers(1, 512))
 def test_what_fits_fits_and_one_more_does_not(memory: int, streams: int) -> None:
     made = replace(PLAN, streams=streams)
     fit = made.streams_that_fit(memory)
@@ -236,10 +236,10 @@ def test_the_command_prints_the_plan(tmp_path: Path) -> None:
         (("--engine", "torch_cuda", "--format", "w4a16"), "--format: w4a16 is for --engine tensorrt_llm"),
         (("--engine", "torch_cuda", "--mctp-format", "w4a16"), "--mctp-format: w4a16 is for --engine tensorrt_llm"),
         (("--engine", "torch_cuda", "--tp", 2), "--tp: the torch_cuda engine"),
+        (("--engine", "torch_cuda", "--format", "fp8", "--fp8-kv-cache"), "--fp8-kv-cache: the torch_cuda engine"),
         (("--checkpoint", "/nonexistent"), "config.json: file is missing"),
     ],
 )
-        (("--engine", "torch_cuda", "--format", "fp8", "--fp8-kv-cache"), "--fp8-kv-cache: the torch_cuda engine"),
 def test_bad_options(arguments: tuple[object, ...], told: str) -> None:
     code, text = run(*arguments)
     assert code == 1
