@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -38,8 +38,10 @@ from vita_audio.checkpoint.configs import LanguageModelConfig
 from vita_audio.checkpoint.language_model import language_model_shapes
 from vita_audio.engines.torch_cuda.cuda_graphs import Program
 from vita_audio.engines.torch_cuda.engine import TorchCudaLanguageModel
+from vita_audio.engines.torch_cuda.fp8 import Fp8Matrix
 from vita_audio.engines.torch_cuda.kernels.language import DEPENDENT_LAUNCH
-from vita_audio.engines.torch_cuda.kernels.linear import Launches
+from vita_audio.engines.torch_cuda.kernels.linear import Launches, launch
+from vita_audio.engines.torch_cuda.kernels.linear_tiling import FEW_ROWS, Product, few_rows, many_rows
 from vita_audio.engines.torch_cuda.kernels.operations import kernels
 from vita_audio.engines.torch_cuda.settings import Settings
 from vita_audio.engines.torch_cuda.shapes import Limits, prepared_shapes
@@ -116,6 +118,25 @@ def compiled_kernels(
         for (kind, _), shape in shapes.items():
             Program(*engine.forward.function(kind, shape), META, None).run()
     return sorted((_kernel(one) for one in made), key=lambda one: (one.name, str(one.constants), one.unaligned))
+
+
+def linear_kernels(gpu: Gpu, products: Sequence[Product]) -> list[Kernel]:
+    """Every kernel that these matrix products may run by: all tilings of few rows, and those of more rows of FP8."""
+    launches = Launches.on(META, gpu.processors, gpu.capability)
+    with _compiling(gpu, alignments=True) as made:
+        for product in products:
+            values = torch.empty(product.n, product.k, dtype=torch.bfloat16, device=META)
+            scale = torch.empty(product.n, device=META)
+            weight = Fp8Matrix(values.to(torch.float8_e4m3fn), scale) if product.fp8 else values
+            tilings = [(FEW_ROWS, one) for one in few_rows(product, gpu.processors)]
+            if product.fp8:
+                tilings += [(rows, many_rows(product, rows, gpu.processors)) for rows in (32, 64, 704)]
+            for rows, tiling in tilings:
+                x = torch.empty(rows, product.k, dtype=torch.bfloat16, device=META)
+                residual = x.new_empty(rows, product.n) if product.residual else None
+                pdl = gpu.capability >= DEPENDENT_LAUNCH
+                launch(x, weight, None, residual, product.gate, launches, tiling, pdl)
+    return [_kernel(one) for one in made]
 
 
 def engine_without_memory(
