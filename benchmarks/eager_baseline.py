@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from vita_audio.checkpoint.configs import LanguageModelConfig
 from vita_audio.contract.modes import Mode
+from vita_audio.engines.torch_cuda.fp8 import Matrix
 from vita_audio.engines.torch_cuda.weights import LayerWeights, Weights
 
 
@@ -99,7 +100,7 @@ class EagerLanguageModel:
         w, first = self._weights.modules[k], cache.length + k + 1
         embedded = F.embedding(ids[first : first + len(hidden)], self._weights.embedding)
         both = torch.cat([self._norm(embedded, w.embed_norm), self._norm(hidden, w.hidden_norm)], dim=-1)
-        return self._norm(self._layer(F.linear(both, w.projection), w.layer, cache), self._weights.norm)
+        return self._norm(self._layer(F.linear(both, _dense(w.projection)), w.layer, cache), self._weights.norm)
 
     def _layer(self, x: Tensor, w: LayerWeights, cache: _Cache) -> Tensor:
         c = self._config
@@ -108,7 +109,7 @@ class EagerLanguageModel:
         normed = self._norm(x, w.input_norm)
         q, k, v = (
             F.linear(normed, weight, bias).view(1, rows, -1, c.head_dim).transpose(1, 2)
-            for weight, bias in zip(w.qkv.split(sizes), w.qkv_bias.split(sizes), strict=True)
+            for weight, bias in zip(_dense(w.qkv).split(sizes), w.qkv_bias.split(sizes), strict=True)
         )
         angle = torch.arange(past, past + rows, device=x.device)[:, None].float() * self._inverse
         cos, sin = (torch.cat([part, part], dim=-1).to(x.dtype) for part in (angle.cos(), angle.sin()))
@@ -119,16 +120,21 @@ class EagerLanguageModel:
             mask = torch.ones(rows, past + rows, dtype=torch.bool, device=x.device).tril(past)
             k, v = (part.repeat_interleave(group, dim=1) for part in (k, v))
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=mask is None)
-        x = x + F.linear(out.transpose(1, 2).reshape(rows, -1), w.output)
-        gate, up = w.gate_up.chunk(2)
+        x = x + F.linear(out.transpose(1, 2).reshape(rows, -1), _dense(w.output))
+        gate, up = _dense(w.gate_up).chunk(2)
         normed = self._norm(x, w.post_norm)
-        return x + F.linear(F.silu(F.linear(normed, gate)) * F.linear(normed, up), w.down)
+        return x + F.linear(F.silu(F.linear(normed, gate)) * F.linear(normed, up), _dense(w.down))
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         """RMSNorm in separate steps, in float32, as research code has it."""
         wide = x.float()
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self._config.rms_norm_eps)
         return weight * wide.to(x.dtype)
+
+
+def _dense(matrix: Matrix) -> Tensor:
+    assert isinstance(matrix, Tensor), "the baseline runs over weights that are not FP8"
+    return matrix
 
 
 def _half_turned(x: Tensor) -> Tensor:

@@ -62,9 +62,10 @@ STEP_MS: dict[str, Speeds] = {
 #: Kernel launches of one call, counted by dispatch on a CPU.
 LAUNCHES = {"references": {"extend": (670, 692), "burst": (549, 549), "burst, sampled": (769, 769)}}
 
-#: `prepare` of 64 slots, prompts by 256: programs (counted: what `prepared_shapes` makes today), and, predicted when
-#: there were 191: seconds with a cold kernel cache, GiB of graphs beyond slots.
-PREPARE_PROGRAMS, PREPARE_S, PREPARE_GIB = 116, (32.0, 47.0), 3.5
+#: `prepare` of 64 slots, prompts by 256: programs (counted: what `prepared_shapes` makes today); seconds, from 191
+#: programs that took 16.9 s with the compiling of their kernels: captures alone, and with a cold cache of more kernels;
+#: GiB of graphs, pool and workspaces (`torch_cuda/memory.py`).
+PREPARE_PROGRAMS, PREPARE_S, PREPARE_GIB = 116, (6.0, 40.0), 1.2
 
 #: First chunk of the audio decoder, 4 flow steps, ms at most (25.7 was measured with graphs in TF32 on 2026-11-27).
 AUDIO_TF32_MS, AUDIO_HALF_MS = 15.0, 10.0

@@ -42,7 +42,7 @@ _SLOW_TESTS = "28x4x128-float32"
 _EARLY_PARTS = ("steps", "bisect", "table5", "first_chunk", "profile", "prepare")
 _LATE_PARTS = ("baseline", "batch", "heads", "host")
 #: What stands side by side in first light: the engine with all it has, without its kernels, and with FP8 weights.
-_VARIANTS = ("kernels", "references")
+_VARIANTS = ("kernels", "references", "fp8")
 _LEAST_S = 8.0  # below this a step would end before PyTorch is loaded
 _GRACE_S = 12.0  # what a step may take to end its server and clear up
 

@@ -60,11 +60,11 @@ def audio_rows(device: torch.device, tiny: bool, repeats: int, streams: int) -> 
     Median ms of a decode, "host_ms" of it until the device has been given all of it; "audio_ms": sound in it;
     "difference": of the samples to those of the eager engines at most, as a share of full scale.
     """
-    speech, *sizes = TINY if tiny else RELEASED
+    speech, flow, vocoder = TINY if tiny else RELEASED
     with device:  # what is random is drawn where it is needed: on a CPU that takes seconds
         yield _encoder_row(speech, device, repeats)
         expected: dict[tuple[str, int], Pcm] = {}
-        for kind in _kinds(*sizes, device):
+        for kind in _kinds(flow, vocoder, device):
             few = repeats if device.type == "cuda" and kind.name != EAGER else max(1, repeats // 4)
             yield from _decoder_rows(kind, few, streams, expected)
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.paper_language_model import LanguageModelBench, Served
-from benchmarks.roofline import BF16, FLOAT32, Formats, ModelSize, Peaks, work
+from benchmarks.roofline import BF16, FLOAT32, FP8_PARTS, Formats, ModelSize, Peaks, work
 from vita_audio.engines.torch_cuda.kernels.names import NAMES
-from vita_audio.engines.torch_cuda.weights import load_weights
+from vita_audio.engines.torch_cuda.weights import LayerWeights, Weights, load_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +22,13 @@ class Variant:
     formats: Formats = BF16
 
 
+#: All that can be FP8: layers, projections, the head of the MCTP modules. The backbone's head and norms are not.
+FP8 = BF16._replace(**dict.fromkeys(FP8_PARTS, "fp8"))
 #: "references" stands for the engine before it had kernels of its own but attention.
 VARIANTS = {
     "kernels": Variant(),
     "references": Variant(kernels_off=frozenset(NAMES) - {"attention"}),
+    "fp8": Variant(formats=FP8),
 }
 
 
@@ -59,11 +62,13 @@ class Variants:
         """The bench of a variant; `also_off` makes one that is not kept."""
         bench = self._benches.get(name)
         if bench is None or also_off:
-            variant = VARIANTS[name]
-            formats = variant.formats if self._on_gpu else FLOAT32
+            variant, weights = VARIANTS[name], self._weights
+            formats = variant.formats if self._on_gpu or variant.formats is FP8 else FLOAT32
+            if variant.formats is FP8:
+                formats, weights = formats._replace(state="bf16" if self._on_gpu else "float32"), in_fp8(weights)
             off = variant.kernels_off | self._off | also_off
             bench = LanguageModelBench(
-                name, self._size, self._weights, self._peaks, work(self._size, formats), self._served, off
+                name, self._size, weights, self._peaks, work(self._size, formats), self._served, off
             )
             if not also_off:
                 self._benches[name] = bench
@@ -85,3 +90,21 @@ class Variants:
         for name in NAMES:
             yield name, self.bench(self.names[0], frozenset({name}))
         yield "all of these", self.bench(self.names[0], frozenset(NAMES))
+
+
+def in_fp8(weights: Weights) -> Weights:
+    """The same model with every matrix but the backbone's head and the embedding in FP8."""
+    from vita_audio.engines.torch_cuda.fp8 import Matrix, quantise
+
+    def small(matrix: Matrix) -> Matrix:
+        return quantise(matrix) if isinstance(matrix, Tensor) else matrix
+
+    def layer(w: LayerWeights) -> LayerWeights:
+        return w._replace(
+            qkv=small(w.qkv), output=small(w.output), gate_up=small(w.gate_up), down=small(w.down)
+        )  # fmt: skip
+
+    modules = tuple(m._replace(projection=small(m.projection), layer=layer(m.layer)) for m in weights.modules)
+    return weights._replace(
+        layers=tuple(map(layer, weights.layers)), modules=modules, mctp_head=small(weights.mctp_head)
+    )

@@ -47,7 +47,7 @@ PAPER_TOKENS_PER_S: dict[str, dict[str, float]] = {
 
 
 #: What of a model FP8 weights may be kept of; the rest stays bf16.
-FP8_PARTS = ("backbone", "modules", "head", "backbone_head")
+FP8_PARTS = ("backbone", "modules", "head")
 #: Bytes of a weight, and of each output of its matrix (the scale of an FP8 row).
 WEIGHT_BYTES = {"float32": (4, 0), "bf16": (2, 0), "fp8": (1, 4)}
 

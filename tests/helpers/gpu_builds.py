@@ -19,7 +19,7 @@ from vita_audio.engines.manifest import MANIFEST
 from vita_audio.engines.tensorrt_audio.plan import AudioPlan
 
 TORCH = GpuOptions(engine="torch_cuda", streams=4)
-LLM = GpuOptions(streams=4, step_tokens=64)
+LLM = GpuOptions(engine="tensorrt_llm", streams=4, step_tokens=64)
 
 
 class Compilers:
