@@ -23,6 +23,7 @@ from vita_audio.speech_features import final_tokens, to_16_khz
 from vita_audio.speech_pauses import is_silent, shorten_pauses
 from vita_audio.text.chat_template import ChatTemplate, PromptBuilder
 from vita_audio.text.history import HistoryReader
+from vita_audio.text.plain import has_words, plain
 from vita_audio.text.tokenizer import TextTokenizer
 
 #: Of a client's own id of a request. Triton repeats it in its errors and traces.
@@ -103,6 +104,10 @@ class PromptStage:
             raise ServerStopping
         start = time.perf_counter()
         request = parse_request(inputs, self._limits)
+        text = None if request.text is None else plain(request.text, one_line=request.task == "tts")
+        if text is not None and not has_words(text):
+            raise InvalidRequest("TEXT", request.text, "it has no letter and no digit", "send words, or leave TEXT out")
+        request = replace(request, text=text)
         timings, codes = {}, None
         if request.audio is not None:
             self._admission.check()

@@ -202,3 +202,19 @@ def test_silence_is_refused_and_pauses_are_not_tokenized(stage: PromptStage, tok
     pause = np.zeros(48_000, np.float32)
     stage.prepare({"AUDIO": np.concatenate([pause, SPEECH, pause])})
     assert len(tokenizer.clips[0]) / 16_000 == pytest.approx(len(SPEECH) / 16_000 + 0.6, abs=0.02)
+
+
+def test_everyday_forms_of_a_text_are_the_text(stage: PromptStage) -> None:
+    said = stage.prepare({"TEXT": "Hello there.", "TASK": "tts"}).tokens
+    for form in (" Hello there.\r\n", "\ufeffHello\u00a0there.", "Hello\nthere."):
+        assert stage.prepare({"TEXT": form, "TASK": "tts"}).tokens == said
+    chat, broken = (stage.prepare({"TEXT": text}).tokens for text in ("Hello there.", "Hello\nthere."))
+    assert chat != broken  # a line break means something where it is not read aloud
+
+
+@pytest.mark.parametrize("text", ["...", "\u200b", "?!", "👩"])
+@pytest.mark.parametrize("task", ["chat", "tts", "text"])
+def test_a_text_without_a_word_is_refused(stage: PromptStage, text: str, task: str) -> None:
+    with pytest.raises(InvalidRequest, match="no letter and no digit") as caught:
+        stage.prepare({"TEXT": text, "TASK": task})
+    assert caught.value.field == "TEXT"
