@@ -118,6 +118,20 @@ def test_torch_cuda_in_fp8() -> None:
     assert saved(mctp_head_format="fp8", head="full") == -VOCAB * (HIDDEN + 4)
 
 
+def test_the_documentation_has_the_numbers_of_fp8() -> None:
+    """The table of torch_cuda's formats in docs/gpu.md."""
+    text = (ROOT / "docs" / "gpu.md").read_text()
+    for name, formats in {
+        "`--mctp-head-format fp8`": {"mctp_head_format": "fp8"},
+        "`--mctp-format fp8 --mctp-head-format fp8`": {"mctp_format": "fp8", "mctp_head_format": "fp8"},
+        "`--format fp8 --mctp-head-format fp8`": {"format": "fp8", "mctp_head_format": "fp8"},
+    }.items():
+        made = plan(engine="torch_cuda", **formats)
+        fit = " | ".join(str(made.streams_that_fit(int(size * GIB))) for size in (22.5, 44.5, 79.5))
+        stored = made.weights["language model"] / 1e9
+        assert f"| {name} | {stored:.2f} | {made.total / GIB:.1f} | {fit} |" in text
+
+
 @settings(deadline=None)
 @given(memory=st.integers(0, 200 * GIB), streams=st.integers(1, 512))
 def test_what_fits_fits_and_one_more_does_not(memory: int, streams: int) -> None:
