@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -63,6 +64,7 @@ class Served:
     slots: int
     context: int
     prefill_chunk: int
+    folder: Path  # of the engines, where an engine keeps what it measures when it is opened
 
 
 @dataclass(slots=True)
@@ -109,7 +111,9 @@ class LanguageModelBench:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         first = self.size.first_audio_id if audio_head else 0
-        settings = Settings(slots, context, first_mctp_id=first, kernels_off=self.kernels_off)
+        settings = Settings(
+            slots, context, first_mctp_id=first, kernels_off=self.kernels_off, folder=self.served.folder
+        )
         return TorchCudaLanguageModel(self.size.config, self.weights, settings, banned)
 
     def table_5(

@@ -16,6 +16,7 @@ import argparse
 import json
 import re
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -76,12 +77,14 @@ class Budget:
             yield blank if self.over else next(rows)
 
 
-def measure(options: argparse.Namespace, device: torch.device, budget: Budget) -> Iterator[dict[str, Any]]:
+def measure(
+    options: argparse.Namespace, device: torch.device, budget: Budget, folder: Path
+) -> Iterator[dict[str, Any]]:
     """The record as plain data, again after each row; a part that fails is noted and the others still run."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     peaks = Peaks(copy_bandwidth(device), product_speed(device, dtype))
     datasheet = datasheet_peaks(device)
-    served = Served(max(options.slots, *options.streams), options.slot_context, options.prefill_chunk)
+    served = Served(max(options.slots, *options.streams), options.slot_context, options.prefill_chunk, folder)
     record: dict[str, Any] = {
         **record_head("benchmarks.paper_tables", machine=describe_device(device)),
         "size": options.size,
@@ -268,9 +271,10 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console(width=max(140, Console().width))
     budget = Budget(options.budget, options.each, time.perf_counter())
     record: dict[str, Any] = {}
-    for record in measure(options, torch.device(options.device), budget):
-        if options.out:
-            _save(record, options.out)
+    with tempfile.TemporaryDirectory(prefix="vita-paper-tables-") as folder:
+        for record in measure(options, torch.device(options.device), budget, Path(folder)):
+            if options.out:
+                _save(record, options.out)
     console.print(Markdown(render(record)))
     return 1 if record["faults"] else 0
 

@@ -80,7 +80,7 @@ def main(
     list_only: Annotated[bool, typer.Option("--list", help="Show the stages and what is done; build nothing.")] = False,
     context_tokens: flags.ContextTokens = 4096,
     max_tokens: Annotated[int, typer.Option(help="Most answer tokens a request may ask for.")] = 4096,
-    engine: flags.Engine = "tensorrt_llm",
+    engine: flags.Engine = "torch_cuda",
     format: flags.Format = "bf16",
     mctp_format: flags.MctpFormat = "",
     mctp_head_format: flags.MctpHeadFormat = "bf16",

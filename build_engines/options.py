@@ -25,7 +25,7 @@ class GpuOptions:
     """Options of `--target gpu`.
 
     Attributes:
-        engine: tensorrt_llm, or torch_cuda: CUDA graphs in PyTorch, built in minutes and on any GPU from Ampere on.
+        engine: torch_cuda (CUDA graphs in PyTorch, built in minutes and on any GPU from Ampere on), or tensorrt_llm.
         format: linear layers of the backbone: bf16, fp8 or w4a16.
         mctp_format: those of the MCTP modules; "" is as `format`.
         mctp_head_format: head of the MCTP modules: bf16, or fp8 (torch_cuda).
@@ -40,7 +40,7 @@ class GpuOptions:
         audio_batch: windows of one call of an audio engine.
     """
 
-    engine: str = TENSORRT_LLM
+    engine: str = TORCH_CUDA
     format: str = "bf16"
     mctp_format: str = ""
     fp8_kv_cache: bool = False
@@ -120,7 +120,7 @@ def _range(option: str, value: int, lowest: int, highest: int) -> None:
 # Flags that commands share: their names are those of the attributes above.
 ContextTokens = Annotated[int, typer.Option(help="Most tokens of prompt and answer together.")]
 Engine = Annotated[
-    str, typer.Option(help="tensorrt_llm, or torch_cuda: CUDA graphs in PyTorch, nothing to compile (gpu).")
+    str, typer.Option(help="torch_cuda: CUDA graphs in PyTorch, nothing to compile; or tensorrt_llm (gpu).")
 ]
 Format = Annotated[str, typer.Option(help="Linear layers of the backbone: bf16, fp8 or w4a16 (gpu).")]
 MctpFormat = Annotated[str, typer.Option(help="Those of the MCTP modules; as --format without it (gpu).")]

@@ -20,7 +20,7 @@ from build_engines.stages import CPU_STAGES, gpu_stages
 
 STAGES = {
     "cpu": CPU_STAGES,
-    "tensorrt_llm": gpu_stages(GpuOptions()),
+    "tensorrt_llm": gpu_stages(GpuOptions(engine="tensorrt_llm")),
     "torch_cuda": gpu_stages(GpuOptions(engine="torch_cuda")),
 }
 MODULES = sorted({stage.run.partition(":")[0] for stages in STAGES.values() for stage in stages})
@@ -220,7 +220,7 @@ def test_options_of_stages(
             return replace(build, **change)  # type: ignore[arg-type]
         if "scales" in change:
             (tmp_path / "scales.json").write_text("{}")
-            return replace(build, gpu=GpuOptions(scales=tmp_path / "scales.json"))
+            return replace(build, gpu=GpuOptions("tensorrt_llm", scales=tmp_path / "scales.json"))
         return replace(build, gpu=replace(build.gpu, **change))  # type: ignore[arg-type]
 
     assert changed_by(build, target, other) == stages
