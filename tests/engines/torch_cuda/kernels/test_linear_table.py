@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vita_audio.checkpoint.configs import LanguageModelConfig
 from vita_audio.checkpoint.language_model import language_model_shapes
-from vita_audio.engines.torch_cuda.fp8 import Fp8Matrix, Matrix
+from vita_audio.engines.torch_cuda.fp8 import Fp8Matrix, Matrix, quantise
 from vita_audio.engines.torch_cuda.kernels import linear, linear_table
 from vita_audio.engines.torch_cuda.kernels.linear_tiling import FEW_ROWS, Product, Tiling, few_rows
 from vita_audio.engines.torch_cuda.weights import load_weights
@@ -221,3 +221,5 @@ def test_kinds_of_a_model() -> None:
         Product(100, 64): 1,
         Product(30, 64): 1,
     }
+    eight = weights._replace(mctp_head=quantise(weights.head[30:].float()))
+    assert linear_table.kinds(eight, 70).keys() == found.keys() - {Product(30, 64)} | {Product(30, 64, fp8=True)}
