@@ -30,10 +30,13 @@ class StoredTensors(Mapping[str, Tensor]):
             self._file = safe_open(path, framework="pt")
         except (OSError, SafetensorError) as error:
             raise EngineError(_unreadable(path, error)) from error
-        self._keys = list(self._file.keys())
+        self._keys = dict.fromkeys(self._file.keys())
 
     def __getitem__(self, key: str) -> Tensor:
         return self._file.get_tensor(key)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._keys
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._keys)
