@@ -31,10 +31,12 @@ LINEAR = QKV * HIDDEN + HIDDEN * HIDDEN + 3 * HIDDEN * FFN  # of one decoder lay
 LAYER = LINEAR + QKV + 2 * HIDDEN
 MODULE = LAYER + 2 * HIDDEN * HIDDEN + 2 * HIDDEN
 AUDIO_HEAD = VOCAB - 151_640
+LLM = GpuOptions("tensorrt_llm")
 
 
 def plan(**options: object) -> GpuPlan:
-    return plan_build(released_sizes(), GpuOptions(**options), 4096)  # type: ignore[arg-type]
+    """Of TensorRT-LLM unless `options` name another engine."""
+    return plan_build(released_sizes(), replace(LLM, **options), 4096)  # type: ignore[arg-type]
 
 
 def test_bf16_weights() -> None:
@@ -88,7 +90,7 @@ def test_streams_and_their_buffers() -> None:
     parts = [*made.weights.values(), *made.buffers.values(), RESERVE_BYTES, 64 * made.stream]
     assert made.total == sum(parts)
     assert plan(streams=1).context == 4096
-    assert plan_build(released_sizes(), GpuOptions(), 1 << 20).context == 32_768
+    assert plan_build(released_sizes(), LLM, 1 << 20).context == 32_768
 
 
 def test_torch_cuda() -> None:
@@ -208,7 +210,7 @@ def test_config_json_alone_is_enough(tmp_path: Path) -> None:
         sizes = read_sizes(named)
         assert sizes.language_model == RELEASED.language_model
         assert sizes.text_tokens == BASE.text_tokens
-        assert plan_build(sizes, GpuOptions(), 4096) == PLAN
+        assert plan_build(sizes, LLM, 4096) == PLAN
     with pytest.raises(CheckpointError, match=r"config\.json: file is missing"):
         read_sizes(tmp_path / "nothing")
 
@@ -216,7 +218,8 @@ def test_config_json_alone_is_enough(tmp_path: Path) -> None:
 def run(*arguments: object) -> tuple[int, str]:
     app = Typer()
     app.command()(main)
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    engine = () if "--engine" in arguments else ("--engine", "tensorrt_llm")
+    result = CliRunner().invoke(app, [str(argument) for argument in (*engine, *arguments)])
     return result.exit_code, result.output
 
 
