@@ -18,8 +18,8 @@ _NODE_BYTES = 4096
 #: cuBLAS keeps one for every stream that it has seen (Hopper's size, the largest): that of the process, and the one
 #: that captures.
 _WORKSPACE_BYTES, _WORKSPACES = 32 << 20, 2
-#: Float32 copies of a step's logits while tokens are drawn by the references.
-_LOGIT_COPIES = 5
+#: Float32 copies of a step's logits while tokens are drawn by the references, which sort keys of 64 bits.
+_LOGIT_COPIES = 16
 #: A split-K product of few rows: partial sums of so many rows and parts in float32.
 _SPLIT_ROWS, _SPLIT_PARTS = 16, 16
 _OUT_OF_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
