@@ -27,8 +27,8 @@ from vita_audio.checkpoint.sizes import TINY
 from vita_audio.contract.errors import CheckpointError, EngineError
 from vita_audio.engines.manifest import check_manifest, load_manifest
 from vita_audio.engines.onnxruntime.audio import OnnxFlow, OnnxVocoder
-from vita_audio.engines.onnxruntime.speech_tokenizer import OnnxSpeechTokenizer
 from vita_audio.engines.onnxruntime.language_model import OnnxLanguageModel
+from vita_audio.engines.onnxruntime.speech_tokenizer import OnnxSpeechTokenizer
 from vita_audio.text.tokenizer import TextTokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
