@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 
 from vita_audio.checkpoint.sizes import TINY
+from vita_audio.contract.errors import EngineError
 from vita_audio.decoding.decoder import StreamingDecoder
 from vita_audio.engines.torch.audio import TorchFlow, TorchVocoder
-from vita_audio.engines.torch_cuda import shape_graphs
 from vita_audio.engines.torch_cuda.audio import TorchCudaFlow, TorchCudaVocoder
-from vita_audio.engines.torch_cuda.shape_graphs import ShapeGraphs
 from vita_audio.models.flow import Flow
 from vita_audio.models.vocoder import Vocoder
 
@@ -32,63 +29,83 @@ def decoders() -> tuple[StreamingDecoder, StreamingDecoder]:
     )
 
 
+def sounds(decoder: StreamingDecoder, streams: int) -> list[np.ndarray]:
+    """Of streams in step, that then end one token after the other."""
+    states = [decoder.init(seed) for seed in range(streams)]
+    waves = [[] for _ in states]  # type: list[list[np.ndarray]]
+    for state in states:
+        decoder.feed(state, range(70))
+    while decoder.due(states[0]) is not None:
+        for wave, pcm in zip(waves, decoder.step(states), strict=True):
+            wave.append(pcm)
+    for i, (state, wave) in enumerate(zip(states, waves, strict=True)):
+        wave.append(decoder.push(state, range(i)))
+        wave.append(decoder.finish(state))
+    return [np.concatenate(wave) for wave in waves]
+
+
+@pytest.mark.parametrize("prepared", [False, True])
 @pytest.mark.parametrize("streams", [1, 3])
-def test_streams_sound_as_the_reference(decoders: tuple[StreamingDecoder, StreamingDecoder], streams: int) -> None:
-    """Chunks in a batch that is padded, then ends of any length: the same samples but for float rounding."""
-    made = []
-    for decoder in decoders:
-        states = [decoder.init(seed) for seed in range(streams)]
-        waves = [[] for _ in states]  # type: list[list[np.ndarray]]
-        for state in states:
-            decoder.feed(state, range(70))
-        while decoder.due(states[0]) is not None:
-            for wave, pcm in zip(waves, decoder.step(states), strict=True):
-                wave.append(pcm)
-        for i, (state, wave) in enumerate(zip(states, waves, strict=True)):
-            wave.append(decoder.push(state, range(i)))
-            wave.append(decoder.finish(state))
-        made.append([np.concatenate(wave) for wave in waves])
-    for expected, found in zip(*made, strict=True):
+def test_streams_sound_as_the_reference(
+    decoders: tuple[StreamingDecoder, StreamingDecoder], streams: int, prepared: bool
+) -> None:
+    """Chunks in a batch that is padded where it is prepared, then ends: the same samples but for float rounding."""
+    if prepared:
+        decoders[1].warm_up(4)
+    for expected, found in zip(*(sounds(decoder, streams) for decoder in decoders), strict=True):
         assert len(expected) == len(found) > 70_000
         assert np.abs(expected.astype(int) - found.astype(int)).max() <= 2
 
 
-def test_padding_rows_change_nothing(decoders: tuple[StreamingDecoder, StreamingDecoder]) -> None:
-    """A batch of 3 runs as 4; the fourth row holds what an earlier call left, even NaN."""
-    flow = decoders[1].flow
-    assert isinstance(flow, TorchCudaFlow)
+def test_the_one_shot_decode_sounds_as_the_reference(decoders: tuple[StreamingDecoder, StreamingDecoder]) -> None:
+    expected, found = (decoder.decode_offline(range(120), 3).astype(int) for decoder in decoders)
+    assert np.abs(expected - found).max() <= 2
+    assert np.abs(expected).max() > 100
+
+
+def test_codes_that_the_flow_does_not_know_are_refused_before_anything_runs(
+    decoders: tuple[StreamingDecoder, StreamingDecoder],
+) -> None:
+    decoder = decoders[1]
+    good, bad = decoder.init(0), decoder.init(1)
+    decoder.feed(good, range(8))
+    decoder.feed(bad, [*range(7), FLOW.vocab_size])
+    with pytest.raises(EngineError, match="audio codes span"):
+        decoder.step([good, bad])
+    alone = decoder.init(0)
+    np.testing.assert_array_equal(decoder.step([good])[0], decoder.push(alone, range(8)))
+
+
+def test_numpy_arrays_are_answered_with_numpy_arrays(decoders: tuple[StreamingDecoder, StreamingDecoder]) -> None:
+    (flow, vocoder), (cuda_flow, cuda_vocoder) = ((d.flow, d.vocoder) for d in decoders)
     draw = np.random.default_rng(0)
-    x, mu = (draw.standard_normal((4, 80, 37)).astype(np.float32) for _ in range(2))
-    cond, times = np.zeros_like(x), [0.0, 0.4, 1.0]
-    alone = [flow.solve(x[i : i + 1], mu[i : i + 1], cond[:1], times) for i in range(3)]
-    flow.solve(np.full_like(x, np.nan), mu, cond, times)
-    together = flow.solve(x[:3], mu[:3], cond[:3], times)
-    assert together.shape == (3, 80, 37)
-    np.testing.assert_allclose(together, np.concatenate(alone), atol=2e-5)
+    tokens, frame_token = np.arange(8)[None], np.arange(55) * 8 // 55
+    mean = flow.condition(tokens, frame_token)
+    found = cuda_flow.condition(tokens, frame_token)
+    assert isinstance(found, np.ndarray)
+    np.testing.assert_allclose(found, mean, atol=1e-5)
+    x, cond = (draw.standard_normal(mean.shape).astype(np.float32) for _ in range(2))
+    np.testing.assert_allclose(cuda_flow.velocity(x, mean, cond, 0.3), flow.velocity(x, mean, cond, 0.3), atol=1e-4)
+    np.testing.assert_allclose(cuda_vocoder.f0(x), vocoder.f0(x), atol=1e-3)
+    source = draw.standard_normal((1, 256 * 55)).astype(np.float32)
+    np.testing.assert_allclose(cuda_vocoder.synthesize(x, source), vocoder.synthesize(x, source), atol=1e-4)
+    with pytest.raises(EngineError, match="audio codes span"):
+        cuda_flow.condition(tokens - 1, frame_token)
 
 
-def test_warm_up_makes_what_running_streams_use(decoders: tuple[StreamingDecoder, StreamingDecoder]) -> None:
-    flow = Flow(FLOW).state_dict()
-    decoder = StreamingDecoder(TorchCudaFlow(FLOW, flow, CPU), decoders[1].vocoder, replace(decoders[1].config))
-    decoder.warm_up(4)
-    assert isinstance(decoder.flow, TorchCudaFlow)
-    before = len(decoder.flow._steps)
-    for count in (1, 2, 3, 4):
-        states = [decoder.init(seed) for seed in range(count)]
-        for state in states:
-            decoder.feed(state, range(200))
-        while decoder.due(states[0]) is not None:
-            decoder.step(states)
-    assert len(decoder.flow._steps) == before > 3
+def test_a_device_flow_beside_a_vocoder_of_numpy_works_on_the_host(
+    decoders: tuple[StreamingDecoder, StreamingDecoder],
+) -> None:
+    mixed = StreamingDecoder(decoders[1].flow, decoders[0].vocoder)
+    for expected, found in zip(sounds(decoders[0], 1), sounds(mixed, 1), strict=True):
+        assert np.abs(expected.astype(int) - found.astype(int)).max() <= 2
 
 
-def test_the_oldest_shape_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shape_graphs, "MAX_GRAPHS", 2)
-    graphs = ShapeGraphs(lambda inputs: inputs["x"] + 1, CPU, None)
-    first = graphs.load(x=np.zeros((1, 1), np.float32))
-    graphs.load(x=np.zeros((1, 2), np.float32))
-    assert graphs.load(x=np.ones((1, 1), np.float32)) is first
-    graphs.load(x=np.zeros((1, 3), np.float32))  # the shape of two goes
-    assert len(graphs) == 2
-    assert graphs.load(x=np.ones((1, 1), np.float32)) is first
-    assert first.launch().tolist() == [[2.0]]
+def test_a_window_has_a_frame_map_of_its_own(decoders: tuple[StreamingDecoder, StreamingDecoder]) -> None:
+    flow = decoders[1].flow
+    tokens = torch.arange(16).reshape(2, 8)
+    maps = torch.stack((torch.arange(55) * 8 // 55, torch.arange(55) * 64 // 441))
+    both = flow.condition(tokens, maps)  # type: ignore[arg-type]
+    for row in range(2):
+        alone = flow.condition(tokens[row : row + 1].numpy(), maps[row].numpy())
+        np.testing.assert_allclose(np.asarray(both[row]), alone[0], atol=1e-5)

@@ -17,8 +17,12 @@ from torch.utils._pytree import tree_map
 
 from fake_cuda import DEVICE, Dispatched, HostSynchronisation, fake_cuda
 from vita_audio.checkpoint.configs import FlowConfig, LanguageModelConfig, SpeechTokenizerConfig, VocoderConfig
+from vita_audio.decoding.decoder import StreamingDecoder
+from vita_audio.decoding.flow_stream import window_shapes
+from vita_audio.decoding.vocoder_stream import VocoderGeometry, chunk_shapes
 from vita_audio.engines.torch.audio import TorchFlow, TorchSpeechTokenizer, TorchVocoder
 from vita_audio.engines.torch_cuda.audio import TorchCudaFlow, TorchCudaVocoder
+from vita_audio.engines.torch_cuda.device_arrays import _torch_type
 from vita_audio.engines.torch_cuda.kernels.audio_operations import KERNELS
 from vita_audio.engines.torch_cuda.shapes import Shape, round_rows
 
@@ -178,7 +182,7 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
 
     def numpy(tensor: Tensor) -> np.ndarray[Any, Any]:
         assert tensor.device.type == "cpu"
-        return np.zeros(tuple(tensor.shape), np.float32)
+        return np.zeros(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
 
     def engine(kind: Callable[..., Any], config: object, *options: object) -> Any:
         # Fake parameters can neither move nor be read: they are made where they belong, and read as zero.
@@ -187,7 +191,7 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
             mock.patch.object(nn.Module, "load_state_dict"),
             mock.patch.object(nn.Module, "to", lambda self, *args: self),
             mock.patch.object(Tensor, "__float__", return_value=0.0),
-            mock.patch("vita_audio.engines.torch_cuda.audio.Capturer", return_value=None),
+            mock.patch("vita_audio.engines.torch_cuda.device_arrays.Capturer", return_value=None),
             mock.patch("vita_audio.engines.torch_cuda.audio.audio_operations", return_value=KERNELS),
         ):
             return kind(config, {}, device, *options)
@@ -205,14 +209,13 @@ def at_the_border(call: Callable[..., Any], *args: Any) -> tuple[list[Any], list
     return there, back, len(log.kernels)
 
 
-SHIFTS = (16 * 256,)  # of the sixteen resnet blocks
-#: Name -> what is captured and its inputs. PyTorch without CUDA lays the result of a convolution out anew, a copy each
-#: that a GPU does not make: (kernels, of them such copies). A number may only go down.
-CAPTURED: dict[str, tuple[type, str, dict[str, tuple[int, ...]], tuple[int, int]]] = {
-    "condition": (TorchCudaFlow, "_condition_of", {"tokens": (1, TOKENS), "frame_token": (FRAMES,)}, (172, 0)),
-    "step": (TorchCudaFlow, "_step", {"x": MEL, "mu": MEL, "cond": MEL, "shifts": SHIFTS, "length": (1,)}, (659, 37)),
-    "f0": (TorchCudaVocoder, "_f0_of", {"mel": MEL}, (13, 0)),
-    "wave": (TorchCudaVocoder, "_wave_of", {"mel": MEL, "source": WAVE}, (201, 54)),
+#: Method -> its inputs and the kernels it launches; a solve is one step. PyTorch without CUDA lays the result of a
+#: convolution out anew, a copy each that a GPU does not make: (kernels, of them such copies). They may only go down.
+CAPTURED: dict[str, tuple[type, tuple[Any, ...], tuple[int, int]]] = {
+    "condition": (TorchCudaFlow, ((1, TOKENS), (1, FRAMES)), (172, 0)),
+    "solve": (TorchCudaFlow, (MEL, MEL, MEL, (0.0, 1.0)), (659, 37)),
+    "f0": (TorchCudaVocoder, (MEL,), (13, 0)),
+    "synthesize": (TorchCudaVocoder, (MEL, WAVE), (201, 54)),
 }
 
 
@@ -220,14 +223,54 @@ CAPTURED: dict[str, tuple[type, str, dict[str, tuple[int, ...]], tuple[int, int]
 @pytest.mark.parametrize("name", CAPTURED)
 def test_captured_audio_never_waits_for_the_host(make: Callable[..., Any], name: str, precision: str) -> None:
     """And launches no more kernels than before; half precision adds four casts to a step."""
-    kind, captured, inputs, (most, copies) = CAPTURED[name]
+    kind, inputs, (most, copies) = CAPTURED[name]
     engine = make(kind, FlowConfig() if kind is TorchCudaFlow else VocoderConfig(), precision)
-    types = {"tokens": torch.int64, "frame_token": torch.int64}
-    given = {name: torch.empty(size, dtype=types.get(name), device=DEVICE) for name, size in inputs.items()}
+    dtype = torch.int64 if name == "condition" else torch.float32
+    given = [torch.empty(i, dtype=dtype, device=DEVICE) if isinstance(i[0], int) else i for i in inputs]
+    with launches(Dispatched(border=True)):
+        getattr(engine, name)(*given)  # what is made once
     with launches(Dispatched()) as log:
-        getattr(engine, captured)(given)
-    casts = 4 if name == "step" and precision != "tf32" else 0
+        getattr(engine, name)(*given)
+    casts = 4 if name == "solve" and precision != "tf32" else 0
     assert 0 < len(log.kernels) <= most + casts - (copies if DEVICE.type == "cuda" else 0)
+
+
+@pytest.mark.parametrize("streams", [1, 8])
+def test_a_decode_is_two_programs_with_a_copy_up_for_each_and_one_down(make: Callable[..., Any], streams: int) -> None:
+    """And beside what the engines launch, as many kernels for a batch of any size, of which the source is half."""
+    flow, vocoder = make(TorchCudaFlow, SHALLOW_FLOW), make(TorchCudaVocoder, VocoderConfig())
+    decoder = StreamingDecoder(flow, vocoder)
+    states = [decoder.init(seed) for seed in range(streams)]
+    for state in states:
+        decoder.feed(state, [0] * 20)
+    flow.condition = lambda tokens, frame_token: torch.empty((streams, 80, frame_token.shape[1]), device=DEVICE)
+    flow.solve = lambda x, mu, cond, times: x
+    vocoder.f0 = lambda mel: mel[:, 0]
+    vocoder.synthesize = lambda mel, source: source
+    for _ in range(2):  # at 8 and 20 tokens
+        with launches(Dispatched(border=True)) as log:
+            decoder.start(states)
+        assert [way for way, _ in log.copies] == ["to device", "to device", "to host"]
+        assert len(log.kernels) <= 88
+
+
+@pytest.mark.parametrize("program", ["_make_mel", "_make_pcm"])
+def test_what_is_captured_of_a_decode_never_waits_for_the_host(make: Callable[..., Any], program: str) -> None:
+    """The whole function, engines and state and all, is on the device."""
+    decoder = StreamingDecoder(make(TorchCudaFlow, SHALLOW_FLOW), make(TorchCudaVocoder, VocoderConfig()))
+    chunk = VocoderGeometry(f0=43, before=0, source=38, wave=38)
+    rows = {
+        "_make_mel": window_shapes(decoder._buffers, TOKENS, FRAMES, 80),
+        "_make_pcm": chunk_shapes(decoder._buffers, chunk, 9),
+    }[program]
+    given = {name: torch.empty((4, *row.shape), dtype=_torch_type(row), device=DEVICE) for name, row in rows.items()}
+    given["f0_frames"] = torch.empty(chunk.source, dtype=torch.int64, device=DEVICE)
+    function = getattr(decoder, program)._function
+    with launches(Dispatched(border=True)):
+        function(given)  # what is made once
+    with launches(Dispatched()) as log:
+        function(given)
+    assert len(log.kernels) > 100
 
 
 @pytest.mark.parametrize("kind", [TorchFlow, TorchCudaFlow])
@@ -244,10 +287,9 @@ def test_the_reference_solves_with_a_copy_for_the_time_of_each_step(make: Callab
 
 @pytest.mark.parametrize("steps", [3, 1])
 def test_flow_solves_on_the_device(make: Callable[..., Any], steps: int) -> None:
-    """The times are copied once; beside the inputs there is only room for the time and the length of a step."""
-    flow, times = make(TorchCudaFlow, SHALLOW_FLOW), [i / steps for i in range(steps + 1)]
-    inputs = [MEL, MEL, MEL, (5 * 256,), (1,)]
-    for expected in ([(steps,), *inputs], inputs):
+    """Beside the inputs only the times are copied, once."""
+    flow, times, inputs = make(TorchCudaFlow, SHALLOW_FLOW), [i / steps for i in range(steps + 1)], [MEL, MEL, MEL]
+    for expected in ([*inputs, (steps,)], inputs):
         there, back, _ = at_the_border(flow.solve, MEL, MEL, MEL, times)
         assert (there, back) == (expected, [MEL])
 

@@ -1,33 +1,52 @@
-"""Flow and vocoder as CUDA graphs: the audio engines beside the torch_cuda language model.
+"""Flow and vocoder of the GPU: the audio engines beside the torch_cuda language model.
 
-A chunk is some 6 000 small kernels: launched one by one they keep a CPU core busy ten times as long as the GPU.
+The streaming decoder calls them with tensors, within functions that it has captured (`device_arrays.py`): a chunk is
+some 3 000 small kernels, and launched one by one they keep a CPU core busy longer than the GPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vita_audio.checkpoint.configs import FlowConfig, VocoderConfig
+from vita_audio.engines.arrays import Array
 from vita_audio.engines.audio_precision import BF16, FLOAT32, FP16, TF32, check_precision
-from vita_audio.engines.interface import Floats, Ints
 from vita_audio.engines.limits import check_condition
 from vita_audio.engines.torch.audio import TorchFlow, TorchVocoder, tensor_float_32
-from vita_audio.engines.torch_cuda.cuda_graphs import Capturer
+from vita_audio.engines.torch_cuda.device_arrays import DeviceArrays
 from vita_audio.engines.torch_cuda.estimator import FusedEstimator
 from vita_audio.engines.torch_cuda.kernels.audio_operations import audio_operations
-from vita_audio.engines.torch_cuda.shape_graphs import ShapeGraphs
 from vita_audio.engines.torch_cuda.vocoder import FusedVocoder
 
 ESTIMATOR_TYPES = {FP16: torch.float16, BF16: torch.bfloat16}
 
 
+def on_device(method: Callable[..., Tensor]) -> Callable[..., Any]:
+    """A method of tensors that also takes NumPy arrays, and then answers with one."""
+
+    @wraps(method)
+    @torch.inference_mode()
+    def call(self: Any, first: Array, *rest: Any) -> Any:
+        if not isinstance(first, np.ndarray):
+            return method(self, first, *rest)
+        given = (
+            torch.from_numpy(np.ascontiguousarray(value)).to(self._device) if isinstance(value, np.ndarray) else value
+            for value in (first, *rest)
+        )
+        return method(self, *given).cpu().numpy()
+
+    return call
+
+
 class TorchCudaFlow(TorchFlow):
-    """`SolvingFlowEngine`; a call is a few launches.
+    """`DeviceFlowEngine`.
 
     Args:
         config, tensors, device: as `TorchFlow`.
@@ -54,58 +73,44 @@ class TorchCudaFlow(TorchFlow):
                 audio_operations(device, kernels_off),
             )
         del self._model.decoder
-        capturer = Capturer(device) if device.type == "cuda" else None
-        self._conditions = ShapeGraphs(self._condition_of, device, capturer)
-        self._steps = ShapeGraphs(self._step, device, capturer)
+        self.arrays = DeviceArrays(device)
         self._times: tuple[float, ...] = ()
         self._time_shifts = torch.empty(0, device=device)  # [steps, all widths]
 
-    def _condition_of(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        with tensor_float_32(self._tf32):
-            return self._model.condition(inputs["tokens"], inputs["frame_token"])
+    def condition(self, tokens: Array, frame_token: Array) -> Array:
+        if isinstance(tokens, np.ndarray):
+            check_condition(tokens, frame_token, self.vocab_size)
+        return self._condition(tokens, frame_token)
 
-    def _step(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """One Euler step in place: x += length * v(x, mu, cond, t); `shifts` is what v knows of t."""
-        x = inputs["x"]
+    @on_device
+    def _condition(self, tokens: Tensor, frame_token: Tensor) -> Tensor:
         with tensor_float_32(self._tf32):
-            given = self._estimator.given(inputs["mu"], inputs["cond"])
-            velocity = self._estimator.velocity(x, given, inputs["shifts"])
-        return x.addcmul_(velocity, inputs["length"])
+            return self._model.condition(tokens, frame_token)
+
+    @on_device
+    def velocity(self, x: Tensor, mu: Tensor, cond: Tensor, t: float) -> Tensor:
+        shifts = self._shifts([t])[0]
+        with tensor_float_32(self._tf32):
+            return self._estimator.velocity(x, self._estimator.given(mu, cond), shifts)
+
+    @on_device
+    def solve(self, x: Tensor, mu: Tensor, cond: Tensor, times: Sequence[float]) -> Tensor:
+        key = tuple(times)
+        if self._times != key:  # the decoder's are always the same: made before its function is captured
+            self._times, self._time_shifts = key, self._shifts(key[:-1])
+        with tensor_float_32(self._tf32):
+            given = self._estimator.given(mu, cond)
+            for (start, stop), shifts in zip(pairwise(times), self._time_shifts, strict=True):
+                x = torch.add(x, self._estimator.velocity(x, given, shifts), alpha=stop - start)
+        return x
 
     def _shifts(self, times: Sequence[float]) -> Tensor:
         with tensor_float_32(False):
             return self._estimator.shifts(torch.tensor(times, dtype=torch.float32, device=self._device))
 
-    @torch.inference_mode()
-    def condition(self, tokens: Ints, frame_token: Ints) -> Floats:
-        check_condition(tokens, frame_token, self.vocab_size)
-        graph = self._conditions.load(tokens=tokens, frame_token=frame_token)
-        return graph.launch()[: len(tokens)].to("cpu", copy=True).numpy()
-
-    @torch.inference_mode()
-    def velocity(self, x: Floats, mu: Floats, cond: Floats, t: float) -> Floats:
-        state, mean, known = (torch.from_numpy(array).to(self._device) for array in (x, mu, cond))
-        shifts = self._shifts([t])[0]
-        with tensor_float_32(self._tf32):
-            return self._estimator.velocity(state, self._estimator.given(mean, known), shifts).cpu().numpy()
-
-    @torch.inference_mode()
-    def solve(self, x: Floats, mu: Floats, cond: Floats, times: Sequence[float]) -> Floats:
-        key = tuple(times)
-        if self._times != key:  # the decoder's are always the same
-            self._times, self._time_shifts = key, self._shifts(key[:-1])
-        room = np.zeros(self._time_shifts.shape[1], np.float32)
-        graph = self._steps.load(x=x, mu=mu, cond=cond, shifts=room, length=room[:1])
-        state = graph.inputs["x"]
-        for (start, stop), shifts in zip(pairwise(times), self._time_shifts, strict=True):
-            graph.inputs["shifts"].copy_(shifts)
-            graph.inputs["length"].fill_(stop - start)
-            state = graph.launch()
-        return state[: len(x)].to("cpu", copy=True).numpy()
-
 
 class TorchCudaVocoder(TorchVocoder):
-    """`VocoderEngine`; a call is one launch.
+    """`VocoderEngine` of tensors or NumPy arrays.
 
     Args:
         config, tensors, device: as `TorchVocoder`.
@@ -126,22 +131,14 @@ class TorchCudaVocoder(TorchVocoder):
         with torch.no_grad():
             self._vocoder = FusedVocoder(self._model, audio_operations(device, kernels_off))
         del self._model.ups, self._model.source_downs, self._model.source_resblocks, self._model.resblocks
-        capturer = Capturer(device) if device.type == "cuda" else None
-        self._f0s = ShapeGraphs(self._f0_of, device, capturer)
-        self._waves = ShapeGraphs(self._wave_of, device, capturer)
+        self.arrays = DeviceArrays(device)
 
-    def _f0_of(self, inputs: Mapping[str, Tensor]) -> Tensor:
+    @on_device
+    def f0(self, mel: Tensor) -> Tensor:
         with tensor_float_32(False):
-            return self._model.f0(inputs["mel"])
+            return self._model.f0(mel)
 
-    def _wave_of(self, inputs: Mapping[str, Tensor]) -> Tensor:
+    @on_device
+    def synthesize(self, mel: Tensor, source: Tensor) -> Tensor:
         with tensor_float_32(self._tf32):
-            return self._vocoder(inputs["mel"], inputs["source"])
-
-    @torch.inference_mode()
-    def f0(self, mel: Floats) -> Floats:
-        return self._f0s.load(mel=mel).launch()[: len(mel)].to("cpu", copy=True).numpy()
-
-    @torch.inference_mode()
-    def synthesize(self, mel: Floats, source: Floats) -> Floats:
-        return self._waves.load(mel=mel, source=source).launch()[: len(mel)].to("cpu", copy=True).numpy()
+            return self._vocoder(mel, source)

@@ -1,0 +1,103 @@
+"""Programs of the decoder's functions: prepared shapes, padded batches, rows one by one, inputs in one buffer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from vita_audio.engines.torch_cuda.device_arrays import DeviceArrays, DeviceProgram
+
+ARRAYS = DeviceArrays(torch.device("cpu"))
+
+
+def inputs(rows: int, width: int = 3) -> dict[str, np.ndarray]:
+    """Every type and alignment that the decoder uses."""
+    return {
+        "x": np.arange(rows * width, dtype=np.float32).reshape(rows, width),
+        "flag": np.ones((rows, 1), bool),
+        "place": np.arange(rows, dtype=np.int64)[:, None],
+        "tone": np.full((rows, 2), 1 + 2j, np.complex64),
+        "shared": np.array([10, 20], np.int64),
+    }
+
+
+class Noting:
+    """Sums its inputs; keeps the batches it was called with and what was in the last row."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+        self.last: list[float] = []
+
+    def __call__(self, given: Mapping[str, Tensor]) -> Tensor:
+        self.batches.append(len(given["x"]))
+        self.last.append(float(given["x"][-1].sum()))
+        flags = given["flag"].float() + given["place"] + given["tone"].imag.sum(1, keepdim=True)
+        return given["x"] + flags + given["shared"].sum()
+
+
+def zeros(rows: int, width: int = 3) -> dict[str, np.ndarray]:
+    return {name: np.zeros_like(array) for name, array in inputs(rows, width).items()}
+
+
+def expected(rows: int, width: int = 3) -> np.ndarray:
+    return inputs(rows, width)["x"] + np.arange(rows)[:, None] + 1 + 4 + 30
+
+
+def test_a_shape_that_is_not_prepared_runs_as_it_is() -> None:
+    function = Noting()
+    program = ARRAYS.program(function)
+    reading = program(inputs(3))
+    assert reading.ready
+    np.testing.assert_array_equal(reading.get(), expected(3))
+    assert function.batches == [3]
+    assert len(program) == 0, "nothing is captured while streams run"
+
+
+def test_a_batch_is_padded_with_zeros_to_one_that_is_prepared() -> None:
+    function = Noting()
+    program = ARRAYS.program(function)
+    program.prepare(zeros(4))
+    program.prepare(zeros(4))
+    assert len(program) == 1
+    np.testing.assert_array_equal(program(inputs(4)).get(), expected(4))
+    np.testing.assert_array_equal(program(inputs(3)).get(), expected(3))
+    assert function.batches == [4, 4]
+    assert function.last == [inputs(4)["x"][-1].sum(), 0.0]
+
+
+def test_what_is_prepared_for_one_stream_runs_stream_by_stream() -> None:
+    function = Noting()
+    program = ARRAYS.program(function)
+    program.prepare(zeros(1))
+    reading = program(inputs(3))
+    assert reading.ready
+    np.testing.assert_array_equal(reading.get(), expected(3))
+    assert function.batches == [1, 1, 1]
+    program(inputs(2, width=5)).get()
+    assert function.batches[3:] == [2]
+
+
+def test_a_result_stays_when_the_next_call_runs() -> None:
+    program = ARRAYS.program(Noting())
+    program.prepare(zeros(2))
+    first = program(inputs(2))
+    program(zeros(2))
+    np.testing.assert_array_equal(first.get(), expected(2))
+
+
+def test_a_function_without_a_result_is_run() -> None:
+    ran = []
+    program = DeviceProgram(lambda given: ran.append(len(given["x"])), torch.device("cpu"), None)  # type: ignore[arg-type]
+    assert program(inputs(2)).ready
+    assert ran == [2]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int16"])
+def test_arrays_are_of_the_named_type(dtype: str) -> None:
+    made = ARRAYS.zeros((2, 3), dtype)
+    assert (made.shape, str(made.dtype)) == ((2, 3), f"torch.{dtype}")
+    assert ARRAYS.cast(torch.ones(2), dtype).dtype == made.dtype
