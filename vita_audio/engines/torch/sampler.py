@@ -140,9 +140,10 @@ def draw_candidates(
     ids = _LAST_ID - (sort_keys(logits).topk(width).values & _LAST_ID)
     values = logits.gather(1, ids)
     beyond = torch.arange(width, device=logits.device) >= top_k[:, None]
-    p = (values * inv_temperature[:, None]).masked_fill(beyond, -torch.inf).softmax(1)
+    # In float64: of many unlikely candidates, the rounding of a sum in float32 would choose.
+    p = (values * inv_temperature[:, None]).masked_fill(beyond, -torch.inf).double().softmax(1)
     p = torch.where(p.cumsum(1) - p < top_p[:, None], p, 0.0)
-    chosen = (p.cumsum(1) <= uniform[:, None] * p.sum(1, keepdim=True)).sum(1, keepdim=True)
+    chosen = (p.cumsum(1) <= uniform[:, None].double() * p.sum(1, keepdim=True)).sum(1, keepdim=True)
     # A draw just below 1 can pass every candidate by rounding: the last one with any mass is meant. Rows that no stream
     # reads (padding, warm-up) may be NaN and have no mass at all: they must still index what is there.
     last = ((p > 0).sum(1, keepdim=True) - 1).clamp(min=0)

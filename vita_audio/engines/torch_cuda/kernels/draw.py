@@ -4,8 +4,8 @@ ids that the repetition penalty knows.
 The kernel does all of it in one launch. Blocks share a row of logits: each keeps the largest of its part, and the block
 that comes last draws from what they kept. A row is drawn alike in any company, from any number of candidates, and as on
 a CPU: logits are penalised bit for bit as there, equal ones are ordered by id, and the uniform number is the same.
-Sums of probabilities are rounded differently (the kernel adds in float64, the reference rounds each to float32), so
-that a draw within about 1e-7 of a border between two tokens may fall on its other side.
+Probabilities are numbers of float64 in both. Only where a draw goes on beyond the largest that are kept, the kernel
+takes the exponential in float32: a draw within about 1e-8 of a border between two tokens may fall on its other side.
 """
 
 from __future__ import annotations
@@ -207,7 +207,8 @@ def _drawn(
     highest = tl.max(keys, 0)
     top = _value(highest) * inv_temperature
     inside = (rank < top_k) & (keys > -0x8000000000000000)
-    weight = tl.where(inside, tl.exp(_value(keys) * inv_temperature - top), 0.0).to(tl.float64)
+    scaled = (_value(keys) * inv_temperature).to(tl.float64)
+    weight = tl.where(inside, tl.exp(scaled - top.to(tl.float64)), 0.0)
     upto = tl.sum(tl.where(keys[None, :] >= keys[:, None], weight[None, :], 0.0), 1)  # along their order
     total = tl.sum(weight, 0)
     wide = (top_k > KEPT) & (COUNT > KEPT)
