@@ -1,4 +1,4 @@
-"""The command line `vita`: say, ask, chat, transcribe, health.
+"""The command line `vita`: say, ask, chat, talk, transcribe, health.
 
 Exit codes: 0 done, 2 bad input, 3 no server (or a full one, or no access), 4 failed, too late, or the reader of a pipe
 that the output goes to has left, 130 interrupted.
@@ -11,7 +11,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, BinaryIO
@@ -21,9 +21,11 @@ import typer
 from vita_audio.contract.errors import InvalidRequest, VitaError
 from vita_client.client import Client
 from vita_client.errors import UNAVAILABLE, AccessDenied
+from vita_client.microphone import from_microphone
 from vita_client.options import ServerOptions, StreamOptions, with_options
 from vita_client.request import Request, build_request
 from vita_client.session import run_stream
+from vita_client.talk import Turn, run_talk, spoken, typed
 from vita_client.terminal import choose_view
 
 OK, BAD_INPUT, NO_SERVER, FAILED, INTERRUPTED = 0, 2, 3, 4, 130
@@ -73,6 +75,24 @@ def chat(
     """Ask a typed question; the answer is text and speech."""
     task = "text" if text_only else "chat"
     _run(options, lambda: build_request(_read_text(text), task=task, **options.fields))
+
+
+@app.command()
+@with_options
+def talk(
+    options: StreamOptions,
+    turns: Annotated[list[str] | None, typer.Argument(help="sound files, a turn each; none: type the turns")] = None,
+    microphone: Annotated[
+        bool, typer.Option("--microphone", help="speak the turns, Enter before and after each")
+    ] = False,
+) -> None:
+    """Hold a conversation; Ctrl-C interrupts an answer, and ends the conversation between two."""
+    if microphone:
+        source: Iterable[Turn] = from_microphone()
+    else:
+        source = map(spoken, turns) if turns else typed(prompt=sys.stdin is not None and sys.stdin.isatty())
+    out = sys.stderr if options.to_stdout else sys.stdout
+    _show(lambda: run_talk(options, source, lambda: choose_view(options.json, out)), lambda: None)
 
 
 @app.command()
@@ -138,18 +158,23 @@ def main() -> None:
 def _run(options: StreamOptions, make_request: Callable[[], Request]) -> None:
     """Send the request and show its stream; always ends in an exit code."""
     view = choose_view(options.json, sys.stderr if options.to_stdout else sys.stdout)
+    _show(lambda: run_stream(options, make_request, view), view.stop)
+
+
+def _show(run: Callable[[], None], stop: Callable[[], None]) -> None:
+    """Run streams; every way they can end is an exit code."""
     try:
-        run_stream(options, make_request, view)
+        run()
     except VitaError as error:
-        view.stop()
+        stop()
         _fail(error)
     except KeyboardInterrupt:
-        view.stop()
+        stop()
         raise typer.Exit(INTERRUPTED) from None
     except BrokenPipeError:
         raise typer.Exit(FAILED) from None
     except OSError as error:
-        view.stop()
+        stop()
         _complain(str(error))
         raise typer.Exit(FAILED) from None
 

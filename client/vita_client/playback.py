@@ -30,6 +30,7 @@ class Player:
         self._device = _open_device(sample_rate_hz)
         self._pieces: queue.Queue[NDArray[np.int16] | None] = queue.Queue()
         self._stopped = threading.Event()
+        self._sample_rate_hz, self._played = sample_rate_hz, 0
         self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._feed, name="vita-playback", daemon=True)
         self._thread.start()
@@ -39,6 +40,11 @@ class Player:
         if self._failure is not None:
             raise OSError(f"the output device failed: {self._failure}")
         self._pieces.put(samples)
+
+    @property
+    def played_s(self) -> float:
+        """Seconds that the device was given: what a listener has heard, but for its own buffer."""
+        return self._played / self._sample_rate_hz
 
     def finish(self) -> None:
         """Wait until everything has been played."""
@@ -57,7 +63,9 @@ class Player:
                 for start in range(0, len(samples), _BLOCK_SAMPLES):
                     if self._stopped.is_set():
                         return
-                    self._device.write(np.ascontiguousarray(samples[start : start + _BLOCK_SAMPLES]))
+                    block = samples[start : start + _BLOCK_SAMPLES]
+                    self._device.write(np.ascontiguousarray(block))
+                    self._played += len(block)
             self._device.stop()  # waits for what the device still holds
         except Exception as error:  # noqa: BLE001 - kept for the caller's thread, see write()
             self._failure = error

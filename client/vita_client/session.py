@@ -1,4 +1,4 @@
-"""One stream of the command line: sends a request and hands its events to the screen, the WAV file and the speaker."""
+"""Streams of the command line: their events go to the screen, the WAV file and the speaker."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
 
 from vita_audio.contract.errors import InvalidRequest, VitaError
 from vita_client.client import Client, Stream
@@ -17,6 +20,9 @@ from vita_client.playback import Player
 from vita_client.request import Request, check_timeout
 from vita_client.terminal import View
 from vita_client.wav import WavWriter
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 def run_stream(options: StreamOptions, make_request: Callable[[], Request], view: View) -> None:
@@ -33,7 +39,7 @@ def run_stream(options: StreamOptions, make_request: Callable[[], Request], view
         try:
             check_timeout(options.timeout)
             connection = options.connection()
-            output = _output(options)
+            sound = stack.enter_context(SoundFile(options))
             request = make_request()
             player = stack.enter_context(Player()) if options.play else None
             client = stack.enter_context(Client(connection=connection))
@@ -41,20 +47,50 @@ def run_stream(options: StreamOptions, make_request: Callable[[], Request], view
         except VitaError as error:
             view.refused(error)
             raise
-        _consume(stream, output, player, view)
+        consume(stream, sound, player, view)
 
 
-def _consume(stream: Stream, output: Path | BinaryIO | None, player: Player | None, view: View) -> None:
-    collector, wav, outcome = Collector(), None, "failed"
+class SoundFile:
+    """The file, or standard output, that the sound goes to: made when the first answer comes; without one, nothing.
+
+    Raises:
+        InvalidRequest: field output; found out before anything is sent.
+    """
+
+    def __init__(self, options: StreamOptions) -> None:
+        self._output = _output(options)
+        self.wav: WavWriter | None = None
+
+    def begin(self) -> None:
+        """An answer comes."""
+        if self._output is not None and self.wav is None:
+            self.wav = WavWriter(self._output)
+
+    def write(self, samples: NDArray[np.int16]) -> None:
+        if self.wav is not None:
+            self.wav.write(samples)
+
+    def close(self) -> None:
+        if self.wav is not None:
+            self.wav.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def consume(stream: Stream, sound: SoundFile, player: Player | None, view: View, last: bool = True) -> None:
+    """One stream to its end; after the `last` one the file is closed. Raises as `run_stream`."""
+    collector, outcome = Collector(), "failed"
     problem: VitaError | None = None
     try:
         for event in stream:
-            if output is not None and wav is None:
-                wav = WavWriter(output)
+            sound.begin()
             collector.add(event)
             if isinstance(event, Pcm):
-                if wav is not None:
-                    wav.write(event.samples)
+                sound.write(event.samples)
                 if player is not None:
                     player.write(event.samples)
             view.event(event, stream.metrics)
@@ -67,12 +103,12 @@ def _consume(stream: Stream, output: Path | BinaryIO | None, player: Player | No
         raise
     finally:
         try:
-            if wav is not None:
-                wav.close()
+            if last:
+                sound.close()
         finally:
             view.stop()
             reply = collector.reply(stream.status, stream.metrics)
-            view.summary(reply, wav, outcome, problem)
+            view.summary(reply, sound.wav, outcome, problem)
 
 
 def _output(options: StreamOptions) -> Path | BinaryIO | None:

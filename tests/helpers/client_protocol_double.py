@@ -94,6 +94,8 @@ class ProtocolDouble(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.ready = self.model_ready = True
         #: Whether questions for readiness are left without an answer.
         self.silent = False
+        #: The script of a request without TEXT.
+        self.spoken = "chunks 3"
         self.requests: list[service_pb2.ModelInferRequest] = []
         self.inputs: list[Inputs] = []
         #: Of each stream: its headers, and the seconds its deadline left when it came.
@@ -141,7 +143,7 @@ class ProtocolDouble(service_pb2_grpc.GRPCInferenceServiceServicer):
             inputs = read_inputs(request)
             self.requests.append(request)
             self.inputs.append(inputs)
-            word, *arguments = str(inputs.get("TEXT", "chunks 3")).split()
+            word, *arguments = str(inputs.get("TEXT", self.spoken)).split()
             yield from _SCRIPTS[word](inputs, context, *arguments)
         ended.set()
 
