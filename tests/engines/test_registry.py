@@ -185,7 +185,8 @@ def test_torch_audio_engines_are_those_of_the_checkpoint(source: EngineSource, c
     flow, vocoder = open_audio_decoder(source)
     decoder = checkpoint / "audio_decoder"
     same = StreamingDecoder(TorchFlow(*load_flow(decoder)), TorchVocoder(*load_vocoder(decoder)))
-    assert np.array_equal(_sound(StreamingDecoder(flow, vocoder)), _sound(same))
+    made, expected = (_sound(decoder).astype(int) for decoder in (StreamingDecoder(flow, vocoder), same))
+    assert np.abs(made - expected).max() <= 2  # of 32767: fused products round differently
     assert source.decoder_batch == 1  # on a CPU, whatever the engines are for
     assert replace(source, device="cuda:0").decoder_batch == 8
 

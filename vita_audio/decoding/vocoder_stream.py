@@ -129,7 +129,8 @@ def chunk_inputs(
     start, stop, sourced = chunk.source_start, chunk.window_stop, chunk.state.sourced_frames
     scale = np.float32(voice.noise_scale)
     samples = np.zeros((stop - start, MEL_HOP_SAMPLES), np.float32)
-    samples[sourced - start :] = (scale * noise.source(sourced, stop)).reshape(-1, MEL_HOP_SAMPLES)
+    drawn = noise.source(sourced, stop).reshape(-1, MEL_HOP_SAMPLES)
+    np.multiply(scale, drawn, out=samples[sourced - start :])
     return {
         "f0_place": buffers.places(slot, chunk.f0_start, chunk.newest),  # [f0 frames]
         "place": buffers.places(slot, chunk.window_start, stop),  # [T]
@@ -187,5 +188,7 @@ def to_pcm(arrays: Arrays, wave: Array) -> Array:
     """
     xp = arrays.xp
     finite = xp.isfinite(wave)
-    levels = xp.clip(xp.round(xp.where(finite, wave, xp.zeros_like(wave)) * _FULL_SCALE), -32768, 32767)
+    levels = xp.where(finite, wave, xp.zeros_like(wave))
+    levels *= _FULL_SCALE
+    levels = xp.clip(xp.round(levels), -32768, 32767)
     return xp.concatenate([arrays.cast(levels, "int16"), arrays.cast(xp.all(finite, 1), "int16")[:, None]], 1)
