@@ -176,6 +176,7 @@ def main(arguments: list[str] | None = None) -> int:
             queue=options.slots,
             start_timeout_s=limit_s,
             exit_timeout_s=3,
+            prefix_cache="off",  # the same prompts come again and again
             **({} if options.threads is None else {"threads": options.threads}),
         )
         server = TritonServer(served, options.out.with_suffix(".log"))

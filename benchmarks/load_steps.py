@@ -47,7 +47,9 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("out/load_steps/load_steps.json"), help="report beside it")
     options = parser.parse_args()
     results = Results(options.out, record_head("benchmarks.load_steps"))
-    with TritonServer(ServerOptions(engines=options.engines, grpc_port=0, metrics_port=0)) as server:
+    # The same requests come again and again: their prompts must not be found in a slot.
+    settings = ServerOptions(engines=options.engines, grpc_port=0, metrics_port=0, prefix_cache="off")
+    with TritonServer(settings) as server:
         figures = run_load(
             server.grpc_url, options.out.with_suffix("").resolve(), "--rate", repr(options.rate), "--shape", "steps",
             "--run-time", repr(options.run_time), "--warm-up", repr(options.warm_up), "--prebuffer-ms", "60",

@@ -59,6 +59,9 @@ MEASUREMENTS = (
         pictures=("soak_memory.svg", "soak_streams.svg"),
     ),
     Measurement("scale_out", (), ("--phase-s", "2", "--callers", "4", "--max-tokens", "60"), 120),
+    Measurement(
+        "conversation", (), ("--turns", "2", "--seconds", "2", "--talkers", "4", "--repeats", "1"), 150,
+    ),
     Measurement("warm_up", (), ("--starts", "1", "--rounds", "2", "--requests", "text", "--streams", "1"), 480),
     Measurement("language_model", (), ("--tokens", "64", "--repeats", "1", "--streams", "1"), 120),
     Measurement("seams", (), ("--tokens", "40", "--seeds", "1"), 120),

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.conversation import shown as conversation_shown
 from benchmarks.faults.table import table as faults_table
 from benchmarks.paper_report import audio, first_chunk, speeds
 from benchmarks.record import cells, markdown_table, number, percentile
@@ -181,6 +182,10 @@ def _warm_up(record: Record) -> str:
     return markdown_table(SHOWN, lines) + f"\nReady after {record['start_s']:.1f} s.\n"
 
 
+def _conversation(record: Record) -> str:
+    return markdown_table("|prefix cache on|off", conversation_shown(record))
+
+
 def _language_model(record: Record) -> str:
     modes = list(record["rows"][0]["tokens_per_s"])
     rows = []
@@ -253,6 +258,13 @@ _TABLES: dict[str, tuple[str, str, Callable[[Record], str]]] = {
         "Two servers behind HAProxy",
         "Closed-loop callers on both servers; one is killed, the other drained and restarted.",
         _scale_out,
+    ),
+    "conversation": (
+        "Conversations",
+        "One caller on four slots: the same spoken question as every turn; questions that are appended while they are "
+        "spoken, from their end to the first sound; then four callers at once who take turns in more conversations "
+        "than there are slots.",
+        _conversation,
     ),
     "warm_up": (
         "First requests of a server",

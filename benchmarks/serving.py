@@ -127,7 +127,9 @@ def main() -> int:
     results = Results(options.out, record_head("benchmarks.serving"))
     rows: list[dict[str, Any]] = []
     slots = max(8, *options.streams)
-    with TritonServer(ServerOptions(engines=options.engines, grpc_port=0, metrics_port=0, slots=slots)) as server:
+    # The same requests come again and again: their prompts must not be found in a slot.
+    settings = ServerOptions(engines=options.engines, grpc_port=0, metrics_port=0, slots=slots, prefix_cache="off")
+    with TritonServer(settings) as server:
         idle_mib = server.resident_bytes() / 2**20
         run_clients(server.grpc_url, "boost", 2, 2, 10_000, options.max_tokens)  # warm-up, not counted
         for streams in options.streams:

@@ -130,7 +130,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=None, help="also write the rows as JSON here")
     options = parser.parse_args()
     results = Results(options.out, record_head("benchmarks.warm_up"))
-    settings = ServerOptions(engines=options.engines, grpc_port=0, metrics_port=0)
+    # Later requests are the same as the first: their prompts must not be found in a slot.
+    settings = ServerOptions(engines=options.engines, grpc_port=0, metrics_port=0, prefix_cache="off")
     planned = [
         {"request": request, "client": client, "streams": streams, "rounds": options.rounds,
          "max_tokens": options.max_tokens}

@@ -68,6 +68,14 @@ RECORDS: dict[str, Any] = {
         "kill": {"noticed_ms": 78.0, "unharmed": 4, "failed": 4, "new": 34, "new_failed": 0,
                  "new_before_notice": 2, "new_before_notice_failed": 1},
     },
+    "conversation": {
+        cache: {
+            "turns": {"ttfa_ms": [100.0, None, 130.4]},
+            "questions": [{"seconds": 20.0, "wait_ms": 140.0 + wait}],
+            "talkers": [{"conversations": 50, "slots": 4, "rounds": 3, "hit_rate": 0.25, "reused_share": 0.5}],
+        }
+        for cache, wait in (("on", 0), ("off", 300))
+    },
     "warm_up": {"start_s": 2.0, "rows": [
         {"request": "tts", "client": "new", "streams": 1, "rounds": 10, "ttfa_ms": [212.0, *[88.0] * 9],
          "rest_ms": [5.0] * 10, "stages_ms": {stage: [10.0] * 10 for stage in STAGES}, "first_to_later": 2.41}]},
