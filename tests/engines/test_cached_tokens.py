@@ -33,17 +33,11 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LanguageModel
 
 
 def start(scheduler: Scheduler, wanted: GenerationRequest, keep: int) -> Stream:
-    """Submit a stream to a free slot; its first `keep` tokens are cached there."""
-    begin, rows = scheduler.engine.begin, []
-
-    def begin_behind(slot: int, sampling: Sampling) -> int:
-        rows.append(begin(slot, sampling, keep))
-        return rows[0]
-
-    with mock.patch.object(scheduler.engine, "begin", begin_behind):
+    """Submit a stream to slot 0; its first `keep` tokens are cached there."""
+    with mock.patch.object(scheduler.prefixes, "choose", lambda prompt: (0, keep)):
         stream = scheduler.submit("", wanted)
-    assert 0 <= rows[0] <= max(0, keep - K)
-    stream.consumed, stream.cascaded = keep, rows[0]
+    assert (stream.slot, stream.consumed) == (0, keep)
+    assert 0 <= stream.cascaded <= max(0, keep - K)
     return stream
 
 
@@ -93,17 +87,17 @@ def test_continuing_equals_reading_everything(
     and reads B behind them."""
     engine = engines[kind]
     sampling = {"temperature": temperature, "top_k": top_k, "repetition_penalty": penalty, "seed": seed}
-    scheduler = Scheduler(engine, (), CHUNK)
+    scheduler = Scheduler(engine, (), CHUNK, reuse_prefixes=False)
     stream = scheduler.submit("", request(first, patterns[0], answer, **sampling))  # type: ignore[arg-type]
     finish(scheduler)
     assert stream.slot == 0
     keep = round(kept * stream.consumed)
     # Others step together in the slots beside it, in batches that span it, and end before it begins again.
-    scheduler._free = [2, 1]
+    scheduler.prefixes.take(0, 0, 0)
     others = [scheduler.submit("", request([5 + i] * (3 + i), PATTERNS["vanilla"], 6)) for i in range(company)]
     finish(scheduler)
     assert all(other.slot != 0 for other in others)
-    scheduler._free = [2, 1, 0]
+    scheduler.prefixes.put(0, ())
 
     wanted = request([*stream.tokens[:keep], *second], patterns[1], 15, **sampling)  # type: ignore[arg-type]
     made = start(scheduler, wanted, keep)
@@ -118,7 +112,7 @@ def test_continuing_equals_reading_everything(
 @pytest.mark.parametrize("kind", ENGINES)
 def test_a_full_slot_keeps_all_but_its_last_row(engines: dict[str, LanguageModelEngine], kind: str) -> None:
     """A batch may park a stream that has filled its slot on the last row."""
-    engine, scheduler = engines[kind], Scheduler(engines[kind], (), CHUNK)
+    engine, scheduler = engines[kind], Scheduler(engines[kind], (), CHUNK, reuse_prefixes=False)
     prompt = [i % 90 for i in range(CONTEXT - 1)]
     engine.begin(0, Sampling())
     engine.begin(1, Sampling())

@@ -31,8 +31,11 @@ from vita_audio.checkpoint.audio_decoder import load_flow, load_vocoder, write_a
 from vita_audio.checkpoint.random_weights.audio import speech_tokenizer_weights, vocoder_weights
 from vita_audio.checkpoint.sizes import TINY
 from vita_audio.checkpoint.speech_tokenizer import write_speech_tokenizer
-from vita_audio.decoding.flow_stream import FlowState, make_window, window_span
+from vita_audio.decoding.flow_stream import FlowState, window_inputs, window_span
 from vita_audio.decoding.noise import StreamNoise
+from vita_audio.decoding.schedule import DecoderConfig
+from vita_audio.decoding.stream_buffers import StreamBuffers
+from vita_audio.engines.arrays import HostArrays
 from vita_audio.engines.onnxruntime.audio import OnnxFlow
 from vita_audio.engines.torch.audio import TorchFlow
 from vita_audio.models.flow import Flow
@@ -84,10 +87,11 @@ def test_windows_have_the_geometry_of_served_ones(clips: DecoderClips, first: in
     final_frames = (first + 30) * 441 // 64 + 1 if first else 0
     span = window_span(final_frames, first + tokens, context_tokens=30, block_tokens=10)
     assert (span.first_token, span.stop_token) == (first, first + tokens)
-    state = FlowState(first + tokens, span.first_frame, np.zeros((80, 0), np.float32), np.zeros((80, 0), np.float32))
-    served = make_window(state, span, codes.tolist(), StreamNoise(0))
-    assert batch.tokens[0].tolist() == served.tokens.tolist()
-    assert batch.frame_token[0].tolist() == served.frame_token.tolist()
+    config = DecoderConfig()
+    buffers, state = StreamBuffers(HostArrays(), config, 1, 500, 80), FlowState(first + tokens, span.first_frame)
+    served = window_inputs(buffers, 0, state, span, codes.tolist(), StreamNoise(0), config, 80)
+    assert batch.tokens[0].tolist() == served["tokens"].tolist()
+    assert batch.frame_token[0].tolist() == served["frame_token"].tolist()
     true = clips.mels([clips.train[0]], [span.first_frame], span.frames)
     assert torch.equal(batch.mel, true)
     assert int(batch.known.sum()) == span.frames // 2
