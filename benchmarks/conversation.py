@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
@@ -106,7 +106,7 @@ def talkers(url: str, conversations: int, rounds: int) -> Row:
     }  # fmt: skip
 
 
-def shown(record: Row) -> list[list[str]]:
+def shown(record: Mapping[str, Any]) -> list[list[str]]:
     """Lines of a table: what, with and without the prefix cache."""
 
     def both(name: str, of: Any, form: str) -> list[str]:

@@ -34,7 +34,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LanguageModel
 
 def start(scheduler: Scheduler, wanted: GenerationRequest, keep: int) -> Stream:
     """Submit a stream to slot 0; its first `keep` tokens are cached there."""
-    with mock.patch.object(scheduler.prefixes, "choose", lambda prompt: (0, keep)):
+    with mock.patch.object(scheduler.prefixes, "choose", return_value=(0, keep)):
         stream = scheduler.submit("", wanted)
     assert (stream.slot, stream.consumed) == (0, keep)
     assert 0 <= stream.cascaded <= max(0, keep - K)
