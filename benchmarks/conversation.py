@@ -4,8 +4,8 @@
 
 "turns": the same spoken question asked again and again in one conversation; time to the first sound (TTFA) of the
 first and of the tenth turn. "question": from the end of a question that was appended bit by bit, ten times as fast as
-it is spoken, to the first sound of its answer. "talkers": conversations that take turns on a server with fewer slots; how many of the later turns
-found their beginning in a slot, and what share of all prompt tokens was reused.
+it is spoken, to the first sound of its answer. "talkers": conversations that take turns on a server with fewer slots;
+how many of the later turns found their beginning in a slot, and what share of all prompt tokens was reused.
 """
 
 from __future__ import annotations
