@@ -54,11 +54,15 @@ def test_every_kernel_of_a_7b_fits_the_gpu(gpu_kernels: ModuleType, capability: 
     assert [gpu_kernels.shortcomings(one, gpu) for one in kernels] == [[]] * len(kernels)
 
 
-def test_every_kernel_of_the_small_checkpoint_fits_the_gpu(gpu_kernels: ModuleType) -> None:
-    gpu = gpu_of(gpu_kernels, 90)
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_every_kernel_of_the_small_checkpoint_fits_the_gpu(gpu_kernels: ModuleType, capability: int) -> None:
+    gpu = gpu_of(gpu_kernels, capability)
     kernels = gpu_kernels.compiled_kernels(SMALL, gpu, slots=8, alignments=False)
     assert {one.constants["DIM"] for one in kernels if one.name == "_attend_kernel"} == {32}
-    assert [gpu_kernels.shortcomings(one, gpu) for one in kernels] == [[]] * len(kernels)
+    short = {one.name: found for one in kernels if (found := gpu_kernels.shortcomings(one, gpu))}
+    if capability == 120 and short:  # Triton 3.7: a product with K = 160 spills 8 bytes (known, left)
+        assert short.pop("_linear_kernel")[0].startswith("8 bytes")
+    assert short == {}
 
 
 @pytest.mark.parametrize(

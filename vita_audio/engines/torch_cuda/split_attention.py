@@ -35,19 +35,20 @@ class Launch:
     warps: int
 
 
-def launch(shape: Shape, heads: int, kv_heads: int, processors: int, capability: int) -> Launch:
+def launch(shape: Shape, heads: int, kv_heads: int, dim: int, processors: int, capability: int) -> Launch:
     """Enough blocks for `processors` multiprocessors, twice over, where the keys can be split that often."""
     group_rows = shape.stream_rows * heads // kv_heads
     block_rows = max(16, min(_BLOCK_ROWS, triton.next_power_of_2(group_rows)))
     blocks = triton.cdiv(group_rows, block_rows)
     wanted = 2 * processors // (blocks * shape.streams * kv_heads)
     splits = max(1, min(_MAX_SPLITS, triton.next_power_of_2(wanted + 1) // 2))
-    return Launch(block_rows, blocks, splits, warps_of(block_rows, capability))
+    return Launch(block_rows, blocks, splits, warps_of(block_rows, dim, capability))
 
 
-def warps_of(block_rows: int, capability: int) -> int:
-    """As few as hold a block in registers: but on Hopper (90), four warps spill where a block has all its rows."""
-    return 8 if block_rows == _BLOCK_ROWS and capability != 90 else 4
+def warps_of(block_rows: int, dim: int, capability: int) -> int:
+    """As few as hold a block in registers: but on Hopper (90), four warps spill where a block has all its rows and
+    large heads; with small ones, eight do."""
+    return 8 if block_rows == _BLOCK_ROWS and dim > 64 and capability != 90 else 4
 
 
 def padded(dim: int) -> int:
@@ -71,7 +72,7 @@ def attend_split(
     def attend(q: Tensor, cache: Tensor) -> Tensor:
         rows, heads, dim = q.shape
         kv_heads = cache.shape[2]
-        sizes = launch(shape, heads, kv_heads, processors, capability)
+        sizes = launch(shape, heads, kv_heads, dim, processors, capability)
         splits = sizes.splits
         out = torch.empty(rows, heads, dim, dtype=q.dtype, device=q.device)
         # Parts of padding rows are never written: what is joined from them is arbitrary, and not read.
