@@ -81,7 +81,11 @@ def chat(
 @with_options
 def talk(
     options: StreamOptions,
-    turns: Annotated[list[str] | None, typer.Argument(help="sound files, a turn each; none: type the turns")] = None,
+    # No default of None: up to Python 3.10 `get_type_hints` wraps such a hint, and typer then finds no argument in it.
+    turns: Annotated[
+        list[str],
+        typer.Argument(help="sound files, a turn each; none: type the turns", default_factory=list, show_default=False),
+    ],
     microphone: Annotated[
         bool, typer.Option("--microphone", help="speak the turns, Enter before and after each")
     ] = False,
