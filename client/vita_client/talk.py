@@ -24,7 +24,8 @@ def run_talk(options: StreamOptions, turns: Iterable[Turn], make_view: Callable[
     """Answer after answer, until there are no more turns.
 
     An answer that is interrupted by Ctrl-C stays in the conversation as far as it came, or, where it is played, as far
-    as it was played; the next turn follows. All sound goes into one file.
+    as it was played; before its first response, its turn is dropped. The next turn follows. All sound goes into one
+    file.
 
     Args:
         turns: may wait for a person; a KeyboardInterrupt of theirs ends the conversation.
@@ -60,6 +61,7 @@ def _answer(talk: Conversation, sound: SoundFile, play: bool, view: View) -> Non
         if player is not None:
             player.stop()
             talk.heard(player.played_s)
+        talk.clear()  # of a turn that was interrupted before its first response
         return
     except BaseException:
         if player is not None:
