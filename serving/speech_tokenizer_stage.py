@@ -13,8 +13,12 @@ from serving.warm_up import warm_up_speech
 from vita_audio.contract.errors import InvalidRequest
 from vita_audio.contract.limits import MAX_AUDIO_SECONDS
 from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ
+from vita_audio.engines.recently_used import RecentlyUsed
 from vita_audio.engines.registry import open_speech_tokenizer
-from vita_audio.speech_features import speech_tokens
+from vita_audio.speech_features import FeatureBlocks, speech_tokens
+
+#: Of features that are kept for speech that goes on: 20 minutes of 128 mel bands.
+KEPT_FEATURES_BYTES = 64 * 2**20
 
 
 class SpeechTokenizerStage:
@@ -23,6 +27,7 @@ class SpeechTokenizerStage:
     def __init__(self, heartbeats: Heartbeats) -> None:
         self.recorder, self._pulse = Recorder(), heartbeats.pulse("execute")
         self.refusals = Refusals(self.recorder, "speech_tokenizer")
+        self._made: FeatureBlocks = RecentlyUsed(KEPT_FEATURES_BYTES)
         self._engine = open_speech_tokenizer(served_engines()[2])
         warm_up_speech(self._engine)
 
@@ -36,4 +41,4 @@ class SpeechTokenizerStage:
             limit = f"it must be finite and have 1 sample to {MAX_AUDIO_SECONDS:g} s at 16 kHz"
             raise InvalidRequest("AUDIO", f"{speech.size} samples", limit, "send it through the model vita_audio")
         with self._pulse.call():
-            return speech_tokens(self._engine, speech).astype(np.int32)
+            return speech_tokens(self._engine, speech, self._made).astype(np.int32)

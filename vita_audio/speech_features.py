@@ -5,6 +5,7 @@ Equals the released feature extractor (Whisper's, with padding to whole tokens) 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,13 +16,17 @@ from numpy.typing import NDArray
 
 from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ
 from vita_audio.engines.interface import Floats, Ints, SpeechTokenizerEngine
+from vita_audio.engines.recently_used import RecentlyUsed
 
 N_FFT, HOP = 400, 160  # samples
 TOKEN_SAMPLES = 1280  # 80 ms
 BLOCK_TOKENS = 50  # 4 s: the tokenizer attends within a block and to those before it
 PIECE_SAMPLES = 30 * INPUT_SAMPLE_RATE_HZ  # pieces are tokenised independently
 MAX_MEL_HZ = 8000.0
-_BLOCK_FRAMES = 1000  # frames transformed at once, so that memory stays bounded by one piece's features
+_BLOCK_FRAMES = 400  # frames transformed at once: memory is bounded, and blocks of speech that goes on stay the same
+
+#: Features that were made before, by what they were made of.
+FeatureBlocks = RecentlyUsed[Floats]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,27 +64,34 @@ def to_16_khz(samples: Floats, rate_hz: int) -> Floats:
     return resampled if resampled.size else samples[:1]
 
 
-def speech_tokens(engine: SpeechTokenizerEngine, samples: Floats) -> Ints:
-    """Audio token ids of mono speech [n] at 16 kHz: int64 [ceil(n / 1280)]."""
-    ids = [engine.tokens(piece.features, piece.valid_frames) for piece in speech_pieces(samples, engine.num_mel_bins)]
+def speech_tokens(engine: SpeechTokenizerEngine, samples: Floats, made: FeatureBlocks | None = None) -> Ints:
+    """Audio token ids of mono speech [n] at 16 kHz: int64 [ceil(n / 1280)]. `made`: see `log_mel`."""
+    pieces = speech_pieces(samples, engine.num_mel_bins, made)
+    ids = [engine.tokens(piece.features, piece.valid_frames) for piece in pieces]
     return np.concatenate(ids) if ids else np.zeros(0, np.int64)
 
 
-def speech_pieces(samples: Floats, num_mel_bins: int) -> Iterator[SpeechPiece]:
-    """Cut mono speech [n] at 16 kHz into pieces of 30 s and make their features, one at a time."""
+def speech_pieces(samples: Floats, num_mel_bins: int, made: FeatureBlocks | None = None) -> Iterator[SpeechPiece]:
+    """Cut mono speech [n] at 16 kHz into pieces of 30 s and make their features, one at a time. `made`: `log_mel`."""
     # The reference pads the pieces of a clip to the longest one. Only the very last frame can tell: its window
     # sees the zeros beyond the piece instead of a mirror image.
     longest = min(token_count(len(samples)) * TOKEN_SAMPLES, PIECE_SAMPLES)
     for start in range(0, len(samples), PIECE_SAMPLES):
         piece = np.asarray(samples[start : start + PIECE_SAMPLES], np.float32)
         frames = token_count(len(piece)) * (TOKEN_SAMPLES // HOP)
-        yield SpeechPiece(log_mel(piece, frames, longest, num_mel_bins), -(-len(piece) // HOP))
+        yield SpeechPiece(log_mel(piece, frames, longest, num_mel_bins, made), -(-len(piece) // HOP))
 
 
-def log_mel(samples: Floats, frames: int, padded_samples: int, num_mel_bins: int) -> Floats:
+def log_mel(
+    samples: Floats, frames: int, padded_samples: int, num_mel_bins: int, made: FeatureBlocks | None = None
+) -> Floats:
     """Whisper log-mel features of the first `frames` frames of `samples` followed by zeros up to `padded_samples`.
 
     Values more than 8 below the loudest of the whole padded clip (log10) are raised to that floor.
+
+    Args:
+        made: blocks of other clips, before the floor: speech that goes on is transformed once. The features are the
+            same to the bit, as a block is made in one way and found by its samples.
 
     Returns:
         float32 [num_mel_bins, frames]; frame f is centred on sample 160 f.
@@ -92,15 +104,26 @@ def log_mel(samples: Floats, frames: int, padded_samples: int, num_mel_bins: int
     padded[edge : edge + len(samples)] = samples
     padded[:edge] = padded[2 * edge : edge : -1]  # reflection
     padded[length + edge :] = padded[length + edge - 2 : length - 2 : -1]
-    windows = np.lib.stride_tricks.sliding_window_view(padded, N_FFT)[::HOP][:heard]  # [heard, n_fft], a view
-    bands, window = mel_filters(num_mel_bins), _hann_window()
     features = np.empty((heard, num_mel_bins), np.float32)
     for start in range(0, heard, _BLOCK_FRAMES):
-        spectrum = np.fft.rfft(windows[start : start + _BLOCK_FRAMES] * window)
-        power = np.square(spectrum.real) + np.square(spectrum.imag)  # [block, n_fft / 2 + 1]
-        features[start : start + _BLOCK_FRAMES] = np.log10(np.maximum(power @ bands, 1e-10))
+        stop = min(start + _BLOCK_FRAMES, heard)
+        features[start:stop] = _log_bands(padded[start * HOP : (stop - 1) * HOP + N_FFT], num_mel_bins, made)
     np.maximum(features, features.max() - 8.0, out=features)
     return np.ascontiguousarray(((features[:frames] + 4.0) / 4.0).T)
+
+
+def _log_bands(samples: Floats, num_mel_bins: int, made: FeatureBlocks | None) -> Floats:
+    """log10 of the mel bands of every window in `samples`: float32 [windows, num_mel_bins]."""
+    key = (num_mel_bins, b"" if made is None else hashlib.sha256(samples.tobytes()).digest())
+    if made is not None and (found := made.get(key)) is not None:
+        return found
+    windows = np.lib.stride_tricks.sliding_window_view(samples, N_FFT)[::HOP]  # [windows, n_fft], a view
+    spectrum = np.fft.rfft(windows * _hann_window())
+    power = np.square(spectrum.real) + np.square(spectrum.imag)  # [windows, n_fft / 2 + 1]
+    bands = np.log10(np.maximum(power @ mel_filters(num_mel_bins), 1e-10)).astype(np.float32)
+    if made is not None:
+        made.put(key, bands, bands.nbytes)
+    return bands
 
 
 @lru_cache(maxsize=4)

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vita_audio.engines.recently_used import RecentlyUsed
 from vita_audio.speech_features import (
     PIECE_SAMPLES,
+    FeatureBlocks,
     SpeechPiece,
     mel_filters,
     speech_pieces,
@@ -124,3 +126,37 @@ def test_memory_is_bounded_by_one_piece() -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 24e6
+
+
+def made_blocks(most_bytes: int = 2**26) -> FeatureBlocks:
+    return RecentlyUsed(most_bytes)
+
+
+@settings(max_examples=30, deadline=None)
+@given(data=st.data())
+def test_speech_that_goes_on_has_the_features_of_the_whole_clip_to_the_bit(data: st.DataObject) -> None:
+    """Clips that grow, change and take turns, with bands of two numbers, in a cache of one block, some, or many."""
+    made = made_blocks(data.draw(st.sampled_from([0, 4 * 400 * 8, 4 * 400 * 40, 2**26])))
+    clips = [noise(PIECE_SAMPLES + 200_000 + seed) for seed in range(2)]
+    for _ in range(data.draw(st.integers(1, 5))):
+        clip = clips[data.draw(st.integers(0, 1))]
+        if data.draw(st.booleans()):
+            clip[data.draw(st.integers(0, len(clip) - 1))] += 0.5
+        end, bins = data.draw(st.integers(1, len(clip))), data.draw(st.sampled_from([8, 16]))
+        for got, alone in zip(speech_pieces(clip[:end], bins, made), speech_pieces(clip[:end], bins), strict=True):
+            np.testing.assert_array_equal(got.features, alone.features)
+
+
+def test_what_was_transformed_before_is_not_transformed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    transformed, rfft = list[int](), np.fft.rfft
+
+    def counted(windows: np.ndarray) -> np.ndarray:
+        transformed.append(len(windows))
+        return rfft(windows)
+
+    monkeypatch.setattr(np.fft, "rfft", counted)
+    made, clip = made_blocks(), noise(20 * 16_000)
+    for seconds in (9.0, 13.0, 13.5, 20.0):
+        list(speech_pieces(clip[: int(seconds * 16_000)], 16, made))
+    # Two blocks of 4 s and the rest; then what is new, and what the end of the shorter clip lay in.
+    assert transformed == [400, 400, 104, 400, 104, 152, 400, 400]

@@ -15,7 +15,7 @@ from build_engines.onnxruntime.speech_tokenizer import export_speech_tokenizer
 from vita_audio.checkpoint.configs import SpeechTokenizerConfig
 from vita_audio.contract.errors import EngineError
 from vita_audio.engines.interface import Floats
-from vita_audio.engines.onnxruntime.speech_tokenizer import BlockCache, OnnxSpeechTokenizer, _Block
+from vita_audio.engines.onnxruntime.speech_tokenizer import OnnxSpeechTokenizer, _Block
 from vita_audio.models.speech_tokenizer import SpeechTokenizer
 from vita_audio.speech_features import BLOCK_TOKENS, final_tokens, speech_tokens
 
@@ -76,19 +76,6 @@ def test_the_tokens_of_speech_that_goes_on_are_those_of_the_whole_clip(folder: P
         got = engine.tokens(clip[:, : 8 * tokens], valid)
         assert np.array_equal(got, OnnxSpeechTokenizer(folder).tokens(clip[:, : 8 * tokens], valid))
         assert len(got) == tokens
-
-
-def test_the_cache_gives_up_what_was_used_least_recently() -> None:
-    block = _Block(np.zeros(1, np.int64), np.zeros(10, np.float32))
-    cache = BlockCache(most_bytes=100)
-    cache.put(b"a", block)
-    cache.put(b"b", block)
-    assert cache.get(b"a") is block
-    cache.put(b"c", block)
-    assert (cache.get(b"b"), len(cache)) == (None, 2)
-    nothing = BlockCache(most_bytes=39)
-    nothing.put(b"a", block)
-    assert len(nothing) == 0
 
 
 def test_a_graph_of_an_earlier_version_is_refused(folder: Path, tmp_path: Path) -> None:

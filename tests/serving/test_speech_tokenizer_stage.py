@@ -25,7 +25,7 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> SpeechTokenizerStage:
     monkeypatch.setattr(speech_tokenizer_stage, "served_engines", lambda: ("settings", "manifest", source))
     monkeypatch.setattr(speech_tokenizer_stage, "open_speech_tokenizer", opened)
     monkeypatch.setattr(speech_tokenizer_stage, "warm_up_speech", warmed.append)
-    monkeypatch.setattr(speech_tokenizer_stage, "speech_tokens", lambda engine, speech: np.array([len(speech)]))
+    monkeypatch.setattr(speech_tokenizer_stage, "speech_tokens", lambda engine, speech, made: np.array([len(speech)]))
     stage = SpeechTokenizerStage(Heartbeats())
     assert warmed == ["engine"]
     return stage

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from vita_audio.contract.errors import EngineError
 from vita_audio.engines.interface import Floats, Ints
 from vita_audio.engines.limits import check_features
 from vita_audio.engines.onnxruntime.session import open_graph
+from vita_audio.engines.recently_used import RecentlyUsed
 
 #: Of keys and values that are kept: 40 s of speech at the released size, an hour at that of the small checkpoint.
 KEPT_BYTES = 256 * 2**20
@@ -32,33 +32,6 @@ class _Block:
 
     ids: Ints
     state: Floats
-
-
-class BlockCache:
-    """Blocks by the features up to their end, the least recently used one given up first.
-
-    Args:
-        most_bytes: of what is kept.
-    """
-
-    def __init__(self, most_bytes: int = KEPT_BYTES) -> None:
-        self._most, self._bytes = most_bytes, 0
-        self._blocks: OrderedDict[bytes, _Block] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._blocks)
-
-    def get(self, key: bytes) -> _Block | None:
-        if key not in self._blocks:
-            return None
-        self._blocks.move_to_end(key)
-        return self._blocks[key]
-
-    def put(self, key: bytes, block: _Block) -> None:
-        self._blocks[key] = block
-        self._bytes += block.state.nbytes
-        while self._bytes > self._most:
-            self._bytes -= self._blocks.popitem(last=False)[1].state.nbytes
 
 
 class OnnxSpeechTokenizer:
@@ -85,7 +58,8 @@ class OnnxSpeechTokenizer:
         self._layers, self._width = sizes["layers"], sizes["width"]
         # Whole blocks, and whole tokens: two frames a position.
         self._run_frames = 2 * math.lcm(sizes["block_positions"], self._frames_per_token // 2)
-        self.blocks = BlockCache(kept_bytes)
+        # By the features up to their end.
+        self._blocks: RecentlyUsed[_Block] = RecentlyUsed(kept_bytes)
 
     def tokens(self, features: Floats, valid_frames: int) -> Ints:
         check_features(features, valid_frames, self.num_mel_bins, self.max_frames)
@@ -96,11 +70,11 @@ class OnnxSpeechTokenizer:
             stop = min(start + self._run_frames, frames)
             complete = start + self._run_frames <= valid_frames
             key.update(np.ascontiguousarray(features[:, start:stop]).tobytes())
-            block = self.blocks.get(key.digest()) if complete else None
+            block = self._blocks.get(key.digest()) if complete else None
             if block is None:
                 block = self._run(features, start, stop, min(valid_frames, stop) - start, past)
                 if complete:
-                    self.blocks.put(key.digest(), block)
+                    self._blocks.put(key.digest(), block, block.state.nbytes)
             ids.append(block.ids)
             if stop < valid_frames:
                 past = np.concatenate([past, block.state], axis=2)
