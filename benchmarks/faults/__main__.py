@@ -20,7 +20,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.faults import cancels, environment, fuzz, kills, matrix, overload, signals
+from benchmarks.faults import cancels, environment, fuzz, interruptions, kills, matrix, overload, signals
 from benchmarks.faults.bench import Bench
 from benchmarks.faults.rows import Row
 from benchmarks.faults.table import row_cells, table
@@ -30,14 +30,28 @@ from vita_audio.stopping import stop_on_signals
 
 PARTS = {
     "matrix": matrix.cells, "signals": signals.cells, "environment": environment.cells, "fuzz": fuzz.cells,
-    "cancels": cancels.cells, "overload": overload.cells, "kills": kills.cells,
+    "cancels": cancels.cells, "interruptions": interruptions.cells, "overload": overload.cells, "kills": kills.cells,
 }  # fmt: skip
 #: How much of each part, in the full form and the short one.
-FULL = {"kills": 300.0, "kill_minutes": 30.0, "cancels": 1000.0, "overload_s": 60.0, "fuzz": 2000.0}
-SHORT = {"kills": 2.0, "kill_minutes": 0.2, "cancels": 20.0, "overload_s": 5.0, "fuzz": 60.0}
+FULL = {
+    "kills": 300.0,
+    "kill_minutes": 30.0,
+    "cancels": 1000.0,
+    "conversations": 500.0,
+    "overload_s": 60.0,
+    "fuzz": 2000.0,
+}
+SHORT = {"kills": 2.0, "kill_minutes": 0.2, "cancels": 20.0, "conversations": 24.0, "overload_s": 5.0, "fuzz": 60.0}
 #: The rows of the short form.
 SHORT_FAULTS = frozenset(
-    ("launcher SIGKILL", "SIGTERM to every process", "nonsense to the inner models", "random cancels", "random kills")
+    (
+        "launcher SIGKILL",
+        "SIGTERM to every process",
+        "nonsense to the inner models",
+        "random cancels",
+        "interrupted conversations",
+        "random kills",
+    )
 )
 
 

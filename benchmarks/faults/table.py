@@ -41,6 +41,13 @@ def _details(row: Mapping[str, Any]) -> list[str]:
                 **figures
             )
         ]
+    if row["part"] == "interruptions" and figures["slots_waited_for"]:
+        return [
+            "Interruptions: {cut} of {turns} answers were cut, {cut_in_the_answer} of them after their beginning; "
+            "{found} of {later_turns} later turns found theirs in a slot; a slot was free {slot_free_ms_p50:.0f} ms "
+            "after a cut in the median, {slot_free_ms_p95:.0f} at P95, {slot_free_ms_max:.0f} at most "
+            "({slots_waited_for} waited for one).".format(**figures)
+        ]
     if row["part"] == "kills" and figures.get("kills"):
         by = ", ".join(f"{count} of {name}" for name, count in sorted(figures["by_process"].items()))
         return [

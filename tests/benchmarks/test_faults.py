@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.faults import __main__ as campaign
-from benchmarks.faults import kills, overload, signals
+from benchmarks.faults import interruptions, kills, overload, signals
 from benchmarks.faults.bench import Bench, always, restarted, survived, survived_or_restarted
 from benchmarks.faults.nonsense import inner_message, public_message
 from benchmarks.faults.rows import Limits, Row, beyond, telling, words
 from benchmarks.faults.seen import Seen
 from loadtest.driver import Record
+from vita_audio.contract.messages import Status
+from vita_client import Metrics, Reply, build_request
 
 BENCH = Bench(Path("engines"))
 FAULT_S = 100.0
@@ -149,6 +153,37 @@ def test_nonsense_is_the_same_for_a_seed_and_can_be_sent(seed: int) -> None:
         assert made.SerializeToString()
         assert made == make(Random(seed))
     assert inner_message(Random(seed)).model_name != "vita_audio"
+
+
+def turn(after: tuple[int, ...], code: str = "cancelled") -> interruptions.Turn:
+    return interruptions.Turn(build_request("Hello."), (1,), after, code)
+
+
+def test_a_turn_is_like_its_undisturbed_run_up_to_its_cut() -> None:
+    alone = Reply("", (7, 8, 9), np.zeros(0, np.int16), 22_050, None, Metrics(), prompt=(1, 2, 3))
+    for after in ((1, 2, 3), (1, 2, 3, 7), (1, 2, 3, 7, 8, 9)):
+        assert interruptions.difference(turn(after), alone) == ""
+    assert interruptions.difference(turn((1, 2, 3, 7, 8, 9), "done"), alone) == ""
+    assert interruptions.difference(turn((1,)), None) == ""
+    wrong = {
+        turn((1, 2, 3, 7), "done"): "(done) differs from its undisturbed run at id 3 of its answer",
+        turn((1, 2, 3, 7, 6)): "at id 1 of its answer",
+        turn((1, 5, 3, 7)): "at id 1 of its prompt",
+        turn((1, 2)): "(cancelled) differs",
+        turn((1, 2, 3, 7, 8, 9, 9)): "(cancelled) differs",
+    }
+    for each, words_ in wrong.items():
+        assert words_ in interruptions.difference(each, alone)
+    assert interruptions.difference(turn((1,), "done"), None) == "a turn ended as done and left nothing"
+
+
+def test_what_is_counted_of_interruptions() -> None:
+    found = Status("s", 0, "running", cached_tokens=60, prompt_tokens=100)
+    slow = dataclasses.replace(turn((1, 2)), status=found, slot_ms=30.0)
+    counts = interruptions.counts([slow, turn((1,)), turn((1, 2), "done")])
+    assert (counts["turns"], counts["cut"], counts["cut_in_the_answer"]) == (3, 2, 1)
+    assert (counts["later_turns"], counts["found"], counts["slot_free_ms_p50"]) == (1, 1, 30.0)
+    assert interruptions.counts([])["slot_free_ms_max"] is None
 
 
 def rows_of(made: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
