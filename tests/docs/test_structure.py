@@ -18,6 +18,7 @@ TRITON = ("triton_python_backend_utils", "tritonclient", "tritonserver", "pytrit
 ROOMS: dict[str, tuple[str, ...]] = {
     "vita_audio": (),
     "client/vita_client": ("vita_audio",),
+    "gateway": ("vita_audio", "client/vita_client"),
     "serving": ("vita_audio",),
     "model_repository": ("vita_audio", "serving"),
     "server": ("vita_audio", "serving"),
@@ -41,6 +42,10 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "serving/metrics": ("vita_audio.engines", "vita_audio.decoding", "torch", "onnxruntime"),
     "client/vita_client": (
         *("torch", "onnxruntime", "tokenizers"),
+        *(f"vita_audio.{part}" for part in ("text", "checkpoint", "models", "engines", "generation", "decoding")),
+    ),
+    "gateway": (
+        *("torch", "onnxruntime", "tokenizers", "grpc", *TRITON),
         *(f"vita_audio.{part}" for part in ("text", "checkpoint", "models", "engines", "generation", "decoding")),
     ),
     "server": ("torch",),
