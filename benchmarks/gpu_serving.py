@@ -22,12 +22,11 @@ from benchmarks.client_processes import ClientProcesses, Load
 from benchmarks.closed_loop import request_for
 from benchmarks.gpu_rows import line, summarise
 from benchmarks.gpu_serving_options import CANCEL_KEPT_S, SETTLE_S, STOP_S, read_options
-from benchmarks.mps import mps
 from benchmarks.record import Results, record_head
 from loadtest.clock import now_s
 from server.errors import CannotStart
 from server.launch import TritonServer
-from server.options import ServerOptions
+from server.options import MPS_OFF, MPS_ON, ServerOptions
 from vita_audio.contract.errors import VitaError
 from vita_audio.contract.limits import Limits
 from vita_audio.contract.modes import parse_mode
@@ -163,8 +162,7 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         print(f"error: --out: {options.out} cannot be written ({error.strerror}): name another file", file=sys.stderr)
         return 1
-    with mps(options.mps) as mps_state, ClientProcesses(options.processes) as clients:
-        print(f"MPS: {mps_state}", flush=True)
+    with ClientProcesses(options.processes) as clients:
         start_s, limit_s = now_s(), max(1.0, end_s - now_s())
         served = ServerOptions(
             engines=options.engines,
@@ -172,6 +170,7 @@ def main(arguments: list[str] | None = None) -> int:
             metrics_port=0,
             profile=options.profile,
             device=options.device,
+            mps=MPS_ON if options.mps else MPS_OFF,
             slots=options.slots,
             queue=options.slots,
             start_timeout_s=limit_s,
@@ -180,7 +179,7 @@ def main(arguments: list[str] | None = None) -> int:
             **({} if options.threads is None else {"threads": options.threads}),
         )
         server = TritonServer(served, options.out.with_suffix(".log"))
-        results.save(mps=mps_state)
+        results.save(mps=served.mps)
         try:
             limits = _limits(options)
             with server:

@@ -11,7 +11,7 @@ from types import FrameType
 
 from server.errors import CannotStart
 from server.front import Front, find_front
-from server.options import FRONT_AUTO, FRONT_OFF, PROFILES, ServerOptions, TlsFiles
+from server.options import FRONT_AUTO, FRONT_OFF, MPS, MPS_AUTO, PROFILES, ServerOptions, TlsFiles
 from server.ports import claim_ports, is_loopback
 from server.supervisor import Supervisor
 from serving.logs import printable
@@ -36,6 +36,13 @@ def parse_options(arguments: Sequence[str] | None = None) -> tuple[ServerOptions
         choices=DEVICES,
         default=default.device,
         help="where torch_cuda engines run (--profile gpu); cpu is slow and needs no GPU: for trying that profile",
+    )
+    add(
+        "--mps",
+        choices=MPS,
+        default=default.mps,
+        help="models share the GPU through a daemon of NVIDIA's Multi-Process Service of this server's own, instead of "
+        f"taking turns (docs/gpu.md, 4); {MPS_AUTO}: where a GPU serves and nvidia-cuda-mps-control is installed",
     )
     add("--host", default=default.host, help="address of the gRPC and HTTP ports")
     add("--allow-remote", action="store_true", help="needed for a --host that other machines can reach")

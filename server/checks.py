@@ -7,7 +7,8 @@ from pathlib import Path
 
 from server.errors import CannotStart
 from server.memory import parse_limit
-from server.options import PROFILES, ServerOptions, TlsFiles
+from server.mps import find_mps
+from server.options import MPS, PROFILES, ServerOptions, TlsFiles
 from server.ports import is_loopback
 from serving.settings import DEVICES
 from vita_audio.contract.errors import EngineError
@@ -27,14 +28,19 @@ def check_options(options: ServerOptions) -> None:
     parse_limit(options.memory_limit)
     check_remote(options)
     check_repository(options.repository)
+    find_mps(options)
     check_engines(options.engines, options.checkpoint, options.profile, options.slots, options.device)
     if options.tls is not None:
         check_tls(options.tls)
 
 
 def check_numbers(options: ServerOptions) -> None:
-    """Profile, device, kernels and counts are in range."""
-    for flag, name, known in (("--profile", options.profile, PROFILES), ("--device", options.device, DEVICES)):
+    """Profile, device, MPS, kernels and counts are in range."""
+    for flag, name, known in (
+        ("--profile", options.profile, PROFILES),
+        ("--device", options.device, DEVICES),
+        ("--mps", options.mps, MPS),
+    ):
         if name not in known:
             raise CannotStart(f"{flag}: {name!r} is not valid: choose one of {', '.join(known)}")
     try:

@@ -15,6 +15,7 @@ from server.guarded import GuardedProcess
 from server.locate import find_shared_python, find_triton
 from server.memory import held_bytes
 from server.metrics import STREAMS, read_metrics
+from server.mps import Mps, find_mps
 from server.options import ServerOptions
 from server.ports import claim_ports, url_of
 from server.processes import model_processes, resident_bytes
@@ -47,6 +48,7 @@ class TritonServer:
         admission: whether it is full or drains, at this moment; None until `start`.
         heartbeats: folder in which its model processes show that their threads turn (`serving.heartbeat`).
         secret: seals the messages between its models.
+        helpers: processes beside Triton's without which it cannot go on, and what each is; known once it is ready.
     """
 
     def __init__(self, options: ServerOptions, log_file: Path | None = None, restarts: int = 0) -> None:
@@ -57,8 +59,10 @@ class TritonServer:
         self.start_seconds = 0.0
         self._belongings: Belongings | None = None
         self._triton: GuardedProcess | None = None
+        self._mps: Mps | None = None
         self._changing = threading.RLock()  # starts and kills; may come from different threads
         self._models: dict[int, str] = {}
+        self.helpers: dict[int, str] = {}
         self.heartbeats = Path()
         self.admission: AdmissionRecord | None = None
         self.secret = new_secret()
@@ -104,6 +108,10 @@ class TritonServer:
         """Of tritonserver, minus the number of the signal that ended it; None while it runs."""
         return None if self._triton is None else self._triton.exit_code
 
+    @property
+    def under_mps(self) -> bool:
+        return self._mps is not None
+
     def log(self) -> str:
         """The log so far, without what an earlier server wrote into the same file."""
         return self.log_file.read_bytes()[self._log_begin :].decode(errors="replace")
@@ -129,16 +137,30 @@ class TritonServer:
         check_resources(self.options)
         begin = time.monotonic()
         try:
+            mps = self._start_mps()
             with self._changing:
+                if self._mps is not mps:
+                    raise CannotStart("it was ended while it started")
                 self._launch()
             lost = StartWatch(self.pid).ended
             wait_until_ready(self.options, lambda: not self.running, lost, self.log_file, self._log_begin)
+            self.helpers = mps.processes(self.options.on_gpu) if mps is not None else {}
         except BaseException:
             self.kill()
             raise
         self._models = model_processes(self.pid)
         self.start_seconds = time.monotonic() - begin
         return self
+
+    def _start_mps(self) -> Mps | None:
+        """The daemon that the models are to share the GPU through, once it answers; None if there is to be none."""
+        with self._changing:
+            self._log_begin = check_log_file(self.log_file)
+            program = find_mps(self.options)
+            mps = self._mps = Mps(program, self.log_file) if program is not None else None
+        if mps is not None:
+            mps.wait_until_ready()
+        return mps
 
     def _launch(self) -> None:
         triton = find_triton()
@@ -154,7 +176,8 @@ class TritonServer:
         arguments = triton_arguments(linked, triton, backends, own.prefix)
         settings = serving_settings(linked, own.folder, self.secret, self._restarts)
         environment = triton_environment(settings, stub_python, libraries)
-        self._log_begin = check_log_file(self.log_file)
+        if self._mps is not None:
+            environment = self._mps.environment(environment)
         self._triton = GuardedProcess(arguments, environment, self.log_file, own.prefix)
 
     def live_streams(self) -> int:
@@ -199,6 +222,9 @@ class TritonServer:
         with self._changing:
             if self._triton is not None:
                 self._triton.end()
+            if self._mps is not None:
+                self._mps.stop()
+                self._mps = None
             if self._belongings is not None:
                 self._belongings.remove()
                 self._belongings = None

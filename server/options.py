@@ -22,6 +22,9 @@ DEFAULT_STALL_TIMEOUT_S = 10
 
 PROFILES = ("cpu", "gpu")
 
+#: Values of `--mps`: a daemon of the server's own, none, or one where a GPU serves and the program is installed.
+MPS_ON, MPS_OFF, MPS_AUTO = MPS = ("on", "off", "auto")
+
 #: Values of `--front` that are no path: HAProxy where it is installed, none.
 FRONT_AUTO, FRONT_OFF = "auto", "off"
 
@@ -53,6 +56,7 @@ class ServerOptions:
         front: what takes the public port before Triton (`server/front.py`): ``off``, ``auto`` or the path of HAProxy.
             `python -m server` reads it; a `TritonServer` itself has none.
         grpc_socket: if given, Triton's own gRPC endpoint, in place of `host` and `grpc_port`, which a front has.
+        mps: whether the models share the GPU through an MPS daemon of this server (`server/mps.py`): one of MPS.
         slots, queue: streams that generate, and that are taken beyond them (`ServingSettings`).
         prefix_cache: ``off`` reads every prompt from its beginning, whatever an ended stream has left.
         kernels_off: kernels of torch_cuda engines that run as their references, names between commas.
@@ -75,6 +79,7 @@ class ServerOptions:
     metrics_host: str = LOOPBACK
     profile: str = "cpu"
     device: str = DEVICES[0]
+    mps: str = MPS_OFF
     front: str = FRONT_OFF
     grpc_socket: Path | None = None
     slots: int = field(default_factory=default_slots)
@@ -90,6 +95,11 @@ class ServerOptions:
     restarts: int = DEFAULT_RESTARTS
     stall_timeout_s: int = DEFAULT_STALL_TIMEOUT_S
     start_timeout_s: float | None = None
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the engines compute on a GPU."""
+        return self.profile == "gpu" and self.device != "cpu"
 
     @property
     def triton_url(self) -> str:

@@ -195,4 +195,6 @@ def describe(server: TritonServer) -> str:
     places.append(f"metrics on {server.metrics_url}")
     if options.grpc_socket:
         places.append("HAProxy in front")
+    if server.under_mps:
+        places.append("MPS")
     return f"{', '.join(places)}; log in {server.log_file}"

@@ -45,7 +45,7 @@ class Watch:
     def __init__(self, server: TritonServer, stall_timeout_s: float) -> None:
         self._server, self._limit_s = server, stall_timeout_s
         self._models = model_processes(server.pid)
-        self._parts = {parent(server.pid): "guard", server.pid: "tritonserver"} | self._models
+        self._parts = {parent(server.pid): "guard", server.pid: "tritonserver"} | self._models | server.helpers
         self._reader = HeartbeatReader(server.heartbeats)
         self._beats = self._reader.read()
         # One that ended since it made its file.

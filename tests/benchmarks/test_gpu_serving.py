@@ -21,7 +21,6 @@ from benchmarks.client_processes import Load, Part
 from benchmarks.gpu_rows import line, summarise
 from benchmarks.gpu_serving import main
 from benchmarks.gpu_serving_options import read_options
-from benchmarks.mps import mps
 from benchmarks.record import Results
 from build_engines.options import GpuOptions
 from build_engines.pipeline import Build
@@ -34,6 +33,7 @@ from vita_audio.checkpoint.sizes import TINY
 from vita_audio.contract.errors import VitaError
 from vita_audio.engines.manifest import MANIFEST
 
+MPS_DOUBLE = Path(__file__).resolve().parents[1] / "helpers" / "mps"
 STAGES = {"prompt": 1.0, "speech_tokenizer": 4.0, "lm_queue": 0.0, "lm": 20.0, "decode_queue": 5.0, "decode": 60.0}
 
 
@@ -132,39 +132,14 @@ def test_rows_that_the_engines_cannot_do(engines: Path, tmp_path: Path, argument
     assert not out.with_suffix(".log").exists()  # no server was started
 
 
-def test_without_an_mps_daemon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "")
-    with mps(True) as state:
-        assert state == "no MPS daemon here"
-
-
-def mps_script(folder: Path) -> Path:
-    """A daemon that only notes how it was called: no GPU is needed to see that it is ended. Returns its notes."""
-    notes = folder / "notes"
-    script = folder / "nvidia-cuda-mps-control"
-    script.write_text(f'#!/bin/sh\necho "$1 $CUDA_MPS_PIPE_DIRECTORY" >> {notes}\n[ "$1" ] || cat >> {notes}\n')
-    script.chmod(0o755)
-    return notes
-
-
-def test_an_mps_daemon_is_started_and_quit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    notes = mps_script(tmp_path)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
-    monkeypatch.delenv("CUDA_MPS_PIPE_DIRECTORY", raising=False)
-    states = []
-
-    def fails() -> None:
-        with mps(True) as state:
-            states.append(state)
-            raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        fails()
-    assert states == ["on"]
-    started, ended, word = notes.read_text().splitlines()
-    assert started.startswith("-d /")
-    assert ended.strip() == started.removeprefix("-d ")  # the same daemon
-    assert word == "quit"
+def test_mps_that_is_not_there_is_an_error(engines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.mps.shutil.which", lambda program: None)
+    out = tmp_path / "serving.json"
+    arguments = f"--engines {engines} --device cpu --slots 2 --max-tokens 40 --processes 1 --mps --out {out}"
+    assert main(arguments.split()) == 1
+    record = json.loads(out.read_text())
+    assert record["mps"] == "on"
+    assert record["error"].startswith("--mps: nvidia-cuda-mps-control, which comes")
 
 
 def test_a_server_that_does_not_start_is_explained(engines: Path, tmp_path: Path) -> None:
@@ -215,7 +190,6 @@ def test_a_budget_too_small_for_the_start_is_named(
 
 @pytest.mark.server
 def test_a_signal_ends_the_server_and_mps_too(engines: Path, tmp_path: Path) -> None:
-    notes = mps_script(tmp_path)
     arguments = (
         f"--engines {engines} --device cpu --slots 2 --streams 2 --modes boost --tasks tts --seconds 60 "
         f"--max-tokens 200 --processes 1 --threads 1 --mps --out {tmp_path / 'serving.json'}"
@@ -224,21 +198,24 @@ def test_a_signal_ends_the_server_and_mps_too(engines: Path, tmp_path: Path) -> 
         [sys.executable, "-m", "benchmarks.gpu_serving", *arguments.split()],
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        env={**os.environ, "PATH": f"{MPS_DOUBLE}:{os.environ['PATH']}"},
     )
     assert process.stdout is not None
     assert any(line.startswith("ready") for line in process.stdout)
     time.sleep(3)  # streams run
     below = descendants(process.pid)
+    assert any("nvidia-cuda-mps-control" in Path(f"/proc/{pid}/cmdline").read_text() for pid in below)
     assert any("tritonserver" in Path(f"/proc/{pid}/cmdline").read_text() for pid in below)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=15) == 128 + signal.SIGTERM
     assert [pid for pid in below if descendants(pid)] == []
-    assert notes.read_text().splitlines()[-1] == "quit"
 
 
 @pytest.mark.server
-def test_a_whole_run(engines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_whole_run(
+    engines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", f"{MPS_DOUBLE}:{os.environ['PATH']}")
     out = tmp_path / "serving.json"
     arguments = (
         f"--engines {engines} --device cpu --slots 2 --streams 1 2 --modes boost --tasks tts chat --seconds 6 "

@@ -33,6 +33,7 @@ class Incarnation:
         self.pid, self.heartbeats, self.secret = self.process.pid, folder, new_secret()
         self.options: Any = ServerOptions(grpc_port=1, metrics_port=1)
         self.exit_code = -9
+        self.helpers: dict[int, str] = {}
 
     def wait(self, timeout_s: float) -> bool:
         return self.process.poll() is not None
