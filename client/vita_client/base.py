@@ -187,8 +187,13 @@ class StreamBase:
         """
         self._cancelled = True
         self._call.cancel()
-        if self._turns is not None:
-            self._turns.end()
+        self._end_turn()
+
+    def _end_turn(self) -> None:
+        """Once: a stream that is read to its end after its `cancel` must not end the turn after it."""
+        turns, self._turns = self._turns, None
+        if turns is not None:
+            turns.end()
 
     @property
     def metrics(self) -> Metrics:
@@ -225,8 +230,7 @@ class StreamBase:
         """
         self._over = True
         self._end_s = self._end_s or time.perf_counter()
-        if self._turns is not None:
-            self._turns.end()
+        self._end_turn()
         self._call.cancel()  # no effect on a call that is over
         if self._refused or (self._status is not None and self._status.final):
             error = error if isinstance(error, ClientError) else self._failure

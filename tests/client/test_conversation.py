@@ -105,6 +105,17 @@ def test_a_cancel_ends_the_turn_at_once(client: Any) -> None:
     assert talk.respond("turn 1").collect().tokens == (0,)
 
 
+def test_a_cancelled_answer_that_is_read_on_leaves_the_next_one_alone(client: Any) -> None:
+    talk = client.conversation()
+    first = talk.respond("turn 50 0.02")
+    assert isinstance(next(iter(first)), PromptIds)
+    first.cancel()
+    second = talk.respond("turn 2")
+    assert not list(first)
+    reply = second.collect()
+    assert talk.history == reply.history
+
+
 def test_a_turn_that_failed_before_its_answer_is_still_there(client: Any, double: ProtocolDouble) -> None:
     talk = client.conversation()
     talk.append_audio(SECOND)
