@@ -75,6 +75,9 @@ RECORDS: dict[str, Any] = {
             "talkers": [{"conversations": 50, "slots": 4, "rounds": 3, "hit_rate": 0.25, "reused_share": 0.5}],
         }
         for cache, wait in (("on", 0), ("off", 300))
+    } | {
+        "replicas": {"conversations": 12, "replicas": 2, "equal": 12, "hit_rate": 0.5, "hit_rate_one": 1.0},
+        "growing": [{"speech": "as it is", "steps": 24, "run_again": 3, "tokens": 800, "changed": 2}],
     },
     "warm_up": {"start_s": 2.0, "rows": [
         {"request": "tts", "client": "new", "streams": 1, "rounds": 10, "ttfa_ms": [212.0, *[88.0] * 9],
