@@ -22,13 +22,14 @@ from rich.progress import track
 
 from evaluation.asr_evaluators import AsrEvaluators, Wave
 from evaluation.cases import KINDS, Case, load_cases
+from evaluation.dialogues import hold_all, load_dialogues, score_dialogues
 from evaluation.errors import EvaluationError
 from evaluation.report import REPORT, write_report
 from evaluation.scores import Scores, TeacherScores, score, score_codec, score_teacher
 from evaluation.serving import Outcome, ask_all
 from server.launch import TritonServer
 from server.options import ServerOptions
-from training.data.manifest import read_chat
+from training.data.manifest import ChatSample, read_chat
 from vita_audio.contract.errors import VitaError
 from vita_audio.contract.modes import NAMED_MODES, parse_mode
 from vita_audio.decoding.decoder import StreamingDecoder
@@ -70,8 +71,9 @@ def codec(tokenizer: OnnxSpeechTokenizer, decoder: StreamingDecoder) -> Callable
 
 
 def evaluate(
-    label: str, engines: Path, modes: list[str], cases: list[Case], asr: AsrEvaluators, tts_temperature: float | None,
-    repetition_penalty: float | None, console: Console, answers: Path,
+    label: str, engines: Path, modes: list[str], cases: list[Case], dialogues: list[ChatSample], data: Path,
+    asr: AsrEvaluators, tts_temperature: float | None, repetition_penalty: float | None, console: Console,
+    answers: Path,
 ) -> list[Scores]:  # fmt: skip
     """Serve one folder of engines and score it in each mode that it can run; appends every answer to `answers`."""
     manifest = load_manifest(engines)
@@ -90,6 +92,10 @@ def evaluate(
             console.print(f"{label}, {mode}: transcribing")
             scores, records = score(label, mode, outcomes, asr, decode)
             scores.codec_wer = codec_wer
+            if dialogues:
+                held = list(hold_all(server.grpc_url, dialogues, data, mode))
+                score_dialogues(held, scores)
+                records += [outcome.record() for outcome in held]
             rows.append(scores)
             with answers.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps({"model": label, **record}, ensure_ascii=False) + "\n" for record in records)
@@ -103,8 +109,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="data folder of a training (docs/training.md)")
     parser.add_argument("--engines", nargs="+", default=["engines/cpu"], help="DIR or NAME=DIR, several to compare")
     parser.add_argument("--modes", nargs="+", default=list(NAMED_MODES))
-    parser.add_argument("--limit", type=int, default=100, help="cases of each kind: " + ", ".join(KINDS))
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--limit", type=int, default=100, help="cases of each kind")
+    parser.add_argument("--kinds", nargs="+", choices=(*KINDS, "dialogue"), default=[*KINDS, "dialogue"])
     parser.add_argument("--tts-temperature", type=float, default=None, help="instead of the server's default")
     parser.add_argument("--repetition-penalty", type=float, default=None, help="instead of the checkpoint's own")
     parser.add_argument("--processes", type=int, default=2, help="evaluators at once")
@@ -121,6 +127,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace, arguments: list[str] | None, console: Console) -> None:
     cases = [case for case in load_cases(options.data, options.limit) if case.kind in options.kinds]
+    dialogues = load_dialogues(options.data, options.limit) if "dialogue" in options.kinds else []
     models = {name or Path(folder).name: Path(folder) for name, folder in map(_model, options.engines)}
     if len(models) < len(options.engines):
         raise EvaluationError("--engines: two folders have one name: write NAME=DIR")
@@ -136,7 +143,10 @@ def _run(options: argparse.Namespace, arguments: list[str] | None, console: Cons
             "command": command,
             "machine": describe_machine(),
             "date": str(date.today()),
-            "cases": ", ".join(f"{kind} {sum(case.kind == kind for case in cases)}" for kind in options.kinds),
+            "cases": ", ".join(
+                f"{kind} {len(dialogues) if kind == 'dialogue' else sum(case.kind == kind for case in cases)}"
+                for kind in options.kinds
+            ),
             "words in the lexicon": len(asr.alike),
             "sampling": "the server's defaults"
             + ("" if options.tts_temperature is None else f", TTS at temperature {options.tts_temperature:g}")
@@ -144,8 +154,8 @@ def _run(options: argparse.Namespace, arguments: list[str] | None, console: Cons
         }
         for label, engines in models.items():
             rows += evaluate(
-                label, engines, options.modes, cases, asr, options.tts_temperature, options.repetition_penalty,
-                console, answers,
+                label, engines, options.modes, cases, dialogues, options.data, asr, options.tts_temperature,
+                options.repetition_penalty, console, answers,
             )  # fmt: skip
             write_report(options.out, rows, teacher, about)
     if not rows:

@@ -44,7 +44,8 @@ def load_cases(data: Path, limit: int, seed: int = 0) -> list[Case]:
     """
     by_kind: dict[str, list[ChatSample]] = {kind: [] for kind in KINDS}
     for sample in read_chat(data, "test"):
-        by_kind[_kind(sample)].append(sample)
+        if sample.task != "dialogue":
+            by_kind[_kind(sample)].append(sample)
     cases = []
     for kind, samples in by_kind.items():
         random.Random(f"{seed} {kind}").shuffle(samples)

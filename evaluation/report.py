@@ -109,6 +109,7 @@ def markdown(
         ("Spoken questions by the asking voice", "spoken_by_voice"),
     ):
         parts += _breakdown(title, scores, attribute)
+    parts += _dialogues(scores)
     return "\n".join(parts) + "\n"
 
 
@@ -154,6 +155,17 @@ def _breakdown(title: str, scores: Sequence[Scores], attribute: str) -> list[str
     return _table(
         f"{title} (S->T / S->S)", "|".join(["", "asked", *(f"{row.label} {row.mode}" for row in scores)]), rows
     )
+
+
+def _dialogues(scores: Sequence[Scores]) -> list[str]:
+    """Right answers of dialogues, judged as text: by depth, and those that need the turns before."""
+    rows = []
+    for group in dict.fromkeys(group for row in scores for group in row.dialogues):
+        cells = [row.dialogues.get(group, {}) for row in scores]
+        shown = [_share(cell.get("right")) for cell in cells]
+        rows.append([group, str(max(int(cell.get("asked", 0)) for cell in cells)), *shown])
+    columns = "|".join(["", "asked", *(f"{row.label} {row.mode}" for row in scores)])
+    return _table("Dialogues (text of the answers)", columns, rows) if rows else []
 
 
 def _table(title: str, columns: str, rows: Sequence[Sequence[str]]) -> list[str]:

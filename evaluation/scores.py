@@ -61,6 +61,8 @@ class Scores:
     spoken_by_held_out: dict[str, dict[str, float]] = field(default_factory=dict)
     spoken_by_voice: dict[str, dict[str, float]] = field(default_factory=dict)
     asr_by_voice: dict[str, float] = field(default_factory=dict)
+    #: "spoken turn 2", "text memory", ...: share of right answers, and how many were asked for.
+    dialogues: dict[str, dict[str, float]] = field(default_factory=dict)
     lm_tokens_per_s: float = math.nan
     tokens_per_s: float = math.nan
     first_audio_ms: float = math.nan

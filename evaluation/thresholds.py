@@ -44,6 +44,9 @@ def thresholds(scores: Mapping[str, Scores], teacher: TeacherScores) -> list[Thr
                 Threshold(f"{mode}: spoken question to speech", of.spoken_to_speech, 0.75, at_least=True),
                 Threshold(f"{mode}: streamed TTS above one-shot decode", streamed, 0.02),
             ]
+            if "text memory" in of.dialogues:
+                right = of.dialogues["text memory"]["right"]
+                found.append(Threshold(f"{mode}: follow-ups that need memory, text", right, 0.80, at_least=True))
     if {"vanilla", "boost"} <= scores.keys():
         vanilla, boost = scores["vanilla"], scores["boost"]
         pairs = {

@@ -15,6 +15,7 @@ import pytest
 from evaluation.__main__ import main
 from evaluation.cases import KINDS, load_cases
 from evaluation.cepstra import cepstra, distance_db
+from evaluation.dialogues import TurnOutcome, load_dialogues, score_dialogues
 from evaluation.errors import EvaluationError
 from evaluation.picture import Panel, Point, draw
 from evaluation.report import write_report
@@ -25,7 +26,8 @@ from training.data.generate import run
 
 FEW = replace(
     load_config("tiny").data, tts=2, asr=2, spoken_chat=3, typed_chat=1, text=1, asr_questions=1, tts_answers=1,
-    test_tts=1, test_asr=1, test_spoken_chat=2, test_typed_chat=1, test_text=1,
+    test_tts=1, test_asr=1, test_spoken_chat=2, test_typed_chat=1, test_text=1, test_spoken_dialogues=2,
+    test_text_dialogues=2,
 )  # fmt: skip
 TEACHER = TeacherScores(tts={"domain": 0.02, "flat": 0.25}, spoken=0.95, typed=0.95)
 
@@ -139,6 +141,24 @@ def test_cases_are_the_test_split_and_the_same_each_time(data: Path) -> None:
     assert len(load_cases(data, 1)) == len(KINDS)
 
 
+def test_dialogues_are_scored_by_depth_and_by_what_they_need() -> None:
+    outcomes = [
+        TurnOutcome("id", "boost", False, depth, memory, "", "", "", right)
+        for depth, memory, right in ((1, False, True), (2, True, True), (2, True, False), (3, True, False))
+    ]
+    scores = good_scores("boost")
+    score_dialogues(outcomes, scores)
+    assert scores.dialogues == {
+        "text turn 1": {"right": 1.0, "asked": 1},
+        "text turn 2": {"right": 0.5, "asked": 2},
+        "text turn 3": {"right": 0.0, "asked": 1},
+        "text all": {"right": 0.5, "asked": 4},
+        "text memory": {"right": pytest.approx(1 / 3), "asked": 3},
+    }
+    (missed,) = [t for t in thresholds({"boost": scores}, TEACHER) if "memory" in t.name]
+    assert not missed.passed
+
+
 def test_a_missing_sound_is_named(data: Path, tmp_path: Path) -> None:
     shutil.copy(data / "chat.jsonl", tmp_path)
     with pytest.raises(EvaluationError, match=r"flac.* missing"):
@@ -159,9 +179,16 @@ def test_the_command_evaluates_a_real_server(
         assert row["lm_tokens_per_s"] > 0
         assert row["asr_wer"] is not None
         assert row["tts_wer"].keys() == row["codec_wer"].keys() == {"domain", "flat"}
+        assert {"spoken turn 1", "text turn 2", "text all"} <= row["dialogues"].keys()
     answers = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
-    assert len(answers) == 2 * len(KINDS)
-    assert {answer["kind"] for answer in answers} == set(KINDS)
+    single = [answer for answer in answers if answer["kind"] != "dialogue"]
+    assert len(single) == 2 * len(KINDS)
+    assert {answer["kind"] for answer in single} == set(KINDS)
+    turns = [answer for answer in answers if answer["kind"] == "dialogue"]
+    held = load_dialogues(data, 1)
+    assert len(held) == 2
+    assert len(turns) == 2 * sum(len(sample.turns) for sample in held)
+    assert "Dialogues" in (tmp_path / "evaluation.md").read_text()
 
 
 def test_a_data_folder_that_is_none_is_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

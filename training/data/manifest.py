@@ -38,12 +38,12 @@ class ChatSample:
 
     `messages`: [{"role", "content"}]; an assistant's content "text<|audio|>" is to be interleaved. `accepted`: the
     answer is right if its words end with one of these phrases ("^": are this phrase; see `answers.is_right`); empty
-    where there is nothing to ask. `held_out` (test split): which part training never saw: "sentence", "question",
-    "phrasing" or "fact".
+    where there is nothing to ask, or several things (those of a dialogue are in `turns`). `held_out` (test split):
+    which part training never saw: "sentence", "question", "phrasing", "fact" or "thread".
     """
 
     id: str
-    task: str  # chat, tts, asr, text: the public contract's tasks; copy: only to learn from
+    task: str  # chat, tts, asr, text: the public contract's tasks; dialogue: several turns; copy: only to learn from
     family: str
     split: str
     messages: tuple[dict[str, str], ...]
@@ -54,6 +54,7 @@ class ChatSample:
     fact: str = ""
     held_out: str = ""
     voice: str = ""  # of the user, where the user speaks
+    turns: tuple[dict[str, Any], ...] = ()  # of a dialogue: `dialogues.Exchange`, each with its fields
 
 
 def write_lines(path: Path, records: Iterable[SpeechClip | ChatSample]) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
+from typing import Any
 
+from training.data.dialogues import MOST_TURNS, Exchange, dialogues
 from training.data.families import Question
 from training.data.manifest import ChatSample
-from training.data.questions import draw_questions, split_questions
-from training.data.sentences import free_sentence, sentences
+from training.data.questions import QuestionPool, draw_questions, split_questions
+from training.data.sentences import free_sentence, sentences, template_sentence
 from training.data.settings import DataConfig
 from training.data.teacher import Clip
 from vita_audio.text.chat_template import AUDIO_PLACEHOLDER, task_turns
@@ -82,7 +84,16 @@ class _Plan:
             yield self._chat(question, None, held_out)
         for question, held_out in draw("text", config.test_text, config.text):
             yield self._text(question, held_out)
+        turns: list[Clip] = []
+        for planned in self._dialogues(test_pools if test else train_pools):
+            turns += [clip for clip in planned.clips if clip.take and clip.text]
+            yield planned
+        long = random.Random(self._seed(f"{config.seed} {self.split} long"))
+        for _ in range(config.test_tts_long if test else config.tts_long):
+            yield self._tts(" ".join(template_sentence(long) for _ in range(long.randint(2, 3))), "long")
         if not test:
+            for clip in turns[: config.asr_dialogues]:
+                yield self._asr(clip, "dialogue")
             for question, heard in spoken[: config.asr_questions]:
                 yield self._asr(heard, question.family)
             answers = [(question.fact.answer, question.family) for question, _ in spoken]
@@ -93,6 +104,41 @@ class _Plan:
             for _ in range(config.copies):
                 yield self._copy(free_sentence(words))
 
+    def _dialogues(self, pools: list[QuestionPool]) -> Iterator[PlannedSample]:
+        """Spoken and answered in speech, typed and answered in speech, typed and answered in writing."""
+        config, test = self.config, self.split == "test"
+
+        def may_use(key: str) -> bool:
+            held_out = random.Random(f"{config.seed} dialogue {key}").random() < config.held_out_dialogues
+            return held_out == test
+
+        for name, count, spoken, answered in (
+            ("spoken", config.test_spoken_dialogues if test else config.spoken_dialogues, True, True),
+            ("typed", 0 if test else config.typed_dialogues, False, True),
+            ("text", config.test_text_dialogues if test else config.text_dialogues, False, False),
+        ):
+            seed = self._seed(f"{config.seed} {self.split} {name} dialogues")
+            single = draw_questions(pools, MOST_TURNS * count, seed)
+            for exchanges in dialogues(count, seed, single, may_use, spoken):
+                yield self._dialogue(exchanges, spoken, answered)
+
+    def _dialogue(self, exchanges: tuple[Exchange, ...], spoken: bool, answered: bool) -> PlannedSample:
+        """`spoken`: the user speaks, in one voice; `answered`: in speech."""
+        voice, clips = self.draw.choice(self.config.input_voices), list[Clip]()
+        messages: list[dict[str, str]] = []
+        for number, exchange in enumerate(exchanges):
+            heard = self._heard(exchange.asked, voice) if spoken else None
+            answer = exchange.answer + (AUDIO_PLACEHOLDER if answered else "")
+            written = _messages("chat" if answered else "text", None if heard else exchange.asked, heard, answer)
+            messages += [m for m in written if m["role"] != "system" or not number]
+            clips += [*([heard] if heard else []), *([self._said(exchange.answer)] if answered else [])]
+        return self._planned(
+            "dialogue", "dialogue", tuple(messages), tuple(clips), held_out="thread",
+            question=" ".join(exchange.asked for exchange in exchanges),
+            answer=" ".join(exchange.answer for exchange in exchanges),
+            turns=tuple(asdict(exchange) for exchange in exchanges),
+        )  # fmt: skip
+
     def _read_aloud(self, texts: Iterable[tuple[str, str]], count: int) -> Iterator[PlannedSample]:
         """TTS samples of the first `count` (text, family) that no epoch has had."""
         new = [text for text in dict.fromkeys(texts) if text[0] not in self.read_aloud]
@@ -100,10 +146,10 @@ class _Plan:
             self.read_aloud.add(text)
             yield self._tts(text, family)
 
-    def _heard(self, text: str) -> Clip:
-        """A user's voice."""
+    def _heard(self, text: str, voice: str | None = None) -> Clip:
+        """A user's voice; None: any."""
         self.takes += 1
-        return Clip(self.draw.choice(self.config.input_voices), text, self.takes)
+        return Clip(voice or self.draw.choice(self.config.input_voices), text, self.takes)
 
     def _said(self, text: str) -> Clip:
         """The voice of the answers: always the same sound for the same text."""
@@ -152,7 +198,7 @@ class _Plan:
         messages: tuple[dict[str, str], ...],
         clips: tuple[Clip, ...],
         held_out: str,
-        **fields: str | tuple[str, ...],
+        **fields: str | tuple[Any, ...],
     ) -> PlannedSample:
         self.count += 1
         heard = [clip.voice for clip in clips if clip.take]

@@ -20,14 +20,14 @@ from training.data.lexicon import (
     words,
 )
 
-_COLOURS = {
+COLOUR_OF = {
     "sky": "blue", "snow": "white", "milk": "white", "grass": "green", "leaf": "green", "lime": "green",
     "banana": "yellow", "lemon": "yellow", "sun": "yellow", "cherry": "red", "fire": "red", "coffee": "brown",
     "orange": "orange", "carrot": "orange", "night": "black", "pig": "pink", "sheep": "white", "frog": "green",
     "salt": "white", "grape": "purple", "elephant": "grey", "potato": "brown", "honey": "yellow", "cabbage": "green",
 }  # fmt: skip
 _SIZES = ("ant", "mouse", "duck", "cat", "dog", "sheep", "lion", "horse", "elephant", "bus", "house", "castle")
-_SPELLED = words(
+SPELLED = words(
     """
     cat dog cow pig hen duck lion frog bus car key bag box cup hat shirt coat shoe ring toy tree leaf bed door book
     pen egg salt cake rice red green black white brown pink one two three four five six seven nine ten hot cold big
@@ -75,7 +75,7 @@ def categories() -> Family:
 
 def colours() -> Family:
     facts = []
-    for thing, colour in _COLOURS.items():
+    for thing, colour in COLOUR_OF.items():
         name = f"the {thing}" if thing in ("sky", "sun", "night") else with_article(thing)
         facts.append(Fact(thing, f"{_capital(name)} is {colour}.", (colour,), {"thing": name}))
     return Family(
@@ -105,7 +105,7 @@ def plurals() -> Family:
 
 def spelling() -> Family:
     facts = []
-    for word in dict.fromkeys(_SPELLED):
+    for word in dict.fromkeys(SPELLED):
         letters = list(word.upper())
         facts.append(
             Fact(word, f"{_capital(word)} is spelled {', '.join(letters)}.", (" ".join(letters),), {"word": word})
@@ -160,7 +160,7 @@ def yes_or_no() -> Family:
         facts.append(_yes_no(f"{DAYS[(index + 3) % 7]} after {day}", False))
     facts += [_yes_no(f"the {thing} {colour}", True) for thing, colour in (("sky", "blue"), ("sun", "yellow"))]
     facts += [
-        _yes_no(f"{thing} {colour}", _COLOURS[thing] == colour)
+        _yes_no(f"{thing} {colour}", COLOUR_OF[thing] == colour)
         for thing in ("snow", "milk", "grass", "salt", "coffee")
         for colour in ("white", "green", "brown")
     ]

@@ -20,11 +20,14 @@ class DataConfig:
     tts, asr: sentences to be spoken and to be written down. spoken_chat, typed_chat: questions answered in speech.
     text: questions answered in writing. asr_questions: spoken questions that also serve as ASR samples, and
     copies: typed words in free order, written again: copying words comes before answering with them.
+    spoken_dialogues, typed_dialogues: of several turns, answered in speech; text_dialogues: typed, answered in writing.
+    asr_dialogues: of the spoken ones, turns that also serve as ASR samples. tts_long: two or three sentences to read.
     tts_answers: spoken answers that also serve as TTS samples (no new sound). tts_questions: questions that the output
     voice reads aloud, so that it learns more than statements.
     clean_share: input clips without noise. stretch: bounds of the duration factor. gain_db: bounds of the level.
     snr_db: bounds of the signal-to-noise ratio. held_out_facts: share of the facts of rule-based families (sums,
     spelling, ...) that only the test split asks about. held_out_questions: share of (fact, wording) pairs.
+    held_out_dialogues: share of the threads of dialogues (`dialogues.Thread`).
     processes: synthesisers at once; the result does not depend on it.
     """
 
@@ -40,11 +43,19 @@ class DataConfig:
     tts_answers: int = 4_000
     tts_questions: int = 0
     copies: int = 0
+    spoken_dialogues: int = 0
+    typed_dialogues: int = 0
+    text_dialogues: int = 0
+    asr_dialogues: int = 0
+    tts_long: int = 0
     test_tts: int = 400
     test_asr: int = 400
     test_spoken_chat: int = 800
     test_typed_chat: int = 200
     test_text: int = 100
+    test_spoken_dialogues: int = 0
+    test_text_dialogues: int = 0
+    test_tts_long: int = 0
     output_voice: str = "slt"
     input_voices: tuple[str, ...] = VOICES
     clean_share: float = 0.3
@@ -53,6 +64,7 @@ class DataConfig:
     snr_db: tuple[float, float] = (15.0, 40.0)
     held_out_facts: float = 0.05
     held_out_questions: float = 0.05
+    held_out_dialogues: float = 0.1
     processes: int = 2
 
     def __post_init__(self) -> None:
@@ -61,7 +73,7 @@ class DataConfig:
             **{field.name: (0, None) for field in fields(self) if field.type == "int"},
             **dict.fromkeys(("processes", "epochs"), (1, None)),
             "clean_share": (0, 1),
-            **dict.fromkeys(("held_out_facts", "held_out_questions"), (0, 0.5)),
+            **dict.fromkeys(("held_out_facts", "held_out_questions", "held_out_dialogues"), (0, 0.5)),
             "stretch": (0.5, 2),
             "gain_db": (-40, 0),
             "snr_db": (0, 80),

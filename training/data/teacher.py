@@ -33,6 +33,7 @@ _SILENCE = 0.01  # rms of the loudest frame; flite's pauses have a little noise,
 _OUTPUT_LEAD_S, _OUTPUT_TAIL_S = 0.06, 0.12
 _INPUT_EDGE_S = (0.02, 0.3)
 _INPUT_RMS = 0.12  # before the drawn gain
+_ROOM_S, _ROOM_DB = (0.4, 2.0), (-60.0, -35.0)  # of a quiet room, where no one speaks: length, rms of full scale
 _PEAK = 0.98
 _TIMEOUT_S = 30
 # flite says "the" A and takes "book I" for a royal name.
@@ -41,7 +42,10 @@ _LETTER_A, _WORD_I = re.compile(r"(?<=\w )A\b|\bA(?=[,.])"), re.compile(r"\bI\b"
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """One sound to make. take 0: the clean voice; others: speed, level, edges and noise drawn from the take."""
+    """One sound to make. take 0: the clean voice; others: speed, level, edges and noise drawn from the take.
+
+    Without a text it is the noise of a quiet room.
+    """
 
     voice: str
     text: str
@@ -104,6 +108,9 @@ def make(clip: Clip, config: DataConfig) -> Wave:
         return _with_edges(wave, _OUTPUT_LEAD_S, _OUTPUT_TAIL_S)
     seed = int.from_bytes(hashlib.sha256(clip.id(config).encode()).digest()[:8], "big")
     draw = random.Random(seed)
+    if not clip.text:
+        noise = _noise(round(draw.uniform(*_ROOM_S) * INPUT_SAMPLE_RATE_HZ), 1.0, np.random.default_rng(seed))
+        return noise * np.float32(10 ** (draw.uniform(*_ROOM_DB) / 20))
     wave = say(clip.text, clip.voice, draw.uniform(*config.stretch))
     wave = _with_edges(wave, draw.uniform(*_INPUT_EDGE_S), draw.uniform(*_INPUT_EDGE_S))
     gain = 10 ** (draw.uniform(*config.gain_db) / 20)

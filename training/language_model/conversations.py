@@ -22,7 +22,7 @@ from vita_audio.text.chat_template import AUDIO_PLACEHOLDER, ROLES
 
 #: Optional keys beside messages and audios; all but id, task and split are notes that training does not read.
 _OPTIONAL_TEXT = ("id", "task", "family", "split", "question", "answer", "fact", "held_out", "voice")
-_KNOWN_KEYS = {"messages", "audios", "accepted", *_OPTIONAL_TEXT}
+_KNOWN_KEYS = {"messages", "audios", "accepted", "turns", *_OPTIONAL_TEXT}
 _LISTED_FAULTS = 20
 
 

@@ -11,8 +11,9 @@ from vita_audio.checkpoint.configs import LanguageModelConfig
 from vita_audio.contract.errors import InvalidRequest
 from vita_audio.contract.modes import Mode, parse_mode
 
-#: Tasks of the samples, as in the public contract; copy (typed words, said again) is for training alone.
-TASKS = ("chat", "tts", "asr", "text", "copy")
+#: Tasks of the samples, as in the public contract; dialogue: chat or text of several turns; copy (typed words, said
+#: again) is for training alone.
+TASKS = ("chat", "tts", "asr", "text", "dialogue", "copy")
 OPTIMIZERS = ("adamw", "muon")
 
 
