@@ -11,6 +11,7 @@ from gateway.context import Gateway
 from gateway.errors import add_handlers
 from gateway.settings import Settings
 from gateway.upstreams import Upstreams
+from gateway.wyoming_server import WyomingServer
 
 #: Every router of the gateway, one line each.
 ROUTERS: tuple[APIRouter, ...] = ()
@@ -23,9 +24,13 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         gateway = Gateway(settings, Upstreams(settings.servers))
         app.state.gateway = gateway
+        wyoming = WyomingServer(gateway, settings.wyoming_host, settings.wyoming_port or 0)
+        if settings.wyoming_port is not None:
+            await wyoming.listen()
         try:
             yield
         finally:
+            await wyoming.close()
             await gateway.upstreams.close()
 
     app = FastAPI(title="VITA-Audio gateway", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)

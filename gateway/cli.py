@@ -22,9 +22,19 @@ def serve(
     ] = None,
     host: Annotated[str, typer.Option(help="address to listen on")] = DEFAULT.host,
     port: Annotated[int, typer.Option(help="0 picks a free one")] = DEFAULT.port,
+    wyoming_port: Annotated[
+        int | None, typer.Option(help="also serve Wyoming (Home Assistant) here; it has no keys")
+    ] = DEFAULT.wyoming_port,
+    wyoming_host: Annotated[str, typer.Option(help="address for Wyoming")] = DEFAULT.wyoming_host,
 ) -> None:
     """Answer OpenAI's HTTP and Realtime interfaces over servers of vita_audio."""
-    settings = Settings(servers=tuple(server or DEFAULT.servers), host=host, port=port)
+    settings = Settings(
+        servers=tuple(server or DEFAULT.servers),
+        host=host,
+        port=port,
+        wyoming_host=wyoming_host,
+        wyoming_port=wyoming_port,
+    )
     uvicorn.run(create_app(settings), host=settings.host, port=settings.port)
 
 

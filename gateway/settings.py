@@ -17,6 +17,7 @@ class Settings:
     Args:
         servers: gRPC addresses (HOST:PORT) of servers with the same checkpoint.
         host, port: where the gateway listens; port 0 picks a free one.
+        wyoming_host, wyoming_port: the same for Wyoming, which has no keys; None: it is not served.
         max_body_bytes: of one request; larger ones get 413.
         request_timeout_s: of one answer, from the request to its last sound; the server stops working on it then, too.
     """
@@ -24,5 +25,7 @@ class Settings:
     servers: tuple[str, ...] = (DEFAULT_URL,)
     host: str = LOOPBACK
     port: int = DEFAULT_PORT
+    wyoming_host: str = LOOPBACK
+    wyoming_port: int | None = None
     max_body_bytes: int = 32 << 20
     request_timeout_s: float = 300.0

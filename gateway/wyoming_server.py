@@ -1,0 +1,262 @@
+"""Wyoming over TCP, the protocol of Home Assistant: describe, transcribe, synthesize (also as text streams in).
+
+There are no keys in this protocol: who reaches the port may use it. After an error the connection is closed, since
+clients that do not know the event would wait for an answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Iterable
+from importlib.metadata import version
+from typing import Any
+
+from wyoming.asr import Transcribe, Transcript, TranscriptChunk, TranscriptStart, TranscriptStop
+from wyoming.audio import AudioChunk, AudioStart, AudioStop
+from wyoming.error import Error
+from wyoming.event import Event
+from wyoming.info import AsrModel, AsrProgram, Attribution, Describe, Info, TtsProgram, TtsVoice
+from wyoming.ping import Ping, Pong
+from wyoming.server import AsyncEventHandler, AsyncTcpServer
+from wyoming.tts import (
+    Synthesize,
+    SynthesizeChunk,
+    SynthesizeStart,
+    SynthesizeStop,
+    SynthesizeStopped,
+    SynthesizeTextFormat,
+)
+
+from gateway.access import Caller
+from gateway.context import Gateway
+from gateway.errors import GatewayError
+from gateway.keys import Key
+from gateway.wyoming_input import BoundedReader, Bounds, Sentences, Speech, parsed
+from vita_audio.contract.errors import InvalidRequest, VitaError
+from vita_audio.contract.rates import OUTPUT_SAMPLE_RATE_HZ
+from vita_client import Pcm, TextDelta
+from vita_client.request import build_request
+
+NAME, VOICE = "vita-audio", "vita"
+#: Of the released checkpoints. The small one knows English words only.
+LANGUAGES = ["en", "zh"]
+CALLER = Caller(Key("wyoming"), "wyoming")
+_LINGER_S = 1.0
+_SOUND: dict[str, Any] = {"rate": OUTPUT_SAMPLE_RATE_HZ, "width": 2, "channels": 1}
+
+log = logging.getLogger(__name__)
+
+
+def info() -> Info:
+    """What `describe` is answered with."""
+    artifact: dict[str, Any] = {
+        "attribution": Attribution(name="VITA-MLLM", url="https://github.com/VITA-MLLM/VITA-Audio"),
+        "installed": True,
+        "description": "VITA-Audio on Triton Inference Server",
+        "version": version("vita-audio-triton"),
+    }
+    model = AsrModel(name=NAME, languages=LANGUAGES, **artifact)
+    voice = TtsVoice(name=VOICE, languages=LANGUAGES, **artifact)
+    return Info(
+        asr=[AsrProgram(name=NAME, models=[model], supports_transcript_streaming=True, **artifact)],
+        tts=[TtsProgram(name=NAME, voices=[voice], supports_synthesize_streaming=True, **artifact)],
+    )
+
+
+class WyomingServer(AsyncTcpServer):
+    """Listens, and has a `Connection` for each client. `await start()`; `await stop()` once."""
+
+    def __init__(self, gateway: Gateway, host: str, port: int, bounds: Bounds | None = None) -> None:
+        super().__init__(host, port)
+        self.gateway, self.bounds = gateway, bounds or Bounds()
+
+    async def listen(self) -> int:
+        """Begin to take clients. The port, which is another than that asked for where that is 0."""
+        await self.start(lambda reader, writer: Connection(self, reader, writer))
+        assert isinstance(self._server, asyncio.Server)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self.port
+
+    @property
+    def full(self) -> bool:
+        return len(self._handlers) > self.bounds.connections
+
+    async def close(self, grace_s: float = 0.0) -> None:
+        """Take no more clients, close the connections that wait for the next request, and after `grace_s` the rest."""
+        if self._server is not None:
+            self._server.close()
+        for handler in tuple(self._handlers.values()):
+            if not handler.busy:  # type: ignore[attr-defined]
+                await handler.stop()
+        if tasks := tuple(self._handlers):
+            await asyncio.wait(tasks, timeout=grace_s)
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+
+class Connection(AsyncEventHandler):
+    """One client. Requests come one after the other; while one is answered nothing else is read."""
+
+    def __init__(self, server: WyomingServer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        super().__init__(reader, writer)
+        self._server, self._gateway, self._bounds = server, server.gateway, server.bounds
+        self._events = BoundedReader(reader, server.bounds)
+        self._speech: Speech | None = None
+        #: The text of synthesize-start and what follows it.
+        self._sentences: Sentences | None = None
+        self._sounding = False
+        self.busy = False
+
+    async def run(self) -> None:
+        try:
+            if self._server.full:
+                limit = f"{self._bounds.connections} clients are connected, and no more are taken; try again later"
+                raise GatewayError(limit, code="server_full")
+            while (event := await self._events.event()) is not None:
+                self.busy = True
+                await self.handle_event(event)
+                self.busy = self._speech is not None or self._sentences is not None
+        except VitaError as error:
+            await self._refuse(str(error), error.code)
+        except (TimeoutError, ConnectionError):  # the client is gone, or sends or reads nothing any more
+            self.writer.transport.abort()
+        except Exception:
+            log.exception("a Wyoming connection failed")
+            await self._refuse("internal error of the gateway; its log says more", VitaError.default_code)
+        finally:
+            # Without waiting for a client that does not read.
+            asyncio.get_running_loop().call_later(self._bounds.send_s, self.writer.transport.abort)
+            self.writer.close()
+
+    async def _refuse(self, text: str, code: str) -> None:
+        with contextlib.suppress(TimeoutError, ConnectionError):
+            await self.write_event(Error(text, code).event())
+            self.writer.write_eof()
+            # A connection that is closed while there is something to read is reset, and the error lost.
+            await asyncio.wait_for(self._skip(), _LINGER_S)
+
+    async def _skip(self) -> None:
+        while await self.reader.read(1 << 16):
+            pass
+
+    async def write_event(self, event: Event) -> None:
+        """Raises: TimeoutError: the client has not read for `send_s`."""
+        await asyncio.wait_for(super().write_event(event), self._bounds.send_s)
+
+    async def handle_event(self, event: Event) -> bool:
+        """Events that are not for a server of speech are skipped, as the protocol asks."""
+        kind = event.type
+        if Describe.is_type(kind):
+            await self.write_event(info().event())
+        elif Ping.is_type(kind):
+            await self.write_event(Pong(parsed(Ping, event).text).event())
+        elif Transcribe.is_type(kind):
+            self._named("name", parsed(Transcribe, event).name, NAME)
+        elif AudioStart.is_type(kind):
+            if self._speech is not None:
+                raise _out_of_order(kind, "audio-stop")
+            self._speech = Speech(parsed(AudioStart, event), self._bounds)
+        elif AudioChunk.is_type(kind):
+            self._begun(kind).add(parsed(AudioChunk, event))
+        elif AudioStop.is_type(kind):
+            speech, self._speech = self._begun(kind), None
+            await self._transcribe(speech)
+        elif Synthesize.is_type(kind):
+            await self._synthesize(parsed(Synthesize, event))
+        elif SynthesizeStart.is_type(kind):
+            self._asked(parsed(SynthesizeStart, event))
+            self._sentences = Sentences(self._bounds)
+        elif SynthesizeChunk.is_type(kind):
+            await self._speak(self._streaming(kind).add(parsed(SynthesizeChunk, event).text))
+        elif SynthesizeStop.is_type(kind):
+            await self._speak(self._streaming(kind).finish())
+            self._sentences = None
+            await self._stop_sound()
+            await self.write_event(SynthesizeStopped().event())
+        return True
+
+    @staticmethod
+    def _named(field: str, asked: object, name: str) -> None:
+        if asked not in (None, "", name):
+            raise InvalidRequest(field, asked, f"there is {name} alone", "leave it out, or see describe")
+
+    def _begun(self, kind: str) -> Speech:
+        if self._speech is None:
+            raise _out_of_order(kind, "audio-start")
+        return self._speech
+
+    def _streaming(self, kind: str) -> Sentences:
+        if self._sentences is None:
+            raise _out_of_order(kind, "synthesize-start")
+        return self._sentences
+
+    def _asked(self, request: Synthesize | SynthesizeStart) -> None:
+        self._named("voice", request.voice and request.voice.name, VOICE)
+        if request.text_format not in (None, SynthesizeTextFormat.TEXT):
+            raise InvalidRequest("text_format", request.text_format, "it is text", "send the words alone")
+
+    async def _transcribe(self, speech: Speech) -> None:
+        samples, rate_hz = speech.samples()
+        request = await asyncio.to_thread(build_request, audio=samples, sample_rate=rate_hz, task="asr")
+        pieces: list[str] = []
+        timeout_s = self._gateway.settings.request_timeout_s
+        async with (
+            self._gateway.access.stream(CALLER),
+            self._gateway.upstreams.client() as client,
+            client.send(request, timeout_s=timeout_s) as stream,
+        ):
+            async for event in stream:
+                if isinstance(event, TextDelta):
+                    if not pieces:
+                        await self.write_event(TranscriptStart().event())
+                    pieces.append(event.text)
+                    await self.write_event(TranscriptChunk(event.text).event())
+        if not pieces:
+            await self.write_event(TranscriptStart().event())
+        await self.write_event(Transcript("".join(pieces).strip()).event())
+        await self.write_event(TranscriptStop().event())
+
+    async def _synthesize(self, request: Synthesize) -> None:
+        if self._sentences is not None:
+            return  # all of a streamed text once more, for servers that cannot stream
+        self._asked(request)
+        if request.text == "":
+            raise InvalidRequest("text", "", "it is empty", "send what to say")
+        sentences = Sentences(self._bounds)
+        await self._speak(sentences.add(request.text))
+        await self._speak(sentences.finish())
+        await self._stop_sound()
+
+    async def _speak(self, sentences: Iterable[str]) -> None:
+        """One request for each sentence; their sound follows without a gap, between one audio-start and one stop."""
+        gateway = self._gateway
+        for sentence in sentences:
+            async with (
+                gateway.access.stream(CALLER) as use,
+                gateway.upstreams.client() as client,
+                client.stream(sentence, task="tts", timeout_s=gateway.settings.request_timeout_s) as stream,
+            ):
+                async for event in stream:
+                    if isinstance(event, Pcm) and len(event.samples):
+                        use.sound(event.seconds)
+                        await self._start_sound()
+                        pcm = event.samples.astype("<i2").tobytes()
+                        await self.write_event(AudioChunk(audio=pcm, **_SOUND).event())
+
+    async def _start_sound(self) -> None:
+        if not self._sounding:
+            self._sounding = True
+            await self.write_event(AudioStart(**_SOUND).event())
+
+    async def _stop_sound(self) -> None:
+        """Also where nothing was to be spoken: the client waits for it."""
+        await self._start_sound()
+        self._sounding = False
+        await self.write_event(AudioStop().event())
+
+
+def _out_of_order(kind: str, first: str) -> GatewayError:
+    return GatewayError(f"{kind}: {first} comes first", code=InvalidRequest.default_code, field=kind)
