@@ -55,6 +55,12 @@ class SpeechReader:
         return samples
 
 
+def read_speech(sound: bytes, format_name: str) -> NDArray[np.float32]:
+    """Speech that is complete, as samples at 16 kHz."""
+    reader = SpeechReader(format_name)
+    return np.concatenate([reader.read(sound), reader.finish()])
+
+
 class SoundWriter:
     """The sound of one answer, int16 [samples] at 22 050 Hz in pieces -> bytes of a format."""
 
@@ -62,13 +68,19 @@ class SoundWriter:
         self._subtype, self._sample_bytes, self._rate_hz = _FORMATS[format_name]
         self._resampler = soxr.ResampleStream(OUTPUT_SAMPLE_RATE_HZ, self._rate_hz, 1, dtype="int16")
 
-    def write(self, samples: NDArray[np.int16], last: bool = False) -> bytes:
-        """The next piece; with `last` also what the resampler still holds."""
-        encoded = io.BytesIO()
-        resampled = self._resampler.resample_chunk(samples, last=last)
-        soundfile.write(encoded, resampled, self._rate_hz, format="RAW", subtype=self._subtype, endian="LITTLE")
-        return encoded.getvalue()
+    def write(self, samples: NDArray[np.int16]) -> bytes:
+        """The next piece."""
+        return self._encoded(self._resampler.resample_chunk(samples))
+
+    def finish(self) -> bytes:
+        """What the resampler still holds, about 30 ms."""
+        return self._encoded(self._resampler.resample_chunk(np.zeros(0, np.int16), last=True))
 
     def seconds(self, sound: bytes) -> float:
         """How long what was written sounds."""
         return len(sound) / self._sample_bytes / self._rate_hz
+
+    def _encoded(self, samples: NDArray[np.int16]) -> bytes:
+        encoded = io.BytesIO()
+        soundfile.write(encoded, samples, self._rate_hz, format="RAW", subtype=self._subtype, endian="LITTLE")
+        return encoded.getvalue()

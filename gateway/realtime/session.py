@@ -126,6 +126,7 @@ class RealtimeSession(Unsupported):
     type: Literal["realtime"] = "realtime"
     object: Literal["realtime.session"] = "realtime.session"
     id: str = ""
+    expires_at: int | None = None
     model: str = ""
     output_modalities: Modalities = ["audio"]
     instructions: Text = ""
@@ -147,6 +148,7 @@ class TranscriptionSession(BaseModel):
     type: Literal["transcription"] = "transcription"
     object: Literal["realtime.transcription_session"] = "realtime.transcription_session"
     id: str = ""
+    expires_at: int | None = None
     include: list[str] | None = None
     audio: TranscriptionAudio = TranscriptionAudio()
 
@@ -162,7 +164,7 @@ _NULLABLE = {"turn_detection", "transcription", "noise_reduction", "tracing", "i
 #: Replaced as a whole: their kinds have different fields.
 _WHOLE = {"turn_detection", "format", "transcription", "noise_reduction", "voice", "truncation", "tracing"}
 #: A session has the one it began with.
-_FIXED = ("id", "object")
+_FIXED = ("id", "object", "expires_at", "model")
 
 
 def updated(session: Session, changes: dict[str, Any]) -> Session:

@@ -19,7 +19,7 @@ def tone(rate_hz: int) -> np.ndarray:
 @pytest.mark.parametrize("piece", [37, 333, 100_000])
 def test_a_tone_survives_both_ways_in_pieces_of_any_length(name: str, piece: int) -> None:
     writer, sound = SoundWriter(name), (tone(22_050) * 32_767).astype(np.int16)
-    encoded = writer.write(sound[:1000]) + writer.write(sound[1000:]) + writer.write(sound[:0], last=True)
+    encoded = writer.write(sound[:1000]) + writer.write(sound[1000:]) + writer.finish()
     assert writer.seconds(encoded) == pytest.approx(1, abs=1e-3)
     reader = SpeechReader(name)
     read = [reader.read(encoded[at : at + piece]) for at in range(0, len(encoded), piece)]

@@ -1,0 +1,273 @@
+"""A conversation with the model: what was said and not answered yet, the answer that is coming, what was heard of it.
+
+Knows the client's `AsyncConversation` and samples at 16 kHz; no events, no formats, no turn-taking. Speech is given to
+the conversation while it is spoken, so that the server reads it ahead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gateway.realtime.playout import Playout
+from gateway.realtime.turn_taking import RATE_HZ
+from vita_audio.contract.errors import InvalidRequest, VitaError
+from vita_audio.contract.fields import RequestFields
+from vita_audio.contract.limits import MAX_AUDIO_SECONDS
+from vita_client import AsyncClient, AsyncConversation, AsyncStream, Event, ServerUnavailable, TextDelta
+
+Connect = Callable[[], AbstractAsyncContextManager[AsyncClient]]
+Speech = NDArray[np.float32]
+_MAX_SPEECH_SAMPLES = int(MAX_AUDIO_SECONDS * RATE_HZ)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """Something that was said and waits for an answer: text, or speech float32 [samples] at 16 kHz."""
+
+    item_id: str
+    text: str = ""
+    speech: Speech = field(default_factory=lambda: np.zeros(0, np.float32))
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """How to answer. `instructions`: for this answer. `text_only`: its sound is not wanted. `max_tokens` None: the
+    server's default. `drop_oldest`: of a conversation that is too long; else it is refused.
+    """
+
+    instructions: str = ""
+    max_tokens: int | None = None
+    text_only: bool = False
+    drop_oldest: bool = True
+
+
+class Answer:
+    """An answer that is coming: its events, and what was heard of its sound."""
+
+    def __init__(self, stream: AsyncStream, at_end: Callable[[], None]) -> None:
+        self.stream, self.playout = stream, Playout()
+        self._at_end = at_end
+
+    async def events(self) -> AsyncIterator[Event]:
+        """Until it is complete or cancelled. Raises VitaError: the server failed."""
+        try:
+            async with self.stream:
+                async for event in self.stream:
+                    yield event
+        finally:
+            self._at_end()
+
+    def cancel(self) -> None:
+        """Stop it on the server; what came of it is part of the conversation. May be called more than once."""
+        self.stream.cancel()
+        self._at_end()
+
+
+class Talk:
+    """One conversation; used by the tasks of one loop.
+
+    Args:
+        connect: opens a client; again, and maybe to another server, after one was lost.
+        system: who answers, and how; empty for the checkpoint's own.
+    """
+
+    def __init__(self, connect: Connect, system: str = "") -> None:
+        self._connect, self._system = connect, system
+        self._opening, self._stack = asyncio.Lock(), AsyncExitStack()
+        self._client: AsyncClient | None = None
+        self._conversation: AsyncConversation | None = None
+        self._history: tuple[int, ...] = ()
+        self._parts: list[Part] = []
+        self._open: list[Speech] = []  # of the turn that is being spoken
+        self._not_given: list[Speech] = []  # to `_conversation`
+        self._stale = False  # what `_conversation` was given is no longer what was said
+        self._answering = False
+        self._giving: asyncio.Task[None] | None = None
+
+    @property
+    def history(self) -> tuple[int, ...]:
+        """The ids of all turns that have an answer."""
+        return self._history if self._conversation is None else self._conversation.history
+
+    def set_system(self, system: str) -> None:
+        """Who answers, and how. A conversation that has begun is told with its next turn."""
+        if system != self._system:
+            self._system = system
+            if not self.history:
+                self._conversation = None
+            elif system:
+                self.say("", system)
+
+    def say(self, item_id: str, text: str) -> None:
+        """Add text to what is to be answered."""
+        self._parts.append(Part(item_id, text))
+
+    def hear(self, at: int, speech: Speech) -> None:
+        """More of a turn of speech, from its sample `at` on: it is read ahead; `commit` or `forget` ends the turn.
+
+        A turn whose beginning did not come is not read ahead.
+        """
+        if at == sum(map(len, self._open)):
+            self._open.append(speech)
+            self._not_given.append(speech)
+            self._give()
+
+    def forget(self) -> None:
+        """What `hear` was given is no part of the conversation."""
+        if self._open:
+            self._open, self._stale = [], True
+
+    def commit(self, item_id: str, speech: Speech) -> None:
+        """A whole turn of speech; what `hear` was given is its beginning. Of all that waits the last 120 s count."""
+        heard, self._open = sum(map(len, self._open)), []
+        self._not_given.append(speech[heard:])
+        self._add(Part(item_id, speech=speech))
+
+    def say_speech(self, item_id: str, speech: Speech) -> None:
+        """Add speech to what is to be answered, apart from what is being spoken."""
+        self._stale = True
+        self._add(Part(item_id, speech=speech))
+
+    def _add(self, part: Part) -> None:
+        self._parts.append(part)
+        while sum(len(part.speech) for part in self._parts) > _MAX_SPEECH_SAMPLES:
+            oldest = next(part for part in self._parts if len(part.speech))
+            self._parts.remove(oldest)
+            self._stale = True
+
+    def remove(self, item_id: str) -> bool:
+        """Take back what was said and has no answer; whether it was there."""
+        left = [part for part in self._parts if part.item_id != item_id]
+        removed = len(left) < len(self._parts)
+        self._parts, self._stale = left, self._stale or removed
+        return removed
+
+    def heard(self, seconds: float) -> None:
+        """Of the last answer only the first `seconds` were heard. Raises InvalidRequest: there is no last answer."""
+        if self._conversation is None:
+            raise InvalidRequest("HEARD", seconds, "there is no answer yet")
+        self._conversation.heard(seconds)
+
+    async def respond(self, wish: Wish) -> Answer:
+        """The answer to everything that waits.
+
+        Raises:
+            VitaError: there is nothing to answer, it is too long, or there is no server.
+        """
+        if self._giving is not None:
+            await asyncio.wait({self._giving})
+        conversation = await self._ready()
+        parts, before = list(self._parts), conversation.history
+        text, speech, fields = self._asked(parts, wish)
+        if self._stale or self._open or self._not_given:
+            conversation.clear()
+            self._stale = True
+            if len(speech):
+                fields["audio"], fields["sample_rate"] = speech, RATE_HZ
+
+        def at_end() -> None:
+            if self._answering:
+                self._answering, self._stale = False, True
+                if conversation.history is not before:
+                    self._parts = [part for part in self._parts if part not in parts]
+                self._give()
+
+        self._answering = True
+        try:
+            return Answer(await conversation.respond(text, **fields), at_end)
+        except BaseException:
+            at_end()
+            raise
+
+    async def aside(self, wish: Wish, parts: Sequence[Part] | None) -> Answer:
+        """An answer that does not become part of the conversation: to `parts` alone, or (None) to the conversation."""
+        await self._ready()
+        assert self._client is not None
+        history = self.history if parts is None else ()
+        text, speech, fields = self._asked(self._parts if parts is None else parts, wish)
+        fields["history"] = history or None
+        fields["system"] = None if history else wish.instructions or self._system or None
+        if len(speech):
+            fields["audio"], fields["sample_rate"] = speech, RATE_HZ
+        return Answer(self._client.stream(text, **fields), lambda: None)
+
+    async def transcribe(self, speech: Speech) -> AsyncIterator[str]:
+        """The words of `speech`, piece by piece. Raises VitaError."""
+        await self._ready()
+        assert self._client is not None
+        async with self._client.stream(task="asr", audio=speech, sample_rate=RATE_HZ) as stream:
+            async for event in stream:
+                if isinstance(event, TextDelta):
+                    yield event.text
+
+    def lost(self, error: VitaError) -> None:
+        """An answer failed: if its server is gone or full, the next one may come from another."""
+        if isinstance(error, ServerUnavailable):
+            self._history, self._conversation, self._client = self.history, None, None
+
+    async def close(self) -> None:
+        """Free what is held; answers must be cancelled before."""
+        if self._giving is not None:
+            self._giving.cancel()
+            await asyncio.wait({self._giving})
+        await self._stack.aclose()
+
+    def _asked(self, parts: Sequence[Part], wish: Wish) -> tuple[str | None, Speech, RequestFields]:
+        """Text, speech and fields of a request that `parts` and `wish` are."""
+        speech = np.concatenate([np.zeros(0, np.float32), *(part.speech for part in parts)])
+        texts = [part.text for part in parts if part.text]
+        fields: RequestFields = {"max_tokens": wish.max_tokens}
+        if wish.instructions and wish.instructions != self._system:
+            if self.history or not (texts or len(speech)):
+                texts.append(wish.instructions)
+            else:
+                fields["system"] = wish.instructions
+        if wish.text_only and not len(speech):
+            fields["task"] = "text"
+        if not wish.drop_oldest:
+            fields["history_overflow"] = "error"
+        if not texts and not len(speech):
+            raise InvalidRequest("input", "nothing", "there is nothing to answer", "say or write something first")
+        return " ".join(texts) or None, speech, fields
+
+    async def _ready(self) -> AsyncConversation:
+        """The conversation, over a client that is open."""
+        async with self._opening:
+            if self._client is None:
+                await self._stack.aclose()
+                self._client = await self._stack.enter_async_context(self._connect())
+            if self._conversation is None:
+                self._conversation = self._client.conversation(system=self._system or None)
+                self._conversation.resume(self._history)
+                self._stale = True
+            return self._conversation
+
+    def _give(self) -> None:
+        """Give the conversation what is new, in a task of its own: it may wait for the server."""
+        if not self._answering and (self._giving is None or self._giving.done()):
+            self._giving = asyncio.create_task(self._append())
+
+    async def _append(self) -> None:
+        """Reading ahead only saves time: where it fails, the answer is the same."""
+        with contextlib.suppress(VitaError):
+            conversation = await self._ready()
+            while not self._answering and conversation is self._conversation:
+                if self._stale:
+                    conversation.clear()
+                    self._not_given, self._stale = [*(part.speech for part in self._parts), *self._open], False
+                speech = np.concatenate([np.zeros(0, np.float32), *self._not_given])
+                if not len(speech) or conversation.seconds + len(speech) / RATE_HZ > MAX_AUDIO_SECONDS:
+                    return
+                self._not_given = []
+                try:
+                    await conversation.append_audio(speech, RATE_HZ)
+                except BaseException:
+                    self._stale = True
+                    raise
