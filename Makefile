@@ -10,7 +10,7 @@ WORKERS ?= 2
 # Engines that come with a checkpoint, as their difference from it: restored without PyTorch.
 PACKAGED := $(wildcard $(CHECKPOINT)-engines-cpu)
 
-.PHONY: demo serve test lint mutation bench results soak conformance loadtest scale-out plan clean
+.PHONY: demo serve test clients lint mutation bench results soak conformance loadtest scale-out plan clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -59,6 +59,10 @@ lint: $(VENV)/.test
 
 test: lint  ## everything that needs no GPU; WORKERS processes share the test files, 0: all in one
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+# A client's environment is made once, in .clients/; Open WebUI's has 3 GB and takes five minutes.
+clients: engines $(VENV)/.test  ## openai, pipecat, livekit, wyoming, Open WebUI unchanged against a gateway; CLIENTS: some of them
+	$(BIN)/python tests/clients/run.py --engines $(ENGINES) $(CLIENTS)
 
 mutation: $(VENV)/.test  ## small bugs put into a copy of the code, those that no test notices are listed; goes on where it stopped
 	$(BIN)/python -m benchmarks.mutation --minutes $(or $(MINUTES),60)
