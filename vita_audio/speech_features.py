@@ -15,7 +15,7 @@ import soxr
 from numpy.typing import NDArray
 
 from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ
-from vita_audio.engines.interface import Floats, Ints, SpeechTokenizerEngine
+from vita_audio.engines.interface import BatchedSpeechTokenizerEngine, Floats, Ints, SpeechTokenizerEngine
 from vita_audio.engines.recently_used import RecentlyUsed
 
 N_FFT, HOP = 400, 160  # samples
@@ -66,8 +66,11 @@ def to_16_khz(samples: Floats, rate_hz: int) -> Floats:
 
 def speech_tokens(engine: SpeechTokenizerEngine, samples: Floats, made: FeatureBlocks | None = None) -> Ints:
     """Audio token ids of mono speech [n] at 16 kHz: int64 [ceil(n / 1280)]. `made`: see `log_mel`."""
-    pieces = speech_pieces(samples, engine.num_mel_bins, made)
-    ids = [engine.tokens(piece.features, piece.valid_frames) for piece in pieces]
+    pieces = [(one.features, one.valid_frames) for one in speech_pieces(samples, engine.num_mel_bins, made)]
+    if isinstance(engine, BatchedSpeechTokenizerEngine):
+        ids = engine.tokens_of(pieces)
+    else:
+        ids = [engine.tokens(*piece) for piece in pieces]
     return np.concatenate(ids) if ids else np.zeros(0, np.int64)
 
 

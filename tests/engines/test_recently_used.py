@@ -23,6 +23,14 @@ def test_what_is_larger_than_all_that_may_be_kept_is_not_kept() -> None:
     assert (kept.get("a"), len(kept)) == (None, 0)
 
 
+def test_room_is_made_when_it_is_asked_for() -> None:
+    kept: RecentlyUsed[str] = RecentlyUsed(100)
+    kept.put("a", "A", 90)
+    kept.give_up()
+    kept.put("b", "B", 90)
+    assert (kept.get("a"), kept.get("b")) == (None, "B")
+
+
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 60)), max_size=60))
 def test_the_bound_holds_in_any_order(steps: list[tuple[int, int]]) -> None:
     kept: RecentlyUsed[int] = RecentlyUsed(100)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ from build_engines.onnxruntime.speech_tokenizer import export_speech_tokenizer
 from vita_audio.checkpoint.configs import SpeechTokenizerConfig
 from vita_audio.contract.errors import EngineError
 from vita_audio.engines.interface import Floats
-from vita_audio.engines.onnxruntime.speech_tokenizer import OnnxSpeechTokenizer, _Block
+from vita_audio.engines.onnxruntime.speech_tokenizer import OnnxSpeechTokenizer
+from vita_audio.engines.speech_blocks import Block, BlockRun
 from vita_audio.models.speech_tokenizer import SpeechTokenizer
 from vita_audio.speech_features import BLOCK_TOKENS, final_tokens, speech_tokens
 
@@ -41,9 +43,9 @@ class Counted(OnnxSpeechTokenizer):
         super().__init__(folder, **options)
         self.runs: list[tuple[int, int]] = []
 
-    def _run(self, features: Floats, start: int, stop: int, valid_frames: int, past: Floats) -> _Block:
-        self.runs.append((start, stop))
-        return super()._run(features, start, stop, valid_frames, past)
+    def _run(self, due: Sequence[BlockRun[Floats]]) -> list[Block[Floats]]:
+        self.runs += [(block.start, block.start + block.frames) for block in due]
+        return super()._run(due)
 
 
 def noise(seed: int, frames: int) -> Floats:
@@ -76,6 +78,18 @@ def test_the_tokens_of_speech_that_goes_on_are_those_of_the_whole_clip(folder: P
         got = engine.tokens(clip[:, : 8 * tokens], valid)
         assert np.array_equal(got, OnnxSpeechTokenizer(folder).tokens(clip[:, : 8 * tokens], valid))
         assert len(got) == tokens
+
+
+def test_pieces_together_are_pieces_one_by_one_and_equal_blocks_run_once(folder: Path) -> None:
+    engine, other = Counted(folder), noise(5, 104)
+    silence, ends = np.zeros((CONFIG.num_mel_bins, 120), np.float32), other[:, :64]
+    pieces = [(silence, 120), (other, 99), (silence[:, :80], 80), (ends, 62), (silence, 117)]
+    engine._most_pieces = 5
+    for got, piece in zip(engine.tokens_of(pieces), pieces, strict=True):
+        assert np.array_equal(got, OnnxSpeechTokenizer(folder).tokens(*piece))
+    # Two first blocks; `ends` and the last silence end within a block.
+    assert sorted(engine.runs) == [(0, 40), (0, 40), (40, 64), (40, 80), (40, 80), (80, 104), (80, 120), (80, 120)]
+    assert engine.tokens_of([]) == []
 
 
 def test_a_graph_of_an_earlier_version_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -108,6 +108,15 @@ class SpeechTokenizerEngine(Protocol):
         ...
 
 
+@runtime_checkable
+class BatchedSpeechTokenizerEngine(SpeechTokenizerEngine, Protocol):
+    """A speech tokenizer that runs several pieces together."""
+
+    def tokens_of(self, pieces: Sequence[tuple[Floats, int]]) -> list[Ints]:
+        """`tokens` of each (features, valid_frames)."""
+        ...
+
+
 class FlowEngine(Protocol):
     """Flow-matching model: audio tokens to mel. All arrays carry a batch axis of windows of EQUAL geometry."""
 

@@ -34,4 +34,8 @@ class RecentlyUsed(Generic[Value]):
         self._kept[key] = value, size_bytes
         self._bytes += size_bytes
         while self._bytes > self._most:
-            self._bytes -= self._kept.popitem(last=False)[1][1]
+            self.give_up()
+
+    def give_up(self) -> None:
+        """Drop the value that was used least recently. Raises KeyError when none is kept."""
+        self._bytes -= self._kept.popitem(last=False)[1][1]
