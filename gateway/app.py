@@ -6,27 +6,35 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import APIRouter, FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
+from gateway import operation
 from gateway.context import Gateway
 from gateway.errors import add_handlers
+from gateway.guard import Guard
+from gateway.observe import Observe
+from gateway.schema import describe
 from gateway.settings import Settings
-from gateway.upstreams import Upstreams
 from gateway.wyoming_server import WyomingServer
 
 #: Every router of the gateway, one line each.
-ROUTERS: tuple[APIRouter, ...] = ()
+ROUTERS: tuple[APIRouter, ...] = (operation.router,)
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """A gateway that is ready to be served by uvicorn, or called by a test."""
+    """A gateway that is ready to be served by uvicorn; `app.state.gateway` is its `Gateway`.
+
+    Raises:
+        InvalidRequest: a file that the settings name is wrong.
+    """
+    gateway = Gateway(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        gateway = Gateway(settings, Upstreams(settings.servers))
-        app.state.gateway = gateway
         wyoming = WyomingServer(gateway, settings.wyoming_host, settings.wyoming_port or 0)
         if settings.wyoming_port is not None:
             await wyoming.listen()
+        gateway.upstreams.open()
         try:
             yield
         finally:
@@ -34,7 +42,20 @@ def create_app(settings: Settings) -> FastAPI:
             await gateway.upstreams.close()
 
     app = FastAPI(title="VITA-Audio gateway", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.gateway = gateway
     add_handlers(app)
     for router in ROUTERS:
         app.include_router(router)
+    describe(app)
+    # The last one that is added is the outermost.
+    app.add_middleware(Guard, gateway=gateway)
+    if settings.origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type"],
+            expose_headers=["X-Request-Id", "Retry-After"],
+        )
+    app.add_middleware(Observe, gateway=gateway)
     return app

@@ -1,41 +1,107 @@
-"""The command `vita-gateway`: options become settings, settings a running gateway."""
+"""The command `vita-gateway`: options become settings, settings a running gateway; `vita-gateway key` makes a key.
+
+Exit codes: 0 ended after a drain, 2 a wrong option, 1 could not start.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
-import uvicorn
 
+from gateway import logs
 from gateway.app import create_app
+from gateway.keys import Limits, add_key
+from gateway.server import Server
 from gateway.settings import Settings
+from vita_audio.contract.errors import InvalidRequest
+from vita_client import Tls
 
 DEFAULT = Settings()
 
 app = typer.Typer(name="vita-gateway", add_completion=False, pretty_exceptions_enable=False)
+_File = Annotated[Path | None, typer.Option(dir_okay=False)]
 
 
-@app.command()
+@app.callback(invoke_without_command=True)
 def serve(
+    context: typer.Context,
     server: Annotated[
         list[str] | None, typer.Option(help=f"gRPC address of a server; once for each [default: {DEFAULT.servers[0]}]")
     ] = None,
+    server_ca: Annotated[Path | None, typer.Option(help="PEM file: reach the servers by TLS, trust this")] = None,
+    server_certificate: Annotated[Path | None, typer.Option(help="PEM file: what to show to the servers")] = None,
+    server_key: Annotated[Path | None, typer.Option(help="PEM file: its key")] = None,
     host: Annotated[str, typer.Option(help="address to listen on")] = DEFAULT.host,
-    port: Annotated[int, typer.Option(help="0 picks a free one")] = DEFAULT.port,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one")] = DEFAULT.port,
     wyoming_port: Annotated[
         int | None, typer.Option(help="also serve Wyoming (Home Assistant) here; it has no keys")
     ] = DEFAULT.wyoming_port,
     wyoming_host: Annotated[str, typer.Option(help="address for Wyoming")] = DEFAULT.wyoming_host,
+    tls_certificate: Annotated[Path | None, typer.Option(help="PEM file: serve HTTPS")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file: its key")] = None,
+    keys: Annotated[Path | None, typer.Option(help="file of API keys (vita-gateway key); without: no keys")] = None,
+    open_access: Annotated[
+        bool, typer.Option("--open-access", help="other machines may use what has no keys")
+    ] = DEFAULT.open_access,
+    origin: Annotated[
+        list[str] | None, typer.Option(help="origin of pages elsewhere that may use it, such as https://a.example")
+    ] = None,
+    host_name: Annotated[
+        list[str] | None, typer.Option(help="name that callers without keys may use for this machine")
+    ] = None,
+    max_requests: Annotated[int, typer.Option(help="requests and WebSockets at once")] = DEFAULT.max_requests,
+    max_body_bytes: Annotated[int, typer.Option(help="of one request")] = DEFAULT.max_body_bytes,
+    body_timeout_s: Annotated[float, typer.Option(help="for a body to come")] = DEFAULT.body_timeout_s,
+    request_timeout_s: Annotated[float, typer.Option(help="for one answer")] = DEFAULT.request_timeout_s,
+    write_timeout_s: Annotated[float, typer.Option(help="for a caller that takes nothing")] = DEFAULT.write_timeout_s,
+    drain_timeout_s: Annotated[
+        float, typer.Option(help="for running requests after SIGTERM or Ctrl-C")
+    ] = DEFAULT.drain_timeout_s,
 ) -> None:
     """Answer OpenAI's HTTP and Realtime interfaces over servers of vita_audio."""
-    settings = Settings(
-        servers=tuple(server or DEFAULT.servers),
-        host=host,
-        port=port,
-        wyoming_host=wyoming_host,
-        wyoming_port=wyoming_port,
-    )
-    uvicorn.run(create_app(settings), host=settings.host, port=settings.port)
+    if context.invoked_subcommand is not None:
+        return
+    given: dict[str, Any] = context.params
+    try:
+        settings = Settings(
+            servers=tuple(server or DEFAULT.servers),
+            server_tls=_tls(server_ca, server_certificate, server_key),
+            origins=tuple(origin or ()),
+            host_names=tuple(host_name or ()),
+            **{name: given[name] for name in given if name in _SAME},
+        )
+        logs.configure()
+        running = Server(create_app(settings), settings)
+    except InvalidRequest as error:
+        raise typer.BadParameter(str(error)) from None
+    running.run()
+    if not running.started:
+        raise typer.Exit(1)
+
+
+#: Options that are settings of the same name.
+_SAME = frozenset(Settings.__dataclass_fields__) - {"servers", "server_tls", "origins", "host_names"}
+
+
+@app.command()
+def key(
+    name: Annotated[str, typer.Argument(help="a name for it: in logs and metrics")],
+    keys: Annotated[Path, typer.Option(help="file that its line is added to")],
+    streams: Annotated[int | None, typer.Option(min=1, help="requests and conversations at once")] = None,
+    minutes_per_hour: Annotated[float | None, typer.Option(min=0.1, help="minutes of sound")] = None,
+    minutes_per_day: Annotated[float | None, typer.Option(min=0.1, help="minutes of sound")] = None,
+) -> None:
+    """Make an API key: it is printed once, the file holds its hash."""
+    try:
+        print(add_key(keys, name, Limits(streams, minutes_per_hour, minutes_per_day)))
+    except InvalidRequest as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def _tls(root_ca: Path | None, certificate: Path | None, key: Path | None) -> Tls | None:
+    return Tls(root_ca, certificate, key) if root_ca or certificate or key else None
 
 
 def main() -> None:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import asyncio
 
 from starlette.requests import HTTPConnection
+from starlette.types import Scope
 
-from gateway.access import ANYONE, Access, Key
+from gateway.access import Access, Caller
+from gateway.keys import ANYONE, KeyFile
 from gateway.metrics import Metrics
 from gateway.settings import Settings
 from gateway.upstreams import Upstreams
 
 
-@dataclass(slots=True)
 class Gateway:
-    """One running gateway.
+    """One gateway.
 
     A route that generates does::
 
@@ -22,13 +23,22 @@ class Gateway:
             ...
             use.sound(seconds)  # of each piece of sound
 
-    A conversation takes `access.stream` once, and `upstreams.client()` for each turn, after `use.check()`.
+    A conversation takes `access.stream` once, and `upstreams.client()` for each turn, after `use.check()`. It ends
+    soon after `draining` is set.
+
+    Raises:
+        InvalidRequest: a setting is wrong, such as a file of keys that cannot be read.
     """
 
-    settings: Settings
-    upstreams: Upstreams
-    access: Access = field(default_factory=Access)
-    metrics: Metrics = field(default_factory=Metrics)
+    def __init__(self, settings: Settings) -> None:
+        self.settings, self.metrics = settings, Metrics()
+        self.upstreams = Upstreams(settings.servers, self.metrics, settings.server_tls)
+        self.keys = None if settings.keys is None else KeyFile(settings.keys)
+        self.access = Access(self.metrics)
+        #: Set when no new requests are taken; those that run may end.
+        self.draining = asyncio.Event()
+        #: Requests and WebSockets that were let in and have not ended.
+        self.running = 0
 
 
 def gateway_of(connection: HTTPConnection) -> Gateway:
@@ -37,6 +47,11 @@ def gateway_of(connection: HTTPConnection) -> Gateway:
     return gateway
 
 
-def caller(connection: HTTPConnection) -> Key:
-    """Whose request or WebSocket it is."""
-    return getattr(connection.state, "key", ANYONE)
+def caller(connection: HTTPConnection) -> Caller:
+    """Whose request or WebSocket it is, and of which route."""
+    return Caller(getattr(connection.state, "key", ANYONE), route_of(connection.scope))
+
+
+def route_of(scope: Scope) -> str:
+    """The path of the route that a request came to, as it was declared; "other" when there is none."""
+    return str(getattr(scope.get("route"), "path", "other"))

@@ -2,35 +2,122 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
-from vita_client import AsyncClient
+from gateway.metrics import Metrics
+from vita_client import AsyncClient, Connection, ServerUnavailable, Tls
+
+_CHECK_INTERVAL_S = 1.0
+#: How long a server that said it is full comes last.
+_FULL_S = 1.0
+_log = logging.getLogger(__name__)
 
 
 class Upstream:
-    """One server: its client, and how many requests and conversations use it."""
+    """One server: its client, how many requests use it, and why it is left alone (empty: it is used)."""
 
-    def __init__(self, address: str) -> None:
-        self.address, self.client, self.running = address, AsyncClient(address), 0
+    def __init__(self, connection: Connection, metrics: Metrics) -> None:
+        self.address, self.client = connection.url, AsyncClient(connection=connection)
+        self.running = self.served = 0
+        self.full_until_s = 0.0
+        self.fault = ""
+        self._ready = metrics.server_ready.labels(self.address)
+        self._streams = metrics.server_streams.labels(self.address)
+        self._ready.set(1)
+
+    def use(self, change: int) -> None:
+        """A request begins (1) or ends (-1)."""
+        self.running += change
+        self.served += change > 0
+        self._streams.set(self.running)
+
+    def failed(self, error: ServerUnavailable) -> None:
+        """A request found it full or gone."""
+        if error.code == "server_full":
+            self.full_until_s = time.monotonic() + _FULL_S
+        else:
+            self.found(str(error))
+
+    def found(self, fault: str) -> None:
+        """What the last question for its health, or the last request, has found."""
+        if bool(fault) != bool(self.fault):
+            _log.log(
+                logging.WARNING if fault else logging.INFO,
+                "server left" if fault else "server used again",
+                extra={"server": self.address, "reason": fault},
+            )
+        self.fault = fault
+        self._ready.set(not fault)
+
+    async def watch(self) -> None:
+        """Ask for its health, for ever."""
+        while True:
+            self.found((await self.client.health()).reason)
+            await asyncio.sleep(_CHECK_INTERVAL_S)
 
 
 class Upstreams:
     """Servers with the same checkpoint, so that any of them can go on with any conversation."""
 
-    def __init__(self, addresses: Sequence[str]) -> None:
-        self._all = [Upstream(address) for address in addresses]
+    def __init__(self, addresses: Sequence[str], metrics: Metrics, tls: Tls | None = None) -> None:
+        self._all = [Upstream(Connection(address, tls=tls), metrics) for address in addresses]
+        self._watches: list[asyncio.Task[None]] = []
+
+    @property
+    def total(self) -> int:
+        return len(self._all)
+
+    @property
+    def ready(self) -> int:
+        """How many are used."""
+        return sum(not upstream.fault for upstream in self._all)
 
     @asynccontextmanager
-    async def client(self) -> AsyncIterator[AsyncClient]:
-        """The client of the least loaded server, for one request or one turn; it stays open."""
-        chosen = min(self._all, key=lambda upstream: upstream.running)
-        chosen.running += 1
+    async def client(self, before: AsyncClient | None = None) -> AsyncIterator[AsyncClient]:
+        """The client of the least loaded server, for one request or one turn; it stays open.
+
+        An error of the server that leaves this block decides whether the next requests go to it.
+
+        Args:
+            before: what the last turn of a conversation used: its server goes on where it can, which is faster.
+
+        Raises:
+            ServerUnavailable: no server is ready.
+        """
+        chosen = self._choose(before)
+        chosen.use(1)
         try:
             yield chosen.client
+        except ServerUnavailable as error:
+            chosen.failed(error)
+            raise
         finally:
-            chosen.running -= 1
+            chosen.use(-1)
+
+    def _choose(self, before: AsyncClient | None) -> Upstream:
+        usable = [upstream for upstream in self._all if not upstream.fault]
+        if not usable:
+            raise ServerUnavailable(f"none of {self.total} servers is ready: {self._all[0].fault}")
+        now_s = time.monotonic()
+        usable = [upstream for upstream in usable if upstream.full_until_s <= now_s] or usable
+        for upstream in usable:
+            if upstream.client is before:
+                return upstream
+        return min(usable, key=lambda upstream: (upstream.running, upstream.served))
+
+    def open(self) -> None:
+        """Begin to ask for health; in the loop that uses the clients."""
+        self._watches = [asyncio.create_task(upstream.watch()) for upstream in self._all]
 
     async def close(self) -> None:
+        for watch in self._watches:
+            watch.cancel()
+        for watch in self._watches:
+            with suppress(asyncio.CancelledError):
+                await watch
         for upstream in self._all:
             await upstream.client.close()

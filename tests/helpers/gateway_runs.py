@@ -1,4 +1,4 @@
-"""Gateways served by a real uvicorn on a free loopback port, in a thread of the test."""
+"""Gateways served by the real server on a free loopback port, in a thread of the test."""
 
 from __future__ import annotations
 
@@ -8,24 +8,30 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-import uvicorn
-
 from gateway.app import create_app
+from gateway.server import Server
 from gateway.settings import Settings
 
 
 @contextmanager
 def served(settings: Settings) -> Iterator[str]:
     """A running gateway: its address, `http://127.0.0.1:PORT`."""
-    config = uvicorn.Config(create_app(replace(settings, port=0)), port=0, log_config=None, timeout_graceful_shutdown=5)
-    server = uvicorn.Server(config)
+    with running(settings) as server:
+        yield f"http://127.0.0.1:{server.port}"
+
+
+@contextmanager
+def running(settings: Settings) -> Iterator[Server]:
+    """A running gateway; it is cut off at the end, running requests too."""
+    settings = replace(settings, port=0)
+    server = Server(create_app(settings), settings)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:
         while not server.started:
             assert thread.is_alive(), "the gateway did not start"
             time.sleep(0.01)
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        yield server
     finally:
         server.should_exit = True
         thread.join(20)
