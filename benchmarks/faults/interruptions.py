@@ -31,7 +31,7 @@ from vita_client.request import Request
 
 #: More than slots: some find their last turn in a slot, some have lost it. As many turns at once as slots.
 _TALKS = SLOTS + 2
-_TURNS, _CUT_SHARE, _LATEST_S, _THINK_S = (2, 4), 0.6, 1.2, 0.2
+_TURNS, _CUT_SHARE, _LATEST_S, _THINK_S = (2, 4), 0.6, 0.8, 0.1
 _SAMPLED: dict[str, Any] = {"temperature": 1.0, "top_k": 50}
 _APPENDED = 8_000  # samples at a time
 
@@ -142,7 +142,7 @@ async def _conversation(
     client: AsyncClient, choice: random.Random, number: int, at_once: asyncio.Semaphore
 ) -> list[Turn]:
     noted, turns = _Noted(client), list[Turn]()
-    fields: dict[str, Any] = {"seed": number, "max_tokens": choice.randint(20, 120), "timeout_s": STREAM_TIMEOUT_S}
+    fields: dict[str, Any] = {"seed": number, "max_tokens": choice.randint(10, 60), "timeout_s": STREAM_TIMEOUT_S}
     talk = AsyncConversation(noted, **fields, **(_SAMPLED if choice.random() < 0.5 else {"temperature": 0.0}))
     count, cut_s = choice.randint(*_TURNS), None
     while len(turns) < count:
@@ -200,9 +200,9 @@ async def _turn(
 
 
 def _speech(choice: random.Random) -> np.ndarray:
-    """One to ten seconds; the longer ones are read ahead."""
+    """One to seven seconds; the longer ones are read ahead."""
     question = np.roll(load_speech(QUESTION), choice.randrange(10_000))
-    samples = round(choice.uniform(1, 10) * INPUT_SAMPLE_RATE_HZ)
+    samples = round(choice.uniform(1, 7) * INPUT_SAMPLE_RATE_HZ)
     return np.tile(question, -(-samples // len(question)))[:samples]
 
 
