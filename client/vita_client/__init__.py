@@ -19,6 +19,7 @@ from vita_client.errors import (
     StreamCancelled,
 )
 from vita_client.events import Event, Metrics, Pcm, PromptIds, Reply, StatusUpdate, TextDelta, TokensDelta
+from vita_client.reading import AsyncReading, Reading
 from vita_client.request import Request, build_request
 from vita_client.wav import WavWriter
 
@@ -26,6 +27,7 @@ __all__ = [
     "AccessDenied",
     "AsyncClient",
     "AsyncConversation",
+    "AsyncReading",
     "AsyncStream",
     "BadResponse",
     "Client",
@@ -41,6 +43,7 @@ __all__ = [
     "Metrics",
     "Pcm",
     "PromptIds",
+    "Reading",
     "Reply",
     "Request",
     "RequestRejected",

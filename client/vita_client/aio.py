@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import grpc
@@ -15,6 +15,7 @@ from vita_client.channel import DEFAULT_TIMEOUT_S
 from vita_client.conversation import AsyncConversation
 from vita_client.errors import NOT_READY, ClientError, ServerUnavailable, StreamCancelled
 from vita_client.events import Collector, Event, Reply
+from vita_client.reading import AsyncReading
 from vita_client.request import check_timeout
 
 if TYPE_CHECKING:
@@ -103,6 +104,17 @@ class AsyncClient(ClientBase[AsyncStream]):
     ) -> AsyncConversation:
         """As `Client.conversation`."""
         return AsyncConversation(self, timeout_s=timeout_s, headers=headers, **fields)
+
+    def read(
+        self,
+        text: str | Iterable[str] | AsyncIterable[str],
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        headers: Mapping[str, str] | None = None,
+        **fields: Unpack[RequestFields],
+    ) -> AsyncReading:
+        """As `Client.read`; the text may also be an async iterable of chunks, read while it is still being written."""
+        return AsyncReading(self, text, timeout_s=timeout_s, headers=headers, **fields)
 
     async def health(self) -> Health:
         """As `Client.health`."""

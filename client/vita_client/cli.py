@@ -24,7 +24,7 @@ from vita_client.errors import UNAVAILABLE, AccessDenied
 from vita_client.microphone import from_microphone
 from vita_client.options import ServerOptions, StreamOptions, with_options
 from vita_client.request import Request, build_request
-from vita_client.session import run_stream
+from vita_client.session import Start, run_stream
 from vita_client.talk import Turn, run_talk, spoken, typed
 from vita_client.terminal import choose_view
 
@@ -52,17 +52,23 @@ _Speech = Annotated[str, typer.Argument(help="a sound file (any format and rate 
 @app.command()
 @with_options
 def say(text: _Text, options: StreamOptions) -> None:
-    """Speak a text aloud (text to speech)."""
+    """Read a text aloud (text to speech), sentence by sentence; the deadline is that of each."""
     if options.output is None and not options.play:
         _fail(InvalidRequest("output", None, "the sound needs a place to go", "give -o FILE or --play"))
-    _run(options, lambda: build_request(_read_text(text), task="tts", **options.fields))
+
+    def prepare() -> Start:
+        read = _read_text(text)
+        build_request(read, task="tts", **options.fields)
+        return lambda client: client.read(read, timeout_s=options.timeout, **options.fields)
+
+    _run(options, prepare)
 
 
 @app.command()
 @with_options
 def ask(speech: _Speech, options: StreamOptions) -> None:
     """Ask a spoken question; the answer is text and speech."""
-    _run(options, lambda: build_request(audio=_read_speech(speech), **options.fields))
+    _send(options, lambda: build_request(audio=_read_speech(speech), **options.fields))
 
 
 @app.command()
@@ -74,7 +80,7 @@ def chat(
 ) -> None:
     """Ask a typed question; the answer is text and speech."""
     task = "text" if text_only else "chat"
-    _run(options, lambda: build_request(_read_text(text), task=task, **options.fields))
+    _send(options, lambda: build_request(_read_text(text), task=task, **options.fields))
 
 
 @app.command()
@@ -103,7 +109,7 @@ def talk(
 @with_options
 def transcribe(speech: _Speech, options: StreamOptions) -> None:
     """Write down what was said (speech recognition)."""
-    _run(options, lambda: build_request(audio=_read_speech(speech), task="asr", **options.fields))
+    _send(options, lambda: build_request(audio=_read_speech(speech), task="asr", **options.fields))
 
 
 @app.command()
@@ -159,10 +165,20 @@ def main() -> None:
     sys.exit(code)
 
 
-def _run(options: StreamOptions, make_request: Callable[[], Request]) -> None:
-    """Send the request and show its stream; always ends in an exit code."""
+def _send(options: StreamOptions, make_request: Callable[[], Request]) -> None:
+    """`_run` for one request."""
+
+    def prepare() -> Start:
+        request = make_request()
+        return lambda client: client.send(request, timeout_s=options.timeout)
+
+    _run(options, prepare)
+
+
+def _run(options: StreamOptions, prepare: Callable[[], Start]) -> None:
+    """Show a stream; always ends in an exit code."""
     view = choose_view(options.json, sys.stderr if options.to_stdout else sys.stdout)
-    _show(lambda: run_stream(options, make_request, view), view.stop)
+    _show(lambda: run_stream(options, prepare, view), view.stop)
 
 
 def _show(run: Callable[[], None], stop: Callable[[], None]) -> None:

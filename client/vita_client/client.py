@@ -7,7 +7,7 @@ Any number of streams may run at once on one client, from any threads. It also r
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import grpc
@@ -18,6 +18,7 @@ from vita_client.channel import DEFAULT_TIMEOUT_S
 from vita_client.conversation import Conversation
 from vita_client.errors import NOT_READY, ClientError, ServerUnavailable
 from vita_client.events import Collector, Event, Reply
+from vita_client.reading import Reading
 from vita_client.request import check_timeout
 
 if TYPE_CHECKING:
@@ -116,6 +117,26 @@ class Client(ClientBase[Stream]):
     ) -> Conversation:
         """Several turns; arguments as `Conversation`."""
         return Conversation(self, timeout_s=timeout_s, headers=headers, **fields)
+
+    def read(
+        self,
+        text: str | Iterable[str],
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        headers: Mapping[str, str] | None = None,
+        **fields: Unpack[RequestFields],
+    ) -> Reading:
+        """Read a text of any length aloud, sentence by sentence, as one stream.
+
+        Args:
+            text: whole, or in chunks; for more of it the iteration waits.
+            timeout_s: deadline of each sentence. headers: of each request.
+            fields: as `stream`, of task tts. Equal `seed`, equal reading.
+
+        Raises:
+            InvalidRequest: a field is wrong; nothing was sent.
+        """
+        return Reading(self, text, timeout_s=timeout_s, headers=headers, **fields)
 
     def health(self) -> Health:
         """Whether the server and the model are ready; never raises for a server that is not there."""

@@ -17,7 +17,8 @@ from vita_client.client import Client, Stream
 from vita_client.events import Collector, Pcm
 from vita_client.options import StreamOptions
 from vita_client.playback import Player
-from vita_client.request import Request, check_timeout
+from vita_client.reading import Reading
+from vita_client.request import check_timeout
 from vita_client.terminal import View
 from vita_client.wav import WavWriter
 
@@ -25,8 +26,12 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-def run_stream(options: StreamOptions, make_request: Callable[[], Request], view: View) -> None:
-    """Run one request to its end.
+#: Sends what was checked.
+Start = Callable[[Client], Stream | Reading]
+
+
+def run_stream(options: StreamOptions, prepare: Callable[[], Start], view: View) -> None:
+    """Run one stream to its end; `prepare` checks what is to be sent.
 
     The WAV file is made when the server's first answer comes, so that a request that fails at once harms no old file;
     from then on it is valid at every moment.
@@ -40,10 +45,11 @@ def run_stream(options: StreamOptions, make_request: Callable[[], Request], view
             check_timeout(options.timeout)
             connection = options.connection()
             sound = stack.enter_context(SoundFile(options))
-            request = make_request()
+            start = prepare()
             player = stack.enter_context(Player()) if options.play else None
             client = stack.enter_context(Client(connection=connection))
-            stream = stack.enter_context(client.send(request, timeout_s=options.timeout))
+            stream = start(client)
+            stack.enter_context(stream)
         except VitaError as error:
             view.refused(error)
             raise
@@ -81,7 +87,7 @@ class SoundFile:
         self.close()
 
 
-def consume(stream: Stream, sound: SoundFile, player: Player | None, view: View, last: bool = True) -> None:
+def consume(stream: Stream | Reading, sound: SoundFile, player: Player | None, view: View, last: bool = True) -> None:
     """One stream to its end; after the `last` one the file is closed. Raises as `run_stream`."""
     collector, outcome = Collector(), "failed"
     problem: VitaError | None = None

@@ -105,6 +105,19 @@ def test_json(double: ProtocolDouble, tmp_path: Path) -> None:
     assert (result.exit_code, answer["code"], answer["field"]) == (2, "invalid_request", "TOP_P")
 
 
+def test_say_reads_a_page_from_stdin_sentence_by_sentence(double: ProtocolDouble, tmp_path: Path) -> None:
+    path, page = tmp_path / "out.wav", "chunks 4\n\nchunks 2\n\nchunks 1"
+    count = len(double.inputs)
+    result = vita("say", "-", "-o", str(path), "-u", double.url, "--seed", "5", "--json", stdin=page)
+    assert result.exit_code == 0, result.output
+    assert [sent["TEXT"] for sent in double.inputs[count:]] == ["chunks 4", "chunks 2", "chunks 1"]
+    answer = json.loads(result.stdout)
+    assert (answer["audio_s"], answer["status"]["state"], answer["status"]["seed"]) == (pytest.approx(1.5), "done", 5)
+    assert len(read_wav(path)[1]) == 1.5 * 22_050
+    result = vita("say", "chunks 1\n\nfail", "-o", str(path), "-u", double.url)
+    assert (result.exit_code, "error: sentence 2 of 2: " in result.stderr) == (4, True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [

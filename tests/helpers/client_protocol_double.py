@@ -104,6 +104,10 @@ class ProtocolDouble(service_pb2_grpc.GRPCInferenceServiceServicer):
         #: Headers of the questions for readiness, and the model they named.
         self.asked: list[tuple[dict[str, str], str]] = []
         self.cancelled = threading.Event()
+        #: Streams that are not over.
+        self.running = 0
+        #: TEXT -> the script of the first request with it, instead of its own.
+        self.once: dict[str, str] = {}
         options = [("grpc.http2.min_ping_interval_without_data_ms", 10), ("grpc.max_receive_message_length", -1)]
         self.server = grpc.server(futures.ThreadPoolExecutor(32), options=options)
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self, self.server)
@@ -131,7 +135,10 @@ class ProtocolDouble(service_pb2_grpc.GRPCInferenceServiceServicer):
     ) -> Iterator[Message]:
         ended = threading.Event()
 
+        self.running += 1
+
         def on_end() -> None:
+            self.running -= 1
             if not ended.is_set():
                 self.cancelled.set()
 
@@ -143,7 +150,8 @@ class ProtocolDouble(service_pb2_grpc.GRPCInferenceServiceServicer):
             inputs = read_inputs(request)
             self.requests.append(request)
             self.inputs.append(inputs)
-            word, *arguments = str(inputs.get("TEXT", self.spoken)).split()
+            script = str(inputs.get("TEXT", self.spoken))
+            word, *arguments = self.once.pop(script, script).split()
             yield from _SCRIPTS[word](inputs, context, *arguments)
         ended.set()
 

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
-from vita_client import AsyncClient, AsyncConversation, AsyncStream, Client, Event, Health, Reply, Request
+from vita_client import AsyncClient, AsyncConversation, AsyncReading, AsyncStream, Client, Event, Health, Reply, Request
 
 T = TypeVar("T")
 
@@ -67,6 +67,13 @@ class TwinStream(Iterator[Event]):
         return getattr(self.twin, name)
 
 
+class TwinReading(TwinStream):
+    """`AsyncReading` as a `Reading`."""
+
+    def __init__(self, reading: AsyncReading) -> None:
+        self.twin = reading  # type: ignore[assignment]
+
+
 class TwinConversation:
     """`AsyncConversation` as a `Conversation`."""
 
@@ -100,6 +107,9 @@ class TwinClient:
 
     def conversation(self, **options: Any) -> TwinConversation:
         return TwinConversation(self.twin.conversation(**options))
+
+    def read(self, *arguments: Any, **options: Any) -> TwinReading:
+        return TwinReading(_call(self.twin.read, *arguments, **options))
 
     def health(self) -> Health:
         return run(self.twin.health())
