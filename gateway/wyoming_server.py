@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Iterable
 from importlib.metadata import version
 from typing import Any
@@ -66,7 +67,7 @@ def info() -> Info:
 
 
 class WyomingServer(AsyncTcpServer):
-    """Listens, and has a `Connection` for each client. `await start()`; `await stop()` once."""
+    """Listens, and has a `Connection` for each client: `await listen()`, and at the end `await close()`."""
 
     def __init__(self, gateway: Gateway, host: str, port: int, bounds: Bounds | None = None) -> None:
         super().__init__(host, port)
@@ -83,15 +84,11 @@ class WyomingServer(AsyncTcpServer):
     def full(self) -> bool:
         return len(self._handlers) > self.bounds.connections
 
-    async def close(self, grace_s: float = 0.0) -> None:
-        """Take no more clients, close the connections that wait for the next request, and after `grace_s` the rest."""
+    async def close(self) -> None:
+        """Take no more clients and end those that are left: running answers had the time of the gateway's drain."""
         if self._server is not None:
             self._server.close()
-        for handler in tuple(self._handlers.values()):
-            if not handler.busy:  # type: ignore[attr-defined]
-                await handler.stop()
         if tasks := tuple(self._handlers):
-            await asyncio.wait(tasks, timeout=grace_s)
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
@@ -108,7 +105,8 @@ class Connection(AsyncEventHandler):
         #: The text of synthesize-start and what follows it.
         self._sentences: Sentences | None = None
         self._sounding = False
-        self.busy = False
+        #: When the request that is being answered began, on `time.monotonic`; None between requests.
+        self._began_s: float | None = None
 
     async def run(self) -> None:
         try:
@@ -116,10 +114,12 @@ class Connection(AsyncEventHandler):
                 limit = f"{self._bounds.connections} clients are connected, and no more are taken; try again later"
                 raise GatewayError(limit, code="server_full")
             while (event := await self._events.event()) is not None:
-                self.busy = True
+                self._begin()
                 await self.handle_event(event)
-                self.busy = self._speech is not None or self._sentences is not None
+                if self._speech is None and self._sentences is None:
+                    self._end("ok")
         except VitaError as error:
+            self._end(error.code)
             await self._refuse(str(error), error.code)
         except (TimeoutError, ConnectionError):  # the client is gone, or sends or reads nothing any more
             self.writer.transport.abort()
@@ -127,9 +127,25 @@ class Connection(AsyncEventHandler):
             log.exception("a Wyoming connection failed")
             await self._refuse("internal error of the gateway; its log says more", VitaError.default_code)
         finally:
+            self._end("ended")
             # Without waiting for a client that does not read.
             asyncio.get_running_loop().call_later(self._bounds.send_s, self.writer.transport.abort)
             self.writer.close()
+
+    def _begin(self) -> None:
+        """A request begins, or goes on. A gateway that drains waits for those that run."""
+        if self._began_s is None:
+            if self._gateway.draining.is_set():
+                raise GatewayError("the gateway is shutting down; try again later", code="shutting_down")
+            self._began_s = time.monotonic()
+            self._gateway.running += 1
+
+    def _end(self, status: str) -> None:
+        """The request is over, if one runs."""
+        if self._began_s is not None:
+            ms, self._began_s = round(1e3 * (time.monotonic() - self._began_s), 1), None
+            self._gateway.running -= 1
+            log.info("request", extra={"route": CALLER.route, "status": status, "ms": ms})
 
     async def _refuse(self, text: str, code: str) -> None:
         with contextlib.suppress(TimeoutError, ConnectionError):

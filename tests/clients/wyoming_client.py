@@ -85,7 +85,7 @@ def sound_of(events: list[Event]) -> tuple[bytes, int]:
     shape = (start.rate, start.width, start.channels)
     require("one format", {(chunk.rate, chunk.width, chunk.channels) for chunk in chunks} == {shape})
     require("16 bit, mono", shape[1:] == (2, 1))
-    require("one chunk is no stream", len(chunks) > 3)
+    require("one chunk is no stream", len(chunks) > 1)
     return b"".join(chunk.audio for chunk in chunks), start.rate
 
 

@@ -394,17 +394,36 @@ def test_an_error_of_a_transcription_comes_instead_of_the_transcript(double: Pro
     serve(double, test)
 
 
-def test_a_server_that_closes_lets_running_answers_end_within_its_grace(double: ProtocolDouble) -> None:
+def test_a_gateway_that_drains_waits_for_what_runs_and_takes_nothing_new(double: ProtocolDouble) -> None:
     async def test(server: WyomingServer) -> None:
-        async with client_of(server) as waits, client_of(server) as short, client_of(server) as long:
+        gateway = server.gateway
+        async with client_of(server) as waits, client_of(server) as speaks, client_of(server) as streams:
             await ask(waits, Describe().event(), until="info")
-            await ask(short, Synthesize("chunks 5 0.1").event(), until="audio-chunk")
-            await ask(long, Synthesize("chunks 1000 0.1").event(), until="audio-chunk")
-            closing = asyncio.create_task(server.close(grace_s=3))
+            await ask(
+                streams, SynthesizeStart().event(), SynthesizeChunk("chunks 2\n\nchunks").event(), until="audio-chunk"
+            )
+            await ask(speaks, Synthesize("chunks 5 0.1").event(), until="audio-chunk")
+            assert gateway.running == 2
+            gateway.draining.set()
+            await waits.write_event(Describe().event())
+            await refused(waits.read_event, "shutting_down", "the gateway is shutting down")
+            assert (await ask(speaks, until="audio-stop"))[-1].type == "audio-stop"
+            rest = [SynthesizeChunk(" 1").event(), SynthesizeStop().event()]
+            assert (await ask(streams, *rest, until="synthesize-stopped"))[-1].type == "synthesize-stopped"
+            assert gateway.running == 0
+
+    serve(double, test)
+
+
+def test_what_still_runs_is_ended_with_the_server(double: ProtocolDouble) -> None:
+    async def test(server: WyomingServer) -> None:
+        async with client_of(server) as waits, client_of(server) as speaks:
+            await ask(waits, Describe().event(), until="info")
+            await ask(speaks, Synthesize("chunks 1000 0.1").event(), until="audio-chunk")
+            await server.close()
             assert await waits.read_event() is None
-            assert (await ask(short, until="audio-stop"))[-1].type == "audio-stop"
-            await closing
             await asyncio.to_thread(wait_until, double.cancelled.is_set)
+            assert server.gateway.running == 0
             with pytest.raises(ConnectionError):
                 await asyncio.open_connection("127.0.0.1", server.port)
 
