@@ -44,6 +44,11 @@ def parse_options(arguments: Sequence[str] | None = None) -> tuple[ServerOptions
         help="models share the GPU through a daemon of NVIDIA's Multi-Process Service of this server's own, instead of "
         f"taking turns (docs/gpu.md, 4); {MPS_AUTO}: where a GPU serves and nvidia-cuda-mps-control is installed",
     )
+    add(
+        "--one-process",
+        action="store_true",
+        help="language model and audio decoder in one process, which needs no MPS to use a GPU at the same time",
+    )
     add("--host", default=default.host, help="address of the gRPC and HTTP ports")
     add("--allow-remote", action="store_true", help="needed for a --host that other machines can reach")
     add(

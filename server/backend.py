@@ -30,13 +30,31 @@ def assemble_backends(triton: Triton, folder: Path) -> Path:
     return python.parent
 
 
+#: The models of which a server has one group: language model and decoder each in a process, or both in one, and then
+#: the ensemble of ONE_PROCESS (docs/gpu.md, "One GPU, three processes").
+APART, TOGETHER = ("speech_lm", "audio_decoder"), ("speech", "delivery")
+ONE_PROCESS = Path("configs") / "one_process.pbtxt"
+
+
 def link_folders(options: ServerOptions, folder: Path) -> ServerOptions:
-    """The same options with links below `folder`: to the model repository, and to engines whose name is not ASCII.
+    """The same options with links below `folder`: to the models that run, and to engines whose name is not ASCII.
 
     Python in the stub decodes names as ASCII, whatever the locale; engines then cannot be opened by them.
     """
     repository = folder / "models"
-    repository.symlink_to(options.repository.resolve())
+    repository.mkdir()
+    others = APART if options.one_process else TOGETHER
+    for model in options.repository.resolve().iterdir():
+        if model.name in others or not (model / "config.pbtxt").is_file():
+            continue
+        config = model / ONE_PROCESS
+        if options.one_process and config.is_file():
+            (repository / model.name).mkdir()
+            for part in model.iterdir():
+                target = config if part.name == "config.pbtxt" else part
+                (repository / model.name / part.name).symlink_to(target)
+        else:
+            (repository / model.name).symlink_to(model)
     return replace(options, repository=repository, engines=plain_path(options.engines.resolve(), folder / "engines"))
 
 

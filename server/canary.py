@@ -14,8 +14,8 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from serving.seal import Seal
 from vita_audio.contract.messages import Ping, encode
 
-#: Models with a loop that can be asked.
-ASKED_MODELS = ("speech_lm", "audio_decoder")
+#: Models with loops that can be asked; where language model and decoder are one process, it answers for both.
+ASKED, ASKED_IN_ONE = ("speech_lm", "audio_decoder"), ("speech",)
 
 INTERVAL_S = 3.0
 #: A call ends after this and is made anew. Much longer than any limit: an answer may be a long engine call away.

@@ -57,6 +57,7 @@ class ServerOptions:
             `python -m server` reads it; a `TritonServer` itself has none.
         grpc_socket: if given, Triton's own gRPC endpoint, in place of `host` and `grpc_port`, which a front has.
         mps: whether the models share the GPU through an MPS daemon of this server (`server/mps.py`): one of MPS.
+        one_process: language model and audio decoder share a process, and so a CUDA context.
         slots, queue: streams that generate, and that are taken beyond them (`ServingSettings`).
         prefix_cache: ``off`` reads every prompt from its beginning, whatever an ended stream has left.
         kernels_off: kernels of torch_cuda engines that run as their references, names between commas.
@@ -80,6 +81,7 @@ class ServerOptions:
     profile: str = "cpu"
     device: str = DEVICES[0]
     mps: str = MPS_OFF
+    one_process: bool = False
     front: str = FRONT_OFF
     grpc_socket: Path | None = None
     slots: int = field(default_factory=default_slots)

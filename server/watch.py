@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from types import TracebackType
 
-from server.canary import ASKED_MODELS, Canary, Pings
+from server.canary import ASKED, ASKED_IN_ONE, Canary, Pings
 from server.launch import TritonServer
 from server.metrics import read_metrics
 from server.processes import is_alive, is_stopped, model_processes, parent
@@ -49,7 +49,7 @@ class Watch:
         self._reader = HeartbeatReader(server.heartbeats)
         self._beats = self._reader.read()
         # One that ended since it made its file.
-        files = Counter(worker.rsplit("_", 2)[0] for worker in self._beats)
+        files = Counter(map(_model, self._beats))
         self._missing = set(files - Counter(self._models.values()))
         self._stillness = Stillness()
         self._closing = contextlib.ExitStack()
@@ -105,14 +105,15 @@ class Watch:
             return [self._canary("tritonserver", partial(read_metrics, options.metrics_host, options.metrics_port))]
         pings = Pings(options.triton_url, server.secret)
         self._closing.callback(pings.close)
-        return [self._canary(model, partial(pings.ask, model)) for model in ASKED_MODELS]
+        asked = ASKED_IN_ONE if options.one_process else ASKED
+        return [self._canary(model, partial(pings.ask, model)) for model in asked]
 
     def _canary(self, part: str, ask: Callable[[], object]) -> Check:
         canary = Canary(ask)
         self._closing.callback(canary.close)
 
         def unanswered() -> str | None:
-            weight = min((self._weight(worker) for worker in self._beats if worker.startswith(part)), default=1.0)
+            weight = min((self._weight(worker) for worker in self._beats if _model(worker) == part), default=1.0)
             still_s = self._stillness.seconds(f"canary {part}", canary.sign, weight)
             if canary.waiting and still_s > self._limit_s:
                 return f"{part} has not answered for {self._limit_s:g} s"
@@ -123,3 +124,8 @@ class Watch:
     def _weight(self, worker: str) -> float:
         """What a second without a sign of life of this process counts."""
         return IN_CALL if any(beat.calling for beat in self._beats[worker].values()) else 1.0
+
+
+def _model(worker: str) -> str:
+    """Of a model instance: MODEL_0_0."""
+    return worker.rsplit("_", 2)[0]

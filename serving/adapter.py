@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio  # noqa: F401 - else the stub imports it at the first request, which then costs 30 ms (docs/triton.md)
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,13 +28,17 @@ from vita_audio.contract.errors import (
     from_wire,
     to_wire,
 )
-from vita_audio.contract.messages import Cancel, Message, Released, decode, encode
+from vita_audio.contract.fields import OUTPUTS
+from vita_audio.contract.messages import Cancel, Message, Probe, Released, decode, encode
 
 if TYPE_CHECKING:  # of audio_decoder alone: the other models do not load its modules
     from vita_audio.decoding.served_stream import DecodedChunk
 
 #: The flag of the last response to a request of a decoupled model.
 FINAL: int = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+
+#: The outputs of the ensemble.
+PUBLIC_OUTPUTS = tuple(output.name for output in OUTPUTS)
 
 log = logging.getLogger(__name__)
 
@@ -66,10 +71,23 @@ def send_chunk(sender: pb_utils.InferenceResponseSender, chunk: DecodedChunk | N
     """The outputs of the ensemble as one response, the final flag with the last; None is the flag alone."""
     if chunk is None:
         return send(sender, None, final=True)
-    ids = {"TOKENS": chunk.tokens, "PROMPT": chunk.prompt}
-    numbers = [pb_utils.Tensor(name, np.asarray(values, np.int32)) for name, values in ids.items()]
-    texts = (text_tensor("TEXT_DELTA", chunk.text), text_tensor("STATUS", chunk.status.to_json()))
-    return send(sender, [*numbers, pb_utils.Tensor("PCM", chunk.pcm), *texts], final=chunk.complete)
+    return send(sender, _outputs(chunk), final=chunk.complete)
+
+
+def _outputs(chunk: DecodedChunk | None) -> list[pb_utils.Tensor]:
+    """The outputs of the ensemble; all are empty, STATUS too, for None."""
+    ids = ("TOKENS", chunk.tokens if chunk else ()), ("PROMPT", chunk.prompt if chunk else ())
+    texts = ("TEXT_DELTA", chunk.text if chunk else ""), ("STATUS", chunk.status.to_json() if chunk else "")
+    pcm = chunk.pcm if chunk else np.zeros(0, np.int16)
+    numbers = [pb_utils.Tensor(name, np.asarray(values, np.int32)) for name, values in ids]
+    return [*numbers, pb_utils.Tensor("PCM", pcm), *(text_tensor(name, text) for name, text in texts)]
+
+
+def pass_on(request: pb_utils.InferenceRequest, sender: pb_utils.InferenceResponseSender) -> None:
+    """What `ModelCalls.send_to_delivery` sent, as one response: all of it but for whom; of a Probe nothing."""
+    values = {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in PUBLIC_OUTPUTS}
+    tensors = [pb_utils.Tensor(name, value) for name, value in values.items()]
+    send(sender, tensors if values["STATUS"].item() else None, final=True)
 
 
 def error_response(error: Exception) -> pb_utils.InferenceResponse:
@@ -135,18 +153,34 @@ class ModelCalls:
             raise _refused("speech_tokenizer", response)
         return pb_utils.get_output_tensor_by_name(response, "CODES").as_numpy()
 
-    def notify_language_model(self, message: Cancel | Released) -> None:
-        """Send a message from `audio_decoder` back to `speech_lm`; returns when it was taken.
+    def notify_language_model(self, message: Cancel | Released, model: str = "speech_lm") -> None:
+        """Send a message back to the model that generates; returns when it was taken.
 
         Raises:
             EngineError: it was refused.
         """
-        request = pb_utils.InferenceRequest(
-            model_name="speech_lm", requested_output_names=[], inputs=self.tensors(message)
-        )
+        request = pb_utils.InferenceRequest(model_name=model, requested_output_names=[], inputs=self.tensors(message))
         for response in request.exec(decoupled=True):
             if response.has_error():
-                raise _refused("speech_lm", response)
+                raise _refused(model, response)
+
+    def send_to_delivery(
+        self,
+        send: Callable[[list[pb_utils.Tensor] | None, bool], None],
+        content: DecodedChunk | Probe | None,
+        final: bool,
+    ) -> None:
+        """One response of `speech`, which `delivery` gets: the outputs of the ensemble, and whose they are in MESSAGE.
+
+        A Probe has an empty STATUS and nothing else.
+        """
+        if content is None:
+            return send(None, final)
+        chunk = None if isinstance(content, Probe) else content
+        probe = content if isinstance(content, Probe) else Probe(content.status.stream)
+        tokens = np.asarray(chunk.tokens if chunk else (), np.int32)
+        sealed = self._seal.seal(encode(probe)[0].encode(), tokens.tobytes())
+        return send([_bytes_tensor("MESSAGE", sealed), *_outputs(chunk)], final)
 
     def _open(self, request: pb_utils.InferenceRequest, sealed: str, payload: str) -> tuple[bytes, NDArray]:
         """The text of the input `sealed`, and the input that was sealed with it. Too much is refused uncopied."""

@@ -40,17 +40,22 @@ class AudioDecoderStage:
     Args:
         service: decodes; closed with the stage.
         worker: this model instance, for metrics.
+        recorder: of the process.
     """
 
-    def __init__(self, service: DecodingService, worker: str = "") -> None:
+    def __init__(self, service: DecodingService, worker: str = "", recorder: Recorder | None = None) -> None:
         self._service, self._worker = service, worker
-        self.recorder = Recorder()
+        self.recorder = recorder or Recorder()
         self.refusals = Refusals(self.recorder, "audio_decoder")
         self._meter, self._meter_lock = PlayoutMeter(self.recorder), threading.Lock()
 
     @classmethod
     def serve(
-        cls, worker: str, notify: Callable[[Cancel | Released], None], heartbeats: Heartbeats
+        cls,
+        worker: str,
+        notify: Callable[[Cancel | Released], None],
+        heartbeats: Heartbeats,
+        recorder: Recorder | None = None,
     ) -> AudioDecoderStage:
         """Open the engines of this server and warm them up; `notify` sends a message to `speech_lm`.
 
@@ -73,7 +78,7 @@ class AudioDecoderStage:
             pulse=heartbeats.pulse("decoding"),
             notifier_pulse=heartbeats.pulse("notifier"),
         )
-        return cls(service, worker)
+        return cls(service, worker, recorder)
 
     def accept(self, read: Callable[[], Message], send: Send, cancelled: Callable[[], bool]) -> None:
         """Take in the message that `read` returns; what is wrong with it becomes its answer."""

@@ -70,13 +70,19 @@ class SpeechLmStage:
         admission: who is in the server.
         worker: this model instance, for metrics.
         pulse: of the stage's own thread.
+        recorder: of the process.
     """
 
     def __init__(
-        self, service: GenerationService, admission: Admission, worker: str = "", pulse: Pulse | None = None
+        self,
+        service: GenerationService,
+        admission: Admission,
+        worker: str = "",
+        pulse: Pulse | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         self._service, self._admission, self._worker = service, admission, worker
-        self.recorder = Recorder()
+        self.recorder = recorder or Recorder()
         self.refusals = Refusals(self.recorder, "speech_lm")
         self._meter = GenerationMeter(self.recorder)
         self._open: dict[str, _Open] = {}
@@ -85,7 +91,7 @@ class SpeechLmStage:
         self._prober.start()
 
     @classmethod
-    def serve(cls, worker: str, heartbeats: Heartbeats) -> SpeechLmStage:
+    def serve(cls, worker: str, heartbeats: Heartbeats, recorder: Recorder | None = None) -> SpeechLmStage:
         """Open the engine of this server and warm it up.
 
         Raises:
@@ -99,7 +105,7 @@ class SpeechLmStage:
         service = GenerationService(engine, manifest.vocabulary.end_tokens, source.prefill_chunk, pulse, reuse)
         warm_up_generation(service, manifest.limits)
         admission = Admission(AdmissionRecord(settings.admission), settings.slots, settings.queue)
-        stage = cls(service, admission, worker, heartbeats.pulse("prober"))
+        stage = cls(service, admission, worker, heartbeats.pulse("prober"), recorder)
         stage.recorder.set("vita_restarts", settings.restarts)
         stage.recorder.set("vita_slots", settings.slots)
         stage.recorder.set("vita_queue_limit", settings.queue)

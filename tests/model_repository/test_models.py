@@ -212,3 +212,43 @@ def test_the_decoder_answers_in_parts_by_name(load: Callable) -> None:
     model._calls.notify_language_model(Cancel("s1"))
     model.finalize()
     assert stage.closed
+
+
+def test_speech_streams_to_delivery_and_delivery_to_the_client(load: Callable) -> None:
+    chunk = DecodedChunk("é", np.array([5], np.int32), np.array([7], np.int16), Status("s1", 0, "done"))
+
+    def generate(message: Any, send: Callable, cancelled: Callable[[], bool]) -> None:
+        if message == Start(SETTINGS, [1]):
+            raise ServerFull(1, 2)
+        send(Probe("s1"), False)
+        send(chunk, True)
+
+    def passing(read: Callable, deliver: Callable, refuse: Callable, cancelled: Callable[[], bool]) -> None:
+        assert read() == Probe("s1")
+        refuse(None) if cancelled() else deliver()
+
+    speech_stage, delivery_stage = Stage(generate), Stage(passing)
+    speech = load("speech", speech_stage)
+    requests = [sealed(speech, Start(SETTINGS, [1, 2])), sealed(speech, Start(SETTINGS, [1]))]
+    requests.append(requests[0])  # each message is accepted once
+    speech.execute(requests)
+    probe, answer, again = requests[0].sender.sent
+    assert [flags for _, flags in (probe, answer, again)] == [0, 1, 1]
+    assert REFUSAL in again[0].error().message()
+    assert "server is full" in requests[1].sender.sent[0][0].error().message()
+    assert len(speech_stage.counted) == 2
+
+    delivery = load("delivery", delivery_stage)
+    assert [notify.keywords for notify in delivery_stage.served[:1]] == [{"model": "speech"}]
+    steps = [InferenceRequest(inputs=part.tensors.values()) for part, _ in (probe, answer, answer)]
+    steps[2].sender.cancelled = True
+    delivery.execute(steps)
+    assert [step.sender.sent[0][1] for step in steps] == [1, 1, 1]
+    silent, passed, gone = (step.sender.sent[0][0] for step in steps)
+    assert (silent, gone) == (None, None)
+    assert passed.tensors["TEXT_DELTA"].as_numpy().tolist() == ["é".encode()]
+    assert passed.tensors.keys() == {"TEXT_DELTA", "TOKENS", "PCM", "STATUS", "PROMPT"}
+    speech.finalize()
+    delivery.finalize()
+    assert speech_stage.closed
+    assert delivery_stage.closed

@@ -8,6 +8,7 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from server.backend import APART, ONE_PROCESS, TOGETHER
 from vita_audio.contract.fields import ENSEMBLE, INPUTS, OUTPUTS
 
 REPOSITORY = Path(__file__).resolve().parents[2] / "model_repository"
@@ -32,7 +33,7 @@ PUBLIC_OUTPUTS: list[Spec] = [output[:3] for output in OUTPUTS]
 
 
 def test_models_of_the_repository() -> None:
-    assert MODELS == ["audio_decoder", "prompt", "speech_lm", "speech_tokenizer", "vita_audio"]
+    assert set(MODELS) == {"prompt", *APART, *TOGETHER, "speech_tokenizer", "vita_audio"}
     for model in MODELS:
         assert config(model).name == model
         assert config(model).max_batch_size == 0
@@ -51,12 +52,23 @@ def test_prompt_takes_the_public_inputs_and_audio_decoder_gives_the_public_outpu
     prompt = config("prompt")
     assert specs(prompt.input) == PUBLIC_INPUTS
     assert all(tensor.optional for tensor in prompt.input)
-    assert specs(config("audio_decoder").output) == PUBLIC_OUTPUTS
+    assert specs(config("audio_decoder").output) == specs(config("delivery").output) == PUBLIC_OUTPUTS
 
 
-def test_every_tensor_between_steps_has_one_type_and_shape() -> None:
+def test_one_process_changes_the_steps_behind_prompt_only() -> None:
+    apart, together = config(ENSEMBLE), config(ENSEMBLE, str(ONE_PROCESS))
+    steps = [[step.model_name for step in each.ensemble_scheduling.step] for each in (apart, together)]
+    assert steps == [["prompt", *APART], ["prompt", *TOGETHER]]
+    assert apart.ensemble_scheduling.step[0] == together.ensemble_scheduling.step[0]
+    for each in (apart, together):
+        del each.ensemble_scheduling.step[:]
+    assert apart == together
+
+
+@pytest.mark.parametrize("file", ["config.pbtxt", str(ONE_PROCESS)])
+def test_every_tensor_between_steps_has_one_type_and_shape(file: str) -> None:
     known = {name: rest for name, *rest in PUBLIC_INPUTS}
-    for step in config(ENSEMBLE).ensemble_scheduling.step:
+    for step in config(ENSEMBLE, file).ensemble_scheduling.step:
         inner = config(step.model_name)
         inputs = {name: rest for name, *rest in specs(inner.input)}
         outputs = {name: rest for name, *rest in specs(inner.output)}
@@ -70,7 +82,7 @@ def test_every_tensor_between_steps_has_one_type_and_shape() -> None:
 
 def test_who_streams() -> None:
     decoupled = {model for model in MODELS if config(model).model_transaction_policy.decoupled}
-    assert decoupled == {"speech_lm", "audio_decoder"}
+    assert decoupled == {*APART, *TOGETHER}
     # Their workers batch all streams and own their state: a second instance would not know the streams of the first.
     assert all(config(model).instance_group[0].count == 1 for model in decoupled)
 

@@ -26,7 +26,8 @@ from vita_audio.contract.errors import (
     from_wire,
     to_wire,
 )
-from vita_audio.contract.messages import Cancel, Delta, Released, Status
+from vita_audio.contract.messages import Cancel, Delta, Probe, Released, Status
+from vita_audio.decoding.served_stream import DecodedChunk
 
 
 class Called:
@@ -132,6 +133,42 @@ def test_the_language_model_is_notified(adapter: ModuleType, called: Called, mes
     adapter.ModelCalls().notify_language_model(message)
     assert (called.request.model_name, called.request.requested) == ("speech_lm", [])
     assert adapter.ModelCalls(once=True).read(called.request) == message
+
+
+def test_a_cancel_may_go_to_speech(adapter: ModuleType, called: Called) -> None:
+    adapter.ModelCalls().notify_language_model(Cancel("s1"), model="speech")
+    assert called.request.model_name == "speech"
+
+
+def test_what_speech_sends_passes_delivery_unchanged(adapter: ModuleType) -> None:
+    chunk = DecodedChunk(
+        "é", np.array([5, 6], np.int32), np.array([7, 8], np.int16), Status("s1", 3, "running"), prompt=(3, 4)
+    )
+    sent: list[tuple[list[Tensor] | None, bool]] = []
+    calls = adapter.ModelCalls()
+    for content, final in ((chunk, False), (Probe("s1"), False), (None, True)):
+        calls.send_to_delivery(lambda tensors, last: sent.append((tensors, last)), content, final)
+    assert sent[2] == (None, True)
+    assert [final for _, final in sent] == [False, False, True]
+    passed, direct, silent = Sender(), Sender(), Sender()
+    for (tensors, _), sender in zip(sent, (passed, silent), strict=False):
+        assert tensors is not None
+        request = InferenceRequest(inputs=tensors)
+        assert calls.read(request) == Probe("s1")
+        adapter.pass_on(request, sender)
+    adapter.send_chunk(direct, chunk)
+    assert silent.sent == [(None, 1)]
+    values = [
+        [(tensor.name(), tensor.as_numpy().dtype, tensor.as_numpy().tolist()) for tensor in response.tensors.values()]
+        for sender in (passed, direct)
+        for response, flags in sender.sent
+        if response is not None and flags == 1
+    ]
+    assert sorted(values[0]) == sorted(values[1])
+    request = InferenceRequest(inputs=sent[0][0] or ())
+    request.tensors["TOKENS"] = Tensor("TOKENS", np.array([5], np.int32))  # another stream's
+    with pytest.raises(BadMessage, match=REFUSAL):
+        calls.read(request)
 
 
 @pytest.mark.parametrize(
