@@ -1,15 +1,13 @@
-"""What a Wyoming client sends, checked and bounded: events of a limited size, the speech of one turn."""
+"""What a Wyoming client sends, checked and bounded: events of a limited size, the speech of a turn, text."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from sentence_stream import SentenceBoundaryDetector
 from wyoming.audio import AudioChunk, AudioFormat
 from wyoming.event import Event, Eventable, async_read_event
 
@@ -18,8 +16,6 @@ from vita_audio.contract.limits import MAX_AUDIO_SECONDS, MAX_SAMPLE_RATE_HZ, MI
 
 EventableT = TypeVar("EventableT", bound=Eventable)
 _SAMPLE_TYPES = {2: "<i2", 4: "<i4"}
-#: Text without the end of a sentence is spoken in pieces of about this length.
-_LONGEST_SENTENCE_CHARS = 500
 #: What the package raises for events that have not the form it expects.
 _MALFORMED = (TypeError, KeyError, AttributeError, ValueError, RecursionError)
 
@@ -137,36 +133,32 @@ def _whole(name: str, value: Any, low: int, high: int) -> int:
     return value
 
 
-class Sentences:
-    """Text that comes in pieces, given out again by sentences as soon as they are complete."""
+class Text:
+    """Text to be spoken, which comes in pieces: an async iterator of them, for one reader."""
 
     def __init__(self, bounds: Bounds) -> None:
         self._longest_chars, self._chars = bounds.text_chars, 0
-        self._detector = SentenceBoundaryDetector()
+        self._pieces: asyncio.Queue[str | None] = asyncio.Queue()
 
-    def add(self, text: Any) -> Iterator[str]:
-        """The sentences that are complete now.
-
-        Raises:
-            InvalidRequest: it is no text, or all of it together is too long.
-        """
-        if not isinstance(text, str):
-            raise InvalidRequest("text", text, "it is a string")
-        self._chars += len(text)
+    def add(self, piece: Any) -> None:
+        """Raises: InvalidRequest: it is no text, or all of it together is too long."""
+        if not isinstance(piece, str):
+            raise InvalidRequest("text", piece, "it is a string")
+        self._chars += len(piece)
         if self._chars > self._longest_chars:
             limit = f"at most {self._longest_chars} characters are spoken"
             raise InvalidRequest("text", f"{self._chars} characters", limit, "send it in parts")
-        yield from filter(_has_words, self._detector.add_chunk(text))
-        while len(self._detector.remaining_text) > _LONGEST_SENTENCE_CHARS:
-            rest = self._detector.finish()
-            cut = rest.rfind(" ", 1, _LONGEST_SENTENCE_CHARS) + 1 or _LONGEST_SENTENCE_CHARS
-            yield from filter(_has_words, (rest[:cut], *self._detector.add_chunk(rest[cut:])))
+        self._pieces.put_nowait(piece)
 
-    def finish(self) -> Iterator[str]:
-        """What is left."""
-        yield from filter(_has_words, (self._detector.finish(),))
+    def finish(self) -> None:
+        """That was all of it."""
+        self._pieces.put_nowait(None)
 
+    def __aiter__(self) -> Text:
+        return self
 
-def _has_words(text: str) -> bool:
-    """False for marks alone, which nobody could read out."""
-    return any(character.isalnum() for character in text)
+    async def __anext__(self) -> str:
+        piece = await self._pieces.get()
+        if piece is None:
+            raise StopAsyncIteration
+        return piece

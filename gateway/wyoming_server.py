@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Iterable
 from importlib.metadata import version
 from typing import Any
 
@@ -34,7 +33,7 @@ from gateway.access import Caller
 from gateway.context import Gateway
 from gateway.errors import GatewayError
 from gateway.keys import Key
-from gateway.wyoming_input import BoundedReader, Bounds, Sentences, Speech, parsed
+from gateway.wyoming_input import BoundedReader, Bounds, Speech, Text, parsed
 from vita_audio.contract.errors import InvalidRequest, VitaError
 from vita_audio.contract.rates import OUTPUT_SAMPLE_RATE_HZ
 from vita_client import Pcm, TextDelta
@@ -95,16 +94,16 @@ class WyomingServer(AsyncTcpServer):
 
 
 class Connection(AsyncEventHandler):
-    """One client. Requests come one after the other; while one is answered nothing else is read."""
+    """One client. Requests come one after the other; while one is answered nothing else is read, but the text of it."""
 
     def __init__(self, server: WyomingServer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         super().__init__(reader, writer)
         self._server, self._gateway, self._bounds = server, server.gateway, server.bounds
         self._events = BoundedReader(reader, server.bounds)
         self._speech: Speech | None = None
-        #: The text of synthesize-start and what follows it.
-        self._sentences: Sentences | None = None
-        self._sounding = False
+        #: The text of synthesize-start and what follows it, and the task that speaks it.
+        self._text: Text | None = None
+        self._speaking: asyncio.Task[None] | None = None
         #: When the request that is being answered began, on `time.monotonic`; None between requests.
         self._began_s: float | None = None
 
@@ -116,7 +115,7 @@ class Connection(AsyncEventHandler):
             while (event := await self._events.event()) is not None:
                 self._begin()
                 await self.handle_event(event)
-                if self._speech is None and self._sentences is None:
+                if self._speech is None and self._text is None:
                     self._end("ok")
         except VitaError as error:
             self._end(error.code)
@@ -128,6 +127,9 @@ class Connection(AsyncEventHandler):
             await self._refuse("internal error of the gateway; its log says more", VitaError.default_code)
         finally:
             self._end("ended")
+            if self._speaking is not None:
+                self._speaking.cancel()
+                await asyncio.wait((self._speaking,))
             # Without waiting for a client that does not read.
             asyncio.get_running_loop().call_later(self._bounds.send_s, self.writer.transport.abort)
             self.writer.close()
@@ -183,14 +185,21 @@ class Connection(AsyncEventHandler):
         elif Synthesize.is_type(kind):
             await self._synthesize(parsed(Synthesize, event))
         elif SynthesizeStart.is_type(kind):
+            if self._text is not None:
+                raise _out_of_order(kind, "synthesize-stop")
             self._asked(parsed(SynthesizeStart, event))
-            self._sentences = Sentences(self._bounds)
+            self._text = Text(self._bounds)
+            self._speaking = asyncio.create_task(self._speak(self._text))
         elif SynthesizeChunk.is_type(kind):
-            await self._speak(self._streaming(kind).add(parsed(SynthesizeChunk, event).text))
+            text, speaking = self._streaming(kind)
+            text.add(parsed(SynthesizeChunk, event).text)
+            if speaking.done():
+                await speaking  # it has failed
         elif SynthesizeStop.is_type(kind):
-            await self._speak(self._streaming(kind).finish())
-            self._sentences = None
-            await self._stop_sound()
+            text, speaking = self._streaming(kind)
+            text.finish()
+            await speaking
+            self._text = self._speaking = None
             await self.write_event(SynthesizeStopped().event())
         return True
 
@@ -204,10 +213,10 @@ class Connection(AsyncEventHandler):
             raise _out_of_order(kind, "audio-start")
         return self._speech
 
-    def _streaming(self, kind: str) -> Sentences:
-        if self._sentences is None:
+    def _streaming(self, kind: str) -> tuple[Text, asyncio.Task[None]]:
+        if self._text is None or self._speaking is None:
             raise _out_of_order(kind, "synthesize-start")
-        return self._sentences
+        return self._text, self._speaking
 
     def _asked(self, request: Synthesize | SynthesizeStart) -> None:
         self._named("voice", request.voice and request.voice.name, VOICE)
@@ -236,41 +245,32 @@ class Connection(AsyncEventHandler):
         await self.write_event(TranscriptStop().event())
 
     async def _synthesize(self, request: Synthesize) -> None:
-        if self._sentences is not None:
+        if self._text is not None:
             return  # all of a streamed text once more, for servers that cannot stream
         self._asked(request)
-        if request.text == "":
-            raise InvalidRequest("text", "", "it is empty", "send what to say")
-        sentences = Sentences(self._bounds)
-        await self._speak(sentences.add(request.text))
-        await self._speak(sentences.finish())
-        await self._stop_sound()
+        text = Text(self._bounds)
+        text.add(request.text)
+        text.finish()
+        await self._speak(text)
 
-    async def _speak(self, sentences: Iterable[str]) -> None:
-        """One request for each sentence; their sound follows without a gap, between one audio-start and one stop."""
-        gateway = self._gateway
-        for sentence in sentences:
-            async with (
-                gateway.access.stream(CALLER) as use,
-                gateway.upstreams.client() as client,
-                client.stream(sentence, task="tts", timeout_s=gateway.settings.request_timeout_s) as stream,
-            ):
-                async for event in stream:
-                    if isinstance(event, Pcm) and len(event.samples):
-                        use.sound(event.seconds)
-                        await self._start_sound()
-                        pcm = event.samples.astype("<i2").tobytes()
-                        await self.write_event(AudioChunk(audio=pcm, **_SOUND).event())
-
-    async def _start_sound(self) -> None:
-        if not self._sounding:
-            self._sounding = True
+    async def _speak(self, text: Text) -> None:
+        """Sentence by sentence, between one audio-start and one audio-stop."""
+        gateway, sounding = self._gateway, False
+        async with (
+            gateway.access.stream(CALLER) as use,
+            gateway.upstreams.client() as client,
+            client.read(text, timeout_s=gateway.settings.request_timeout_s) as reading,
+        ):
+            async for event in reading:
+                if isinstance(event, Pcm) and len(event.samples):
+                    if not sounding:
+                        sounding = True
+                        await self.write_event(AudioStart(**_SOUND).event())
+                    use.sound(event.seconds)
+                    pcm = event.samples.astype("<i2").tobytes()
+                    await self.write_event(AudioChunk(audio=pcm, **_SOUND).event())
+        if not sounding:
             await self.write_event(AudioStart(**_SOUND).event())
-
-    async def _stop_sound(self) -> None:
-        """Also where nothing was to be spoken: the client waits for it."""
-        await self._start_sound()
-        self._sounding = False
         await self.write_event(AudioStop().event())
 
 
