@@ -1,12 +1,13 @@
 """The command `vita-gateway`: options become settings, settings a running gateway; `vita-gateway key` makes a key.
 
-Exit codes: 0 ended after a drain, 2 a wrong option, 1 could not start.
+Exit codes: 0 ended after a drain, 2 a wrong option, 3 could not start (the log says why).
 """
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -21,7 +22,10 @@ from vita_client import Tls
 DEFAULT = Settings()
 
 app = typer.Typer(name="vita-gateway", add_completion=False, pretty_exceptions_enable=False)
-_File = Annotated[Path | None, typer.Option(dir_okay=False)]
+
+
+#: Options that are settings of the same name.
+_SAME = frozenset(Settings.__dataclass_fields__) - {"servers", "server_tls", "origins", "host_names"}
 
 
 @app.callback(invoke_without_command=True)
@@ -75,14 +79,8 @@ def serve(
         logs.configure()
         running = Server(create_app(settings), settings)
     except InvalidRequest as error:
-        raise typer.BadParameter(str(error)) from None
+        _fail(error)
     running.run()
-    if not running.started:
-        raise typer.Exit(1)
-
-
-#: Options that are settings of the same name.
-_SAME = frozenset(Settings.__dataclass_fields__) - {"servers", "server_tls", "origins", "host_names"}
 
 
 @app.command()
@@ -97,7 +95,12 @@ def key(
     try:
         print(add_key(keys, name, Limits(streams, minutes_per_hour, minutes_per_day)))
     except InvalidRequest as error:
-        raise typer.BadParameter(str(error)) from None
+        _fail(error)
+
+
+def _fail(error: InvalidRequest) -> NoReturn:
+    print(f"error: {error}", file=sys.stderr)
+    raise typer.Exit(2)
 
 
 def _tls(root_ca: Path | None, certificate: Path | None, key: Path | None) -> Tls | None:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,16 +17,22 @@ from starlette.exceptions import HTTPException
 
 from vita_audio.contract.errors import InvalidRequest, VitaError
 
+_log = logging.getLogger(__name__)
 WRONG, DENIED, LIMITED, BROKEN = "invalid_request_error", "authentication_error", "rate_limit_error", "server_error"
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """How an error is answered. `retry_after_s` None: the same request would fail again at once."""
+    """How an error is answered.
+
+    `retry_after_s` None: the same request would fail again at once. `says` replaces a text that names addresses behind
+    the gateway; that one goes to the log.
+    """
 
     status: int
     type: str
     retry_after_s: int | None = None
+    says: str = ""
 
 
 ANSWERS: dict[str, Answer] = {
@@ -44,13 +51,13 @@ ANSWERS: dict[str, Answer] = {
     "server_full": Answer(503, BROKEN, 1),
     "shutting_down": Answer(503, BROKEN, 5),
     "unhealthy": Answer(503, BROKEN, 5),
-    "not_ready": Answer(503, BROKEN, 5),
-    "unavailable": Answer(503, BROKEN, 5),
-    "client_closed": Answer(503, BROKEN, 5),
+    "not_ready": Answer(503, BROKEN, 5, "the server is not ready yet; try again in a few seconds"),
+    "unavailable": Answer(503, BROKEN, 1, "no server answers; try again in a few seconds"),
+    "client_closed": Answer(503, BROKEN, 5, "the gateway is shutting down; try again later"),
     # between gateway and server
-    "access_denied": Answer(502, BROKEN),
-    "bad_response": Answer(502, BROKEN),
-    "stream_broken": Answer(502, BROKEN, 1),
+    "access_denied": Answer(502, BROKEN, None, "the server refuses this gateway; its operator has to act"),
+    "bad_response": Answer(502, BROKEN, None, "gateway and server do not fit together; its operator has to act"),
+    "stream_broken": Answer(502, BROKEN, 1, "the server went away before the answer was complete; try again"),
     "deadline_exceeded": Answer(504, BROKEN),
 }
 #: Any other code: a fault of server or gateway.
@@ -77,7 +84,9 @@ def error_body(message: str, type: str, code: str, param: str | None = None) -> 
 def body_of(error: VitaError) -> dict[str, Any]:
     """OpenAI's form of an error of this project; also for an event in the middle of a stream."""
     answer = ANSWERS.get(error.code, FAULT)
-    return error_body(str(error), answer.type, error.code, error.field.lower() or None)
+    if answer.says:
+        _log.warning("server error", extra={"code": error.code, "reason": str(error)})
+    return error_body(answer.says or str(error), answer.type, error.code, error.field.lower() or None)
 
 
 def response_of(error: VitaError) -> JSONResponse:
@@ -90,10 +99,11 @@ def response_of(error: VitaError) -> JSONResponse:
     return JSONResponse(body_of(error), answer.status, headers)
 
 
-def invalid(error: RequestValidationError) -> InvalidRequest | GatewayError:
+def invalid(error: RequestValidationError) -> GatewayError:
     """The first of the errors that pydantic found, as one line."""
     first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")) or "body"
+    place = () if first["type"] == "json_invalid" else first["loc"]
+    field = ".".join(str(part) for part in place if part not in ("body", "query", "path", "header")) or "body"
     return GatewayError(f"{field}: {first['msg']}", code=InvalidRequest.default_code, field=field)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import ssl
 import time
 from types import FrameType
 from typing import Any
@@ -15,6 +16,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.context import Gateway
 from gateway.settings import Settings
+from vita_audio.contract.errors import InvalidRequest
 
 #: For the head of a request; a body has `Settings.body_timeout_s`.
 _HEAD_TIMEOUT_S = 10.0
@@ -57,6 +59,9 @@ class BoundedHttp(HttpToolsProtocol):
 class Server(uvicorn.Server):
     """Serves an app of `create_app`. The first signal drains: running requests may end, new ones get 503; the second
     one stops at once.
+
+    Raises:
+        InvalidRequest: the certificate and its key cannot be used.
     """
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
@@ -80,6 +85,12 @@ class Server(uvicorn.Server):
                 ssl_keyfile=settings.tls_key,
             )
         )
+        try:
+            self.config.load()
+        except (OSError, ssl.SSLError) as error:
+            raise InvalidRequest(
+                "tls_certificate", str(settings.tls_certificate), "it and its key cannot be read as PEM files"
+            ) from error
         self._settings = settings
         self._gateway: Gateway = app.state.gateway
         self._asked_to_end, self._drained_at_s = False, 0.0

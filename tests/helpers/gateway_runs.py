@@ -8,23 +8,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
+from fastapi import APIRouter
+
 from gateway.app import create_app
 from gateway.server import Server
 from gateway.settings import Settings
 
 
 @contextmanager
-def served(settings: Settings) -> Iterator[str]:
+def served(settings: Settings, *routers: APIRouter) -> Iterator[str]:
     """A running gateway: its address, `http://127.0.0.1:PORT`."""
-    with running(settings) as server:
+    with running(settings, *routers) as server:
         yield f"http://127.0.0.1:{server.port}"
 
 
 @contextmanager
-def running(settings: Settings) -> Iterator[Server]:
-    """A running gateway; it is cut off at the end, running requests too."""
+def running(settings: Settings, *routers: APIRouter) -> Iterator[Server]:
+    """A running gateway, with more routes if given; it is cut off at the end, running requests too."""
     settings = replace(settings, port=0)
-    server = Server(create_app(settings), settings)
+    app = create_app(settings)
+    for router in routers:
+        app.include_router(router)
+    server = Server(app, settings)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:
