@@ -23,4 +23,5 @@ def checked_facts(found: CheckpointSizes) -> Facts:
         "default_pattern": list(found.default_pattern),
         "samples": found.samples,
         "repetition_penalty": found.repetition_penalty,
+        "text_normalization": found.text_normalization,
     }

@@ -38,4 +38,5 @@ def make_limits(build: Build, checked: Facts) -> Limits:
         default_pattern=tuple(checked["default_pattern"]),
         tts_samples=checked["samples"],
         repetition_penalty=checked["repetition_penalty"],
+        text_normalization=checked["text_normalization"],
     )

@@ -45,6 +45,7 @@ from vita_audio.engines.gpu_record import TORCH_CUDA
 from vita_audio.engines.manifest import MANIFEST, Manifest
 from vita_audio.engines.torch.weights import FLOW_FILE, SPEECH_TOKENIZER_FILE, VOCODER_FILE, WEIGHTS_FILE
 from vita_audio.stopping import stop_on_signals
+from vita_audio.text.normalization import NONE
 from vita_audio.text.vocabulary import Vocabulary
 
 _TOKENIZER_FILE = "tokenizer.json"
@@ -96,7 +97,12 @@ def _write(
     pattern = NAMED_MODES["boost"]
     facts = checked_facts(
         CheckpointSizes(
-            *size.networks, vocabulary, pattern, samples=True, repetition_penalty=DEFAULT_REPETITION_PENALTY
+            *size.networks,
+            vocabulary,
+            pattern,
+            samples=True,
+            repetition_penalty=DEFAULT_REPETITION_PENALTY,
+            text_normalization=NONE,
         )
     )
     facts["limits"] = make_limits(build, facts).to_dict()

@@ -23,6 +23,7 @@ from vita_audio.speech_features import final_tokens, to_16_khz
 from vita_audio.speech_pauses import is_silent, shorten_pauses
 from vita_audio.text.chat_template import ChatTemplate, PromptBuilder
 from vita_audio.text.history import HistoryReader
+from vita_audio.text.normalization import WORDS, in_words
 from vita_audio.text.plain import has_words, plain
 from vita_audio.text.tokenizer import TextTokenizer
 
@@ -69,7 +70,7 @@ class PromptStage:
         """
         settings = ServingSettings.from_environment()
         tokenizer, limits = TextTokenizer(settings.engines / "tokenizer.json"), load_manifest(settings.engines).limits
-        cls(tokenizer, limits, speech_codes).prepare({"TEXT": "warm-up"})
+        cls(tokenizer, limits, speech_codes).prepare({"TEXT": "warm-up 1"})
         return cls(
             tokenizer, limits, speech_codes, AdmissionRecord(settings.admission), worker, heartbeats.pulse("execute")
         )
@@ -107,6 +108,8 @@ class PromptStage:
         text = None if request.text is None else plain(request.text, one_line=request.task == "tts")
         if text is not None and not has_words(text):
             raise InvalidRequest("TEXT", request.text, "it has no letter and no digit", "send words, or leave TEXT out")
+        if text is not None and self._limits.text_normalization == WORDS:
+            text = in_words(text)
         request = replace(request, text=text)
         timings, codes = {}, None
         if request.audio is not None:

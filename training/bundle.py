@@ -18,6 +18,7 @@ from training.language_model import stages
 from vita_audio.checkpoint.audio_decoder import load_flow, load_vocoder, write_audio_decoder
 from vita_audio.checkpoint.check import check_checkpoint
 from vita_audio.checkpoint.language_model import load_language_model
+from vita_audio.text.normalization import WORDS
 from vita_audio.text.vocabulary import Vocabulary
 
 
@@ -68,5 +69,8 @@ def _write_language_model(config: TrainingConfig, init: InitFrom, out: Path, fol
     stored = stages.stored_as(tensors, config.language_model.dtype)
     pattern = config.language_model.trained_mode.pattern
     # A small model that samples its text says other words than those it was given, and a penalty on what was said
-    # before makes it leave out words and sounds that come twice.
-    stages.write_released(folder, sizes, vocabulary, stored, pattern, trained, samples=False, repetition_penalty=1.0)
+    # before makes it leave out words and sounds that come twice. It has read plain sentences in words only.
+    stages.write_released(
+        folder, sizes, vocabulary, stored, pattern, trained, samples=False, repetition_penalty=1.0,
+        text_normalization=WORDS,
+    )  # fmt: skip

@@ -16,15 +16,23 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from build_engines.checked import checked_facts
+from build_engines.limits import make_limits
 from build_engines.options import GpuOptions
 from build_engines.pipeline import Build, is_done, load_record
 from build_engines.stages import CPU_STAGES, run_build
-from vita_audio.checkpoint.check import check_checkpoint, default_pattern, default_repetition_penalty
+from vita_audio.checkpoint.check import (
+    check_checkpoint,
+    default_pattern,
+    default_repetition_penalty,
+    text_normalization,
+)
 from vita_audio.checkpoint.file_records import checkpoint_sha256
 from vita_audio.checkpoint.random_weights.__main__ import write_random_checkpoint
 from vita_audio.checkpoint.random_weights.audio import vocoder_weights
 from vita_audio.checkpoint.sizes import TINY
 from vita_audio.contract.errors import CheckpointError, EngineError
+from vita_audio.contract.limits import Limits
 from vita_audio.engines.manifest import check_manifest, load_manifest
 from vita_audio.engines.onnxruntime.audio import OnnxFlow, OnnxVocoder
 from vita_audio.engines.onnxruntime.language_model import OnnxLanguageModel
@@ -247,6 +255,7 @@ def _other_mels(folder: Path) -> None:
             "repetition_penalty: '1' must be",
         ),
         (_edit_json("language_model/generation_config.json", repetition_penalty=11), "above 0, at most 10"),
+        (_edit_json("language_model/generation_config.json", text_normalization="all"), "must be none or words"),
         (_smaller_codebook, "audio vocabularies differ: .* 256, .* 128, .* 256"),
         (_edit_yaml("sample_rate: 22050", "sample_rate: 24000"), "makes 24000 Hz"),
         (_other_mels, "makes 80 mel channels but the vocoder takes 40"),
@@ -273,6 +282,19 @@ def test_one_error_names_the_faults_of_all_parts(checkpoint: Path, tmp_path: Pat
         check_checkpoint(folder)
     with pytest.raises(CheckpointError, match="no such folder"):
         check_checkpoint(tmp_path / "nothing")
+
+
+def test_text_normalization_of_a_checkpoint_reaches_the_engines(checkpoint: Path, tmp_path: Path) -> None:
+    path = tmp_path / "generation_config.json"
+    assert text_normalization(path) == "none"
+    path.write_text('{"text_normalization": "words"}')
+    assert text_normalization(path) == "words"
+    facts = checked_facts(check_checkpoint(checkpoint)) | {"text_normalization": "words"}
+    limits = make_limits(Build(checkpoint, tmp_path), facts)
+    assert Limits.from_dict(limits.to_dict()).text_normalization == "words"
+    assert Limits.from_dict({k: v for k, v in limits.to_dict().items() if k != "text_normalization"}) == replace(
+        limits, text_normalization="none"
+    ), "engines that were built before"
 
 
 def test_repetition_penalty_of_a_generation_config(tmp_path: Path) -> None:

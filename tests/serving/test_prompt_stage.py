@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -193,6 +194,15 @@ def test_ids_that_are_no_conversation_are_refused(stage: PromptStage, history: l
     with pytest.raises(InvalidRequest, match="no turn begins at id 0") as caught:
         stage.prepare({"TEXT": "Hello.", "HISTORY": history})
     assert caught.value.field == "HISTORY"
+
+
+def test_a_checkpoint_may_ask_for_plain_sentences(engines: Path, tokenizer: Tokenizer, stage: PromptStage) -> None:
+    limits = replace(load_manifest(engines).limits, text_normalization="words")
+    plain = PromptStage(TextTokenizer(engines / "tokenizer.json"), limits, tokenizer)
+    for task in ("tts", "text", "chat"):
+        wanted = stage.prepare({"TEXT": "What is two plus three?", "TASK": task}).tokens
+        assert plain.prepare({"TEXT": "WHAT IS 2+3", "TASK": task}).tokens == wanted
+        assert stage.prepare({"TEXT": "WHAT IS 2+3", "TASK": task}).tokens != wanted
 
 
 def test_silence_is_refused_and_pauses_are_not_tokenized(stage: PromptStage, tokenizer: Tokenizer) -> None:

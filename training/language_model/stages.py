@@ -29,6 +29,7 @@ from vita_audio.checkpoint.configs import LanguageModelConfig
 from vita_audio.checkpoint.language_model import load_language_model, write_language_model
 from vita_audio.contract.limits import DEFAULT_REPETITION_PENALTY
 from vita_audio.contract.modes import NAMED_MODES
+from vita_audio.text.normalization import NONE
 from vita_audio.text.tokenizer import TextTokenizer
 from vita_audio.text.vocabulary import Vocabulary
 
@@ -131,16 +132,20 @@ def write_released(
     tokenizer: Path,
     samples: bool = True,
     repetition_penalty: float = DEFAULT_REPETITION_PENALTY,
+    text_normalization: str = NONE,
 ) -> None:
     """A `language_model` folder in the released layout, whole or not there; `tokenizer`: where its files come from.
 
     `samples`: whether it reads text aloud with sampling by default. `repetition_penalty`: of requests that send none.
+    `text_normalization`: how text is written before it is read.
 
     Raises:
         TrainingError: it cannot be written; what was there before stays.
     """
     with whole_folder(folder) as place:
-        write_language_model(place, config, vocabulary, tensors, pattern, samples, repetition_penalty)
+        write_language_model(
+            place, config, vocabulary, tensors, pattern, samples, repetition_penalty, text_normalization
+        )
         for name in TOKENIZER_FILES:
             if (tokenizer / name).exists():
                 shutil.copyfile(tokenizer / name, place / name)

@@ -26,6 +26,7 @@ from vita_audio.contract.errors import CheckpointError, InvalidRequest
 from vita_audio.contract.limits import DEFAULT_REPETITION_PENALTY, MAX_REPETITION_PENALTY
 from vita_audio.contract.modes import NAMED_MODES, mode_of
 from vita_audio.contract.rates import OUTPUT_SAMPLE_RATE_HZ
+from vita_audio.text.normalization import NONE, TEXT_NORMALIZATIONS
 from vita_audio.text.tokenizer import TextTokenizer
 from vita_audio.text.vocabulary import Vocabulary
 
@@ -37,7 +38,7 @@ class CheckpointSizes:
     """A checked bundle.
 
     `default_pattern`: the mode it was trained for; `samples`: see `default_sampling`; `repetition_penalty`: what it is
-    asked with by default.
+    asked with by default; `text_normalization`: see there.
     """
 
     language_model: LanguageModelConfig
@@ -48,6 +49,7 @@ class CheckpointSizes:
     default_pattern: tuple[int, ...]
     samples: bool
     repetition_penalty: float
+    text_normalization: str
 
     def sizes(self) -> dict[str, dict[str, Any]]:
         """Part -> fields of its config, for the manifest."""
@@ -77,16 +79,18 @@ def check_checkpoint(folder: Path) -> CheckpointSizes:
     pattern = part(lambda: default_pattern(folder / GENERATION_CONFIG_FILE, language_model))
     samples = part(lambda: default_sampling(folder / GENERATION_CONFIG_FILE))
     penalty = part(lambda: default_repetition_penalty(folder / GENERATION_CONFIG_FILE))
+    normalization = part(lambda: text_normalization(folder / GENERATION_CONFIG_FILE))
     speech_tokenizer = part(lambda: load_speech_tokenizer(folder / SPEECH_TOKENIZER)[0])
     flow = part(lambda: load_flow(folder / AUDIO_DECODER)[0])
     vocoder = part(lambda: load_vocoder(folder / AUDIO_DECODER)[0])
     if language_model and vocabulary and pattern and speech_tokenizer and flow and vocoder and not faults:
         assert samples is not None
         assert penalty is not None
+        assert normalization is not None
         faults += _contradictions(language_model, vocabulary, speech_tokenizer, flow, vocoder)
         if not faults:
             return CheckpointSizes(
-                language_model, speech_tokenizer, flow, vocoder, vocabulary, pattern, samples, penalty
+                language_model, speech_tokenizer, flow, vocoder, vocabulary, pattern, samples, penalty, normalization
             )
     raise CheckpointError("; ".join(faults))
 
@@ -133,6 +137,18 @@ def default_repetition_penalty(path: Path) -> float:
             f"{path}: repetition_penalty: {value!r} must be a number above 0, at most {MAX_REPETITION_PENALTY:g}"
         )
     return float(value)
+
+
+def text_normalization(path: Path) -> str:
+    """`text_normalization` of a generation_config.json, one of TEXT_NORMALIZATIONS; without it, "none".
+
+    Raises:
+        CheckpointError: the file is not JSON, or it is another value.
+    """
+    value = _generation_setting(path, "text_normalization", NONE)
+    if value not in TEXT_NORMALIZATIONS:
+        raise CheckpointError(f"{path}: text_normalization: {value!r} must be {' or '.join(TEXT_NORMALIZATIONS)}")
+    return str(value)
 
 
 def _generation_setting(path: Path, name: str, default: object) -> Any:

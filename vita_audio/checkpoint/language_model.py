@@ -23,6 +23,7 @@ from vita_audio.checkpoint.weight_files import (
 from vita_audio.contract.errors import CheckpointError
 from vita_audio.contract.limits import DEFAULT_REPETITION_PENALTY
 from vita_audio.contract.modes import NAMED_MODES
+from vita_audio.text.normalization import NONE
 from vita_audio.text.vocabulary import Vocabulary
 
 #: Parts of Plus checkpoints that are not the language model (docs/audio.md 9).
@@ -149,12 +150,15 @@ def write_language_model(
     pattern: Sequence[int] = NAMED_MODES["boost"],
     samples: bool = True,
     repetition_penalty: float = DEFAULT_REPETITION_PENALTY,
+    text_normalization: str = NONE,
 ) -> None:
     """Write config.json, generation_config.json and model.safetensors; the tokenizer's files are the caller's.
 
     Arguments: `write_language_model_config`.
     """
-    write_language_model_config(folder, config, vocabulary, dtype_name(tensors), pattern, samples, repetition_penalty)
+    write_language_model_config(
+        folder, config, vocabulary, dtype_name(tensors), pattern, samples, repetition_penalty, text_normalization
+    )
     save_tensors(tensors, folder / "model.safetensors")
 
 
@@ -166,6 +170,7 @@ def write_language_model_config(
     pattern: Sequence[int] = NAMED_MODES["boost"],
     samples: bool = True,
     repetition_penalty: float = DEFAULT_REPETITION_PENALTY,
+    text_normalization: str = NONE,
 ) -> None:
     """Write config.json and generation_config.json.
 
@@ -174,6 +179,7 @@ def write_language_model_config(
         pattern: the mode it was trained for, the default of requests.
         samples: whether it reads text aloud with sampling by default.
         repetition_penalty: what it is asked with by default.
+        text_normalization: how text is written before it is read.
     """
     folder.mkdir(parents=True, exist_ok=True)
     architecture = {
@@ -195,4 +201,6 @@ def write_language_model_config(
         "do_sample": samples,
         "mtp_inference_mode": list(pattern),
     }
+    if text_normalization != NONE:
+        generation["text_normalization"] = text_normalization
     write_json(folder / "generation_config.json", generation)

@@ -28,7 +28,8 @@ class Limits:
     `context_tokens`: prompt and answer together. `max_tokens`: the largest MAX_TOKENS; `default_max_tokens` when none
     is sent. `mctp_modules`: K. `default_pattern`: the mode the checkpoint was trained for (generation_config.json).
     `tts_samples`: text is read aloud with sampling by default, as the authors do (small models read better greedily).
-    `repetition_penalty`: of requests that send none (generation_config.json).
+    `repetition_penalty`: of requests that send none (generation_config.json). `text_normalization`: how TEXT is written
+    before it is read (vita_audio/text/normalization.py).
     """
 
     context_tokens: int
@@ -39,6 +40,7 @@ class Limits:
     max_audio_seconds: float = MAX_AUDIO_SECONDS
     tts_samples: bool = True
     repetition_penalty: float = DEFAULT_REPETITION_PENALTY
+    text_normalization: str = "none"
 
     @property
     def max_text_characters(self) -> int:
