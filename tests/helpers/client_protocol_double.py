@@ -88,9 +88,11 @@ def read_inputs(request: service_pb2.ModelInferRequest) -> Inputs:
 
 
 class ProtocolDouble(service_pb2_grpc.GRPCInferenceServiceServicer):
-    """Serves scripted streams on a free loopback port and remembers what it was sent."""
+    """Serves scripted streams on a loopback port, a free one unless given, and remembers what it was sent."""
 
-    def __init__(self, credentials: grpc.ServerCredentials | None = None, host: str = "127.0.0.1") -> None:
+    def __init__(
+        self, credentials: grpc.ServerCredentials | None = None, host: str = "127.0.0.1", port: int = 0
+    ) -> None:
         self.ready = self.model_ready = True
         #: Whether questions for readiness are left without an answer.
         self.silent = False
@@ -112,7 +114,7 @@ class ProtocolDouble(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.server = grpc.server(futures.ThreadPoolExecutor(32), options=options)
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self, self.server)
         if credentials is None:
-            self.port = self.server.add_insecure_port(f"{host}:0")
+            self.port = self.server.add_insecure_port(f"{host}:{port}")
         else:
             self.port = self.server.add_secure_port("127.0.0.1:0", credentials)
         self.url = f"localhost:{self.port}"

@@ -1,0 +1,191 @@
+"""Several servers: the least loaded is taken, one that died is left, and tried again when it is back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import numpy as np
+import pytest
+
+from client_protocol_double import ProtocolDouble
+from gateway.metrics import Metrics
+from gateway.settings import Settings
+from gateway.upstreams import Upstreams
+from gateway_routes import router
+from gateway_runs import served
+from vita_client import AsyncClient, ServerUnavailable
+from waiting import until
+
+Test = Callable[[Upstreams], Awaitable[None]]
+
+
+@pytest.fixture
+def pair(double: ProtocolDouble) -> Iterator[tuple[ProtocolDouble, ProtocolDouble]]:
+    other = ProtocolDouble()
+    yield double, other
+    other.close()
+
+
+def run(addresses: tuple[str, ...], test: Test, watch: bool = False) -> Metrics:
+    metrics = Metrics()
+
+    async def inside() -> None:
+        upstreams = Upstreams(addresses, metrics)
+        if watch:
+            upstreams.open()
+        try:
+            await asyncio.wait_for(test(upstreams), 60)
+        finally:
+            await upstreams.close()
+
+    asyncio.run(inside())
+    return metrics
+
+
+def address(client: AsyncClient) -> str:
+    return client.connection.url
+
+
+A, B = "localhost:1", "localhost:2"
+
+
+def test_the_least_loaded_is_taken_and_all_have_their_turn() -> None:
+    async def test(upstreams: Upstreams) -> None:
+        async with upstreams.client() as first, upstreams.client() as second, upstreams.client() as third:
+            assert [address(client) for client in (first, second, third)] == [A, B, A]
+            async with upstreams.client() as fourth:
+                assert address(fourth) == B
+        taken = []
+        for _ in range(4):
+            async with upstreams.client() as client:
+                taken.append(address(client))
+        assert taken.count(A) == taken.count(B) == 2
+
+    run((A, B), test)
+
+
+def test_a_conversation_stays_where_it_was_while_that_server_can() -> None:
+    async def test(upstreams: Upstreams) -> None:
+        async with upstreams.client() as before:
+            pass
+        for _ in range(3):
+            async with upstreams.client(before) as client:
+                assert client is before
+        with pytest.raises(ServerUnavailable):
+            async with upstreams.client(before):
+                raise ServerUnavailable("full", code="server_full")
+        async with upstreams.client(before) as client:
+            assert client is not before
+
+    run((A, B), test)
+
+
+@pytest.mark.parametrize("code", ["unavailable", "shutting_down", "unhealthy", "not_ready"])
+def test_a_server_that_failed_is_left(code: str) -> None:
+    async def test(upstreams: Upstreams) -> None:
+        with pytest.raises(ServerUnavailable):
+            async with upstreams.client():
+                raise ServerUnavailable("gone", code=code)
+        assert (upstreams.ready, upstreams.total) == (1, 2)
+        for _ in range(3):
+            async with upstreams.client() as client:
+                assert address(client) == B
+        with pytest.raises(ServerUnavailable):
+            async with upstreams.client():
+                raise ServerUnavailable("gone", code=code)
+        with pytest.raises(ServerUnavailable, match="none of 2 servers is ready: gone") as none:
+            await upstreams.client().__aenter__()
+        assert none.value.code == "unavailable"
+
+    metrics = run((A, B), test)
+    for server in (A, B):
+        assert metrics.registry.get_sample_value("vita_gateway_server_ready", {"server": server}) == 0
+        assert metrics.registry.get_sample_value("vita_gateway_server_streams_running", {"server": server}) == 0
+
+
+def test_full_servers_are_still_asked_when_all_are_full() -> None:
+    async def test(upstreams: Upstreams) -> None:
+        for _ in range(2):
+            with pytest.raises(ServerUnavailable):
+                async with upstreams.client():
+                    raise ServerUnavailable("full", code="server_full")
+        async with upstreams.client():
+            assert upstreams.ready == 2
+
+    run((A, B), test)
+
+
+def test_what_is_wrong_with_a_request_says_nothing_about_the_server() -> None:
+    async def test(upstreams: Upstreams) -> None:
+        with pytest.raises(ValueError, match="x"):
+            async with upstreams.client():
+                raise ValueError("x")
+        assert upstreams.ready == 1
+
+    run((A,), test)
+
+
+def test_health_decides_who_is_asked(pair: tuple[ProtocolDouble, ProtocolDouble]) -> None:
+    first, second = pair
+
+    async def becomes(upstreams: Upstreams, ready: int) -> None:
+        while upstreams.ready != ready:
+            await asyncio.sleep(0.01)
+
+    async def test(upstreams: Upstreams) -> None:
+        first.model_ready = False
+        await becomes(upstreams, 1)
+        async with upstreams.client() as client:
+            assert address(client) == second.url
+        second.ready = False
+        await becomes(upstreams, 0)
+        first.model_ready = True
+        await becomes(upstreams, 1)
+        async with upstreams.client() as client:
+            assert address(client) == first.url
+
+    run((first.url, second.url), test, watch=True)
+
+
+def test_one_of_two_servers_dies_under_load_and_another_comes_back_at_its_address(
+    pair: tuple[ProtocolDouble, ProtocolDouble],
+) -> None:
+    first, second = pair
+    with served(Settings(servers=(first.url, second.url)), router) as url, httpx.Client(timeout=30) as client:
+
+        def speak(text: str = "chunks 2") -> httpx.Response:
+            return client.post(f"{url}/v1/speak", json={"text": text})
+
+        sound = np.concatenate([np.full(2205, index, "<i2") for index in range(2)]).tobytes()
+        with ThreadPoolExecutor(4) as callers:
+            running = [callers.submit(speak, "chunks 20 0.05") for _ in range(4)]
+            until(lambda: len(first.inputs) >= 2 and len(second.inputs) >= 2)
+            first.close()
+            statuses = sorted(each.result().status_code for each in running)
+            assert statuses == [200, 200, 502, 502]  # those of the server that died, and no other
+        answers = [speak() for _ in range(20)]
+        assert sum(answer.status_code == 200 for answer in answers) >= 19
+        assert all(answer.content == sound for answer in answers if answer.status_code == 200)
+        until(lambda: client.get(f"{url}/health/ready").json()["servers_ready"] == 1)
+
+        back = ProtocolDouble(port=first.port)
+        try:
+            until(lambda: client.get(f"{url}/health/ready").json()["servers_ready"] == 2)
+            until(lambda: speak().status_code == 200 and back.inputs)
+        finally:
+            back.close()
+
+
+def test_with_no_server_left_the_answer_is_503_and_health_says_so(double: ProtocolDouble) -> None:
+    double.ready = False
+    with served(Settings(servers=(double.url,)), router) as url:
+        until(lambda: httpx.get(f"{url}/health/ready").status_code == 503)
+        answer = httpx.post(f"{url}/v1/speak", json={"text": "chunks 1"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "unavailable")
+        assert answer.headers["retry-after"] == "1"
+        assert httpx.get(f"{url}/health/live").status_code == 200
+        metrics = httpx.get(f"{url}/metrics").text
+        assert f'vita_gateway_server_ready{{server="{double.url}"}} 0.0' in metrics
