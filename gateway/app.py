@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from fastapi import APIRouter, FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from gateway import operation
+from gateway import operation, page
 from gateway.context import Gateway
 from gateway.errors import add_handlers
 from gateway.guard import Guard
@@ -18,7 +18,7 @@ from gateway.settings import Settings
 from gateway.wyoming_server import WyomingServer
 
 #: Every router of the gateway, one line each.
-ROUTERS: tuple[APIRouter, ...] = (operation.router,)
+ROUTERS: tuple[APIRouter, ...] = (operation.router, page.router)
 
 
 def create_app(settings: Settings) -> FastAPI:
