@@ -1,0 +1,49 @@
+"""Settings: what other machines reach has keys, and wrong ones are named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.settings import Settings
+from vita_audio.contract.errors import InvalidRequest
+
+
+def test_the_default_is_this_machine_alone() -> None:
+    assert Settings().host == "127.0.0.1"
+    assert Settings().origins == ()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.5", "gateway.example"])
+def test_other_machines_need_keys_or_a_switch(host: str) -> None:
+    with pytest.raises(InvalidRequest, match="other machines could use it without a key; give --keys FILE"):
+        Settings(host=host)
+    Settings(host=host, keys=Path("keys"))
+    Settings(host=host, open_access=True)
+
+
+def test_wyoming_has_no_keys() -> None:
+    with pytest.raises(InvalidRequest, match="wyoming_host"):
+        Settings(wyoming_host="0.0.0.0", wyoming_port=10300, keys=Path("keys"))
+    Settings(wyoming_host="0.0.0.0", wyoming_port=10300, open_access=True)
+    Settings(wyoming_host="0.0.0.0")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"servers": ()}, "one address or several"),
+        ({"servers": ("a:1", "a:1")}, "each once"),
+        ({"servers": ("http://a:1",)}, "leave out http://"),
+        ({"tls_key": Path("a")}, "belong together"),
+        ({"tls_key": Path("none"), "tls_certificate": Path("none")}, "there is no such file"),
+        ({"max_requests": 0}, "max_requests: 0 is not valid"),
+        ({"write_timeout_s": float("nan")}, "write_timeout_s: nan is not valid"),
+        ({"drain_timeout_s": -1.0}, "it is 0 or more"),
+    ],
+)
+def test_wrong_settings(wrong: dict[str, Any], says: str) -> None:
+    with pytest.raises(InvalidRequest, match=says):
+        Settings(**wrong)
