@@ -10,7 +10,7 @@ WORKERS ?= 2
 # Engines that come with a checkpoint, as their difference from it: restored without PyTorch.
 PACKAGED := $(wildcard $(CHECKPOINT)-engines-cpu)
 
-.PHONY: demo serve test clients lint mutation bench results soak conformance loadtest scale-out plan clean
+.PHONY: demo serve web test clients lint mutation bench results soak conformance loadtest scale-out plan clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -26,7 +26,11 @@ $(VENV)/.build: $(BIN)/python $(DECLARED)
 
 $(VENV)/.test: $(BIN)/python $(DECLARED)
 	$(BIN)/python -m pip install -qq --editable '.[serve,build,train,loadtest,gateway,mutation,test,gpu-check]'
-	@touch $@ $(VENV)/.serve $(VENV)/.build $(VENV)/.loadtest
+	@touch $@ $(VENV)/.serve $(VENV)/.build $(VENV)/.loadtest $(VENV)/.gateway
+
+$(VENV)/.gateway: $(BIN)/python $(DECLARED)
+	$(BIN)/python -m pip install -qq --editable '.[serve,gateway]'
+	@touch $@ $(VENV)/.serve
 
 $(VENV)/.loadtest: $(BIN)/python $(DECLARED)
 	$(BIN)/python -m pip install -qq --editable '.[loadtest]'
@@ -51,6 +55,9 @@ demo: engines  ## a spoken question and a text to a real server, speech back as 
 
 serve: engines  ## the server in the foreground; Ctrl-C drains
 	$(BIN)/python -m server --engines $(ENGINES) --checkpoint $(CHECKPOINT)
+
+web: engines $(VENV)/.gateway  ## a server, and the gateway before it with a page to talk to; Ctrl-C ends both
+	$(BIN)/python examples/web.py --engines $(ENGINES) --port $(or $(PORT),8080)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

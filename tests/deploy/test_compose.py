@@ -14,7 +14,10 @@ from typing import Any
 import pytest
 import tomllib
 import yaml
+from typer.testing import CliRunner
 
+from gateway.cli import app as gateway_command
+from gateway.settings import DEFAULT_PORT, Settings
 from server.__main__ import parse_options
 from server.checks import check_numbers, check_remote
 from server.errors import CannotStart
@@ -26,6 +29,7 @@ SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text()
 TLS = ("docker-compose.yml", "deploy/compose.tls.yml")
 SERVERS = ("gpu", "cpu")
+NO_KEYS = "error: keys: '/run/secrets/gateway_keys' is not valid: it cannot be read (No such file or directory)\n"
 
 KNOWN_KEYS = set(
     """build cap_drop command cpus depends_on deploy entrypoint environment healthcheck image init logging mem_limit
@@ -103,6 +107,7 @@ def test_profiles() -> None:
         "cpu": ["cpu"],
         "build": ["build"],
         "build-cpu": ["build"],
+        "gateway": ["gateway"],
         "prometheus": ["monitoring"],
         "grafana": ["monitoring"],
         "locust": ["loadtest"],
@@ -143,6 +148,16 @@ def test_a_server_comes_back_and_drains(name: str) -> None:
     assert service["init"]
     assert service["shm_size"]
     assert service["ulimits"]["nofile"]
+
+
+def test_the_gateway_understands_its_command_and_drains() -> None:
+    service = SERVICES["gateway"]
+    made = CliRunner().invoke(gateway_command, service["command"])
+    assert (made.exit_code, made.stderr) == (2, NO_KEYS)  # nothing else is wrong with it
+    assert int(service["stop_grace_period"].removesuffix("s")) > Settings().drain_timeout_s
+    assert service["ports"] == [f"127.0.0.1:${{VITA_GATEWAY_PORT:-{DEFAULT_PORT}}}:{DEFAULT_PORT}"]
+    assert all("triton" in SERVICES[name]["networks"]["vita"]["aliases"] for name in SERVERS)
+    assert COMPOSE["secrets"]["gateway_keys"]["file"].endswith("/gateway_keys")
 
 
 def test_gpus_are_reserved_where_they_are_needed() -> None:
@@ -221,4 +236,4 @@ def test_the_gpu_image_adds_what_the_project_needs_and_leaves_its_own_packages_a
 
 def test_extras_of_the_images_exist() -> None:
     named = {extra for extras in re.findall(r"'\.\[([\w,]+)\]'", DOCKERFILE) for extra in extras.split(",")}
-    assert {"serve", "build", "loadtest"} <= named <= PROJECT["project"]["optional-dependencies"].keys()
+    assert {"serve", "build", "gateway", "loadtest"} <= named <= PROJECT["project"]["optional-dependencies"].keys()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
 
 import pytest
 
@@ -78,3 +81,24 @@ def test_a_conversation_without_a_server_is_one_line(tmp_path: Path) -> None:
     done = example("conversation.py", tmp_path / "out.wav", "127.0.0.1:1", "Hello.")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert done.stderr.startswith("error: no answer from 127.0.0.1:1")
+
+
+@pytest.mark.server
+def test_the_web_example_prints_its_address_and_ends_both(engines: Path) -> None:
+    command = [sys.executable, str(EXAMPLES / "web.py"), "--engines", str(engines), "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "starting the server ...\n"
+        said = process.stdout.readline()
+        assert said.startswith("talk at http://127.0.0.1:"), said
+        with urlopen(said.split()[2], timeout=20) as page:
+            assert b"<html" in page.read()
+        process.send_signal(signal.SIGINT)
+        rest, logged = process.communicate(timeout=60)
+        assert (process.returncode, rest) == (130, "ending ...\n")
+        assert "Traceback" not in logged
+    finally:
+        process.kill()
+    with pytest.raises(URLError):
+        urlopen(said.split()[2], timeout=20)

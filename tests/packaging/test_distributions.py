@@ -62,7 +62,16 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(ROOT / "vita_audio", tree / "vita_audio", ignore=ignored)
     for file in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / file, tree)
-    for package in ("serving", "server", "build_engines", "training", "evaluation", "loadtest", "benchmarks"):
+    for package in (
+        "gateway",
+        "serving",
+        "server",
+        "build_engines",
+        "training",
+        "evaluation",
+        "loadtest",
+        "benchmarks",
+    ):
         (tree / package).symlink_to(ROOT / package)
     return tree
 
