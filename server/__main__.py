@@ -15,7 +15,7 @@ from server.options import FRONT_AUTO, FRONT_OFF, MPS, MPS_AUTO, PROFILES, Serve
 from server.ports import claim_ports, is_loopback
 from server.supervisor import Supervisor
 from serving.logs import printable
-from serving.settings import DEVICES, SWITCH
+from serving.settings import DEVICES, GPU_PRIORITIES, SWITCH
 from vita_audio.engines.torch_cuda.kernels.names import NAMES
 
 
@@ -48,6 +48,12 @@ def parse_options(arguments: Sequence[str] | None = None) -> tuple[ServerOptions
         "--one-process",
         action="store_true",
         help="language model and audio decoder in one process, which needs no MPS to use a GPU at the same time",
+    )
+    add(
+        "--gpu-priority",
+        choices=GPU_PRIORITIES,
+        default=default.gpu_priority,
+        help="whose kernels go first under --mps or with --one-process",
     )
     add("--host", default=default.host, help="address of the gRPC and HTTP ports")
     add("--allow-remote", action="store_true", help="needed for a --host that other machines can reach")

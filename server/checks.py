@@ -8,9 +8,9 @@ from pathlib import Path
 from server.errors import CannotStart
 from server.memory import parse_limit
 from server.mps import find_mps
-from server.options import MPS, PROFILES, ServerOptions, TlsFiles
+from server.options import MPS, MPS_OFF, PROFILES, ServerOptions, TlsFiles
 from server.ports import is_loopback
-from serving.settings import DEVICES
+from serving.settings import DEVICES, EQUAL, GPU_PRIORITIES
 from vita_audio.contract.errors import EngineError
 from vita_audio.decoding.schedule import DecoderConfig
 from vita_audio.engines.manifest import check_manifest, schedule_fields
@@ -40,9 +40,14 @@ def check_numbers(options: ServerOptions) -> None:
         ("--profile", options.profile, PROFILES),
         ("--device", options.device, DEVICES),
         ("--mps", options.mps, MPS),
+        ("--gpu-priority", options.gpu_priority, GPU_PRIORITIES),
     ):
         if name not in known:
             raise CannotStart(f"{flag}: {name!r} is not valid: choose one of {', '.join(known)}")
+    if options.gpu_priority != EQUAL and options.mps == MPS_OFF and not options.one_process:
+        raise CannotStart(
+            f"--gpu-priority: {options.gpu_priority} needs a GPU used at the same time: add --mps on, or --one-process"
+        )
     try:
         kernel_names(options.kernels_off)
     except EngineError as error:

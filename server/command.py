@@ -99,6 +99,7 @@ def serving_settings(options: ServerOptions, folder: Path, secret: str, restarts
         queue=options.queue,
         prefix_cache=options.prefix_cache,
         kernels_off=options.kernels_off,
+        gpu_priority=options.gpu_priority,
         threads=options.threads,
         device=options.device,
         admission=folder / "admission",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from serving.settings import DEVICES, SWITCH, default_queue, default_slots, default_threads
+from serving.settings import DEVICES, EQUAL, SWITCH, default_queue, default_slots, default_threads
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -57,6 +57,7 @@ class ServerOptions:
             `python -m server` reads it; a `TritonServer` itself has none.
         grpc_socket: if given, Triton's own gRPC endpoint, in place of `host` and `grpc_port`, which a front has.
         mps: whether the models share the GPU through an MPS daemon of this server (`server/mps.py`): one of MPS.
+        gpu_priority: whose kernels go first under MPS or in one process (`ServingSettings`).
         one_process: language model and audio decoder share a process, and so a CUDA context.
         slots, queue: streams that generate, and that are taken beyond them (`ServingSettings`).
         prefix_cache: ``off`` reads every prompt from its beginning, whatever an ended stream has left.
@@ -82,6 +83,7 @@ class ServerOptions:
     device: str = DEVICES[0]
     mps: str = MPS_OFF
     one_process: bool = False
+    gpu_priority: str = EQUAL
     front: str = FRONT_OFF
     grpc_socket: Path | None = None
     slots: int = field(default_factory=default_slots)

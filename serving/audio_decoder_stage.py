@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
+from serving.gpu_share import share_gpu
 from serving.heartbeat import Heartbeats
 from serving.metrics.playout import PlayoutMeter
 from serving.metrics.recorder import Recorder
@@ -57,12 +58,18 @@ class AudioDecoderStage:
         heartbeats: Heartbeats,
         recorder: Recorder | None = None,
     ) -> AudioDecoderStage:
-        """Open the engines of this server and warm them up; `notify` sends a message to `speech_lm`.
+        """Open the engines of this server and warm them up.
+
+        Args:
+            notify: sends a message to the language model.
+            recorder: of the process, if it has other engines too.
 
         Raises:
             EngineError: they cannot be opened.
         """
         settings, manifest, source = served_engines()
+        enter = share_gpu(settings, source, "audio_decoder", alone=recorder is None)
+        enter()
         max_streams = 2 * (settings.slots + settings.queue)  # of the ensemble come at most half
         decoder = StreamingDecoder(*open_audio_decoder(source), streams=max_streams + ENDING_STREAMS)
         # ONNX Runtime keeps nothing for a shape: two seconds of decoding would save the first stream nothing.
@@ -77,6 +84,7 @@ class AudioDecoderStage:
             max_streams=max_streams,
             pulse=heartbeats.pulse("decoding"),
             notifier_pulse=heartbeats.pulse("notifier"),
+            enter=enter,
         )
         return cls(service, worker, recorder)
 

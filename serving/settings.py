@@ -19,6 +19,8 @@ from vita_audio.engines.torch_cuda.kernels.names import kernel_names
 #: Where torch_cuda engines may run; the CPU is for trying the GPU profile on a machine without a GPU.
 DEVICES = ("cuda:0", "cpu")
 SWITCH = ("on", "off")
+#: Models whose kernels go first on a GPU that both have at a time (`serving/gpu_share.py`), or neither.
+EQUAL, *_ = GPU_PRIORITIES = ("equal", "speech_lm", "audio_decoder")
 
 
 def default_threads() -> int:
@@ -53,6 +55,7 @@ class ServingSettings:
         restarts: how often this server was started again because a part of it had failed.
         secret: of this start of the server, for `serving.seal.Seal`; shown nowhere.
         kernels_off: kernels of torch_cuda engines that run as their references, names between commas.
+        gpu_priority: whose kernels go first: one of GPU_PRIORITIES.
     """
 
     engines: Path
@@ -66,6 +69,7 @@ class ServingSettings:
     restarts: int = 0
     secret: str = field(default="", repr=False)
     kernels_off: str = ""
+    gpu_priority: str = EQUAL
 
     def to_environment(self) -> dict[str, str]:
         """The variables of one server's model processes. OMP_NUM_THREADS keeps numpy's and torch's pools small too."""
@@ -93,6 +97,7 @@ class ServingSettings:
             "secret": str,
             "prefix_cache": str,
             "kernels_off": str,
+            "gpu_priority": str,
         }
         return cls(**{name: kinds.get(name, int)(environment[_variable(name)]) for name in names})
 

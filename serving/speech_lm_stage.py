@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from serving.admission import Admission, AdmissionRecord
+from serving.gpu_share import share_gpu
 from serving.heartbeat import Heartbeats
 from serving.metrics.generation import GenerationMeter
 from serving.metrics.recorder import Recorder
@@ -94,15 +95,20 @@ class SpeechLmStage:
     def serve(cls, worker: str, heartbeats: Heartbeats, recorder: Recorder | None = None) -> SpeechLmStage:
         """Open the engine of this server and warm it up.
 
+        Args:
+            recorder: of the process, if it has other engines too.
+
         Raises:
             EngineError: it cannot be opened, or the warm-up failed.
         """
         settings, manifest, source = served_engines()
         if source.gpu is None:
             os.nice(NICENESS)
+        enter = share_gpu(settings, source, "speech_lm", alone=recorder is None)
+        enter()
         engine, pulse = open_language_model(source, settings.slots), heartbeats.pulse("generation")
         reuse = settings.prefix_cache == SWITCH[0]
-        service = GenerationService(engine, manifest.vocabulary.end_tokens, source.prefill_chunk, pulse, reuse)
+        service = GenerationService(engine, manifest.vocabulary.end_tokens, source.prefill_chunk, pulse, reuse, enter)
         warm_up_generation(service, manifest.limits)
         admission = Admission(AdmissionRecord(settings.admission), settings.slots, settings.queue)
         stage = cls(service, admission, worker, heartbeats.pulse("prober"), recorder)

@@ -122,3 +122,16 @@ def test_a_broken_loop_ends_its_streams_first_and_then_the_process(monkeypatch: 
     assert last == [("failed", "unhealthy", False)]
     with pytest.raises(ServerUnhealthy, match="starts again by itself"):
         service.submit("t", request([5], (8192, 0), 5), emit)
+
+
+def test_the_thread_enters_before_its_first_turn() -> None:
+    pulse, entered = RecordedPulse(), list[tuple[str, int]]()
+    service = GenerationService(
+        SlowEngine(),  # type: ignore[arg-type]
+        (),
+        pulse=pulse,
+        enter=lambda: entered.append((threading.current_thread().name, pulse.beats)),
+    )
+    until(lambda: pulse.beats)
+    service.close()
+    assert entered == [("generation", 0)]

@@ -30,7 +30,8 @@ class Stage:
     recorder = "recorder"
 
     def __init__(self, act: Callable[..., Any] | None = None) -> None:
-        self.act, self.served, self.closed = act, (), False
+        self.act, self.closed = act, False
+        self.served: tuple[Any, ...] = ()
         self.counted: list[Exception] = []
         self.refusals = self
         self.accept = self.prepare = self.codes = lambda *given: self.act(*given)

@@ -77,6 +77,12 @@ def test_loopback_addresses() -> None:
         ({"exit_timeout_s": -1}, "--exit-timeout: -1"),
         ({"profile": "tpu"}, "--profile: 'tpu' is not valid: choose one of cpu, gpu"),
         ({"device": "cuda:1"}, "--device: 'cuda:1' is not valid: choose one of cuda:0, cpu"),
+        ({"mps": "yes"}, "--mps: 'yes' is not valid: choose one of on, off, auto"),
+        (
+            {"gpu_priority": "prompt"},
+            "--gpu-priority: 'prompt' is not valid: choose one of equal, speech_lm, audio_dec",
+        ),
+        ({"gpu_priority": "speech_lm"}, "--gpu-priority: speech_lm needs a GPU used at the same time: add --mps"),
         ({"kernels_off": "gate,gates"}, "--kernels-off: 'gates' is not valid: names between commas of norm, enter"),
         ({"repository": Path("/nonexistent")}, "is not a model repository"),
     ],

@@ -38,7 +38,9 @@ EIGHT = (
 @pytest.fixture(scope="module")
 def one(engines: Path) -> Iterator[TritonServer]:
     """A server with one process for language model and decoder, as large as the shared `server`."""
-    options = ServerOptions(engines=engines, grpc_port=0, metrics_port=0, slots=8, queue=0, one_process=True)
+    options = ServerOptions(
+        engines=engines, grpc_port=0, metrics_port=0, slots=8, queue=0, one_process=True, gpu_priority="speech_lm"
+    )
     with TritonServer(options) as running:
         yield running
 

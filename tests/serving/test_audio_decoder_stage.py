@@ -165,12 +165,21 @@ def test_a_stage_is_what_the_settings_of_its_server_say(monkeypatch: pytest.Monk
             called["warm_up"] = batch
 
     class Service:
-        def __init__(self, *arguments: object, max_streams: int, **pulses: Pulse) -> None:
+        def __init__(self, *arguments: object, max_streams: int, enter: Callable[[], None], **pulses: Pulse) -> None:
             called["service"], called["max_streams"] = arguments, (max_streams,)
+            enter()
             called["pulses"] = (pulses["pulse"], pulses["notifier_pulse"])
+
+    entered: list[tuple[str, bool]] = []
+
+    def share(settings: object, given: object, model: str, alone: bool) -> Callable[[], None]:
+        return lambda: entered.append((model, alone))
+
+    monkeypatch.setattr(audio_decoder_stage, "share_gpu", share)
 
     def opened(given: object) -> tuple[str, str, str]:
         assert given is source
+        assert entered == [("audio_decoder", True)]
         return "flow", "vocoder", "schedule"
 
     def notify(message: Cancel | Released) -> None: ...
@@ -183,6 +192,7 @@ def test_a_stage_is_what_the_settings_of_its_server_say(monkeypatch: pytest.Monk
     heartbeats = NamedHeartbeats()
     AudioDecoderStage.serve("audio_decoder_0", notify, heartbeats)
     assert called["pulses"] == (heartbeats.pulses["decoding"], heartbeats.pulses["notifier"])
+    assert entered == [("audio_decoder", True)] * 2  # where they are opened, and on the service's thread
     assert called["decoder"] == ("flow", "vocoder", "schedule")
     assert called["warm_up"] == (BATCH,)
     decoder, vocabulary, *others = called["service"]

@@ -22,6 +22,7 @@ def test_round_trip() -> None:
         prefix_cache="off",
         secret="5ec12e7",
         kernels_off="gate,pdl",
+        gpu_priority="audio_decoder",
     )
     assert "5ec12e7" not in repr(settings)
     assert ServingSettings.from_environment(settings.to_environment()) == settings

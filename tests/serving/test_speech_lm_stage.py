@@ -5,8 +5,10 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -273,7 +275,7 @@ def test_a_stage_is_what_the_settings_of_its_server_say(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gpu: object, niceness: list[int]
 ) -> None:
     source = serve_with_doubles(speech_lm_stage, monkeypatch, tmp_path, gpu)
-    called: dict[str, object] = {}
+    called: dict[str, Any] = {}
 
     class Service:
         def __init__(self, *arguments: object) -> None:
@@ -290,11 +292,21 @@ def test_a_stage_is_what_the_settings_of_its_server_say(
     monkeypatch.setattr(speech_lm_stage, "open_language_model", open_engine)
     monkeypatch.setattr(speech_lm_stage, "GenerationService", Service)
     monkeypatch.setattr(speech_lm_stage, "warm_up_generation", lambda *arguments: called.update(warm=arguments))
+    entered: list[tuple[str, bool]] = []
+
+    def share(settings: object, given: object, model: str, alone: bool) -> Callable[[], None]:
+        assert "engine" not in called
+        return partial(entered.append, (model, alone))
+
+    monkeypatch.setattr(speech_lm_stage, "share_gpu", share)
     heartbeats = NamedHeartbeats()
     stage = SpeechLmStage.serve("speech_lm_0", heartbeats)
     assert nice == niceness
+    *_, enter = called["service"]
+    enter()
+    assert entered == [("speech_lm", True)] * 2  # where it is opened, and on the service's thread
     assert called["engine"] == (source, SLOTS)
-    assert called["service"] == ("engine", END_TOKENS, CHUNK, heartbeats.pulses["generation"], True)
+    assert called["service"] == ("engine", END_TOKENS, CHUNK, heartbeats.pulses["generation"], True, enter)
     assert heartbeats.pulses.keys() == {"generation", "prober"}
     assert called["warm"][0] is stage._service  # type: ignore[index]
     gauges = stage.recorder.take().gauges

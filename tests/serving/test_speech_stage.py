@@ -50,6 +50,7 @@ class Speech:
     """The stage on doubles that a test can hold back."""
 
     def __init__(self) -> None:
+        self.entered: list[str] = []
         self.language_model, self.flow = Bench(slots=2, queue=0), GatedFlow()
         self.decoding = DecodingService(
             StreamingDecoder(self.flow, VocoderDouble(), EVERY_20, streams=16),
@@ -57,6 +58,7 @@ class Speech:
             DetokenizerDouble,
             lambda message: self.language_model.stage.accept(message, lambda *answer: None),
             max_batch=1,
+            enter=lambda: self.entered.append(threading.current_thread().name),
         )
         decoder = AudioDecoderStage(self.decoding, recorder=self.language_model.stage.recorder)
         self.stage = SpeechStage(self.language_model.stage, decoder, self.language_model.stage.recorder)
@@ -86,6 +88,7 @@ def test_a_stream_ends_with_its_last_sound_and_leaves_nothing(speech: Speech) ->
         assert sum(len(chunk.tokens) for chunk in answer.chunks) == 40
     until(lambda: speech.language_model.load.taken == 0)
     assert speech.decoding.stats().live_streams == 0
+    assert speech.entered == ["decoding"]  # on the thread that is to use the engines
 
 
 def test_a_stream_that_has_nothing_to_send_sends_probes(speech: Speech) -> None:

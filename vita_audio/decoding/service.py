@@ -89,6 +89,7 @@ class DecodingService:
         idle_timeout_s: a stream that gets no message for so long is freed and cancelled.
         max_streams: with so many, the stream that has been idle longest makes room for a new one.
         pulse, notifier_pulse: of the threads that decode and that send messages.
+        enter: called by the thread that decodes before it does anything.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class DecodingService:
         max_streams: int = 1024,
         pulse: Pulse | None = None,
         notifier_pulse: Pulse | None = None,
+        enter: Callable[[], None] = lambda: None,
     ) -> None:
         self._decoder, self._vocabulary, self._detokenizer = decoder, vocabulary, detokenizer
         self._max_batch, self._idle_timeout_s, self._max_streams = max_batch, idle_timeout_s, max_streams
@@ -121,6 +123,7 @@ class DecodingService:
         self._busy_ms = 0.0
         self._reply_errors = 0
         self._notifier = CancelNotifier(notify, notifier_pulse)
+        self._enter = enter
         self._thread = threading.Thread(target=self._run, name="decoding", daemon=True)
         self._thread.start()
 
@@ -188,6 +191,7 @@ class DecodingService:
 
     def _run(self) -> None:
         try:
+            self._enter()
             while self._take_in():
                 self._evict_idle()
                 for stream in list(self._streams.values()):

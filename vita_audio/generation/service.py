@@ -64,6 +64,7 @@ class GenerationService:
         prefill_chunk: prompt tokens one step takes in at most.
         pulse: of the service's thread.
         reuse_prefixes: see `Scheduler`.
+        enter: called by the thread before it does anything.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class GenerationService:
         prefill_chunk: int = 64,
         pulse: Pulse | None = None,
         reuse_prefixes: bool = True,
+        enter: Callable[[], None] = lambda: None,
     ) -> None:
         self._scheduler = Scheduler(
             engine, end_tokens, prefill_chunk, reuse_prefixes
@@ -87,6 +89,7 @@ class GenerationService:
         self._steps = self._tokens = 0
         self._busy_ms = 0.0
         self._finished: dict[str, int] = {}
+        self._enter = enter
         self._thread = threading.Thread(target=self._run, name="generation", daemon=True)
         self._thread.start()
 
@@ -151,6 +154,7 @@ class GenerationService:
 
     def _run(self) -> None:
         try:
+            self._enter()
             while self._take_in():
                 for live in self._step():
                     self._hand_out(live)

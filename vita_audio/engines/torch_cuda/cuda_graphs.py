@@ -22,12 +22,13 @@ Made = TypeVar("Made")
 class Capturer:
     """Captures functions on one stream, into one pool of memory: graphs that share it never run at the same time.
 
-    One stream, because cuBLAS keeps a workspace (32 MiB on Hopper) for every stream that it has seen.
+    One stream, because cuBLAS keeps a workspace (32 MiB on Hopper) for every stream that it has seen. Its kernels, also
+    in the graphs, have the priority of the stream that is current where this is made.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device)
+        self._stream = torch.cuda.Stream(device, priority=torch.cuda.current_stream(device).priority)
         self._pool = torch.cuda.graph_pool_handle()
 
     def capture(self, function: Callable[[], Made]) -> tuple[torch.cuda.CUDAGraph, Made]:
