@@ -24,6 +24,7 @@ from vita_audio.engines.onnxruntime.audio import OnnxFlow, OnnxVocoder
 from vita_audio.engines.onnxruntime.speech_tokenizer import OnnxSpeechTokenizer
 from vita_audio.engines.torch.audio import TorchFlow, TorchSpeechTokenizer, TorchVocoder
 from vita_audio.engines.torch_cuda.audio import TorchCudaFlow, TorchCudaVocoder
+from vita_audio.engines.torch_cuda.speech_tokenizer import TorchCudaSpeechTokenizer
 from vita_audio.models.flow import Flow, offline_frame_map, time_grid
 from vita_audio.models.speech_tokenizer import SpeechTokenizer
 from vita_audio.models.vocoder import Vocoder
@@ -53,6 +54,7 @@ def check_speech_tokenizer(folder: Path) -> Iterator[Result]:
         engines: dict[str, SpeechTokenizerEngine] = {
             "torch": TorchSpeechTokenizer(config, tensors),
             "onnxruntime": OnnxSpeechTokenizer(Path(scratch), threads=1),
+            "torch_cuda": TorchCudaSpeechTokenizer(config, tensors, DEVICE, FLOAT32),
         }
         for case, golden in _cases(folder / "speech_tokenizer_io.safetensors").items():
             label = f"speech tokenizer {case} s"

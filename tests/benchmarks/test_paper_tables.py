@@ -97,8 +97,8 @@ def test_audio_is_measured_with_the_engines_that_serve(tmp_path: Path) -> None:
     sound = [[r["audio_ms"] for r in made] for made in by_kind.values()]
     assert sound[0] == sound[1]
     assert all(sound[0])
-    assert [r["stage"] for r in rows if "audio_ms" not in r] == ["encoder", "warm-up, batches to 2"]
-    assert "| encoder | served | 1 |" in text
+    assert [r["stage"] for r in rows if "audio_ms" not in r] == ["encoder, warm-up", "encoder", "warm-up, batches to 2"]
+    assert "| encoder | float32 | 1 |" in text
 
 
 def test_a_spent_budget_leaves_rows_unmeasured(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Speech tokenizer, flow and vocoder against what the authors' code computed: PyTorch modules and both engines."""
+"""Speech tokenizer, flow and vocoder against what the authors' code computed: PyTorch modules and engines."""
 
 from __future__ import annotations
 
@@ -19,12 +19,15 @@ from vita_audio.engines.interface import FlowEngine, SpeechTokenizerEngine, Voco
 from vita_audio.engines.onnxruntime.audio import OnnxFlow, OnnxVocoder
 from vita_audio.engines.onnxruntime.speech_tokenizer import OnnxSpeechTokenizer
 from vita_audio.engines.torch.audio import TorchFlow, TorchSpeechTokenizer, TorchVocoder
+from vita_audio.engines.torch_cuda.audio import TorchCudaFlow, TorchCudaVocoder
+from vita_audio.engines.torch_cuda.speech_tokenizer import TorchCudaSpeechTokenizer
 from vita_audio.models.flow import Flow, offline_frame_map, time_grid
 from vita_audio.models.speech_tokenizer import SpeechTokenizer
 from vita_audio.models.vocoder import Vocoder
 from vita_audio.speech_features import speech_pieces, speech_tokens
 
-IMPLEMENTATIONS = ("torch", "onnxruntime")
+IMPLEMENTATIONS = ("torch", "onnxruntime", "torch_cuda")
+CPU = torch.device("cpu")
 CLIPS = ("0.5", "3.21", "9.7")
 FLOW_CASES = ("offline8", "offline25", "prompt20_new10")
 MEL_LENGTHS = ("40", "73")
@@ -42,6 +45,8 @@ def speech_tokenizer(
     config, tensors = load_speech_tokenizer(golden / "speech_tokenizer")
     if request.param == "torch":
         return TorchSpeechTokenizer(config, tensors)
+    if request.param == "torch_cuda":
+        return TorchCudaSpeechTokenizer(config, tensors, CPU)
     model, folder = SpeechTokenizer(config), tmp_path_factory.mktemp("speech_tokenizer")
     model.load_state_dict(tensors)
     export_speech_tokenizer(model, folder)
@@ -53,6 +58,8 @@ def flow(request: pytest.FixtureRequest, golden: Path, tmp_path_factory: pytest.
     config, tensors = load_flow(golden / "audio_decoder")
     if request.param == "torch":
         return TorchFlow(config, tensors)
+    if request.param == "torch_cuda":
+        return TorchCudaFlow(config, tensors, CPU)
     model, folder = Flow(config), tmp_path_factory.mktemp("flow")
     model.load_state_dict(tensors)
     export_flow(model, folder)
@@ -64,6 +71,8 @@ def vocoder(request: pytest.FixtureRequest, golden: Path, tmp_path_factory: pyte
     config, tensors = load_vocoder(golden / "audio_decoder")
     if request.param == "torch":
         return TorchVocoder(config, tensors)
+    if request.param == "torch_cuda":
+        return TorchCudaVocoder(config, tensors, CPU)
     model, folder = Vocoder(config), tmp_path_factory.mktemp("vocoder")
     model.load_state_dict(tensors)
     export_vocoder(model, folder)

@@ -50,10 +50,10 @@ from vita_audio.engines.tensorrt_llm.language_model import TensorRtLlmLanguageMo
 from vita_audio.engines.tensorrt_llm.layout import Layout
 from vita_audio.engines.tensorrt_llm.reference_executor import ReferenceExecutor
 from vita_audio.engines.torch.audio import TorchFlow, TorchSpeechTokenizer, TorchVocoder
-from vita_audio.engines.torch.factory import device_of
 from vita_audio.engines.torch.language_model import TorchLanguageModel
 from vita_audio.engines.torch_cuda.audio import TorchCudaFlow
 from vita_audio.engines.torch_cuda.engine import TorchCudaLanguageModel
+from vita_audio.engines.torch_cuda.factory import device_of
 from vita_audio.generation.scheduler import Scheduler
 
 
@@ -277,7 +277,7 @@ def test_engines_that_cannot_be_opened_here(source: EngineSource, tmp_path: Path
         (partial(open_audio_decoder, other), "flow"),
     ):
         with pytest.raises(
-            EngineError, match=rf"engines\.{stage} is 'vllm', this version has onnxruntime, torch, .*; build"
+            EngineError, match=rf"engines\.{stage} is 'vllm', this version has onnxruntime, torch_cuda, .*; build"
         ):
             attempt()
     with pytest.raises(EngineError, match=r"engines\.vocoder is 'tensorrt_llm', which cannot run this stage; build"):
@@ -323,7 +323,7 @@ def test_another_family_is_a_folder_and_a_line(
     (tmp_path / "manifest.json").write_text(named.to_json())
     found = EngineSource(source.folder, load_manifest(tmp_path), threads=3, device="cpu")
     assert found.manifest.engines == {
-        "language_model": "another", "speech_tokenizer": "torch", "flow": "torch_cuda", "vocoder": "another",
+        "language_model": "another", "speech_tokenizer": "torch_cuda", "flow": "torch_cuda", "vocoder": "another",
     }  # fmt: skip
     assert open_language_model(found, 2) == ("a language model", 2, 128)
     flow, vocoder = open_audio_decoder(found)

@@ -91,5 +91,5 @@ def standard_engines(gpu: GpuRecord | None) -> dict[str, str]:
     """Stage -> engine family, as the builder makes them for a CPU or beside a GPU's language model."""
     if gpu is None:
         return dict.fromkeys(STAGES, "onnxruntime")
-    audio = {TENSORRT_LLM: ("tensorrt_audio",) * 3, TORCH_CUDA: ("torch", TORCH_CUDA, TORCH_CUDA)}
-    return dict(zip(STAGES, (gpu.engine, *audio.get(gpu.engine, (gpu.engine,) * 3)), strict=True))
+    audio = "tensorrt_audio" if gpu.engine == TENSORRT_LLM else gpu.engine
+    return dict(zip(STAGES, (gpu.engine, *(audio,) * 3), strict=True))

@@ -19,7 +19,6 @@ from vita_audio.engines.source import EngineSource
 #: Family -> its module of factories.
 FAMILIES: dict[str, str] = {
     "onnxruntime": "vita_audio.engines.onnxruntime.factory",
-    "torch": "vita_audio.engines.torch.factory",
     "torch_cuda": "vita_audio.engines.torch_cuda.factory",
     "tensorrt_llm": "vita_audio.engines.tensorrt_llm.factory",
     "tensorrt_audio": "vita_audio.engines.tensorrt_audio.factory",

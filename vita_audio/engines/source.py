@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vita_audio.engines.audio_precision import FLOAT32, TF32
 from vita_audio.engines.gpu_record import GpuRecord
 from vita_audio.engines.manifest import Manifest
 
@@ -24,6 +25,8 @@ class EngineSource:
         threads: CPU threads of each engine.
         device: where PyTorch's engines run: bfloat16 on a GPU, float32 on "cpu".
         kernels_off: kernels of torch_cuda engines that run as their references (`torch_cuda/kernels/names.py`).
+        decoder_precision, speech_precision: of torch_cuda's flow and vocoder, and of its speech tokenizer
+            (`audio_precision.py`).
     """
 
     folder: Path
@@ -31,6 +34,8 @@ class EngineSource:
     threads: int = 1
     device: str = "cuda:0"
     kernels_off: frozenset[str] = frozenset()
+    decoder_precision: str = TF32
+    speech_precision: str = FLOAT32
 
     @property
     def gpu(self) -> GpuRecord | None:

@@ -25,6 +25,7 @@ from vita_audio.engines.torch_cuda.audio import TorchCudaFlow, TorchCudaVocoder
 from vita_audio.engines.torch_cuda.device_arrays import _torch_type
 from vita_audio.engines.torch_cuda.kernels.audio_operations import KERNELS
 from vita_audio.engines.torch_cuda.shapes import Shape, round_rows
+from vita_audio.engines.torch_cuda.speech_tokenizer import TorchCudaSpeechTokenizer
 
 SEVEN_B = LanguageModelConfig(168072, 3584, 18944, 28 + 10, 28, 4, 10, 32768)
 CONTEXT = 4096
@@ -193,6 +194,7 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
             mock.patch.object(Tensor, "__float__", return_value=0.0),
             mock.patch("vita_audio.engines.torch_cuda.device_arrays.Capturer", return_value=None),
             mock.patch("vita_audio.engines.torch_cuda.audio.audio_operations", return_value=KERNELS),
+            mock.patch("vita_audio.engines.torch_cuda.speech_tokenizer.audio_operations", return_value=KERNELS),
         ):
             return kind(config, {}, device, *options)
 
@@ -308,11 +310,38 @@ def test_vocoder_copies_its_inputs_and_outputs_only(make: Callable[..., Any], ki
     assert (there, back) == ([MEL, WAVE], [WAVE])
 
 
-def test_speech_tokenizer_copies_its_inputs_and_outputs_only(make: Callable[..., Any]) -> None:
+def test_reference_speech_tokenizer_copies_its_inputs_and_outputs_only(make: Callable[..., Any]) -> None:
     tokenizer = make(TorchSpeechTokenizer, SpeechTokenizerConfig())
     there, back, kernels = at_the_border(tokenizer.tokens, (128, SPEECH), SPEECH)
     assert (there, back) == ([(1,), (128, SPEECH)], [(SPEECH // 8,)])
     assert kernels <= 360
+
+
+#: Two of 16 layers, which are alike. Kernels of a layer, and beside the layers; they may only go down.
+SHALLOW_SPEECH = SpeechTokenizerConfig(quantize_position=2)
+LAYER_KERNELS, OTHER_KERNELS = 10, 19
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("before", [0, 3])
+def test_captured_speech_blocks_never_wait_for_the_host(make: Callable[..., Any], before: int, precision: str) -> None:
+    tokenizer = make(TorchCudaSpeechTokenizer, SHALLOW_SPEECH, precision)
+    rows = tokenizer._inputs(2, before)
+    given = {name: torch.empty(row.shape, dtype=_torch_type(row), device=DEVICE) for name, row in rows.items()}
+    with launches(Dispatched()) as log:
+        ids = tokenizer._program._function(given)
+    assert ids.shape == (2, 50)
+    casts = 2 if precision == "bf16" else 0
+    assert 0 < len(log.kernels) <= SHALLOW_SPEECH.layers * (LAYER_KERNELS + casts) + OTHER_KERNELS + casts
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_blocks_of_speech_are_a_copy_up_and_one_down(make: Callable[..., Any], pieces: int) -> None:
+    tokenizer = make(TorchCudaSpeechTokenizer, SHALLOW_SPEECH)
+    with launches(Dispatched(border=True)) as log:
+        clips = [(np.full((128, 800), i, np.float32), 700) for i in range(pieces)]
+        assert [len(ids) for ids in tokenizer.tokens_of(clips)] == [88] * pieces
+    assert [way for way, _ in log.copies] == ["to device", "to host"] * 2
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import torch
 
-from vita_audio.checkpoint.configs import FlowConfig, LanguageModelConfig, VocoderConfig
+from vita_audio.checkpoint.configs import FlowConfig, LanguageModelConfig, SpeechTokenizerConfig, VocoderConfig
+from vita_audio.contract.errors import EngineError
+from vita_audio.engines.gpu_record import LEAST_CAPABILITY
 from vita_audio.engines.source import EngineSource
-from vita_audio.engines.torch.factory import device_of
-from vita_audio.engines.torch.weights import FLOW_FILE, VOCODER_FILE, WEIGHTS_FILE, StoredTensors, load_weights_file
+from vita_audio.engines.torch.weights import (
+    FLOW_FILE,
+    SPEECH_TOKENIZER_FILE,
+    VOCODER_FILE,
+    WEIGHTS_FILE,
+    StoredTensors,
+    load_weights_file,
+)
 from vita_audio.engines.torch_cuda.audio import TorchCudaFlow, TorchCudaVocoder
 from vita_audio.engines.torch_cuda.engine import TorchCudaLanguageModel
 from vita_audio.engines.torch_cuda.settings import Settings
+from vita_audio.engines.torch_cuda.speech_tokenizer import TorchCudaSpeechTokenizer
 from vita_audio.engines.torch_cuda.weights import load_weights
 
 
@@ -27,11 +36,43 @@ def language_model(source: EngineSource, slots: int) -> TorchCudaLanguageModel:
     return engine
 
 
+def speech_tokenizer(source: EngineSource) -> TorchCudaSpeechTokenizer:
+    config = SpeechTokenizerConfig(**source.config("speech_tokenizer"))
+    tensors = load_weights_file(source.folder / SPEECH_TOKENIZER_FILE)
+    engine = TorchCudaSpeechTokenizer(config, tensors, device_of(source), source.speech_precision)
+    engine.prepare()
+    return engine
+
+
 def flow(source: EngineSource) -> TorchCudaFlow:
     config = FlowConfig(**source.config("flow"))
-    return TorchCudaFlow(config, load_weights_file(source.folder / FLOW_FILE), device_of(source))
+    return TorchCudaFlow(
+        config, load_weights_file(source.folder / FLOW_FILE), device_of(source), source.decoder_precision
+    )
 
 
 def vocoder(source: EngineSource) -> TorchCudaVocoder:
     config = VocoderConfig(**source.config("vocoder"))
-    return TorchCudaVocoder(config, load_weights_file(source.folder / VOCODER_FILE), device_of(source))
+    tensors = load_weights_file(source.folder / VOCODER_FILE)
+    return TorchCudaVocoder(config, tensors, device_of(source), source.decoder_precision)
+
+
+def device_of(source: EngineSource) -> torch.device:
+    """Where a source's engines run. Raises EngineError for a GPU that PyTorch does not see or that is too old."""
+    device = torch.device(source.device)
+    if device.type != "cuda":
+        return device
+    remedy = "serve CPU engines, or try these without a GPU (--device cpu)"
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:  # PyTorch says why: no GPU, an old driver, built without CUDA
+        why = " ".join(str(error).split())
+        raise EngineError(
+            f"{source.folder}: these engines need a CUDA device and PyTorch sees none ({why}); {remedy}"
+        ) from None
+    if (found := torch.cuda.get_device_capability(device)) < LEAST_CAPABILITY:
+        name, least = torch.cuda.get_device_name(device), ".".join(map(str, LEAST_CAPABILITY))
+        raise EngineError(
+            f"{source.folder}: {name} has compute capability {'.'.join(map(str, found))}, below {least}; {remedy}"
+        )
+    return device
