@@ -7,16 +7,18 @@ import time
 from collections.abc import Callable
 
 import gevent
+from gevent.event import Event as Signal
 from gevent.pool import Group
 
 from loadtest.clock import now_s
-from loadtest.driver import Drive, Record
+from loadtest.driver import Drive, Record, Sender
 from loadtest.errors import LoadTestError
 from loadtest.options import Settings
 from loadtest.record import StreamRecord
 from loadtest.shapes import WARM_UP
+from loadtest.talk import Talk
 from loadtest.tally import Counter
-from loadtest.workload import UserRequest
+from loadtest.workload import UserRequest, UserTalk
 from vita_audio.contract.errors import VitaError
 from vita_client import Client, Pcm, ServerUnavailable, StatusUpdate
 from vita_client.events import Event
@@ -39,7 +41,7 @@ class UserStream:
     def failure(self) -> VitaError | None:
         return self._drive.failure
 
-    def run(self, client: Client) -> Record:
+    def run(self, client: Sender) -> Record:
         try:
             return self._drive.run(client)
         finally:
@@ -72,21 +74,40 @@ class Dispatcher:
         self._plan = settings.plan
         self._running: set[UserStream] = set()
         self._greenlets = Group()
-        self._open = True
+        self._closing = Signal()
 
-    def launch(self, planned: UserRequest, intended_s: float) -> gevent.Greenlet | None:
-        """Start a stream in the background; None once the run is over."""
-        return self._greenlets.spawn(self._run, planned, intended_s) if self._open else None
+    def launch(self, planned: UserRequest | UserTalk, intended_s: float) -> gevent.Greenlet | None:
+        """Start a stream, or a conversation, in the background; None once the run is over."""
+        if self._closing.is_set():
+            return None
+        if isinstance(planned, UserTalk):
+            return self._greenlets.spawn(self._converse, planned, intended_s)
+        return self._greenlets.spawn(self._run, planned, intended_s)
 
     def drain(self, limit_s: float) -> None:
         """No new streams; wait for those that run, and end what is left after `limit_s` as unfinished."""
-        self._open = False
+        self._closing.set()
         self._greenlets.join(timeout=limit_s)
         for stream in list(self._running):
             stream.end_with_the_run()
         self._greenlets.join(timeout=_CANCEL_S)
 
-    def _run(self, planned: UserRequest, intended_s: float) -> None:
+    def _converse(self, planned: UserTalk, intended_s: float) -> None:
+        """All turns, unless one fails (the user hangs up) or the run is over."""
+        talk = Talk(self._client, self._settings.timeout_s, self._settings.prebuffer_s)
+        begin_s = intended_s
+        for number, (turn, think_s) in enumerate(zip(planned.turns, planned.think_s, strict=True), 1):
+            asked_s = talk.speak(turn.request, begin_s, self._closing)
+            if asked_s is None:
+                return
+            stream = self._run(turn, asked_s, talk, number)
+            if stream.error or self._closing.is_set():
+                return
+            begin_s = talk.listen(stream, turn.barge_in_s, think_s)
+
+    def _run(
+        self, planned: UserRequest, intended_s: float, sender: Sender | None = None, turn: int = 0
+    ) -> StreamRecord:
         start_s = intended_s - self._start_s
         phase = self._plan.at(start_s)
         blank = StreamRecord(
@@ -96,6 +117,7 @@ class Dispatcher:
             phase=phase.name if phase else self._plan.phases[-1].name,
             warm_up=phase is not None and phase.name == WARM_UP,
             outcome="failed",
+            turn=turn,
         )
         self._counter.sent(now_s() - self._start_s)
         if len(self._running) >= self._settings.max_streams:
@@ -108,14 +130,15 @@ class Dispatcher:
         stream = UserStream(planned, self._settings.timeout_s)
         self._running.add(stream)
         try:
-            record = stream.run(self._client)
+            record = stream.run(sender or self._client)
         finally:
             self._running.discard(stream)
         measured = blank.measured(record, intended_s, self._settings.prebuffer_s, stream.unfinished)
-        self._end(measured, stream.failure)
+        return self._end(measured, stream.failure)
 
-    def _end(self, record: StreamRecord, error: VitaError | None) -> None:
+    def _end(self, record: StreamRecord, error: VitaError | None) -> StreamRecord:
         # No server, or one that went away in the middle (`StreamBroken` is a kind of `ServerUnavailable`).
         unreachable = isinstance(error, ServerUnavailable) and record.outcome != "rejected"
         self._counter.over(record, now_s() - self._start_s, unreachable)
         self._on_end(record, error)
+        return record

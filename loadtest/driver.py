@@ -8,9 +8,10 @@ it, a player's buffer is not. Needs the base install only.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +19,9 @@ from numpy.typing import NDArray
 from loadtest.clock import now_s
 from loadtest.playout import Chunk, Playout, play
 from vita_audio.contract.errors import VitaError
+from vita_audio.contract.messages import Status
 from vita_audio.contract.rates import OUTPUT_SAMPLE_RATE_HZ
-from vita_client import AsyncClient, AsyncStream, Client, Pcm, StatusUpdate, Stream, TextDelta, TokensDelta
+from vita_client import AsyncClient, AsyncStream, Pcm, StatusUpdate, Stream, TextDelta, TokensDelta
 from vita_client.events import Event
 from vita_client.request import Request
 
@@ -55,6 +57,7 @@ class Record:
         code: "done", "cancelled" by the caller, or the code of the error that ended the stream.
         error: its text, empty where there was none.
         reason: why generation ended, by the server's last status.
+        prompt_tokens: of the prompt, of which a slot still held the first `cached_tokens`.
     """
 
     sent_s: float
@@ -63,6 +66,8 @@ class Record:
     code: str = DONE
     error: str = ""
     reason: str = ""
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
 
     @property
     def ttfa_ms(self) -> float | None:
@@ -133,6 +138,12 @@ class Record:
         return next(((each.at_s - self.sent_s) * 1e3 for each in self.responses if wanted(each)), None)
 
 
+class Sender(Protocol):
+    """What sends a request: a `Client`, or a conversation for its next turn."""
+
+    def send(self, request: Request, *, timeout_s: float) -> Stream: ...
+
+
 class Drive:
     """One request on its way. `cancel()` may be called at any time and from any thread (asyncio: from its loop).
 
@@ -151,7 +162,7 @@ class Drive:
         self._request, self._timeout_s, self._on_event = request, timeout_s, on_event
         self._stream: Stream | AsyncStream | None = None
         self._cancelled = self._open = False
-        self._reason = ""
+        self._status: Status | None = None
         self.responses: list[Response] = []
         self.failure: VitaError | None = None
 
@@ -160,7 +171,7 @@ class Drive:
         if self._stream is not None:
             self._stream.cancel()
 
-    def run(self, client: Client) -> Record:
+    def run(self, client: Sender) -> Record:
         """Send and follow to the end. A stream that fails is a record too, never an exception."""
         sent_s = now_s()
         try:
@@ -196,7 +207,7 @@ class Drive:
         response = self.responses[-1]
         self._open = not isinstance(event, StatusUpdate)
         if isinstance(event, StatusUpdate):
-            response.stages_ms, self._reason = dict(event.status.timings_ms), event.status.reason
+            response.stages_ms, self._status = dict(event.status.timings_ms), event.status
         elif isinstance(event, Pcm):
             response.samples, response.audible = len(event.samples), is_audible(event.samples)
         elif isinstance(event, TokensDelta):
@@ -209,4 +220,7 @@ class Drive:
         error = self.failure
         code = error.code if error is not None else CANCELLED if self._cancelled else DONE
         text = "" if error is None else f"{code}: {error}"
-        return Record(sent_s, now_s(), tuple(self.responses), code, text, self._reason)
+        record = Record(sent_s, now_s(), tuple(self.responses), code, text)
+        if (last := self._status) is None:
+            return record
+        return replace(record, reason=last.reason, prompt_tokens=last.prompt_tokens, cached_tokens=last.cached_tokens)

@@ -16,6 +16,7 @@ METRICS = ("ttfa", "first_pcm", "first_text", "total", "gap", "rtf", "underrun",
 class Group:
     """`counts`: outcomes, and `spoken` (streams with sound), `broken` (of these: with an underrun), `silent`.
 
+    Of later turns of conversations also `later_turns`, and `found`: those of which a slot held more than half.
     `stages_ms`: the server's times per stage, summed over whole streams with sound, which make `staged_audio_s` of it.
     """
 
@@ -23,6 +24,8 @@ class Group:
     audio_s: float = 0.0
     underrun_s: float = 0.0
     tokens: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
     total_ms: float = 0.0
     stages_ms: dict[str, float] = field(default_factory=dict)
     staged_audio_s: float = 0.0
@@ -33,6 +36,12 @@ class Group:
         self.audio_s += stream.audio_s
         self.underrun_s += stream.underrun_s
         self.tokens += stream.tokens
+        self.prompt_tokens += stream.prompt_tokens
+        self.cached_tokens += stream.cached_tokens
+        if stream.turn > 1 and stream.prompt_tokens:
+            self._count("later_turns")
+            if stream.cached_tokens > stream.prompt_tokens / 2:
+                self._count("found")
         self.total_ms += stream.total_ms
         if stream.outcome == "done" and stream.audio_s:
             self.staged_audio_s += stream.audio_s
@@ -79,6 +88,8 @@ class Group:
         self.audio_s += other.audio_s
         self.underrun_s += other.underrun_s
         self.tokens += other.tokens
+        self.prompt_tokens += other.prompt_tokens
+        self.cached_tokens += other.cached_tokens
         self.total_ms += other.total_ms
         self.staged_audio_s += other.staged_audio_s
         self._add_stages(other.stages_ms)

@@ -21,6 +21,8 @@ _SLO = Slo()
 LOOPS = ("open", "closed")
 #: Beyond this it is not a load but a fault, of the generator first.
 MAX_RATE_HZ, MAX_USERS, MAX_RUN_TIME_S = 1000.0, 10_000, 86_400.0
+#: Nobody thinks longer than this many medians.
+_LONGEST_THINK = 5.0
 #: A run of no stated length (locust's web UI): it lasts until it is stopped.
 ENDLESS_S = MAX_RUN_TIME_S
 
@@ -31,7 +33,7 @@ class Settings:
 
     Args:
         loop: "open": each user is a Poisson source of `source_rate_hz` requests, sent whether or not earlier ones have
-            ended. "closed": each user sends its next request about `think_s` (median) after the last one has ended.
+            ended. "closed": each user sends its next request a while (`profile.think_s`) after the last one has ended.
         max_streams: streams one generator process may hold at once; a call beyond it is counted as failed.
         timeout_s: deadline of a stream. `prebuffer_s`: how long the player waits before it plays.
     """
@@ -40,7 +42,6 @@ class Settings:
     loop: str = "open"
     users: int = 1
     source_rate_hz: float = 0.1
-    think_s: float = 2.0
     shape: str = "constant"
     run_time_s: float = 60.0
     warm_up_s: float = 0.0
@@ -64,7 +65,8 @@ class Settings:
         if self.loop == "open":
             check_rate("--users times --source-rate", self.users * self.source_rate_hz)
         _check("--run-time", self.run_time_s, 1, MAX_RUN_TIME_S, "seconds")
-        _check("--think", self.think_s, 0, 3600, "seconds")
+        _check("--think", self.profile.think_s.median, 0, 3600, "seconds")
+        _check("--turns", self.profile.turns.median, 2, 100, "turns")
         _check("--stream-timeout", self.timeout_s, 0.1, 3600, "seconds")
         _check("--prebuffer-ms", self.prebuffer_s * 1e3, 0, 10_000, "ms")
         _check("--max-streams", self.max_streams, 1, 10_000, "streams")
@@ -89,7 +91,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add("--loop", choices=LOOPS, default="open", help="open: users are Poisson sources; closed: they wait for answers")
     add("--source-rate", type=float, default=0.1, help="open loop: streams per second of each user")
-    add("--think", type=float, default=2.0, help="closed loop: median seconds between two requests of a user")
+    add(
+        "--think",
+        type=float,
+        default=2.0,
+        help="median seconds between two turns of a conversation, or requests of a user (closed loop)",
+    )
+    add("--turns", type=float, default=5.0, help="median turns of a conversation")
     add("--shape", choices=SHAPES, default="constant", help="how the load goes over the run time")
     add("--warm-up", type=float, default=0.0, help="seconds at the start that count for nothing")
     add("--seed", type=int, default=1, help="same seed, same requests and arrivals")
@@ -121,11 +129,15 @@ def settings_from(options: Any, url: str | None, users: int | None) -> Settings:
     """
     if not url:
         raise wrong("--host", url, "it is the address of the server", "for example localhost:8001")
-    profile = UserProfile(
+    profile = UserProfile()
+    profile = replace(
+        profile,
         mix=parse_mix(options.mix),
         mode=parse_mode(options.mode).name if options.mode else None,
         barge_in=options.barge_in,
         slow=options.slow_readers,
+        turns=replace(profile.turns, median=options.turns, most=max(20.0, 2 * options.turns)),
+        think_s=replace(profile.think_s, median=options.think, most=_LONGEST_THINK * options.think),
     )
     _check("--answer-tokens", options.answer_tokens, 1, 100_000, "tokens")
     tokens = replace(profile.answer_tokens, median=options.answer_tokens, most=max(400.0, 2 * options.answer_tokens))
@@ -134,7 +146,6 @@ def settings_from(options: Any, url: str | None, users: int | None) -> Settings:
         loop=options.loop,
         users=1 if users is None else users,
         source_rate_hz=options.source_rate,
-        think_s=options.think,
         shape=options.shape,
         run_time_s=options.plan_seconds or ENDLESS_S,
         warm_up_s=options.warm_up,

@@ -27,6 +27,7 @@ class StreamRecord:
         gaps_ms: between arrivals of sound. `least_lead_s`: the least sound in hand when the next came.
         real_time_factor: seconds from sending to the last sound, for each second of sound.
         first_stages_ms, stages_ms: the server's own times per stage, up to the first audible sound and at the end.
+        turn: of a conversation, from 1; 0: of none. `prompt_tokens`, of which a slot still held `cached_tokens`.
         lead: (seconds since sending, seconds of sound in hand) as the sound came.
     """
 
@@ -45,6 +46,9 @@ class StreamRecord:
     audio_s: float = 0.0
     tokens: int = 0
     responses: int = 0
+    turn: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
     real_time_factor: float | None = None
     underruns: int = 0
     underrun_s: float = 0.0
@@ -69,6 +73,8 @@ class StreamRecord:
             audio_s=record.audio_s,
             tokens=record.tokens,
             responses=len(record.responses),
+            prompt_tokens=record.prompt_tokens,
+            cached_tokens=record.cached_tokens,
             real_time_factor=record.real_time_factor,
             underruns=len(played.underruns),
             underrun_s=played.underrun_s,

@@ -30,7 +30,7 @@ from loadtest.shapes import LoadPlan
 from loadtest.slo import verdict
 from loadtest.tally import Outbox, Tally
 from loadtest.users import LoadUser
-from loadtest.workload import UserRequest, load_voices
+from loadtest.workload import UserRequest, UserTalk, load_voices
 from vita_audio.contract.errors import VitaError
 from vita_client import Client
 
@@ -101,7 +101,7 @@ class Session:
         """Whether this process has a run to make streams for."""
         return self._dispatcher is not None
 
-    def launch(self, planned: UserRequest, intended_s: float) -> gevent.Greenlet | None:
+    def launch(self, planned: UserRequest | UserTalk, intended_s: float) -> gevent.Greenlet | None:
         """Start a stream; None when there is no run, or it is over."""
         return None if self._dispatcher is None else self._dispatcher.launch(planned, intended_s)
 

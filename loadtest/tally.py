@@ -17,6 +17,8 @@ from loadtest.window import Window
 
 #: Single streams kept for `streams.csv`, curves kept for the picture, kinds of errors distinguished.
 MAX_STREAMS, MAX_CURVES, MAX_ERRORS = 50_000, 40, 50
+#: Later turns of conversations are counted as this one.
+LAST_TURN = 10
 #: A scenario whose reader is slow on purpose: its figures say nothing about the server.
 SLOW_READER = "slow_reader"
 _NUMBERS = re.compile(r"\d+(\.\d+)?")
@@ -36,6 +38,7 @@ class Tally:
 
     scenarios: dict[str, Group] = field(default_factory=dict)
     phases: dict[str, Group] = field(default_factory=dict)
+    turns: dict[int, Group] = field(default_factory=dict)
     windows: dict[int, Window] = field(default_factory=dict)
     errors: dict[str, int] = field(default_factory=dict)
     streams: list[StreamRecord] = field(default_factory=list)
@@ -66,6 +69,8 @@ class Tally:
             self.scenarios.setdefault(stream.scenario, Group()).add(stream)
             if stream.scenario != SLOW_READER:
                 self.phases.setdefault(stream.phase, Group()).add(stream)
+            if stream.turn:
+                self.turns.setdefault(min(stream.turn, LAST_TURN), Group()).add(stream)
 
     def _add_to_window(self, stream: StreamRecord) -> None:
         start = self._window(stream.start_s)

@@ -10,13 +10,10 @@ from locust.exception import StopUser
 
 from loadtest.arrivals import PoissonSource
 from loadtest.clock import now_s
-from loadtest.workload import Lengths, Workload
+from loadtest.workload import Workload
 
 if TYPE_CHECKING:
     from loadtest.session import Session
-
-#: Users think for a lognormal time of at most this many medians.
-_THINK_SPREAD, _LONGEST_THINK = 0.5, 5.0
 
 
 class LoadUser(User):
@@ -32,7 +29,6 @@ class LoadUser(User):
         self._settings, self._random = settings, random_
         self._workload = Workload(settings.profile, session.voices, random_)
         self._arrivals = PoissonSource(settings.source_rate_hz, now_s(), random_)
-        self._think = Lengths(settings.think_s, _THINK_SPREAD, 0.0, _LONGEST_THINK * settings.think_s)
 
     @task
     def send(self) -> None:
@@ -51,4 +47,4 @@ class LoadUser(User):
         """Seconds until the next call."""
         if self._settings.loop == "open":
             return max(0.0, self._arrivals.next_s - now_s())
-        return self._think.draw(self._random)
+        return self._settings.profile.think_s.draw(self._random)

@@ -21,7 +21,8 @@ from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ
 from vita_client import Request, build_request
 from vita_client.audio import load_speech
 
-SCENARIOS = ("chat_voice", "chat_text", "tts", "asr")
+CONVERSATION = "conversation"
+SCENARIOS = ("chat_voice", "chat_text", "tts", "asr", CONVERSATION)
 DEFAULT_MIX = {"chat_voice": 5.0, "chat_text": 2.0, "tts": 2.0, "asr": 1.0}
 _PAUSE_S = 0.25
 #: Answers: sampled like the authors' speech synthesis, so that they differ; a transcript is greedy.
@@ -62,6 +63,7 @@ class UserProfile:
         barge_in: share of the spoken answers the caller cuts short, between `barge_in_s` after the first sound.
         slow: share of all streams whose reader takes `slow_read_s` over each response.
         speech_s, words, answer_tokens: lengths of spoken questions, of texts and of answers (MAX_TOKENS).
+        turns: of a conversation. think_s: between its turns, and between two requests of a user in the closed loop.
     """
 
     mix: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_MIX))
@@ -73,6 +75,8 @@ class UserProfile:
     speech_s: Lengths = Lengths(2.5, 0.6, 0.5, 15.0)
     words: Lengths = Lengths(12, 0.5, 3, 60)
     answer_tokens: Lengths = Lengths(150, 0.5, 20, 400)
+    turns: Lengths = Lengths(5, 0.5, 2, 20)
+    think_s: Lengths = Lengths(2.0, 0.5, 0.0, 10.0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,6 +95,14 @@ class UserRequest:
     read_delay_s: float = 0.0
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class UserTalk:
+    """A conversation: spoken requests in order, and the seconds that its user thinks after each answer."""
+
+    turns: tuple[UserRequest, ...]
+    think_s: tuple[float, ...]
+
+
 class Workload:
     """Draws the requests of one user."""
 
@@ -99,9 +111,16 @@ class Workload:
         self._scenarios = [name for name in SCENARIOS if profile.mix.get(name)]
         self._weights = [profile.mix[name] for name in self._scenarios]
 
-    def draw(self) -> UserRequest:
+    def draw(self) -> UserRequest | UserTalk:
         profile, random_ = self._profile, self._random
         scenario = random_.choices(self._scenarios, self._weights)[0]
+        if scenario == CONVERSATION:
+            turns = tuple(self._request(scenario) for _ in range(round(profile.turns.draw(random_))))
+            return UserTalk(turns, tuple(profile.think_s.draw(random_) for _ in turns))
+        return self._request(scenario)
+
+    def _request(self, scenario: str) -> UserRequest:
+        profile, random_ = self._profile, self._random
         seed, max_tokens = random_.getrandbits(32), round(profile.answer_tokens.draw(random_))
         barge_in_s = random_.uniform(*profile.barge_in_s) if random_.random() < profile.barge_in else None
         if scenario == "asr":
@@ -109,7 +128,7 @@ class Workload:
                 audio=self._speech(), task="asr", mode=profile.mode, max_tokens=max_tokens, temperature=0.0, seed=seed
             )
         else:
-            voice = scenario == "chat_voice"
+            voice = scenario in ("chat_voice", CONVERSATION)
             request = build_request(
                 None if voice else self._text(),
                 audio=self._speech() if voice else None,
@@ -120,7 +139,7 @@ class Workload:
                 top_k=_TOP_K,
                 seed=seed,
             )
-        if random_.random() < profile.slow:
+        if scenario != CONVERSATION and random_.random() < profile.slow:
             return UserRequest(SLOW_READER, request, seed, None, profile.slow_read_s)
         return UserRequest(scenario, request, seed, None if scenario == "asr" else barge_in_s)
 

@@ -9,6 +9,7 @@ from html import escape
 from typing import Any
 
 from loadtest.picture import Picture, Series, figure_html
+from loadtest.tally import LAST_TURN
 
 _STYLE = """
 body{font:14px/1.45 system-ui,sans-serif;margin:24px auto;max-width:1120px;color:#222;padding:0 12px}
@@ -61,6 +62,7 @@ def _run(run: Mapping[str, Any], name: str) -> str:
         *(_percentiles(scenario, found) for scenario, found in run["scenarios"].items()),
         "<h2>Where the server's time goes, ms for each second of sound</h2>", _stages(run["scenarios"]["all"]),
         "<h2>Load points</h2>", _phases(run["phases"]),
+        *(["<h2>Turns of conversations</h2>", _turns(run["turns"])] if run.get("turns") else []),
         "<h2>Errors</h2>",
         _table(["kind", "streams"], [[escape(kind), str(count)] for kind, count in run["errors"].items()])
         if run["errors"] else "<p>none</p>",
@@ -135,6 +137,18 @@ def _phases(phases: Sequence[Mapping[str, Any]]) -> str:
         )  # fmt: skip
     columns = ["load", "offered streams/s", "streams", "TTFA P50 ms", "TTFA P95 ms", "with underruns", "lost"]
     return _table(columns, rows)
+
+
+def _turns(turns: Sequence[Mapping[str, Any]]) -> str:
+    rows = []
+    for each in turns:
+        ttfa = each["metrics"].get("ttfa", {})
+        turn = f"{each['turn']} and later" if each["turn"] == LAST_TURN else str(each["turn"])
+        rows.append(
+            [turn, str(each["streams"]), _number(ttfa.get("p50")), _number(ttfa.get("p95")),
+             _value(each["found_share"], ""), _value(each["reused_share"], "")]
+        )  # fmt: skip
+    return _table(["turn", "streams", "TTFA P50 ms", "TTFA P95 ms", "found in a slot", "tokens reused"], rows)
 
 
 def _generators(run: Mapping[str, Any]) -> str:

@@ -66,6 +66,7 @@ def summary(run: Run) -> dict[str, Any]:
             for phase in settings.plan.phases
             if phase.name in tally.phases
         ],
+        "turns": [{"turn": turn, **figures(group)} for turn, group in sorted(tally.turns.items())],
         "by_running": by_running(tally.windows),
         "over_time": over_time(tally.windows),
         "ttfa_cdf": cdf(total.histogram("ttfa")),
@@ -85,7 +86,7 @@ def summary(run: Run) -> dict[str, Any]:
 
 def figures(group: Group) -> dict[str, Any]:
     """Counts and percentiles of one group of streams: ms, and the real-time factor as it is (below 1: in time)."""
-    spoken = group.counts.get("spoken", 0)
+    spoken, later = group.counts.get("spoken", 0), group.counts.get("later_turns", 0)
     metrics = {}
     for metric in METRICS:
         histogram = group.histogram(metric)
@@ -102,6 +103,8 @@ def figures(group: Group) -> dict[str, Any]:
         "underrun_rate": group.counts.get("broken", 0) / spoken if spoken else None,
         "underrun_share": group.underrun_s / (group.audio_s + group.underrun_s) if group.audio_s else None,
         "loss_rate": group.lost / group.streams if group.streams else None,
+        "found_share": group.counts.get("found", 0) / later if later else None,
+        "reused_share": group.cached_tokens / group.prompt_tokens if group.prompt_tokens else None,
         "stages_ms_per_audio_s": {stage: ms / group.staged_audio_s for stage, ms in group.stages_ms.items()},
         "metrics": metrics,
     }

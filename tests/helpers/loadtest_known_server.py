@@ -103,6 +103,11 @@ class KnownServer(service_pb2_grpc.GRPCInferenceServiceServicer):
     ) -> Iterator[Message]:
         received_s = time.time()
         inputs: dict[str, Any] = read_inputs(next(requests))
+        history = np.asarray(inputs.get("HISTORY", ())).tolist()
+        prompt = [*history, 1000]
+        if inputs.get("READ_ONLY"):  # speech that goes on is read ahead
+            yield message(status=Status("stream", 0, "done", "read"), prompt=prompt)
+            return
         seed = int(inputs["SEED"])
         script = self._script(seed)
         sent_s: list[float] = []
@@ -120,11 +125,13 @@ class KnownServer(service_pb2_grpc.GRPCInferenceServiceServicer):
             last = index == len(script.chunks) - 1
             state = ("done" if script.end == "done" else "failed") if last else "running"
             timings = {"lm": 10.0 * (index + 1), "decode": 20.0 * (index + 1)}
-            status = Status(f"stream-{seed}", index, state, "end_token" if last else "", timings_ms=timings)  # type: ignore[arg-type]
+            read = {"prompt_tokens": len(prompt), "cached_tokens": len(history)}
+            end = "end_token" if last else ""
+            status = Status(f"stream-{seed}", index, state, end, timings_ms=timings, **read)  # type: ignore[arg-type]
             if not context.is_active():
                 return
             sent_s.append(time.time())
-            yield message("word ", [1, 2], pcm, status)
+            yield message("word ", [1, 2], pcm, status, prompt=None if index else prompt)
         yield message(final=True)
 
     def _note(self, seed: int, inputs: dict[str, Any], received_s: float, sent_s: list[float]) -> None:

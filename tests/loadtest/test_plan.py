@@ -20,7 +20,7 @@ from loadtest.errors import LoadTestError
 from loadtest.options import MAX_USERS, Settings, add_arguments, check_target, settings_from
 from loadtest.shapes import SHAPES, WARM_UP, load_plan
 from loadtest.tally import SLOW_READER
-from loadtest.workload import DEFAULT_MIX, SCENARIOS, UserProfile, Workload, load_voices, parse_mix
+from loadtest.workload import DEFAULT_MIX, SCENARIOS, UserProfile, UserRequest, Workload, load_voices, parse_mix
 from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ
 
 VOICE = [np.full(8_000, 0.1, np.float32)]
@@ -60,9 +60,15 @@ def test_phases_fill_the_run_without_holes(shape: str, run_time_s: float, warm_u
     assert plan.at(plan.end_s + 1) is None
 
 
+def drawn(workload: Workload) -> UserRequest:
+    one = workload.draw()
+    assert isinstance(one, UserRequest)  # no mix of these tests has conversations
+    return one
+
+
 def test_requests_are_those_of_the_profile() -> None:
     profile = UserProfile(mix={"chat_voice": 3, "tts": 1}, barge_in=0.25, slow=0.2)
-    requests = [Workload(profile, VOICE, random.Random(number)).draw() for number in range(1500)]
+    requests = [drawn(Workload(profile, VOICE, random.Random(number))) for number in range(1500)]
     kinds = [one.scenario for one in requests]
     assert set(kinds) == {"chat_voice", "tts", SLOW_READER}
     assert kinds.count(SLOW_READER) == pytest.approx(300, rel=0.2)
@@ -82,15 +88,15 @@ def test_requests_are_those_of_the_profile() -> None:
 
 
 def test_the_same_seed_gives_the_same_requests() -> None:
-    def drawn(seed: int) -> list[Any]:
+    def some(seed: int) -> list[Any]:
         source = Workload(UserProfile(), VOICE, random.Random(seed))
         return [
             (one.scenario, one.request.values.get("TEXT"), one.request.values["MAX_TOKENS"], one.seed)
-            for one in (source.draw() for _ in range(30))
+            for one in (drawn(source) for _ in range(30))
         ]
 
-    assert drawn(5) == drawn(5) != drawn(6)
-    assert {scenario for scenario, *_ in drawn(5)} == set(SCENARIOS)
+    assert some(5) == some(5) != some(6)
+    assert {scenario for scenario, *_ in some(5)} == set(DEFAULT_MIX) < set(SCENARIOS)
 
 
 def test_mix() -> None:
@@ -152,6 +158,7 @@ def test_locusts_options_become_settings() -> None:
         (["--run-time", "1e9"], 2, "--run-time"),
         (["--warm-up", "60"], 2, "--warm-up: 60.0 is not valid"),
         (["--barge-in", "2"], 2, "--barge-in"),
+        (["--turns", "1"], 2, "--turns: 1.0 is not valid"),
         (["--mode", "warp"], 2, "warp"),
         (["--url", "localhost:"], 2, "it has the form host:port"),
         (["--url", "localhost"], 2, "it has the form host:port"),
