@@ -79,6 +79,12 @@ class Talk:
         self.session.on("input_speech_started", lambda _: self.interrupted.set())
         self.session.on("input_audio_transcription_completed", self.transcripts.put_nowait)
 
+    async def speak(self, frames: list[rtc.AudioFrame]) -> None:
+        """As fast as a person does."""
+        for frame in frames:
+            self.session.push_audio(frame)
+            await asyncio.sleep(frame.duration)
+
     async def __aenter__(self) -> Talk:
         return self
 
@@ -105,13 +111,13 @@ async def read(answer: llm.GenerationCreatedEvent) -> tuple[str, bytes, str]:
 
 async def realtime_typed(case: Case) -> None:
     async with Talk(case) as talk:
-        await talk.session.update_instructions("You are Ada.")
         context = llm.ChatContext.empty()
         context.add_message(role="user", content=case.typed)
         await talk.session.update_chat_ctx(context)
         text, sound, _ = await read(await talk.session.generate_reply())
-        require("an answer", text)
-        check_speech("sound", sound, len(sound) / 48_000)
+        check_text("answer", text, case.typed_answer)
+        check_speech("sound", sound, case.typed_answer_s)
+        await talk.session.update_instructions("You are Ada.")
 
 
 async def realtime_spoken(case: Case) -> None:
@@ -140,12 +146,12 @@ async def realtime_interrupted(case: Case) -> None:
         async for message in first.message_stream:
             async for _ in message.audio_stream:
                 break
-            for frame in question_frames(case, after_s=1.0):
-                talk.session.push_audio(frame)
+            speaking = asyncio.create_task(talk.speak(question_frames(case, after_s=1.0)))
             await talk.interrupted.wait()
             talk.session.interrupt()
             talk.session.truncate(message_id=message.message_id, modalities=["text", "audio"], audio_end_ms=100)
             break
+        await speaking
         await talk.answers.get()  # the first one is reported too
         text, sound, _ = await read(await talk.answers.get())
         require("an answer to the second turn", text and sound)

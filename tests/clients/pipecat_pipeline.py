@@ -7,7 +7,7 @@ import contextlib
 import sys
 from collections.abc import AsyncIterator
 
-from checks import Case, WrongAnswer, blocks, check_speech, check_text, require, run, silence
+from checks import Case, WrongAnswer, blocks, check_speech, check_text, require, run, silence, words
 from loguru import logger
 from pipecat.frames.frames import (
     CancelFrame,
@@ -15,8 +15,10 @@ from pipecat.frames.frames import (
     ErrorFrame,
     Frame,
     InputAudioRawFrame,
+    InterruptionFrame,
     LLMContextFrame,
     LLMFullResponseEndFrame,
+    LLMRunFrame,
     TranscriptionFrame,
     TTSAudioRawFrame,
     TTSSpeakFrame,
@@ -30,6 +32,7 @@ from pipecat.frames.frames import (
 from pipecat.pipeline.pipeline import Pipeline
 from pipecat.pipeline.worker import PipelineParams, PipelineWorker
 from pipecat.processors.aggregators.llm_context import LLMContext
+from pipecat.processors.aggregators.llm_response_universal import LLMContextAggregatorPair
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 from pipecat.services.openai.realtime.events import (
     AudioConfiguration,
@@ -75,11 +78,11 @@ class Watch(FrameProcessor):
 
 
 @contextlib.asynccontextmanager
-async def running(service: FrameProcessor) -> AsyncIterator[tuple[PipelineWorker, Watch, Watch]]:
-    """A pipeline around a service: its worker, what comes out upstream and downstream of it."""
+async def running(*processors: FrameProcessor) -> AsyncIterator[tuple[PipelineWorker, Watch, Watch]]:
+    """A pipeline: its worker, what comes out upstream and downstream of the processors."""
     above, below = Watch(), Watch()
     params = PipelineParams(audio_in_sample_rate=16_000, audio_out_sample_rate=24_000)
-    worker = PipelineWorker(Pipeline([above, service, below]), params=params, enable_rtvi=False)
+    worker = PipelineWorker(Pipeline([above, *processors, below]), params=params, enable_rtvi=False)
     started = asyncio.Event()
 
     @worker.event_handler("on_pipeline_started")
@@ -121,11 +124,12 @@ async def speech_to_text(case: Case) -> None:
         check_text("transcript", below.of(TranscriptionFrame)[0].text, case.question)
 
 
-async def say(worker: PipelineWorker, case: Case, after_s: float = 0.0) -> None:
-    """The spoken question, and silence after it, a tenth of a second at a time."""
+async def say(worker: PipelineWorker, case: Case, after_s: float = 0.0, pause_s: float = 0.0) -> None:
+    """The spoken question, and silence after it, a tenth of a second at a time; `pause_s` between them."""
     pcm, rate_hz = case.question_pcm()
     for block in blocks(pcm + silence(after_s, rate_hz), rate_hz // 10 * 2):
         await worker.queue_frame(InputAudioRawFrame(audio=block, sample_rate=rate_hz, num_channels=1))
+        await asyncio.sleep(pause_s)
 
 
 def realtime_service(case: Case, turn_detection: TurnDetection | bool) -> OpenAIRealtimeLLMService:
@@ -170,7 +174,24 @@ async def realtime_by_hand(case: Case) -> None:
         check_speech("sound", below.sound(), case.answer_s)
 
 
+async def realtime_interrupted(case: Case) -> None:
+    """With the context aggregators of an agent: speech during an answer interrupts it, and is answered."""
+    pair = LLMContextAggregatorPair(LLMContext([{"role": "user", "content": case.typed}]))
+    service = realtime_service(case, TurnDetection(silence_duration_ms=300))
+    async with running(pair.user(), service) as (worker, _, below):
+        await worker.queue_frame(LLMRunFrame())
+        await below.until(TTSAudioRawFrame)
+        await say(worker, case, after_s=1.0, pause_s=0.1)
+        await below.until(InterruptionFrame)
+        await below.until(TTSStoppedFrame)
+        place = below.frames.index(below.of(InterruptionFrame)[0])
+        after = [frame for frame in below.frames[place:] if isinstance(frame, TTSTextFrame)]
+        require("an answer to the second turn", words("".join(frame.text for frame in after)))
+
+
 if __name__ == "__main__":
     logger.remove()
     logger.add(sys.stderr, level="WARNING")
-    sys.exit(run(text_to_speech, speech_to_text, realtime_typed, realtime_spoken, realtime_by_hand))
+    sys.exit(
+        run(text_to_speech, speech_to_text, realtime_typed, realtime_spoken, realtime_by_hand, realtime_interrupted)
+    )
