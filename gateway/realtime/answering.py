@@ -32,7 +32,6 @@ class _Running:
     def __init__(self, response: Response, task: asyncio.Task[None] | None = None) -> None:
         self.response, self.task = response, task
         self.answer: Answer | None = None
-        self.created_s = time.monotonic()
 
     def sent_s(self) -> float:
         return 0.0 if self.answer is None else self.answer.playout.sent_s
@@ -54,7 +53,6 @@ class Answering:
     Args:
         use: what the caller's key has left, and what is used of it.
         at_end: called when a response of the conversation is over.
-        first_sound: called with the seconds from the creation of a response to the first sound that was sent.
     """
 
     def __init__(
@@ -64,10 +62,9 @@ class Answering:
         outbox: Outbox,
         use: Use,
         at_end: Callable[[], None],
-        first_sound: Callable[[float], None],
     ) -> None:
         self._talk, self._items, self._outbox, self._use = talk, items, outbox, use
-        self._at_end, self._first_sound = at_end, first_sound
+        self._at_end = at_end
         self._active: _Running | None = None
         self._asides: dict[str, _Running] = {}
         self._last: _Running | None = None  # the last answer that the model's memory has
@@ -178,7 +175,6 @@ class Answering:
             if not response.finished:
                 refused = body_of(error)["error"]
                 response.fail(refused["type"], refused["code"], refused["message"])
-                self._talk.lost(error)
         except NotRead:
             pass  # what sends ends the connection
         except Exception:  # noqa: BLE001 - the client must be told, whatever it was
@@ -187,7 +183,7 @@ class Answering:
                 response.fail("server_error", "internal_error", "internal error of the gateway; its log says more")
         finally:
             if running.answer is not None:
-                running.answer.cancel()
+                await running.answer.close()
             self._over(running)
 
     async def _told(self, running: _Running, answer: Answer) -> AsyncIterator[None]:
@@ -201,8 +197,6 @@ class Answering:
 
             def on_sent() -> None:
                 now_s = time.monotonic()
-                if not answer.playout.sent_s:
-                    self._first_sound(now_s - running.created_s)
                 answer.playout.sent(seconds, now_s)
                 self._use.sound(seconds)
                 if in_conversation:

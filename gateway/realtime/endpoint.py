@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 
+import anyio
 from fastapi import APIRouter, WebSocket
 from starlette.websockets import WebSocketDisconnect
 
@@ -47,15 +48,9 @@ async def realtime(websocket: WebSocket, model: str = "", intent: str = "") -> N
             offered = websocket.scope.get("subprotocols", [])
             await websocket.accept(subprotocol="realtime" if "realtime" in offered else None)
             outbox = Outbox()
-            protocol = Protocol(
-                _new_session(model, intent),
-                Talk(gateway.upstreams.client),
-                outbox,
-                use,
-                gateway.metrics.first_sound.labels("/v1/realtime").observe,
-            )
+            protocol = Protocol(_new_session(model, intent), Talk(gateway.upstreams.client), outbox, use)
             try:
-                await _serve(websocket, protocol, outbox)
+                await _serve(websocket, protocol, outbox, gateway.draining)
             finally:
                 await protocol.close()
     except VitaError as error:
@@ -69,12 +64,13 @@ def _new_session(model: str, intent: str) -> Session:
     return RealtimeSession(id=session_id, expires_at=expires_at, model=model)
 
 
-async def _serve(websocket: WebSocket, protocol: Protocol, outbox: Outbox) -> None:
+async def _serve(websocket: WebSocket, protocol: Protocol, outbox: Outbox, draining: asyncio.Event) -> None:
     """Until the client leaves or has to; then the connection is closed."""
     protocol.open()
     tasks = {
         asyncio.create_task(_read(websocket, protocol, outbox)),
         asyncio.create_task(outbox.run(websocket.send_text)),
+        asyncio.create_task(_drain(protocol, draining)),
     }
     try:
         ended, _ = await asyncio.wait(tasks, timeout=LONGEST_S, return_when=asyncio.FIRST_COMPLETED)
@@ -99,8 +95,9 @@ async def _read(websocket: WebSocket, protocol: Protocol, outbox: Outbox) -> Non
     """Handle one message after the other, each when there is room for what it may bring."""
     while True:
         try:
-            message = await asyncio.wait_for(websocket.receive(), IDLE_S)
-        except asyncio.TimeoutError:
+            with anyio.fail_after(IDLE_S):
+                message = await websocket.receive()
+        except TimeoutError:
             raise _Ended(f"no message for {IDLE_S:g} s; the session is over", "session_idle", _GOING_AWAY) from None
         if message["type"] == "websocket.disconnect":
             return
@@ -112,9 +109,17 @@ async def _read(websocket: WebSocket, protocol: Protocol, outbox: Outbox) -> Non
         await protocol.handle(content)
 
 
+async def _drain(protocol: Protocol, draining: asyncio.Event) -> None:
+    """The gateway is about to end: this session too, when its answer is complete."""
+    await draining.wait()
+    while protocol.busy:
+        await asyncio.sleep(0.05)
+    raise _Ended("the gateway is shutting down; connect again", "shutting_down", _GOING_AWAY)
+
+
 async def _close(websocket: WebSocket, ended: _Ended | None, close_code: int) -> None:
     """Close a connection whose client may be gone, or not read."""
-    with contextlib.suppress(asyncio.TimeoutError, WebSocketDisconnect, RuntimeError):
+    with contextlib.suppress(WebSocketDisconnect, RuntimeError), anyio.move_on_after(_LAST_EVENT_S):
         if ended is not None:
-            await asyncio.wait_for(websocket.send_json(ended.event), _LAST_EVENT_S)
-        await asyncio.wait_for(websocket.close(close_code), _LAST_EVENT_S)
+            await websocket.send_json(ended.event)
+        await websocket.close(close_code)

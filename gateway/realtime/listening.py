@@ -19,7 +19,7 @@ Speech = NDArray[np.float32]
 _MIN_COMMIT_SAMPLES = RATE_HZ // 10
 #: Without turn detection the buffer keeps the last so many samples, and only the first of them are read ahead: a
 #: client may leave its microphone open for hours.
-_LONGEST_SAMPLES, _AHEAD_SAMPLES = int(MAX_AUDIO_SECONDS * RATE_HZ), 30 * RATE_HZ
+_LONGEST_SAMPLES, _AHEAD_SAMPLES = int((MAX_AUDIO_SECONDS - 1) * RATE_HZ), 30 * RATE_HZ
 #: Turn detection is run on so much at a time, that other sessions come between.
 _SLICE_SAMPLES = RATE_HZ // 2
 #: Speech is found some chunks after its beginning.
@@ -126,6 +126,8 @@ class Listener:
         self._from, self._start = self._position, None
         if self._detector is not None:
             self._detector.reset()
+        else:
+            self._reader.finish()
 
     def silence(self, seconds: float) -> Speech:
         """The last `seconds` of what came, or as much silence if it is not kept."""

@@ -9,6 +9,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+import anyio
+
 
 class NotRead(Exception):
     """The client does not read: the connection is to end."""
@@ -65,8 +67,9 @@ class Outbox:
 
     async def _patiently(self, something: Awaitable[Any]) -> None:
         try:
-            await asyncio.wait_for(something, self._patience_s)
-        except asyncio.TimeoutError:
+            with anyio.fail_after(self._patience_s):  # asyncio.wait_for of Python 3.11 may lose a cancellation
+                await something
+        except TimeoutError:
             raise NotRead from None
 
     def _count(self, added: int) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -42,22 +42,14 @@ class Protocol:
         talk: its conversation. Closed by `close`.
         outbox: takes the server's events.
         use: of the caller's key.
-        first_sound: called with the seconds from the creation of a response to its first sound.
     """
 
-    def __init__(
-        self,
-        session: Session,
-        talk: Talk,
-        outbox: Outbox,
-        use: Use,
-        first_sound: Callable[[float], None] = lambda seconds: None,
-    ) -> None:
+    def __init__(self, session: Session, talk: Talk, outbox: Outbox, use: Use) -> None:
         self._session, self._talk, self._outbox = session, talk, outbox
         self._conversation_id = new_id("conv")
         self._items = Items()
         self._listener = Listener(session.audio.input)
-        self._answering = Answering(talk, self._items, outbox, use, self._wait_for_speech, first_sound)
+        self._answering = Answering(talk, self._items, outbox, use, self._wait_for_speech)
         self._speech_item_id = new_id("item")  # of the turn that is being spoken, or the next one
         self._transcriptions: set[asyncio.Task[None]] = set()
         self._idle: asyncio.TimerHandle | None = None
@@ -76,6 +68,11 @@ class Protocol:
             await self._handle(received)
         except EventError as error:
             self._outbox.put(error_event(error, received.event_id if received else events.event_id_of(text)))
+
+    @property
+    def busy(self) -> bool:
+        """Whether an answer is being made, or what was said written down."""
+        return self._answering.active or bool(self._transcriptions)
 
     async def close(self) -> None:
         """The client is gone: end everything on the server."""

@@ -20,9 +20,10 @@ from gateway.realtime.turn_taking import RATE_HZ
 from vita_audio.contract.errors import InvalidRequest, VitaError
 from vita_audio.contract.fields import RequestFields
 from vita_audio.contract.limits import MAX_AUDIO_SECONDS
-from vita_client import AsyncClient, AsyncConversation, AsyncStream, Event, ServerUnavailable, TextDelta
+from vita_client import AsyncClient, AsyncConversation, AsyncStream, Event, TextDelta
 
-Connect = Callable[[], AbstractAsyncContextManager[AsyncClient]]
+#: Gives a client for one answer; where it can the one given, of the answer before.
+Connect = Callable[[AsyncClient | None], AbstractAsyncContextManager[AsyncClient]]
 Speech = NDArray[np.float32]
 _MAX_SPEECH_SAMPLES = int(MAX_AUDIO_SECONDS * RATE_HZ)
 
@@ -51,14 +52,14 @@ class Wish:
 class Answer:
     """An answer that is coming: its events, and what was heard of its sound."""
 
-    def __init__(self, stream: AsyncStream, at_end: Callable[[], None]) -> None:
+    def __init__(self, stream: AsyncStream, lease: AsyncExitStack, at_end: Callable[[], None]) -> None:
         self.stream, self.playout = stream, Playout()
-        self._at_end = at_end
+        self._lease, self._at_end = lease, at_end
 
     async def events(self) -> AsyncIterator[Event]:
         """Until it is complete or cancelled. Raises VitaError: the server failed."""
         try:
-            async with self.stream:
+            async with self._lease:  # an error tells it that the server failed
                 async for event in self.stream:
                     yield event
         finally:
@@ -69,18 +70,22 @@ class Answer:
         self.stream.cancel()
         self._at_end()
 
+    async def close(self) -> None:
+        """At the end, however it came."""
+        self.cancel()
+        await self._lease.aclose()
+
 
 class Talk:
     """One conversation; used by the tasks of one loop.
 
     Args:
-        connect: opens a client; again, and maybe to another server, after one was lost.
+        connect: gives a client, of another server where the last one is lost or full.
         system: who answers, and how; empty for the checkpoint's own.
     """
 
     def __init__(self, connect: Connect, system: str = "") -> None:
         self._connect, self._system = connect, system
-        self._opening, self._stack = asyncio.Lock(), AsyncExitStack()
         self._client: AsyncClient | None = None
         self._conversation: AsyncConversation | None = None
         self._history: tuple[int, ...] = ()
@@ -163,14 +168,9 @@ class Talk:
         """
         if self._giving is not None:
             await asyncio.wait({self._giving})
-        conversation = await self._ready()
+        lease = AsyncExitStack()
+        conversation = self._over(await lease.enter_async_context(self._connect(self._client)))
         parts, before = list(self._parts), conversation.history
-        text, speech, fields = self._asked(parts, wish)
-        if self._stale or self._open or self._not_given:
-            conversation.clear()
-            self._stale = True
-            if len(speech):
-                fields["audio"], fields["sample_rate"] = speech, RATE_HZ
 
         def at_end() -> None:
             if self._answering:
@@ -179,53 +179,59 @@ class Talk:
                     self._parts = [part for part in self._parts if part not in parts]
                 self._give()
 
-        self._answering = True
         try:
-            return Answer(await conversation.respond(text, **fields), at_end)
+            text, speech, fields = self._asked(parts, wish, bool(before))
+            if self._stale or self._open or self._not_given:
+                conversation.clear()
+                self._stale = True
+                if len(speech):
+                    fields["audio"], fields["sample_rate"] = speech, RATE_HZ
+            self._answering = True
+            return Answer(await conversation.respond(text, **fields), lease, at_end)
         except BaseException:
             at_end()
+            await lease.aclose()
             raise
 
     async def aside(self, wish: Wish, parts: Sequence[Part] | None) -> Answer:
         """An answer that does not become part of the conversation: to `parts` alone, or (None) to the conversation."""
-        await self._ready()
-        assert self._client is not None
         history = self.history if parts is None else ()
-        text, speech, fields = self._asked(self._parts if parts is None else parts, wish)
+        text, speech, fields = self._asked(self._parts if parts is None else parts, wish, bool(history))
         fields["history"] = history or None
         fields["system"] = None if history else wish.instructions or self._system or None
         if len(speech):
             fields["audio"], fields["sample_rate"] = speech, RATE_HZ
-        return Answer(self._client.stream(text, **fields), lambda: None)
+        lease = AsyncExitStack()
+        client = await lease.enter_async_context(self._connect(self._client))
+        try:
+            return Answer(client.stream(text, **fields), lease, lambda: None)
+        except BaseException:
+            await lease.aclose()
+            raise
 
     async def transcribe(self, speech: Speech) -> AsyncIterator[str]:
         """The words of `speech`, piece by piece. Raises VitaError."""
-        await self._ready()
-        assert self._client is not None
-        async with self._client.stream(task="asr", audio=speech, sample_rate=RATE_HZ) as stream:
+        async with (
+            self._connect(self._client) as client,
+            client.stream(task="asr", audio=speech, sample_rate=RATE_HZ) as stream,
+        ):
             async for event in stream:
                 if isinstance(event, TextDelta):
                     yield event.text
 
-    def lost(self, error: VitaError) -> None:
-        """An answer failed: if its server is gone or full, the next one may come from another."""
-        if isinstance(error, ServerUnavailable):
-            self._history, self._conversation, self._client = self.history, None, None
-
     async def close(self) -> None:
-        """Free what is held; answers must be cancelled before."""
+        """Read nothing ahead any more; answers must be closed before."""
         if self._giving is not None:
             self._giving.cancel()
             await asyncio.wait({self._giving})
-        await self._stack.aclose()
 
-    def _asked(self, parts: Sequence[Part], wish: Wish) -> tuple[str | None, Speech, RequestFields]:
-        """Text, speech and fields of a request that `parts` and `wish` are."""
+    def _asked(self, parts: Sequence[Part], wish: Wish, begun: bool) -> tuple[str | None, Speech, RequestFields]:
+        """Text, speech and fields of a request; `begun`: it has a history, and with it who answers."""
         speech = np.concatenate([np.zeros(0, np.float32), *(part.speech for part in parts)])
         texts = [part.text for part in parts if part.text]
         fields: RequestFields = {"max_tokens": wish.max_tokens}
         if wish.instructions and wish.instructions != self._system:
-            if self.history or not (texts or len(speech)):
+            if begun or not (texts or len(speech)):
                 texts.append(wish.instructions)
             else:
                 fields["system"] = wish.instructions
@@ -237,17 +243,15 @@ class Talk:
             raise InvalidRequest("input", "nothing", "there is nothing to answer", "say or write something first")
         return " ".join(texts) or None, speech, fields
 
-    async def _ready(self) -> AsyncConversation:
-        """The conversation, over a client that is open."""
-        async with self._opening:
-            if self._client is None:
-                await self._stack.aclose()
-                self._client = await self._stack.enter_async_context(self._connect())
-            if self._conversation is None:
-                self._conversation = self._client.conversation(system=self._system or None)
-                self._conversation.resume(self._history)
-                self._stale = True
-            return self._conversation
+    def _over(self, client: AsyncClient) -> AsyncConversation:
+        """The conversation, over this client from now on."""
+        if client is not self._client:
+            self._history, self._client, self._conversation = self.history, client, None
+        if self._conversation is None:
+            self._conversation = client.conversation(system=self._system or None)
+            self._conversation.resume(self._history)
+            self._stale = True
+        return self._conversation
 
     def _give(self) -> None:
         """Give the conversation what is new, in a task of its own: it may wait for the server."""
@@ -257,7 +261,11 @@ class Talk:
     async def _append(self) -> None:
         """Reading ahead only saves time: where it fails, the answer is the same."""
         with contextlib.suppress(VitaError):
-            conversation = await self._ready()
+            if self._client is None:
+                async with self._connect(None) as client:
+                    self._over(client)
+            assert self._client is not None
+            conversation = self._over(self._client)
             while not self._answering and conversation is self._conversation:
                 if self._stale:
                     conversation.clear()
