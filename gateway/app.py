@@ -13,12 +13,13 @@ from gateway.context import Gateway
 from gateway.errors import add_handlers
 from gateway.guard import Guard
 from gateway.observe import Observe
+from gateway.realtime import endpoint as realtime
 from gateway.schema import describe
 from gateway.settings import Settings
 from gateway.wyoming_server import WyomingServer
 
 #: Every router of the gateway, one line each.
-ROUTERS: tuple[APIRouter, ...] = (operation.router, page.router)
+ROUTERS: tuple[APIRouter, ...] = (operation.router, realtime.router, page.router)
 
 
 def create_app(settings: Settings) -> FastAPI:

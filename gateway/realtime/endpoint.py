@@ -19,14 +19,12 @@ from gateway.realtime.session import RealtimeSession, Session, TranscriptionSess
 from gateway.realtime.talk import Talk
 from vita_audio.contract.errors import VitaError
 
-#: A minute of sound at once; Open WebUI sends up to 512 KiB.
-MAX_MESSAGE_BYTES = 4 << 20
 #: A session ends after so long without a message of its client, and after so long in all.
 IDLE_S, LONGEST_S = 900.0, 3600.0
 #: How long the client may take for the last event.
 _LAST_EVENT_S = 5.0
 #: WebSocket's close codes.
-_GOING_AWAY, _POLICY, _TOO_BIG = 1001, 1008, 1009
+_GOING_AWAY, _POLICY = 1001, 1008
 
 router = APIRouter()
 
@@ -101,12 +99,8 @@ async def _read(websocket: WebSocket, protocol: Protocol, outbox: Outbox) -> Non
             raise _Ended(f"no message for {IDLE_S:g} s; the session is over", "session_idle", _GOING_AWAY) from None
         if message["type"] == "websocket.disconnect":
             return
-        content = message.get("text") or message.get("bytes") or ""
-        if len(content) > MAX_MESSAGE_BYTES:
-            limit = f"a message has at most {MAX_MESSAGE_BYTES} bytes; send sound in smaller pieces"
-            raise _Ended(limit, "message_too_large", _TOO_BIG)
         await outbox.room()
-        await protocol.handle(content)
+        await protocol.handle(message.get("text") or message.get("bytes") or "")
 
 
 async def _drain(protocol: Protocol, draining: asyncio.Event) -> None:
