@@ -16,6 +16,7 @@ from server.ports import claim_ports, is_loopback
 from server.supervisor import Supervisor
 from serving.logs import printable
 from serving.settings import DEVICES, GPU_PRIORITIES, SWITCH
+from vita_audio.engines.audio_precision import DECODER_PRECISIONS, SPEECH_PRECISIONS
 from vita_audio.engines.torch_cuda.kernels.names import NAMES
 
 
@@ -89,6 +90,18 @@ def parse_options(arguments: Sequence[str] | None = None) -> tuple[ServerOptions
         default=default.kernels_off,
         metavar="NAMES",
         help=f"kernels of torch_cuda engines whose references run, to find one that is wrong: {','.join(NAMES)}",
+    )
+    add(
+        "--decoder-precision",
+        choices=DECODER_PRECISIONS,
+        default=default.decoder_precision,
+        help="of the audio decoder of torch_cuda engines; fp16 and bf16: of the flow's estimator",
+    )
+    add(
+        "--speech-precision",
+        choices=SPEECH_PRECISIONS,
+        default=default.speech_precision,
+        help="of the speech tokenizer of torch_cuda engines; only float32 always gives the reference's tokens",
     )
     add("--threads", type=int, default=default.threads, help="CPU threads of each engine process")
     add("--tls-cert", type=Path, help="PEM certificate: serve gRPC over TLS")

@@ -13,6 +13,7 @@ from server.ports import is_loopback
 from serving.settings import DEVICES, EQUAL, GPU_PRIORITIES
 from vita_audio.contract.errors import EngineError
 from vita_audio.decoding.schedule import DecoderConfig
+from vita_audio.engines.audio_precision import SPEECH_PRECISIONS, check_precision
 from vita_audio.engines.manifest import check_manifest, schedule_fields
 from vita_audio.engines.registry import check_slots
 from vita_audio.engines.torch_cuda.kernels.names import kernel_names
@@ -48,6 +49,11 @@ def check_numbers(options: ServerOptions) -> None:
         raise CannotStart(
             f"--gpu-priority: {options.gpu_priority} needs a GPU used at the same time: add --mps on, or --one-process"
         )
+    try:
+        check_precision("--decoder-precision", options.decoder_precision)
+        check_precision("--speech-precision", options.speech_precision, SPEECH_PRECISIONS)
+    except EngineError as error:
+        raise CannotStart(str(error)) from None
     try:
         kernel_names(options.kernels_off)
     except EngineError as error:

@@ -99,6 +99,8 @@ def serving_settings(options: ServerOptions, folder: Path, secret: str, restarts
         queue=options.queue,
         prefix_cache=options.prefix_cache,
         kernels_off=options.kernels_off,
+        decoder_precision=options.decoder_precision,
+        speech_precision=options.speech_precision,
         gpu_priority=options.gpu_priority,
         threads=options.threads,
         device=options.device,

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from serving.settings import DEVICES, EQUAL, SWITCH, default_queue, default_slots, default_threads
+from vita_audio.engines.audio_precision import FLOAT32, TF32
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -62,6 +63,8 @@ class ServerOptions:
         slots, queue: streams that generate, and that are taken beyond them (`ServingSettings`).
         prefix_cache: ``off`` reads every prompt from its beginning, whatever an ended stream has left.
         kernels_off: kernels of torch_cuda engines that run as their references, names between commas.
+        decoder_precision, speech_precision: number formats of torch_cuda's audio engines
+            (`vita_audio/engines/audio_precision.py`).
         threads: CPU threads of each engine process.
         exit_timeout_s: how long running streams may go on after a stop was asked for.
         memory_limit: what the server may hold before it is started again (`server/memory.py`): a size, a share of what
@@ -90,6 +93,8 @@ class ServerOptions:
     queue: int = field(default_factory=default_queue)
     prefix_cache: str = SWITCH[0]
     kernels_off: str = ""
+    decoder_precision: str = TF32
+    speech_precision: str = FLOAT32
     threads: int = field(default_factory=default_threads)
     log_verbose: int = 0
     tls: TlsFiles | None = None

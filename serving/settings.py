@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from vita_audio.contract.errors import EngineError
+from vita_audio.engines.audio_precision import FLOAT32, SPEECH_PRECISIONS, TF32, check_precision
 from vita_audio.engines.manifest import Manifest, load_manifest
 from vita_audio.engines.source import EngineSource
 from vita_audio.engines.torch_cuda.kernels.names import kernel_names
@@ -56,6 +57,7 @@ class ServingSettings:
         secret: of this start of the server, for `serving.seal.Seal`; shown nowhere.
         kernels_off: kernels of torch_cuda engines that run as their references, names between commas.
         gpu_priority: whose kernels go first: one of GPU_PRIORITIES.
+        decoder_precision, speech_precision: number formats of torch_cuda's audio engines (`EngineSource`).
     """
 
     engines: Path
@@ -70,6 +72,8 @@ class ServingSettings:
     secret: str = field(default="", repr=False)
     kernels_off: str = ""
     gpu_priority: str = EQUAL
+    decoder_precision: str = TF32
+    speech_precision: str = FLOAT32
 
     def to_environment(self) -> dict[str, str]:
         """The variables of one server's model processes. OMP_NUM_THREADS keeps numpy's and torch's pools small too."""
@@ -98,6 +102,8 @@ class ServingSettings:
             "prefix_cache": str,
             "kernels_off": str,
             "gpu_priority": str,
+            "decoder_precision": str,
+            "speech_precision": str,
         }
         return cls(**{name: kinds.get(name, int)(environment[_variable(name)]) for name in names})
 
@@ -115,4 +121,13 @@ def served_engines() -> tuple[ServingSettings, Manifest, EngineSource]:
     settings = ServingSettings.from_environment()
     manifest = load_manifest(settings.engines)
     off = kernel_names(settings.kernels_off)
-    return settings, manifest, EngineSource(settings.engines, manifest, settings.threads, settings.device, off)
+    source = EngineSource(
+        settings.engines,
+        manifest,
+        settings.threads,
+        settings.device,
+        off,
+        check_precision("VITA_DECODER_PRECISION", settings.decoder_precision),
+        check_precision("VITA_SPEECH_PRECISION", settings.speech_precision, SPEECH_PRECISIONS),
+    )
+    return settings, manifest, source

@@ -83,6 +83,8 @@ def test_loopback_addresses() -> None:
             "--gpu-priority: 'prompt' is not valid: choose one of equal, speech_lm, audio_dec",
         ),
         ({"gpu_priority": "speech_lm"}, "--gpu-priority: speech_lm needs a GPU used at the same time: add --mps"),
+        ({"decoder_precision": "fp8"}, "--decoder-precision: 'fp8' is not valid: choose one of float32, tf32, fp16"),
+        ({"speech_precision": ""}, "--speech-precision: '' is not valid: choose one of float32"),
         ({"kernels_off": "gate,gates"}, "--kernels-off: 'gates' is not valid: names between commas of norm, enter"),
         ({"repository": Path("/nonexistent")}, "is not a model repository"),
     ],

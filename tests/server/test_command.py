@@ -30,6 +30,8 @@ OPTIONS = ServerOptions(
     queue=22,
     prefix_cache="off",
     kernels_off="gate",
+    decoder_precision="bf16",
+    speech_precision="fp16",
     gpu_priority="speech_lm",
     threads=23,
     device="cpu",
@@ -48,7 +50,7 @@ def environment(monkeypatch: pytest.MonkeyPatch, **inherited: str) -> dict[str, 
 def test_the_model_processes_read_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     read = ServingSettings.from_environment(environment(monkeypatch))
     admission, heartbeats = Path("/own/admission"), Path("/own/heartbeats")
-    kept = (admission, heartbeats, "off", 24, "a secret", "gate", "speech_lm")
+    kept = (admission, heartbeats, "off", 24, "a secret", "gate", "speech_lm", "bf16", "fp16")
     assert read == ServingSettings(Path("/engines"), 21, 22, 23, "cpu", *kept)
     assert len(set(map(str, (getattr(read, field.name) for field in fields(read))))) == len(fields(read))
     assert environment(monkeypatch)["OMP_NUM_THREADS"] == "23"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,8 @@ def test_round_trip() -> None:
         secret="5ec12e7",
         kernels_off="gate,pdl",
         gpu_priority="audio_decoder",
+        decoder_precision="fp16",
+        speech_precision="bf16",
     )
     assert "5ec12e7" not in repr(settings)
     assert ServingSettings.from_environment(settings.to_environment()) == settings
@@ -41,6 +44,7 @@ def test_engines_are_opened_with_what_the_server_was_given(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     given = ServingSettings(Path("/engines"), slots=3, queue=5, threads=7, device="cpu", kernels_off="gate, pdl")
+    given = replace(given, decoder_precision="bf16", speech_precision="tf32")
     for name, value in given.to_environment().items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(serving_settings, "load_manifest", lambda folder: f"manifest of {folder}")
@@ -48,4 +52,7 @@ def test_engines_are_opened_with_what_the_server_was_given(
     settings, manifest, source = served_engines()
     assert settings == given
     assert manifest == "manifest of /engines"
-    assert source == (Path("/engines"), manifest, 7, "cpu", {"gate", "pdl"})
+    assert source == (Path("/engines"), manifest, 7, "cpu", {"gate", "pdl"}, "bf16", "tf32")
+    monkeypatch.setenv("VITA_SPEECH_PRECISION", "int8")
+    with pytest.raises(EngineError, match="VITA_SPEECH_PRECISION: 'int8' is not valid"):
+        served_engines()
