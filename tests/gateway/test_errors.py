@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -14,6 +16,8 @@ from gateway_routes import router
 from gateway_runs import served
 from vita_audio.contract.errors import InvalidRequest, ServerFull, VitaError
 from vita_client.errors import UNAVAILABLE, ServerUnavailable
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -122,3 +126,14 @@ def test_a_bug_is_a_500_that_repeats_nothing(url: str, caplog: pytest.LogCapture
     assert len(answer.headers["x-request-id"]) == 32
     faults = [record for record in caplog.records if record.message == "fault"]
     assert faults[0].__dict__["id"] == answer.headers["x-request-id"]
+
+
+def test_the_table_in_the_manual_is_this_one() -> None:
+    page = (ROOT / "docs" / "gateway.md").read_text()
+    rows = re.findall(r"^\| (\d{3}) \| ((?:`\w+`(?:, )?)+) \|([^|]*)\|", page, re.MULTILINE)
+    told = {
+        code: (int(status), retry.strip()) for status, codes, retry in rows for code in re.findall(r"`(\w+)`", codes)
+    }
+    real = {code: (answer.status, f"{answer.retry_after_s} s") for code, answer in ANSWERS.items()}
+    real |= {code: (answer.status, "") for code, answer in ANSWERS.items() if answer.retry_after_s is None}
+    assert told == real | {"insufficient_quota": (429, "to the next hour or day")}
