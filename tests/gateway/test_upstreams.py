@@ -69,16 +69,17 @@ def test_the_least_loaded_is_taken_and_all_have_their_turn() -> None:
 
 def test_a_conversation_stays_where_it_was_while_that_server_can() -> None:
     async def test(upstreams: Upstreams) -> None:
-        async with upstreams.client() as before:
-            pass
+        first, second = upstreams.conversation(), upstreams.conversation()
         for _ in range(3):
-            async with upstreams.client(before) as client:
-                assert client is before
+            for turn, server in ((first, A), (second, B)):
+                async with turn() as client:
+                    assert address(client) == server
         with pytest.raises(ServerUnavailable):
-            async with upstreams.client(before):
+            async with first():
                 raise ServerUnavailable("full", code="server_full")
-        async with upstreams.client(before) as client:
-            assert client is not before
+        for _ in range(2):
+            async with first() as client:
+                assert address(client) == B
 
     run((A, B), test)
 
