@@ -23,8 +23,8 @@ class Gateway:
             ...
             use.sound(seconds)  # of each piece of sound
 
-    A conversation takes `access.stream` and `upstreams.conversation()` once, and for each turn, after `use.check()`, a
-    client of the latter. It ends soon after `draining` is set.
+    A conversation takes `access.stream` once, and for each turn, after `use.check()`, `upstreams.client(before)` with
+    the client of the turn before. It ends soon after `draining` is set.
 
     Raises:
         InvalidRequest: a setting is wrong, such as a file of keys that cannot be read.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 
 from gateway.metrics import Metrics
 from vita_client import AsyncClient, Connection, ServerUnavailable, Tls
@@ -97,18 +97,6 @@ class Upstreams:
             raise
         finally:
             chosen.use(-1)
-
-    def conversation(self) -> Callable[[], AbstractAsyncContextManager[AsyncClient]]:
-        """`client` for the turns of one conversation: each goes where the last one was, while that server can take it."""
-        last: AsyncClient | None = None
-
-        @asynccontextmanager
-        async def client() -> AsyncIterator[AsyncClient]:
-            nonlocal last
-            async with self.client(last) as last:
-                yield last
-
-        return client
 
     def _choose(self, before: AsyncClient | None) -> Upstream:
         usable = [upstream for upstream in self._all if not upstream.fault]

@@ -46,7 +46,7 @@ async def realtime(websocket: WebSocket, model: str = "", intent: str = "") -> N
             offered = websocket.scope.get("subprotocols", [])
             await websocket.accept(subprotocol="realtime" if "realtime" in offered else None)
             outbox = Outbox()
-            protocol = Protocol(_new_session(model, intent), Talk(gateway.upstreams.conversation()), outbox, use)
+            protocol = Protocol(_new_session(model, intent), Talk(gateway.upstreams.client), outbox, use)
             try:
                 await _serve(websocket, protocol, outbox, gateway.draining)
             finally:

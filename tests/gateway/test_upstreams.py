@@ -69,17 +69,16 @@ def test_the_least_loaded_is_taken_and_all_have_their_turn() -> None:
 
 def test_a_conversation_stays_where_it_was_while_that_server_can() -> None:
     async def test(upstreams: Upstreams) -> None:
-        first, second = upstreams.conversation(), upstreams.conversation()
+        async with upstreams.client() as before:
+            pass
         for _ in range(3):
-            for turn, server in ((first, A), (second, B)):
-                async with turn() as client:
-                    assert address(client) == server
+            async with upstreams.client(before) as client:
+                assert client is before
         with pytest.raises(ServerUnavailable):
-            async with first():
+            async with upstreams.client(before):
                 raise ServerUnavailable("full", code="server_full")
-        for _ in range(2):
-            async with first() as client:
-                assert address(client) == B
+        async with upstreams.client(before) as client:
+            assert client is not before
 
     run((A, B), test)
 
