@@ -31,7 +31,7 @@ from wyoming.tts import (
 
 from gateway.access import Caller
 from gateway.context import Gateway
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, body_of
 from gateway.keys import Key
 from gateway.wyoming_input import BoundedReader, Bounds, Speech, Text, parsed
 from vita_audio.contract.errors import InvalidRequest, VitaError
@@ -119,7 +119,7 @@ class Connection(AsyncEventHandler):
                     self._end("ok")
         except VitaError as error:
             self._end(error.code)
-            await self._refuse(str(error), error.code)
+            await self._refuse(body_of(error)["error"]["message"], error.code)
         except (TimeoutError, ConnectionError):  # the client is gone, or sends or reads nothing any more
             self.writer.transport.abort()
         except Exception:

@@ -9,16 +9,17 @@ made once. The exit status is 1 if something failed.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from server.launch import TritonServer
@@ -52,7 +53,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@contextmanager
+@contextlib.contextmanager
 def gateway(server: str) -> Iterator[tuple[str, str]]:
     """A gateway over a server, as its command starts it: its addresses for HTTP and for Wyoming."""
     http, wyoming = free_port(), free_port()
@@ -100,6 +101,19 @@ def case_of(server: str, http: str, wyoming: str) -> dict[str, object]:
         }
 
 
+def run_script(command: list[str | Path], folder: str) -> int:
+    """Its exit status. What it has started ends with it."""
+    process = subprocess.Popen(command, cwd=folder, start_new_session=True)
+    try:
+        return process.wait(LIMIT_S)
+    except subprocess.TimeoutExpired:
+        print(f"FAILED not finished within {LIMIT_S} s")
+        return 1
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("clients", nargs="*", metavar="client", help=f"of {', '.join(CLIENTS)}; all of them otherwise")
@@ -124,8 +138,7 @@ def main() -> int:
         for name, python in pythons.items():
             print(f"{name}:", flush=True)
             # Not from the repository's root: the packages of the client alone are found.
-            command = [python, HERE / f"{name}.py", case]
-            if subprocess.run(command, cwd=folder, timeout=LIMIT_S).returncode:
+            if run_script([python, HERE / f"{name}.py", case], folder):
                 failed.append(name)
     print(f"failed: {', '.join(failed)}" if failed else f"{len(pythons)} clients: all that was tried works")
     return int(bool(failed))

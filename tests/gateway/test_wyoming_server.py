@@ -372,6 +372,7 @@ def test_an_error_of_the_server_is_passed_on(double: ProtocolDouble, script: str
             events = await ask(client, Synthesize(script).event(), until="error")
             assert kinds(events) == [*before, "error"]
             assert events[-1].data["code"] == code
+            assert double.url not in events[-1].data["text"]
             assert await client.read_event() is None
 
     serve(double, test)
