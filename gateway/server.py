@@ -73,6 +73,8 @@ class Server(uvicorn.Server):
                 http=BoundedHttp,
                 ws="websockets-sansio",
                 ws_max_size=_MAX_MESSAGE_BYTES,
+                # Sound hardly gets smaller, and its windows cost each session 300 KB and time.
+                ws_per_message_deflate=False,
                 log_config=None,
                 access_log=False,
                 server_header=False,
