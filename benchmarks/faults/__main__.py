@@ -1,6 +1,6 @@
 """What callers see, and what is left, when a part of the server dies, stops, is flooded or is sent nonsense.
 
-    python -m benchmarks.faults --engines engines/cpu                    (about 70 minutes on two cores)
+    python -m benchmarks.faults --engines engines/cpu                    (about 80 minutes on two cores)
     python -m benchmarks.faults --short                                  (a few rows of each kind in two minutes)
     python -m benchmarks.faults --only matrix --fault "speech_lm SIGKILL" "guard SIGKILL"
 

@@ -54,8 +54,8 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "a tag within an answer": (lambda ids, v: [*ids, v.im_start], "stands in no turn of this checkpoint"),
     "ids of another checkpoint": (lambda ids, v: [token + 1 for token in ids], "another checkpoint's"),
     "a user's turn that never closes": (
-        lambda ids, v: ids[: len(ids) - ids[::-1].index(v.im_start) - 2],
-        "ends within a turn of user|ends with a turn of user|does not end",
+        lambda ids, v: ids[: len(ids) - ids[::-1].index(v.im_start) - 3],
+        "ends within a turn of user",
     ),
     "an answer without its beginning": (lambda ids, v: ids[1:], "no turn begins at id 0"),
     "a system turn alone": (lambda ids, v: ids[: ids.index(v.im_end) + 2], "ends with a turn of system"),
