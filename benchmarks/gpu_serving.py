@@ -171,6 +171,8 @@ def main(arguments: list[str] | None = None) -> int:
             profile=options.profile,
             device=options.device,
             mps=MPS_ON if options.mps else MPS_OFF,
+            one_process=options.one_process,
+            gpu_priority=options.gpu_priority,
             slots=options.slots,
             queue=options.slots,
             start_timeout_s=limit_s,
@@ -179,7 +181,7 @@ def main(arguments: list[str] | None = None) -> int:
             **({} if options.threads is None else {"threads": options.threads}),
         )
         server = TritonServer(served, options.out.with_suffix(".log"))
-        results.save(mps=served.mps)
+        results.save(mps=served.mps, one_process=served.one_process, gpu_priority=served.gpu_priority)
         try:
             limits = _limits(options)
             with server:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from server.options import DEVICES, PROFILES
+from server.options import DEVICES, EQUAL, PROFILES
 from vita_audio.contract.errors import InvalidRequest
 from vita_audio.contract.fields import TASKS
 from vita_audio.contract.modes import parse_mode
@@ -43,6 +43,8 @@ def read_options(description: str | None, arguments: Sequence[str] | None) -> ar
     parser.add_argument("--processes", type=_count, default=4, help="of clients")
     parser.add_argument("--threads", type=_count, default=None, help="CPU threads of each engine process")
     parser.add_argument("--mps", action="store_true", help="run the server under NVIDIA's Multi-Process Service")
+    parser.add_argument("--one-process", action="store_true", help="language model and decoder in one process")
+    parser.add_argument("--gpu-priority", default=EQUAL, help="of the server: whose kernels go first there")
     parser.add_argument("--out", type=Path, required=True, help="JSON; the server's log goes beside it")
     options = parser.parse_args(arguments)
     options.streams = options.streams or [n for n in _STREAMS if n <= options.slots]

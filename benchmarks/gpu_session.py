@@ -144,11 +144,13 @@ def _serve(size: str, places: Places) -> list[Step]:
         ]
     ready = "ready in 35 s; TTFA P50 at most 60 ms at 1 stream, P95 at most 100 at 32; 64 faster than real time"
     write = ("--size", "7b", "--head", "audio", "--streams", "64", "--context-tokens", "4096", "--out", str(large))
+    shorter = "shorter waits with several streams, as models do not take turns on the GPU"
     few = ("--tasks", "tts", "--modes", "boost", "--streams", "1", "32", "64", "--seconds", "6", "--max-tokens", "150")
     return [
         Step("build 7b", ("-m", "build_engines.random_engines", *write), 40, "26 s"),
         _serving("7b", large, places, 75, ready, *few),
-        _serving("7b, MPS", large, places, 70, "shorter waits with several streams", *few, "--mps"),
+        _serving("7b, MPS", large, places, 70, shorter, *few, "--mps"),
+        _serving("7b, one process", large, places, 70, shorter, *few, "--one-process"),
     ]
 
 
@@ -167,7 +169,7 @@ def _small(places: Places) -> list[Step]:
 
 def _serving(name: str, engines: Path, places: Places, seconds: float, expected: str, *more: str) -> Step:
     """The benchmark of a served folder of engines; `name` begins with the build that makes it."""
-    record = places.out / f"serving_{name.replace(', ', '_').lower()}.json"
+    record = places.out / f"serving_{name.replace(', ', '_').replace(' ', '_').lower()}.json"
     arguments = ("-m", "benchmarks.gpu_serving", "--engines", str(engines), "--out", str(record), *more)
     return Step(f"serve {name}", arguments, seconds, expected, True, (f"build {name.split(',')[0]}",))
 

@@ -192,7 +192,8 @@ def test_a_budget_too_small_for_the_start_is_named(
 def test_a_signal_ends_the_server_and_mps_too(engines: Path, tmp_path: Path) -> None:
     arguments = (
         f"--engines {engines} --device cpu --slots 2 --streams 2 --modes boost --tasks tts --seconds 60 "
-        f"--max-tokens 200 --processes 1 --threads 1 --mps --out {tmp_path / 'serving.json'}"
+        f"--max-tokens 200 --processes 1 --threads 1 --mps --one-process --gpu-priority speech_lm "
+        f"--out {tmp_path / 'serving.json'}"
     )
     process = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.gpu_serving", *arguments.split()],
@@ -225,6 +226,7 @@ def test_a_whole_run(
     record = json.loads(out.read_text())
     assert record["command"].startswith("python -m benchmarks.gpu_serving --engines")
     assert record["server"]["ready_s"] > 0
+    assert (record["mps"], record["one_process"], record["gpu_priority"]) == ("on", False, "equal")
     rows = record["rows"]
     assert [(row["task"], row["streams"]) for row in rows] == [("tts", 1), ("tts", 2), ("chat", 1), ("chat", 2)]
     for row in rows:

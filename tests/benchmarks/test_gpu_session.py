@@ -108,6 +108,8 @@ def test_real_phases_fit_their_seconds() -> None:
     assert seconds["serve"] <= 260
     assert seconds["first-light"] + seconds["serve"] <= 900 - 120  # of 15 minutes, the start of the machine takes some
     assert seconds["speed"] <= 600
+    ways = [step.name for step in phases("real", PLACES)["serve"]]
+    assert ways == ["build 7b", "serve 7b", "serve 7b, MPS", "serve 7b, one process"]
     without = phases("real", Places(Path("out"), Path("work"), None, None))
     assert "golden" not in [step.name for step in without["first-light"]]
     assert next(step.name for step in without["serve"]) == "build 7b"
