@@ -100,17 +100,12 @@ Modalities = Annotated[
 
 
 class Unsupported(BaseModel):
-    """What would change the answers, and cannot be done: an empty value is all that is taken."""
+    """What cannot be done. Tools are taken and never called, as a model may choose not to: Open WebUI's voice call
+    brings one. A stored prompt would change the answers: an empty value is all that is taken.
+    """
 
     tools: list[Any] = []
     prompt: Any = None
-
-    @field_validator("tools")
-    @classmethod
-    def _no_tools(cls, tools: list[Any]) -> list[Any]:
-        if tools:
-            raise ValueError("the model calls no tools; leave them out")
-        return tools
 
     @field_validator("prompt")
     @classmethod

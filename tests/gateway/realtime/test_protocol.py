@@ -66,9 +66,12 @@ def test_a_session_is_what_it_was_set_to(double: ProtocolDouble) -> None:
         assert set_to["audio"]["output"] == {"voice": "marin", "format": {"type": "audio/pcmu"}, "speed": 1.0}
         assert set_to["audio"]["input"]["turn_detection"]["eagerness"] == "low"
         assert (set_to["id"], set_to["model"], set_to["output_modalities"]) == ("sess_1", "vita-audio", ["audio"])
-        await peer.send("session.update", session={"type": "realtime", "max_output_tokens": None})
+        tools = [{"type": "function", "name": "look_up", "parameters": {"type": "object"}}]  # taken, and never called
+        changes = {"type": "realtime", "max_output_tokens": None, "tools": tools, "tool_choice": "auto"}
+        await peer.send("session.update", session=changes)
         set_to = (await peer.until("session.updated"))["session"]
         assert (set_to["max_output_tokens"], set_to["instructions"]) == ("inf", "You are Ada.")
+        assert set_to["tools"] == tools
 
     talk(double, scenario)
 
@@ -77,7 +80,7 @@ def test_a_session_is_what_it_was_set_to(double: ProtocolDouble) -> None:
     ("event", "code", "param"),
     [
         ({"type": "session.update"}, "missing_required_parameter", "session"),
-        ({"type": "session.update", "session": {"tools": [{}]}}, "invalid_value", "session.tools"),
+        ({"type": "session.update", "session": {"tools": {}}}, "invalid_value", "session.tools"),
         ({"type": "session.update", "session": {"type": "transcription"}}, "invalid_value", "session.type"),
         (
             {
