@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,9 @@ from vita_audio.decoding.vocoder_stream import (
 from vita_audio.engines.arrays import Arrays, DeviceEngine, DeviceFlowEngine, Function, HostArrays, Inputs, Reading
 from vita_audio.engines.interface import FlowEngine, Ints, VocoderEngine
 from vita_audio.engines.limits import check_condition
+from vita_audio.engines.preparing import REMEDY, NoMemory, prepare_batches
+
+log = logging.getLogger(__name__)
 
 Pcm = NDArray[np.int16]
 
@@ -203,19 +207,21 @@ class StreamingDecoder:
 
         Args:
             first_chunk_only: for engines that do nothing once for a shape: a stream's first decode alone.
+
+        Raises:
+            NoMemory: the engines' device has none for one running stream. Where it has none for batches or ends, those
+                run in smaller batches or kernel by kernel, which is logged.
         """
         geometries = all_geometries(self.config, self.flow.block_tokens)
         running, ends = geometries.running, geometries.ends
         if first_chunk_only:
             running, ends = Geometries(running.windows[:1], running.chunks[:1]), Geometries([], [])
-        # The largest first: smaller graphs then find their memory in the pool.
-        batches = [1]
-        while batches[-1] < max_batch:
-            batches.append(2 * batches[-1])
-        for batch in reversed(batches):
-            self._prepare(running, batch)
+        prepare_batches("audio decoder", max_batch, partial(self._prepare, running))
         if self._vocab_size is not None:
-            self._prepare(ends, 1)
+            try:
+                self._prepare(ends, 1)
+            except NoMemory as error:
+                log.warning("audio decoder: %s: some ends of streams run kernel by kernel; %s", error, REMEDY)
 
     def _prepare(self, geometries: Geometries, batch: int) -> None:
         for tokens, frames in sorted(geometries.windows, reverse=True):

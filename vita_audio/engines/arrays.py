@@ -43,7 +43,7 @@ class Program(Protocol):
     def __call__(self, inputs: Inputs) -> Reading: ...
 
     def prepare(self, inputs: Inputs) -> None:
-        """Do what is done once for these shapes; `inputs` are zeros."""
+        """Do what is done once for these shapes; `inputs` are zeros. Raises NoMemory."""
         ...
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +12,9 @@ import torch
 from vita_audio.checkpoint.sizes import TINY
 from vita_audio.contract.errors import EngineError
 from vita_audio.decoding.decoder import StreamingDecoder
+from vita_audio.decoding.geometries import all_geometries
 from vita_audio.engines.torch.audio import TorchFlow, TorchVocoder
+from vita_audio.engines.torch_cuda import device_arrays
 from vita_audio.engines.torch_cuda.audio import TorchCudaFlow, TorchCudaVocoder
 from vita_audio.models.flow import Flow
 from vita_audio.models.vocoder import Vocoder
@@ -74,6 +79,38 @@ def test_codes_that_the_flow_does_not_know_are_refused_before_anything_runs(
         decoder.step([good, bad])
     alone = decoder.init(0)
     np.testing.assert_array_equal(decoder.step([good])[0], decoder.push(alone, range(8)))
+
+
+def test_a_decoder_whose_gpu_has_little_memory_sounds_the_same(
+    decoders: tuple[StreamingDecoder, StreamingDecoder],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No room for batches of four, nor for any end of a stream."""
+    flow, vocoder = decoders[1].flow, decoders[1].vocoder
+    made = device_arrays.FixedShape
+    ends = {len(row) for row in all_ends(decoders[1])}
+
+    def fixed_shape(function: Any, inputs: Mapping[str, np.ndarray], *rest: Any) -> Any:
+        rows, place = inputs["place"].shape
+        if rows > 2 or place in ends:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return made(function, inputs, *rest)
+
+    few = StreamingDecoder(flow, vocoder)
+    with monkeypatch.context() as patch:
+        patch.setattr(device_arrays, "FixedShape", fixed_shape)
+        few.warm_up(4)
+    assert ["batches of 4" in caplog.text, "ends of streams run kernel by kernel" in caplog.text] == [True, True]
+    for expected, found in zip(*(sounds(decoder, 3) for decoder in (decoders[0], few)), strict=True):
+        assert np.abs(expected.astype(int) - found.astype(int)).max() <= 2
+
+
+def all_ends(decoder: StreamingDecoder) -> list[range]:
+    """Of windows of ends, as long as they are and none of a running stream."""
+    geometries = all_geometries(decoder.config, FLOW.block_size)
+    running = {frames for _, frames in geometries.running.windows} | {one.wave for one in geometries.running.chunks}
+    return [range(frames) for _, frames in geometries.ends.windows if frames not in running]
 
 
 def test_numpy_arrays_are_answered_with_numpy_arrays(decoders: tuple[StreamingDecoder, StreamingDecoder]) -> None:

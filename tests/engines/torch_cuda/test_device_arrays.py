@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from vita_audio.engines.preparing import NoMemory, prepare_batches
 from vita_audio.engines.torch_cuda.device_arrays import DeviceArrays, DeviceProgram
 
 ARRAYS = DeviceArrays(torch.device("cpu"))
@@ -79,6 +81,65 @@ def test_what_is_prepared_for_one_stream_runs_stream_by_stream() -> None:
     assert function.batches == [1, 1, 1]
     program(inputs(2, width=5)).get()
     assert function.batches[3:] == [2]
+
+
+def test_a_batch_larger_than_what_is_prepared_runs_in_parts() -> None:
+    function = Noting()
+    program = ARRAYS.program(function)
+    for rows in (4, 1):
+        program.prepare(zeros(rows))
+    np.testing.assert_array_equal(program(inputs(7)).get(), expected(7))
+    np.testing.assert_array_equal(program(inputs(5)).get(), expected(5))
+    np.testing.assert_array_equal(program(inputs(2)).get(), expected(2))
+    assert function.batches == [4, 4, 4, 1, 1, 1]
+
+
+class FullGpu:
+    """Captures functions of at most so many rows."""
+
+    def __init__(self, rows: int, error: RuntimeError) -> None:
+        self._rows, self._error = rows, error
+
+    def capture(self, function: Callable[[], Tensor]) -> tuple[object, Tensor]:
+        made = function()
+        if len(made) > self._rows:
+            raise self._error
+        return SimpleNamespace(replay=function), made
+
+
+def on_gpu_of(rows: int, error: RuntimeError) -> tuple[DeviceProgram, Noting]:
+    function = Noting()
+    return DeviceProgram(function, torch.device("cpu"), FullGpu(rows, error)), function  # type: ignore[arg-type]
+
+
+OUT_OF_MEMORY = torch.cuda.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
+
+
+def test_memory_that_ends_while_capturing_leaves_smaller_batches(caplog: pytest.LogCaptureFixture) -> None:
+    program, function = on_gpu_of(2, OUT_OF_MEMORY)
+    prepare_batches("audio decoder", 5, lambda batch: program.prepare(zeros(batch)))
+    assert len(program) == 2
+    assert [record.getMessage().split(": ", 3)[2] for record in caplog.records] == [
+        "batches of 8 run as smaller ones, slower; give the language model fewer slots (--slots) or a smaller context "
+        "(--context-tokens of the build)",
+        "batches of 4 run as smaller ones, slower; give the language model fewer slots (--slots) or a smaller context "
+        "(--context-tokens of the build)",
+    ]
+    function.batches.clear()
+    assert program(inputs(5)).get().shape == (5, 3)
+    assert function.batches == [2, 2, 1]
+
+
+def test_a_gpu_without_memory_for_one_is_one_clear_error() -> None:
+    program, _ = on_gpu_of(0, OUT_OF_MEMORY)
+    with pytest.raises(NoMemory) as raised:
+        prepare_batches("speech tokenizer", 1, lambda batch: program.prepare(zeros(batch)))
+    assert str(raised.value) == (
+        "speech tokenizer: the GPU's memory ended while a program for batches of 1 was captured; give the language "
+        "model fewer slots (--slots) or a smaller context (--context-tokens of the build)"
+    )
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        on_gpu_of(0, RuntimeError("CUDA error: an illegal memory access"))[0].prepare(zeros(1))
 
 
 def test_a_result_stays_when_the_next_call_runs() -> None:

@@ -1,7 +1,7 @@
 """Arrays and functions of the streaming decoder on a CUDA device: a function is one CUDA graph for each prepared shape.
 
 The set of graphs is closed: a capture takes as long as many decodes, and all streams would wait for it. So only
-`prepare` captures; a batch of a shape that is prepared for one stream only runs stream by stream, and any other shape
+`prepare` captures; a batch of a shape that is prepared for fewer streams runs in parts of so many, and any other shape
 kernel by kernel.
 """
 
@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vita_audio.engines.arrays import Function, Inputs, Made, Reading
+from vita_audio.engines.preparing import NoMemory
 from vita_audio.engines.torch_cuda.cuda_graphs import Capturer
+from vita_audio.engines.torch_cuda.memory import is_out_of_memory
 from vita_audio.engines.torch_cuda.shapes import power_of_two
 
 _ALIGNMENT = 16  # bytes; of the fields of the input buffer
@@ -65,18 +67,29 @@ class DeviceProgram:
         return len(self._prepared)
 
     def prepare(self, inputs: Inputs) -> None:
-        key = _key(inputs, _rows(inputs))
-        if key not in self._prepared:
+        rows = _rows(inputs)
+        key = _key(inputs, rows)
+        if key in self._prepared:
+            return
+        try:
             self._prepared[key] = FixedShape(self._function, inputs, self._device, self._capturer)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
+            raise NoMemory(f"the GPU's memory ended while a program for batches of {rows} was captured") from error
 
     def __call__(self, inputs: Inputs) -> Reading:
         """Start the function; a batch is padded to a power of two where that is prepared."""
         rows = _rows(inputs)
-        fixed = self._prepared.get(_key(inputs, power_of_two(rows)))
-        if fixed is not None:
-            return fixed.run(inputs, rows)
-        if rows > 1 and _key(inputs, 1) in self._prepared:
-            return Joined([self(_row(inputs, row)) for row in range(rows)])
+        batch = power_of_two(rows)
+        while batch and _key(inputs, batch) not in self._prepared:
+            batch //= 2
+        if batch >= rows:
+            return self._prepared[_key(inputs, batch)].run(inputs, rows)
+        if batch:
+            return Joined([self(_part(inputs, first, first + batch)) for first in range(0, rows, batch)])
         return FixedShape(self._function, inputs, self._device, capturer=None).run(inputs, rows)
 
 
@@ -148,7 +161,7 @@ class Arriving:
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """Results of calls for one row each."""
+    """Results of calls for some of the rows each."""
 
     readings: Sequence[Reading]
 
@@ -164,8 +177,9 @@ def _rows(inputs: Inputs) -> int:
     return next(len(array) for array in inputs.values() if array.ndim > 1)
 
 
-def _row(inputs: Inputs, row: int) -> Inputs:
-    return {name: array[row : row + 1] if array.ndim > 1 else array for name, array in inputs.items()}
+def _part(inputs: Inputs, first: int, stop: int) -> Inputs:
+    """Some of the rows."""
+    return {name: array[first:stop] if array.ndim > 1 else array for name, array in inputs.items()}
 
 
 def _key(inputs: Inputs, rows: int) -> _Key:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vita_audio.checkpoint.configs import SpeechTokenizerConfig
 from vita_audio.engines.audio_precision import BF16, FLOAT32, FP16, SPEECH_PRECISIONS, check_precision
+from vita_audio.engines.preparing import prepare_batches
 from vita_audio.engines.speech_blocks import Block, BlockRun, BlockSizes, BlockwiseSpeechTokenizer
 from vita_audio.engines.torch_cuda.device_arrays import DeviceArrays
 from vita_audio.engines.torch_cuda.kernels.audio_operations import audio_operations
@@ -68,14 +69,15 @@ class TorchCudaSpeechTokenizer(BlockwiseSpeechTokenizer[Place]):
     def prepare(self) -> int:
         """Capture every block of a piece for 1, 2, 4, ... pieces; how many graphs that are.
 
-        Largest first: smaller graphs then find their memory in the pool.
+        Raises:
+            NoMemory: the GPU has none for one piece. For more, where it has none, they run one by one.
         """
-        batches = [1]
-        while batches[-1] < self._most_pieces:
-            batches.append(2 * batches[-1])
-        for batch in reversed(batches):
+
+        def prepare(batch: int) -> None:
             for before in reversed(range(self.sizes.most_blocks)):
                 self._program.prepare(self._inputs(batch, before))
+
+        prepare_batches("speech tokenizer", self._most_pieces, prepare)
         return len(self._program)
 
     def _run(self, due: Sequence[BlockRun[Place]]) -> list[Block[Place]]:
