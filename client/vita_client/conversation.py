@@ -153,6 +153,12 @@ class AsyncConversation(ConversationBase):
             self._turns.end()
             raise
 
+    def stop_reading(self) -> None:
+        """Read ahead no more of the turn, also on the server: for a conversation that is left in the middle of one."""
+        reading, self._reading = self._reading, None
+        if reading is not None and not reading.cancel() and not reading.cancelled():
+            reading.exception()  # nothing else asks for it, and asyncio would report it as forgotten
+
     async def _finish_reading(self) -> None:
         reading, self._reading = self._reading, None
         if reading is not None:

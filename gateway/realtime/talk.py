@@ -106,7 +106,7 @@ class Talk:
         if system != self._system:
             self._system = system
             if not self.history:
-                self._conversation = None
+                self._leave()
             elif system:
                 self.say("", system)
 
@@ -224,6 +224,7 @@ class Talk:
         if self._giving is not None:
             self._giving.cancel()
             await asyncio.wait({self._giving})
+        self._leave()
 
     def _asked(self, parts: Sequence[Part], wish: Wish, begun: bool) -> tuple[str | None, Speech, RequestFields]:
         """Text, speech and fields of a request; `begun`: it has a history, and with it who answers."""
@@ -246,12 +247,20 @@ class Talk:
     def _over(self, client: AsyncClient) -> AsyncConversation:
         """The conversation, over this client from now on."""
         if client is not self._client:
-            self._history, self._client, self._conversation = self.history, client, None
+            self._client = client
+            self._leave()
         if self._conversation is None:
             self._conversation = client.conversation(system=self._system or None)
             self._conversation.resume(self._history)
             self._stale = True
         return self._conversation
+
+    def _leave(self) -> None:
+        """Another conversation goes on from the history of this one."""
+        if self._conversation is not None:
+            self._history = self._conversation.history
+            self._conversation.stop_reading()
+            self._conversation = None
 
     def _give(self) -> None:
         """Give the conversation what is new, in a task of its own: it may wait for the server."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from client_protocol_double import ProtocolDouble
 from vita_audio.contract.errors import InvalidRequest
-from vita_client import GenerationFailed, Pcm, PromptIds, ServerUnavailable, TokensDelta
+from vita_client import AsyncClient, GenerationFailed, Pcm, PromptIds, ServerUnavailable, TokensDelta
 from vita_client.turns import Turns
 from waiting import until
 
@@ -229,3 +230,17 @@ def test_any_order_of_calls_keeps_the_conversation_whole(steps: list[str]) -> No
             assert answering or step in ("respond", "heard")
         assert turns.history == expected
         assert turns.answering == ((step == "respond" and turns.answering) or (answering and step != "end"))
+
+
+def test_a_conversation_that_is_left_reads_nothing_more(double: ProtocolDouble) -> None:
+    async def talk() -> None:
+        async with AsyncClient(double.url) as client:
+            talk = client.conversation()
+            talk.append_text("hang")
+            await talk.append_audio(np.tile(SECOND, 5))
+            await asyncio.to_thread(until, lambda: double.inputs)
+            talk.stop_reading()
+            await asyncio.to_thread(until, double.cancelled.is_set)
+            talk.stop_reading()
+
+    asyncio.run(talk())
