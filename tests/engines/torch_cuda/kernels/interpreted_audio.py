@@ -78,9 +78,9 @@ def test_snake(frames: int, channels: int, seed: int, biased: bool, added: bool)
 def test_bad_numbers_stay_in_their_window() -> None:
     torch.manual_seed(0)
     x = torch.randn(3, 20, 8)
-    parameters = [torch.randn(8) for _ in range(3)]
-    alone = group_norm.fused(x, *parameters, 1e-5, 2, parameters[0])
+    bias, weight, offset = torch.randn(8), torch.randn(8), torch.randn(8)
+    alone = group_norm.fused(x, bias, weight, offset, 1e-5, 2, bias)
     x[1] = float("nan")
-    made = group_norm.fused(x, *parameters, 1e-5, 2, parameters[0])
+    made = group_norm.fused(x, bias, weight, offset, 1e-5, 2, bias)
     assert torch.isnan(made[1]).all()
     assert torch.equal(made[[0, 2]], alone[[0, 2]])
