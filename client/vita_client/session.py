@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from vita_audio.contract.errors import InvalidRequest, VitaError
 from vita_client.client import Client, Stream
 from vita_client.events import Collector, Pcm
+from vita_client.interrupts import interruptible
 from vita_client.options import StreamOptions
 from vita_client.playback import Player
 from vita_client.reading import Reading
@@ -48,8 +49,7 @@ def run_stream(options: StreamOptions, prepare: Callable[[], Start], view: View)
             start = prepare()
             player = stack.enter_context(Player()) if options.play else None
             client = stack.enter_context(Client(connection=connection))
-            stream = start(client)
-            stack.enter_context(stream)
+            stream = stack.enter_context(interruptible(lambda: start(client)))
         except VitaError as error:
             view.refused(error)
             raise
@@ -101,8 +101,10 @@ def consume(stream: Stream | Reading, sound: SoundFile, player: Player | None, v
                     player.write(event.samples)
             view.event(event, stream.metrics)
         outcome = f"done ({stream.status.reason})" if stream.status and stream.status.reason else "done"
+        if stream.cancelled:
+            outcome = "interrupted"
     except KeyboardInterrupt:
-        outcome = "interrupted"  # the stream is cancelled where its block ends
+        outcome = "interrupted"
         raise
     except VitaError as error:
         problem = error

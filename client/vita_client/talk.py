@@ -10,6 +10,7 @@ from vita_audio.contract.errors import VitaError
 from vita_client.audio import load_speech
 from vita_client.client import Client
 from vita_client.conversation import Conversation
+from vita_client.interrupts import interruptible
 from vita_client.options import StreamOptions
 from vita_client.playback import Player
 from vita_client.request import check_timeout
@@ -55,7 +56,7 @@ def run_talk(options: StreamOptions, turns: Iterable[Turn], make_view: Callable[
 def _answer(talk: Conversation, sound: SoundFile, play: bool, view: View) -> None:
     player = Player() if play else None
     try:
-        with talk.respond() as stream:
+        with interruptible(talk.respond) as stream:
             consume(stream, sound, player, view, last=False)
     except KeyboardInterrupt:
         if player is not None:
