@@ -13,6 +13,7 @@ from serving.warm_up import warm_up_speech
 from vita_audio.contract.errors import InvalidRequest
 from vita_audio.contract.limits import MAX_AUDIO_SECONDS
 from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ
+from vita_audio.engines.gpu_fault import gpu_is_lost
 from vita_audio.engines.recently_used import RecentlyUsed
 from vita_audio.engines.registry import open_speech_tokenizer
 from vita_audio.speech_features import FeatureBlocks, speech_tokens
@@ -40,5 +41,10 @@ class SpeechTokenizerStage:
         if not 0 < speech.size <= MAX_AUDIO_SECONDS * INPUT_SAMPLE_RATE_HZ + 1 or not np.isfinite(speech).all():
             limit = f"it must be finite and have 1 sample to {MAX_AUDIO_SECONDS:g} s at 16 kHz"
             raise InvalidRequest("AUDIO", f"{speech.size} samples", limit, "send it through the model vita_audio")
-        with self._pulse.call():
-            return speech_tokens(self._engine, speech, self._made).astype(np.int32)
+        try:
+            with self._pulse.call():
+                return speech_tokens(self._engine, speech, self._made).astype(np.int32)
+        except Exception as error:
+            if gpu_is_lost(error):
+                self._pulse.broken()
+            raise

@@ -60,6 +60,22 @@ def test_a_broken_decoder_ends_its_streams_first_and_then_the_process(
     assert bench.of("t")[-1].status.code == "unhealthy"
 
 
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_lost_gpu_ends_the_process_and_a_decode_that_failed_does_not(
+    bench: Bench, pulse: RecordedPulse, monkeypatch: pytest.MonkeyPatch, lost: bool
+) -> None:
+    def fault(*inputs: object) -> None:
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    monkeypatch.setattr(service, "gpu_is_lost", lambda error: lost)
+    monkeypatch.setattr(bench.flow, "condition", fault)
+    bench.send("s", audio(40))
+    bench.wait(1)
+    assert bench.of("s")[-1].status.state == "failed"
+    assert (bench.of("s")[-1].status.code == "unhealthy") == lost
+    assert pulse.ended.wait(10 if lost else 0.05) == lost
+
+
 def test_the_notifier_beats_calls_and_outlives_an_error(monkeypatch: pytest.MonkeyPatch, pulse: RecordedPulse) -> None:
     monkeypatch.setattr(cancel_notifier, "IDLE_TURN_S", 0.01)
     inside: list[bool] = []

@@ -135,3 +135,23 @@ def test_the_thread_enters_before_its_first_turn() -> None:
     until(lambda: pulse.beats)
     service.close()
     assert entered == [("generation", 0)]
+
+
+def test_a_lost_gpu_ends_the_process_and_a_step_that_failed_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, pulse, service = make(monkeypatch)
+    last: list[tuple[str, str]] = []
+
+    def emit(delta: Delta) -> None:
+        if delta.status.final:
+            last.append((delta.status.state, delta.status.code))
+
+    def fault(rows: list) -> list[int | None]:
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    monkeypatch.setattr(engine, "extend", fault)
+    for lost, code in ((False, "engine_error"), (True, "unhealthy")):
+        monkeypatch.setattr(module, "gpu_is_lost", lambda error, lost=lost: lost)
+        service.submit(f"s{lost}", request([5] * 3, (8192, 0), 20), emit)
+        until(lambda: last)
+        assert last.pop() == ("failed", code)
+        assert pulse.ended.wait(10 if lost else 0.05) == lost

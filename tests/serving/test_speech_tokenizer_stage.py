@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from pulses import RecordedPulse
 from serving import speech_tokenizer_stage
 from serving.heartbeat import Heartbeats
 from serving.speech_tokenizer_stage import SpeechTokenizerStage
@@ -49,3 +50,17 @@ def test_codes_are_32_bit(stage: SpeechTokenizerStage, samples: int) -> None:
 def test_what_no_request_may_have_is_refused(stage: SpeechTokenizerStage, speech: np.ndarray) -> None:
     with pytest.raises(InvalidRequest, match="AUDIO"):
         stage.codes(speech)
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_lost_gpu_ends_the_process(stage: SpeechTokenizerStage, monkeypatch: pytest.MonkeyPatch, lost: bool) -> None:
+    def fault(*given: object) -> None:
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    pulse = RecordedPulse()
+    monkeypatch.setattr(stage, "_pulse", pulse)
+    monkeypatch.setattr(speech_tokenizer_stage, "speech_tokens", fault)
+    monkeypatch.setattr(speech_tokenizer_stage, "gpu_is_lost", lambda error: lost)
+    with pytest.raises(RuntimeError, match="launch failure"):
+        stage.codes(np.zeros(100, np.float32))
+    assert pulse.ended.is_set() == lost

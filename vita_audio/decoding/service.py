@@ -23,6 +23,7 @@ from vita_audio.decoding.served_stream import (
     ServedStream,
     TokenClassifier,
 )
+from vita_audio.engines.gpu_fault import gpu_is_lost
 from vita_audio.pulse import IDLE_TURN_S, Pulse, answer_ping
 
 log = logging.getLogger(__name__)
@@ -333,6 +334,8 @@ class DecodingService:
             with self._pulse.call():
                 decoding = self._decoder.start([stream.audio for stream in batch])
         except Exception as error:
+            if gpu_is_lost(error):
+                raise
             log.exception("decoding failed for %s", ", ".join(stream.id for stream in batch))
             if len(batch) == 1:
                 self._end(batch[0], Ending.of(error))
@@ -351,6 +354,8 @@ class DecodingService:
             with self._pulse.call():
                 results: Sequence[Pcm | Exception] = batch.decoding.results()
         except Exception as error:
+            if gpu_is_lost(error):
+                raise
             log.exception("decoding failed for %s", ", ".join(stream.id for stream in batch.streams))
             results = [error] * len(batch.streams)
         now = time.perf_counter()
@@ -362,6 +367,8 @@ class DecodingService:
             if self._streams.get(stream.id) is not stream:
                 continue  # cancelled meanwhile
             if isinstance(made, Exception):
+                if gpu_is_lost(made):
+                    raise made
                 log.error("stream %s: decoding failed: %s", stream.id, made)
                 self._end(stream, Ending.of(made))
                 continue

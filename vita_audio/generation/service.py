@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from vita_audio.contract.errors import EngineError, ServerStopping, ServerUnhealthy
 from vita_audio.contract.messages import MAX_REASON, Delta, State, Status
+from vita_audio.engines.gpu_fault import gpu_is_lost
 from vita_audio.engines.interface import LanguageModelEngine
 from vita_audio.generation.prefix_cache import PrefixStats
 from vita_audio.generation.request import GenerationRequest
@@ -201,6 +202,8 @@ class GenerationService:
             with self._pulse.call():
                 self._scheduler.step()
         except Exception as error:  # a broken step fails its streams, not the service
+            if gpu_is_lost(error):
+                raise
             log.exception("language model step failed")
             for live in taking_part:
                 self._end(live, "failed", f"language model failed: {type(error).__name__}: {error}")
