@@ -98,6 +98,8 @@ class ProtocolDouble(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.silent = False
         #: The script of a request without TEXT.
         self.spoken = "chunks 3"
+        #: The script of a TEXT that names none; None: such a stream breaks.
+        self.otherwise: str | None = None
         self.requests: list[service_pb2.ModelInferRequest] = []
         self.inputs: list[Inputs] = []
         #: Of each stream: its headers, and the seconds its deadline left when it came.
@@ -152,10 +154,15 @@ class ProtocolDouble(service_pb2_grpc.GRPCInferenceServiceServicer):
             inputs = read_inputs(request)
             self.requests.append(request)
             self.inputs.append(inputs)
-            script = str(inputs.get("TEXT", self.spoken))
+            script = self._script(inputs)
             word, *arguments = self.once.pop(script, script).split()
             yield from _SCRIPTS[word](inputs, context, *arguments)
         ended.set()
+
+    def _script(self, inputs: Inputs) -> str:
+        text = str(inputs.get("TEXT", self.spoken))
+        named = text.split()[:1] and text.split()[0] in _SCRIPTS
+        return text if named or self.otherwise is None else self.otherwise
 
     def close(self) -> None:
         self.server.stop(None).wait(5)

@@ -19,7 +19,7 @@ class Speak(BaseModel):
     text: str = Field(max_length=1000)
 
 
-@router.post("/v1/speak")
+@router.post("/v1/speak", response_class=Response, responses={200: {"content": {"audio/pcm": {}}}})
 async def speak(request: Request, body: Speak) -> Response:
     """The sound of one request, int16 at 22 050 Hz. What a double plays is picked by the text."""
     gateway = gateway_of(request)
