@@ -26,7 +26,7 @@ from vita_audio.engines.torch_cuda.kernels.self_check import Case, faulty
 from vita_audio.engines.torch_cuda.network import Attend, Spans
 from vita_audio.engines.torch_cuda.settings import Settings
 from vita_audio.engines.torch_cuda.shapes import Shape
-from vita_audio.engines.torch_cuda.weights import Weights
+from vita_audio.engines.torch_cuda.weights import Weights, holds_fp8
 
 
 class Forward:
@@ -68,7 +68,8 @@ class Forward:
         launches = Launches.on(self.device, self.processors, self.capability) if gpu else None
         if gpu:
             build = partial(build, launches=launches)
-            off = faulty(build, Case(config, settings.context, like[:0], self.processors, self.capability), off)
+            sizes = settings.context, like[:0], self.processors, self.capability, holds_fp8(weights)
+            off = faulty(build, Case(config, *sizes), off)
         self.operations, self.kernels_off = build(off), off
         if launches and settings.folder and "linear" not in off:
             launches = linear_table.tuned(launches, self.operations, weights, settings.first_mctp_id, settings.folder)

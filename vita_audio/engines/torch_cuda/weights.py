@@ -47,6 +47,12 @@ class Weights(NamedTuple):
     mctp_head: Matrix  # [ids, hidden]: that of the MCTP modules, for the last ids of the vocabulary
 
 
+def holds_fp8(weights: Weights) -> bool:
+    """Whether any of the matrices is FP8."""
+    layers, modules = (layer.qkv for layer in weights.layers), (module.projection for module in weights.modules)
+    return any(isinstance(one, Fp8Matrix) for one in (weights.mctp_head, *layers, *modules))
+
+
 def load_weights(
     config: LanguageModelConfig, tensors: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype
 ) -> Weights:

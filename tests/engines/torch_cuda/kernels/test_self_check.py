@@ -15,11 +15,13 @@ from torch import Tensor
 
 from vita_audio.checkpoint.configs import LanguageModelConfig
 from vita_audio.contract.errors import EngineError
+from vita_audio.engines.torch_cuda.fp8 import Fp8Matrix, Matrix
 from vita_audio.engines.torch_cuda.kernels import compile_cache, self_check
 from vita_audio.engines.torch_cuda.kernels.draw import Draws
 from vita_audio.engines.torch_cuda.kernels.names import NAMES
 from vita_audio.engines.torch_cuda.kernels.operations import REFERENCES, Operations
 from vita_audio.engines.torch_cuda.kernels.self_check import Case, disagreement, faulty
+from vita_audio.engines.torch_cuda.weights import LayerWeights, ModuleWeights, Weights, holds_fp8
 
 CONFIG = LanguageModelConfig(60, 36, 50, 1 + 2, 6, 2, 2, 64)
 CASE = Case(CONFIG, 64, torch.empty(0), 1, 90)
@@ -104,6 +106,34 @@ def test_a_kernel_that_is_wrong_is_off_with_one_line(
     (line,) = lines(caplog)
     assert re.match(f"kernel {name} is off, its reference runs: {why}", line)
     assert "\n" not in line
+
+
+@pytest.mark.parametrize("wrong_rows", [1, 16, 32, 64, 128])
+def test_products_in_fp8_are_checked_at_every_tiling(wrong_rows: int, caplog: pytest.LogCaptureFixture) -> None:
+    def linear(x: Tensor, weight: Matrix, *rest: Any, **more: Any) -> Tensor:
+        made = REFERENCES.linear(x, weight, *rest, **more)
+        if isinstance(weight, Fp8Matrix) and len(x) == wrong_rows:
+            made[-1] *= 1.2
+        return made
+
+    assert faulty(with_kernels(linear=linear), BFLOAT16, OFF) == OFF, "no weight is FP8"
+    case = replace(BFLOAT16, fp8=True)
+    assert faulty(with_kernels(), case, OFF) == OFF
+    assert lines(caplog) == []
+    assert faulty(with_kernels(linear=linear), case, OFF) == OFF | {"linear"}
+    (line,) = lines(caplog)
+    assert f"of [{wrong_rows}, 512] bfloat16 differ" in line
+
+
+def test_fp8_is_looked_for_in_every_part() -> None:
+    like = torch.empty(0)
+    matrix = Fp8Matrix(like, like)
+    layer = LayerWeights(*[like] * 7)
+    none = Weights(like, (layer,), (ModuleWeights(like, like, like, layer),), like, like, like)
+    assert not holds_fp8(none)
+    assert holds_fp8(none._replace(mctp_head=matrix))
+    assert holds_fp8(none._replace(layers=(layer, layer._replace(qkv=matrix))))
+    assert holds_fp8(none._replace(modules=(none.modules[0]._replace(projection=matrix),)))
 
 
 def test_one_kernel_that_is_wrong_leaves_the_others_on(caplog: pytest.LogCaptureFixture) -> None:

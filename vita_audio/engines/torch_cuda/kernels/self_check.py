@@ -18,6 +18,7 @@ from vita_audio.checkpoint.configs import LanguageModelConfig
 from vita_audio.contract.errors import EngineError
 from vita_audio.engines.interface import Sampling
 from vita_audio.engines.torch.sampler import SamplingTable
+from vita_audio.engines.torch_cuda.fp8 import Matrix, quantise
 from vita_audio.engines.torch_cuda.kernels import compile_cache
 from vita_audio.engines.torch_cuda.kernels.draw import Draws
 from vita_audio.engines.torch_cuda.kernels.language import INSTALLED
@@ -44,6 +45,7 @@ class Case:
         context: rows of a slot.
         like: a tensor of the engine's device and number type.
         processors, capability: of the GPU.
+        fp8: whether matrices are multiplied in FP8 too.
     """
 
     config: LanguageModelConfig
@@ -51,6 +53,7 @@ class Case:
     like: Tensor
     processors: int
     capability: int
+    fp8: bool = False
 
     def random(self, *shape: int) -> Tensor:
         return torch.randn(shape, device=self.like.device).to(self.like.dtype)
@@ -105,12 +108,22 @@ def _gate(ops: Operations, case: Case, rows: int) -> list[Tensor]:
 
 
 def _linear(ops: Operations, case: Case, rows: int) -> list[Tensor]:
+    """In bfloat16 and, where there are such weights, in FP8: there more rows have tilings of their own, which twice as
+    many rows reach as well."""
+    made = _products(ops, case, rows, lambda weight: weight)
+    if case.fp8:
+        for count in (rows, 2 * rows):
+            made += _products(ops, case, count, quantise)
+    return made
+
+
+def _products(ops: Operations, case: Case, rows: int, stored: Callable[[Tensor], Matrix]) -> list[Tensor]:
     """Each K that there is, with what follows it; fewer columns than the weights have, so that K is split."""
     config, columns = case.config, 512
     hidden, inner = config.hidden_size, config.intermediate_size
 
     def made(k: int, **follows: Any) -> Tensor:
-        return ops.linear(case.random(rows, k), case.random(columns, k) / k**0.5, **follows)
+        return ops.linear(case.random(rows, k), stored(case.random(columns, k) / k**0.5), **follows)
 
     residual = [case.random(rows, columns) for _ in range(2)]
     return [
