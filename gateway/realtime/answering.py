@@ -153,7 +153,7 @@ class Answering:
             last.cancel("client_cancelled")
             self._over(last)
         with contextlib.suppress(VitaError):  # the model's memory has nothing of it
-            self._talk.heard(min(heard_s, last.sent_s()) * last.response.terms.speed)
+            self._talk.heard(min(heard_s, last.sent_s()))
 
     def _start(self, terms: Terms, ask: Callable[[], Awaitable[Answer]]) -> _Running:
         running = _Running(Response(terms, self._outbox, self._items))

@@ -15,7 +15,7 @@ from gateway.errors import response_of
 from gateway.realtime.events import EventError, error_event, new_id
 from gateway.realtime.outbox import NotRead, Outbox
 from gateway.realtime.protocol import Protocol
-from gateway.realtime.session import RealtimeSession, Session, TranscriptionSession
+from gateway.realtime.session import RealtimeSession, Session, TranscriptionSession, mode_of
 from gateway.realtime.talk import Talk
 from vita_audio.contract.errors import VitaError
 
@@ -46,7 +46,9 @@ async def realtime(websocket: WebSocket, model: str = "", intent: str = "") -> N
             offered = websocket.scope.get("subprotocols", [])
             await websocket.accept(subprotocol="realtime" if "realtime" in offered else None)
             outbox = Outbox()
-            protocol = Protocol(_new_session(model, intent), Talk(gateway.upstreams.client), outbox, use)
+            protocol = Protocol(
+                _new_session(model, intent), Talk(gateway.upstreams.client, mode=mode_of(model)), outbox, use
+            )
             try:
                 await _serve(websocket, protocol, outbox, gateway.draining)
             finally:

@@ -222,7 +222,7 @@ class Protocol:
                 self._talk.say_speech(part.item_id, part.speech)
                 self._transcribe(part.item_id, index, part.speech)
             elif part.text:
-                self._talk.say(part.item_id, part.text)
+                self._talk.say(part.item_id, part.text, part.role)
 
     def _delete_item(self, item_id: str) -> None:
         item = self._items.get(item_id)
@@ -242,7 +242,7 @@ class Protocol:
                 sound = _decoded(content.audio, place)
                 parts.append(Part(item_id, speech=read_speech(sound, self._input.format.type)))
             else:
-                parts.append(Part(item_id, content.text or content.transcript or ""))
+                parts.append(Part(item_id, content.text or content.transcript or "", role=message.role))
         return parts
 
     # Responses
@@ -265,7 +265,6 @@ class Protocol:
             max_output_tokens=most,
             audio_format=output.format.model_dump(),
             voice=output.voice,
-            speed=output.speed,
             metadata=params.metadata,
         )
         wish = Wish(
@@ -298,8 +297,9 @@ class Protocol:
             if isinstance(given, Message):
                 parts += self._parts_of(given, "")
             else:
-                content = self._items.get(given.id, "response.input")["content"]
-                parts += [Part("", part.get("text") or part.get("transcript") or "") for part in content]
+                item = self._items.get(given.id, "response.input")
+                words = [part.get("text") or part.get("transcript") or "" for part in item["content"]]
+                parts += [Part("", text, role=item["role"]) for text in words]
         return parts
 
     # Silence

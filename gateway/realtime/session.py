@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
 
 from gateway.realtime.turn_taking import EAGERNESS_SILENCE_MS, TurnRules
+from vita_audio.contract.modes import NAMED_MODES
 
 #: Of `instructions` and of one text, in characters.
 MAX_TEXT = 65_536
@@ -80,8 +81,15 @@ def _voice_name(voice: Any) -> Any:
 
 class AudioOutput(BaseModel):
     format: Format = Pcm()
-    voice: Annotated[str, BeforeValidator(_voice_name)] = "alloy"
-    speed: float = Field(default=1.0, ge=0.25, le=1.5)
+    voice: Annotated[str, BeforeValidator(_voice_name), Field(max_length=64)] = "alloy"
+    speed: float = 1.0
+
+    @field_validator("speed")
+    @classmethod
+    def _own_speed(cls, speed: float) -> float:
+        if speed != 1:
+            raise ValueError("the voice has one speed, 1; leave it out")
+        return speed
 
 
 class Audio(BaseModel):
@@ -160,6 +168,12 @@ _NULLABLE = {"turn_detection", "transcription", "noise_reduction", "tracing", "i
 _WHOLE = {"turn_detection", "format", "transcription", "noise_reduction", "voice", "truncation", "tracing"}
 #: A session has the one it began with.
 _FIXED = ("id", "object", "expires_at", "model")
+
+
+def mode_of(model: str) -> str | None:
+    """The decoding mode that the name of a model ends with (`vita-audio-turbo`); None: the server's default."""
+    ending = model.rpartition("-")[2]
+    return ending if ending in NAMED_MODES else None
 
 
 def updated(session: Session, changes: dict[str, Any]) -> Session:

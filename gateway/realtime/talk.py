@@ -35,6 +35,7 @@ class Part:
     item_id: str
     text: str = ""
     speech: Speech = field(default_factory=lambda: np.zeros(0, np.float32))
+    role: str = "user"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +83,11 @@ class Talk:
     Args:
         connect: gives a client, of another server where the last one is lost or full.
         system: who answers, and how; empty for the checkpoint's own.
+        mode: how answers are decoded; None for the server's default.
     """
 
-    def __init__(self, connect: Connect, system: str = "") -> None:
-        self._connect, self._system = connect, system
+    def __init__(self, connect: Connect, system: str = "", mode: str | None = None) -> None:
+        self._connect, self._system, self._mode = connect, system, mode
         self._client: AsyncClient | None = None
         self._conversation: AsyncConversation | None = None
         self._history: tuple[int, ...] = ()
@@ -108,11 +110,11 @@ class Talk:
             if not self.history:
                 self._leave()
             elif system:
-                self.say("", system)
+                self.say("", system, "system")
 
-    def say(self, item_id: str, text: str) -> None:
-        """Add text to what is to be answered."""
-        self._parts.append(Part(item_id, text))
+    def say(self, item_id: str, text: str, role: str = "user") -> None:
+        """Add text to what is to be answered; `role` is who said it."""
+        self._parts.append(Part(item_id, text, role=role))
 
     def hear(self, at: int, speech: Speech) -> None:
         """More of a turn of speech, from its sample `at` on: it is read ahead; `commit` or `forget` ends the turn.
@@ -229,8 +231,8 @@ class Talk:
     def _asked(self, parts: Sequence[Part], wish: Wish, begun: bool) -> tuple[str | None, Speech, RequestFields]:
         """Text, speech and fields of a request; `begun`: it has a history, and with it who answers."""
         speech = np.concatenate([np.zeros(0, np.float32), *(part.speech for part in parts)])
-        texts = [part.text for part in parts if part.text]
-        fields: RequestFields = {"max_tokens": wish.max_tokens}
+        texts = _texts(parts)
+        fields: RequestFields = {"max_tokens": wish.max_tokens, "mode": self._mode}
         if wish.instructions and wish.instructions != self._system:
             if begun or not (texts or len(speech)):
                 texts.append(wish.instructions)
@@ -288,3 +290,9 @@ class Talk:
                 except BaseException:
                     self._stale = True
                     raise
+
+
+def _texts(parts: Sequence[Part]) -> list[str]:
+    """What was written. An earlier conversation that is brought along in text is told with who said what."""
+    names = {"user": "User: ", "assistant": "Assistant: "} if any(part.role == "assistant" for part in parts) else {}
+    return [names.get(part.role, "") + part.text for part in parts if part.text]

@@ -143,10 +143,8 @@ def test_a_client_that_never_reads_is_left(
         connection = await connect(address(gateway_url), max_queue=1, sock=narrow, compression=None)
         await ask(connection, "turn 100000")
         await asyncio.to_thread(until, double.cancelled.is_set, 60)
-        with pytest.raises(ConnectionClosed) as closed:
+        with pytest.raises(ConnectionClosed):
             await read_all(connection)
-        assert closed.value.rcvd is not None
-        assert closed.value.rcvd.code == 1008
 
     asyncio.run(talk())
 

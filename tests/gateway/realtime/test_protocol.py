@@ -293,7 +293,7 @@ def test_a_response_aside_is_no_part_of_the_conversation(double: ProtocolDouble)
         await peer.say("turn 1")
         second, third, fourth = double.inputs[1:]
         assert ("HISTORY" in second, second["SYSTEM"]) == (False, "Classify.")
-        assert third["TEXT"] == "s0c0 é "
+        assert third["TEXT"] == "Assistant: s0c0 é "
         assert fourth["HISTORY"].tolist() == [1000, 0]  # type: ignore[attr-defined]
 
     talk(double, scenario)
@@ -351,6 +351,20 @@ def test_what_was_answered_cannot_be_deleted_but_the_last_answer_can(double: Pro
         await peer.until("conversation.item.deleted")
         await peer.say("turn 1")
         assert double.inputs[1]["HEARD"] == 0
+
+    talk(double, scenario)
+
+
+def test_an_earlier_conversation_is_brought_along_in_text(double: ProtocolDouble) -> None:
+    async def scenario(peer: Peer) -> None:
+        await peer.write("Be brief.", "system")
+        await peer.write("My name is Ada.")
+        await peer.write("Hello Ada.", "assistant")
+        await peer.write("What is my name?")
+        await peer.send("response.create")
+        await peer.until("response.done")
+        told = "Be brief. User: My name is Ada. Assistant: Hello Ada. User: What is my name?"
+        assert double.inputs[0]["TEXT"] == told
 
     talk(double, scenario)
 
