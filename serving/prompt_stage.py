@@ -105,11 +105,9 @@ class PromptStage:
             raise ServerStopping
         start = time.perf_counter()
         request = parse_request(inputs, self._limits)
-        text = None if request.text is None else plain(request.text, one_line=request.task == "tts")
+        text = None if request.text is None else self._words(request.text, one_line=request.task == "tts")
         if text is not None and not has_words(text):
             raise InvalidRequest("TEXT", request.text, "it has no letter and no digit", "send words, or leave TEXT out")
-        if text is not None and self._limits.text_normalization == WORDS:
-            text = in_words(text)
         request = replace(request, text=text)
         timings, codes = {}, None
         if request.audio is not None:
@@ -120,6 +118,11 @@ class PromptStage:
         ids = self._prompt(request, codes)
         timings["prompt"] = (time.perf_counter() - start) * 1e3 - timings.get("speech_tokenizer", 0.0)
         return Start(replace(request.settings, timings_ms=timings), ids)
+
+    def _words(self, text: str, one_line: bool = False) -> str:
+        """A text as this checkpoint was trained on it."""
+        text = plain(text, one_line)
+        return in_words(text) if self._limits.text_normalization == WORDS else text
 
     def _speech(self, request: SpeechRequest) -> Floats:
         """The speech of a request at 16 kHz, without what is too long of its pauses."""
@@ -135,18 +138,22 @@ class PromptStage:
         write = self._builder.begin if request.settings.read_only else self._builder.build
         if codes is not None and request.settings.read_only:
             codes = codes[: final_tokens(len(codes))]
-        if not len(request.history):
+        history = request.history.tolist()
+        if request.messages:
+            said = ((role, self._words(content)) for role, content in request.messages)
+            history = self._builder.past(request.task, said, request.system)
+        if not history:
             ids = write(request.task, request.text, codes, request.system)
             check_prompt(ids, self._limits, "TEXT" if codes is None else "AUDIO")
             return ids
-        turns = self._reader.read(request.history.tolist(), request.heard)
+        turns = self._reader.read(history, request.heard)
         turn = self._builder.build(request.task, request.text, codes, past=turns[-1].ids)[len(turns[-1].ids) :]
         check_prompt(turn, self._limits, "TEXT" if codes is None else "AUDIO")
         if request.drop_turns:
             turns = self._reader.shorten(turns, self._room(len(turn), request.settings.max_tokens))
         past = [token for one in turns for token in one.ids]
         ids = write(request.task, request.text, codes, request.system if turns else None, past)
-        check_prompt(ids, self._limits, "HISTORY")
+        check_prompt(ids, self._limits, "MESSAGES" if request.messages else "HISTORY")
         return ids
 
     def _room(self, turn_tokens: int, max_tokens: int) -> int:

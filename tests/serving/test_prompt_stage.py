@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -203,6 +204,25 @@ def test_a_checkpoint_may_ask_for_plain_sentences(engines: Path, tokenizer: Toke
         wanted = stage.prepare({"TEXT": "What is two plus three?", "TASK": task}).tokens
         assert plain.prepare({"TEXT": "WHAT IS 2+3", "TASK": task}).tokens == wanted
         assert stage.prepare({"TEXT": "WHAT IS 2+3", "TASK": task}).tokens != wanted
+
+
+def test_past_turns_may_be_sent_in_words(stage: PromptStage, engines: Path) -> None:
+    said = [{"role": "user", "content": " I am Ada.\u200b"}, {"role": "assistant", "content": "Hello."}]
+    hello = TextTokenizer(engines / "tokenizer.json").encode("Hello.")
+    for task, system in (("text", None), ("chat", None), ("chat", "You are Ada.")):
+        first = stage.prepare({"TEXT": "I am Ada.", "TASK": task, "SYSTEM": system})
+        by_ids = stage.prepare({"TEXT": "And I?", "TASK": task, "HISTORY": [*first.tokens, *hello]})
+        in_words = {"TEXT": "And I?", "TASK": task, "SYSTEM": system, "MESSAGES": json.dumps(said)}
+        assert stage.prepare(in_words).tokens == by_ids.tokens
+
+
+def test_past_turns_in_words_that_are_too_many_lose_the_oldest(stage: PromptStage) -> None:
+    said = [{"role": role, "content": "a b c d " * 20} for _ in range(100) for role in ("user", "assistant")]
+    inputs = {"TEXT": "And I?", "TASK": "text", "MESSAGES": json.dumps(said), "MAX_TOKENS": 1}
+    with pytest.raises(InvalidRequest, match="tokens fit") as caught:
+        stage.prepare(inputs)
+    assert caught.value.field == "MESSAGES"
+    assert stage.prepare({**inputs, "HISTORY_OVERFLOW": "drop"}).tokens
 
 
 def test_silence_is_refused_and_pauses_are_not_tokenized(stage: PromptStage, tokenizer: Tokenizer) -> None:

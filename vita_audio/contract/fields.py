@@ -172,6 +172,8 @@ INPUTS = (
           of_conversations=True),
     Field("HISTORY", "INT32", "the turns so far: PROMPT and TOKENS of the last answer, joined", shape=(-1,),
           range_words=f"at most {MAX_HISTORY_TOKENS} ids", tasks=("chat", "text"), of_conversations=True),
+    Field("MESSAGES", "STRING", "the turns so far in words, in place of HISTORY",
+          "JSON, [{role, content}]; user and assistant take turns", tasks=("chat", "text"), of_conversations=True),
     Field("HEARD", "INT32", "audio tokens of the last answer that were heard; the rest of it is cut off", low=0,
           high=2**31 - 1, tasks=("chat", "text"), default_words="all", of_conversations=True),
     Field("HISTORY_OVERFLOW", "STRING", "a history that is too long: refused, or its oldest turns are dropped",
@@ -209,6 +211,7 @@ class RequestFields(TypedDict, total=False):
     seed: int | None
     system: str | None
     history: Sequence[int] | NDArray[np.integer] | None
+    messages: str | None
     heard: int | None
     history_overflow: str | None
     read_only: int | None

@@ -23,6 +23,7 @@ from vita_audio.contract.limits import (
 )
 from vita_audio.contract.messages import GenerationSettings
 from vita_audio.contract.modes import parse_mode
+from vita_audio.contract.past_messages import Message, read_messages
 from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ
 
 _BY_NAME = {field.name: field for field in INPUTS}
@@ -34,7 +35,7 @@ _SETTINGS = {setting.name for setting in dataclasses.fields(GenerationSettings)}
 @dataclass(frozen=True, slots=True)
 class SpeechRequest:
     """A checked request. `audio` is float32 mono [samples] at `sample_rate_hz`, or None; `history` int32 [ids], maybe
-    empty. `drop_turns`: of a history that is too long.
+    empty, or in its place `messages`. `drop_turns`: of a history that is too long.
     """
 
     settings: GenerationSettings
@@ -42,6 +43,7 @@ class SpeechRequest:
     audio: NDArray[np.float32] | None
     sample_rate_hz: int
     system: str | None = None
+    messages: tuple[Message, ...] = ()
     history: NDArray[np.int32] = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
     heard: int | None = None
     drop_turns: bool = False
@@ -92,6 +94,8 @@ def check_field(name: str, value: Any, limits: Limits | None = None) -> Any:
         return None
     if name in ("TEXT", "SYSTEM"):
         _check_text(name, value, limits)
+    elif name == "MESSAGES":
+        read_messages(value)
     elif name == "MODE":
         return parse_mode(value, None if limits is None else limits.mctp_modules).name
     return value if field.python_type is str else _number(field, value, limits)
@@ -113,6 +117,7 @@ def parse_request(inputs: Mapping[str, Any], limits: Limits) -> SpeechRequest:
         audio=values["AUDIO"],
         sample_rate_hz=values["SAMPLE_RATE"],
         system=values["SYSTEM"],
+        messages=() if values["MESSAGES"] is None else read_messages(values["MESSAGES"]),
         history=np.zeros(0, np.int32) if values["HISTORY"] is None else values["HISTORY"],
         heard=values["HEARD"],
         drop_turns=values["HISTORY_OVERFLOW"] == "drop",
@@ -209,6 +214,8 @@ def _check_task(values: Mapping[str, Any]) -> None:
         raise InvalidRequest(
             "SYSTEM", values["SYSTEM"], "HISTORY begins with its own", "send it with the first turn only"
         )
+    if len(past) and "MESSAGES" in values:
+        raise InvalidRequest("MESSAGES", "given", "HISTORY has the turns so far", "send one of them")
     if not len(past) and "HEARD" in values:
         raise InvalidRequest("HEARD", values["HEARD"], "without HISTORY there is no answer to cut", "leave it out")
 

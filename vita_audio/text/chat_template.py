@@ -142,6 +142,16 @@ class PromptBuilder:
         written = [Turn(role, self._template.content(parts)) for role, parts in (turns[-1:] if past else turns)]
         return [*past, *self._template.conversation(written)[0], *self._template.opening("assistant")]
 
+    def past(self, task: str, messages: Iterable[tuple[str, str]], system: str | None = None) -> list[int]:
+        """Ids of complete turns in words, (role, content) each, with the system turn of the task in front.
+
+        Raises:
+            ValueError: text with lone surrogates.
+        """
+        first = [(role, parts[0]) for role, parts in task_turns(task, "", system=system) if role == "system"]
+        turns = [Turn(role, self._template.content([content])) for role, content in (*first, *messages)]
+        return self._template.conversation(turns)[0]
+
     def begin(
         self,
         task: str,
