@@ -12,6 +12,7 @@ from gateway import operation, page
 from gateway.context import Gateway
 from gateway.errors import add_handlers
 from gateway.guard import Guard
+from gateway.http import chat, models, speech, transcriptions
 from gateway.observe import Observe
 from gateway.realtime import endpoint as realtime
 from gateway.schema import describe
@@ -19,7 +20,15 @@ from gateway.settings import Settings
 from gateway.wyoming_server import WyomingServer
 
 #: Every router of the gateway, one line each.
-ROUTERS: tuple[APIRouter, ...] = (operation.router, realtime.router, page.router)
+ROUTERS: tuple[APIRouter, ...] = (
+    operation.router,
+    models.router,
+    speech.router,
+    transcriptions.router,
+    chat.router,
+    realtime.router,
+    page.router,
+)
 
 
 def create_app(settings: Settings) -> FastAPI:

@@ -1,0 +1,1 @@
+"""OpenAI's HTTP interface: a file for each path."""

@@ -1,0 +1,84 @@
+"""`POST /v1/audio/speech`: a text read aloud, sentence by sentence, as a file that streams."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, Field
+
+from gateway.context import caller, gateway_of
+from gateway.http.streams import HEADERS, begun, event_stream
+from gateway.sound.encode import CONTENT_TYPES, Encoder
+from gateway.voices import VOICE, check_model, check_voice
+from vita_client import Pcm, TokensDelta
+
+router = APIRouter(tags=["audio"])
+Format = Literal["mp3", "opus", "aac", "flac", "wav", "pcm"]
+
+
+class VoiceId(BaseModel):
+    id: str = Field(max_length=64)
+
+
+Voice = Annotated[str, Field(max_length=64)] | VoiceId
+
+
+class SpeechRequest(BaseModel):
+    """`instructions` are taken and not followed; `seed` is an addition: equal seeds, equal sound."""
+
+    model: str
+    input: Annotated[str, Field(min_length=1, max_length=4096)]
+    voice: Voice = VOICE
+    instructions: str | None = None
+    response_format: Format = "mp3"
+    speed: Annotated[float, Field(ge=0.25, le=4.0)] = 1.0
+    stream_format: Literal["audio", "sse"] = "audio"
+    seed: Annotated[int, Field(ge=0, lt=2**64)] | None = None
+
+
+@router.post(
+    "/v1/audio/speech",
+    response_class=Response,
+    responses={200: {"content": {kind: {} for kind in (*CONTENT_TYPES.values(), "text/event-stream")}}},
+)
+async def speech(request: Request, asked: SpeechRequest) -> StreamingResponse:
+    """The file, or (`stream_format` sse) events with pieces of it in base64."""
+    check_model(asked.model)
+    check_voice(asked.voice if isinstance(asked.voice, str) else asked.voice.id)
+    usage = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
+    pieces = _spoken(request, asked, usage)
+    if asked.stream_format == "sse":
+        return await event_stream(_events(pieces, usage))
+    media_type = CONTENT_TYPES[asked.response_format]
+    return StreamingResponse(await begun(pieces), media_type=media_type, headers=HEADERS)
+
+
+async def _spoken(request: Request, asked: SpeechRequest, usage: dict[str, int]) -> AsyncIterator[bytes]:
+    """Pieces of the file; `usage` is counted on the way."""
+    gateway, encoder = gateway_of(request), Encoder(asked.response_format, asked.speed)
+    async with (
+        gateway.access.stream(caller(request)) as use,
+        gateway.upstreams.client() as client,
+        client.read(asked.input, seed=asked.seed, timeout_s=gateway.settings.request_timeout_s) as reading,
+    ):
+        async for event in reading:
+            if isinstance(event, Pcm) and len(event.samples):
+                if piece := encoder.push(event.samples):
+                    yield piece
+                use.sound(event.seconds)
+            elif isinstance(event, TokensDelta):
+                usage["output_tokens"] += len(event.ids)
+        usage["input_tokens"] = 0 if reading.status is None else reading.status.prompt_tokens
+        usage["total_tokens"] = usage["input_tokens"] + usage["output_tokens"]
+    if piece := encoder.finish():
+        yield piece
+
+
+async def _events(pieces: AsyncIterator[bytes], usage: dict[str, int]) -> AsyncIterator[dict[str, Any]]:
+    async for piece in pieces:
+        yield {"type": "speech.audio.delta", "audio": base64.b64encode(piece).decode()}
+    yield {"type": "speech.audio.done", "usage": usage}

@@ -1,0 +1,100 @@
+"""`POST /v1/audio/transcriptions`: the words of a sound file."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from fastapi import APIRouter, Form, Request, Response, UploadFile
+from fastapi.responses import JSONResponse, PlainTextResponse
+from numpy.typing import NDArray
+
+from gateway.context import caller, gateway_of
+from gateway.http.streams import event_stream
+from gateway.sound.decode import decode
+from gateway.voices import check_model
+from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ
+from vita_client import TextDelta
+
+router = APIRouter(tags=["audio"])
+Format = Literal["json", "text", "verbose_json", "srt", "vtt"]
+
+
+@router.post(
+    "/v1/audio/transcriptions",
+    response_class=Response,
+    responses={200: {"content": {kind: {} for kind in ("application/json", "text/plain", "text/event-stream")}}},
+)
+async def transcriptions(
+    request: Request,
+    file: UploadFile,
+    model: Annotated[str, Form()],
+    response_format: Annotated[Format, Form()] = "json",
+    stream: Annotated[bool, Form()] = False,
+    language: Annotated[str, Form(max_length=32)] = "en",
+    temperature: Annotated[float, Form(ge=0, le=1)] = 0.0,
+) -> Response:
+    """`language` is not needed; `prompt`, `include` and other fields are taken and change nothing. The model knows no
+    times: verbose_json, srt and vtt have one segment.
+    """
+    check_model(model)
+    speech = await asyncio.to_thread(decode, await file.read(), "file")
+    seconds = len(speech) / INPUT_SAMPLE_RATE_HZ
+    words, usage = _words(request, speech, temperature), {"type": "duration", "seconds": round(seconds)}
+    if stream:
+        return await event_stream(_events(words, usage))
+    text = "".join([piece async for piece in words]).strip()
+    if response_format == "json":
+        return JSONResponse({"text": text, "usage": usage})
+    if response_format == "text":
+        return PlainTextResponse(f"{text}\n")
+    if response_format == "verbose_json":
+        return JSONResponse(_verbose(text, seconds, language, temperature) | {"usage": usage})
+    return PlainTextResponse(_subtitles(text, seconds, response_format))
+
+
+async def _words(request: Request, speech: NDArray[np.float32], temperature: float) -> AsyncIterator[str]:
+    gateway = gateway_of(request)
+    fields = {"audio": speech, "sample_rate": INPUT_SAMPLE_RATE_HZ, "temperature": temperature}
+    async with (
+        gateway.access.stream(caller(request)),
+        gateway.upstreams.client() as client,
+        client.stream(task="asr", timeout_s=gateway.settings.request_timeout_s, **fields) as stream,  # type: ignore[arg-type]
+    ):
+        async for event in stream:
+            if isinstance(event, TextDelta):
+                yield event.text
+
+
+async def _events(words: AsyncIterator[str], usage: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    text = ""
+    async for piece in words:
+        text += piece
+        yield {"type": "transcript.text.delta", "delta": piece}
+    yield {"type": "transcript.text.done", "text": text, "usage": usage}
+
+
+def _verbose(text: str, seconds: float, language: str, temperature: float) -> dict[str, Any]:
+    segment = {
+        "id": 0,
+        "seek": 0,
+        "start": 0.0,
+        "end": seconds,
+        "text": text,
+        "tokens": [],
+        "temperature": temperature,
+        "avg_logprob": 0.0,
+        "compression_ratio": 1.0,
+        "no_speech_prob": 0.0,
+    }
+    return {"task": "transcribe", "language": language, "duration": seconds, "text": text, "segments": [segment]}
+
+
+def _subtitles(text: str, seconds: float, kind: str) -> str:
+    mark = "," if kind == "srt" else "."
+    minutes, rest = divmod(round(seconds * 1000), 60_000)
+    end = f"00:{minutes:02}:{rest // 1000:02}{mark}{rest % 1000:03}"
+    cue = f"00:00:00{mark}000 --> {end}\n{text}\n"
+    return f"1\n{cue}" if kind == "srt" else f"WEBVTT\n\n{cue}"

@@ -1,0 +1,117 @@
+"""The sound of an answer as a file of a format that callers ask for, piece by piece: 24 kHz, mono."""
+
+from __future__ import annotations
+
+import struct
+from fractions import Fraction
+from typing import Any
+
+import av
+import numpy as np
+import soxr
+from numpy.typing import NDArray
+
+from gateway.sound.speed import Tempo
+from vita_audio.contract.rates import OUTPUT_SAMPLE_RATE_HZ
+
+RATE_HZ = 24_000
+#: The Content-Type of each format.
+CONTENT_TYPES = {
+    "mp3": "audio/mpeg",
+    "opus": "audio/ogg",
+    "aac": "audio/aac",
+    "flac": "audio/flac",
+    "wav": "audio/wav",
+    "pcm": "audio/pcm",
+}
+#: FFmpeg's container and codec, and its options.
+_CODECS: dict[str, tuple[str, str, dict[str, str]]] = {
+    "mp3": ("mp3", "libmp3lame", {"write_xing": "0"}),
+    "opus": ("ogg", "libopus", {}),
+    "aac": ("adts", "aac", {}),
+    "flac": ("flac", "flac", {}),
+}
+#: Of a WAV file whose length is not known when it begins.
+_UNKNOWN_BYTES = 0xFFFFFFFF
+
+
+class Encoder:
+    """int16 [samples] at 22 050 Hz in pieces -> bytes of one file, without a seam between the pieces.
+
+    Args:
+        name: one of `CONTENT_TYPES`.
+        speed: of the speech, from 0.25 to 4.
+    """
+
+    def __init__(self, name: str, speed: float = 1.0) -> None:
+        self._resampler = soxr.ResampleStream(OUTPUT_SAMPLE_RATE_HZ, RATE_HZ, 1, dtype="int16")
+        self._tempo = None if speed == 1.0 else Tempo(speed, OUTPUT_SAMPLE_RATE_HZ)
+        self._file: _Raw | _Compressed = _Compressed(*_CODECS[name]) if name in _CODECS else _Raw(name == "wav")
+
+    def push(self, samples: NDArray[np.int16]) -> bytes:
+        """The bytes that are ready, which may be none."""
+        if self._tempo is not None:
+            samples = self._tempo.push(samples)
+        return self._file.push(self._resampler.resample_chunk(samples))
+
+    def finish(self) -> bytes:
+        """The end of the file."""
+        last = np.zeros(0, np.int16) if self._tempo is None else self._tempo.finish()
+        return self._file.push(self._resampler.resample_chunk(last, last=True)) + self._file.finish()
+
+
+class _Raw:
+    """int16, little endian, with the header of a WAV file or without."""
+
+    def __init__(self, with_header: bool) -> None:
+        self._header = _wav_header() if with_header else b""
+
+    def push(self, samples: NDArray[np.int16]) -> bytes:
+        header, self._header = self._header, b""
+        return header + samples.astype("<i2").tobytes()
+
+    def finish(self) -> bytes:
+        return b""
+
+
+def _wav_header() -> bytes:
+    shape = struct.pack("<IHHIIHH", 16, 1, 1, RATE_HZ, 2 * RATE_HZ, 2, 16)
+    unknown = struct.pack("<I", _UNKNOWN_BYTES)
+    return b"RIFF" + unknown + b"WAVEfmt " + shape + b"data" + unknown
+
+
+class _Compressed:
+    """By FFmpeg, into a file that it cannot go back in."""
+
+    def __init__(self, container: str, codec: str, options: dict[str, str]) -> None:
+        self._sink, self._pushed = _Sink(), 0
+        self._container = av.open(self._sink, "w", format=container, container_options=options)
+        self._stream: Any = self._container.add_stream(codec, rate=RATE_HZ, layout="mono")
+
+    def push(self, samples: NDArray[np.int16]) -> bytes:
+        if len(samples):
+            frame = av.AudioFrame.from_ndarray(samples[np.newaxis], format="s16", layout="mono")
+            frame.sample_rate, frame.pts, frame.time_base = RATE_HZ, self._pushed, Fraction(1, RATE_HZ)
+            self._pushed += len(samples)
+            self._container.mux(self._stream.encode(frame))
+        return self._sink.take()
+
+    def finish(self) -> bytes:
+        self._container.mux(self._stream.encode(None))
+        self._container.close()
+        return self._sink.take()
+
+
+class _Sink:
+    """What FFmpeg writes, until it is taken."""
+
+    def __init__(self) -> None:
+        self._written = bytearray()
+
+    def write(self, data: bytes) -> int:
+        self._written += data
+        return len(data)
+
+    def take(self) -> bytes:
+        written, self._written = bytes(self._written), bytearray()
+        return written
