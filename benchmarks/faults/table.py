@@ -41,7 +41,7 @@ def _details(row: Mapping[str, Any]) -> list[str]:
                 **figures
             )
         ]
-    if row["part"] == "interruptions" and figures["slots_waited_for"]:
+    if row["part"] == "interruptions" and figures.get("slots_waited_for"):
         return [
             "Interruptions: {cut} of {turns} answers were cut, {cut_in_the_answer} of them after their beginning; "
             "{found} of {later_turns} later turns found theirs in a slot; a slot was free {slot_free_ms_p50:.0f} ms "
