@@ -60,7 +60,7 @@ MEASUREMENTS = (
     ),
     Measurement("scale_out", (), ("--phase-s", "2", "--callers", "4", "--max-tokens", "60"), 120),
     Measurement(
-        "conversation", (), ("--turns", "2", "--seconds", "2", "--talkers", "4", "--repeats", "1"), 150,
+        "conversation", (), ("--turns", "2", "--seconds", "2", "--talkers", "4", "--repeats", "1"), 240,
     ),
     Measurement("warm_up", (), ("--starts", "1", "--rounds", "2", "--requests", "text", "--streams", "1"), 480),
     Measurement("language_model", (), ("--tokens", "64", "--repeats", "1", "--streams", "1"), 120),
