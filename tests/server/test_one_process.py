@@ -17,7 +17,9 @@ from foreground import all_gone, foreground
 from server.launch import TritonServer
 from server.options import ServerOptions
 from server.processes import model_processes
-from triton_probe import LONG, in_flight, live, metrics, wait_idle
+from serving.seal import REFUSAL
+from triton_probe import LONG, Probe, in_flight, live, metrics, sealed, tensor, wait_idle
+from vita_audio.contract.messages import Cancel, Ping, Released, encode
 from vita_client import Client, Reply, RequestRejected, ServerUnavailable
 
 pytestmark = pytest.mark.server
@@ -100,6 +102,29 @@ def test_a_client_that_goes_ends_its_stream_and_a_full_server_says_so(one: Trito
             client.collect("Hello.", mode="1,99", timeout_s=20)
     assert set(wait_idle(one).values()) == {0.0}
     assert in_flight(one) == 0
+
+
+def test_what_clients_send_past_the_ensemble_is_refused_or_does_no_harm(one: TritonServer) -> None:
+    bare = [tensor("MESSAGE", "BYTES", [encode(Cancel("s1"))[0]]), tensor("TOKENS", "INT32", [1, 2])]
+    outputs = [tensor(name, "BYTES", ["x"]) for name in ("TEXT_DELTA", "STATUS")]
+    outputs += [tensor("PROMPT", "INT32", []), ("PCM", "INT16", [2], bytes(4))]
+    probe = Probe(one)
+    assert REFUSAL in probe.error(bare, "speech")
+    assert "speech takes no Released" in probe.error(sealed(one, Released("s1")), "speech")
+    again = sealed(one, Ping())
+    assert [response.error_message for response in probe.stream(again, "speech")] == [""]  # the final flag
+    assert REFUSAL in probe.error(again, "speech")
+    for inputs, words in ((bare, REFUSAL), (sealed(one, Ping()), "delivery takes no Ping")):
+        (response,) = probe.stream([*inputs, *outputs], "delivery")
+        assert words.encode() in b"".join(response.infer_response.raw_output_contents)
+    probe.close()
+    refused: list[float] = []
+    deadline = time.monotonic() + 10
+    while sum(refused) < 5 and time.monotonic() < deadline:
+        time.sleep(0.1)
+        refused = sorted(value for name, value in metrics(one).items() if "bad_message" in name and value)
+    assert refused == [2, 3]  # delivery, speech
+    assert set(wait_idle(one).values()) == {0.0}
 
 
 def test_a_process_that_dies_is_replaced_and_a_drain_lets_streams_end(engines: Path, tmp_path: Path) -> None:
