@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -22,10 +22,6 @@ from vita_client import Tls
 DEFAULT = Settings()
 
 app = typer.Typer(name="vita-gateway", add_completion=False, pretty_exceptions_enable=False)
-
-
-#: Options that are settings of the same name.
-_SAME = frozenset(Settings.__dataclass_fields__) - {"servers", "server_tls", "origins", "host_names"}
 
 
 @app.callback(invoke_without_command=True)
@@ -67,14 +63,26 @@ def serve(
     """Answer OpenAI's HTTP and Realtime interfaces over servers of vita_audio."""
     if context.invoked_subcommand is not None:
         return
-    given: dict[str, Any] = context.params
     try:
         settings = Settings(
             servers=tuple(server or DEFAULT.servers),
             server_tls=_tls(server_ca, server_certificate, server_key),
             origins=tuple(origin or ()),
             host_names=tuple(host_name or ()),
-            **{name: given[name] for name in given if name in _SAME},
+            host=host,
+            port=port,
+            wyoming_port=wyoming_port,
+            wyoming_host=wyoming_host,
+            tls_certificate=tls_certificate,
+            tls_key=tls_key,
+            keys=keys,
+            open_access=open_access,
+            max_requests=max_requests,
+            max_body_bytes=max_body_bytes,
+            body_timeout_s=body_timeout_s,
+            request_timeout_s=request_timeout_s,
+            write_timeout_s=write_timeout_s,
+            drain_timeout_s=drain_timeout_s,
         )
         logs.configure()
         running = Server(create_app(settings), settings)
