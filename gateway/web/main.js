@@ -86,6 +86,15 @@ async function toggleMicrophone() {
   showMicrophone();
 }
 
+/** Ends the session; the next turn begins another one. */
+function leave() {
+  realtime.close();
+  talk.lost();
+  show.noProblem();
+  show.state("Ready");
+  if (microphone.on) connected();
+}
+
 function showMicrophone() {
   element("microphone").setAttribute("aria-pressed", microphone.on);
   document.body.classList.toggle("listening", microphone.on);
@@ -105,7 +114,7 @@ addEventListener("keydown", (event) => {
 });
 element("microphone").addEventListener("click", toggleMicrophone);
 element("stop").addEventListener("click", () => talk.interrupt());
-element("mode").addEventListener("change", ({ target }) => realtime.setMode(target.value));
+element("mode").addEventListener("change", leave);
 element("dismiss").addEventListener("click", show.noProblem);
 element("retry").addEventListener("click", connected);
 element("key-form").addEventListener("submit", (event) => {
@@ -115,13 +124,9 @@ element("key-form").addEventListener("submit", (event) => {
   connected();
 });
 element("anew").addEventListener("click", () => {
-  realtime.close();
-  talk.lost();
+  leave();
   talk.forget();
   element("log").append(hint);
-  show.noProblem();
-  show.state("Ready");
-  if (microphone.on) connected();
 });
 realtime.addEventListener("lost", async ({ detail }) => {
   talk.lost();

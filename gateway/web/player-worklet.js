@@ -31,7 +31,9 @@ class PlayerProcessor extends AudioWorkletProcessor {
 
   /** No more samples come. */
   end({ id }) {
-    if (id === this.id) this.complete = true;
+    if (id !== this.id) return;
+    this.complete = true;
+    if (!this.waiting) this.finish();
   }
 
   /** Silence, now. */
@@ -67,7 +69,10 @@ class PlayerProcessor extends AudioWorkletProcessor {
     if (this.waiting) return;
     this.playing = false;
     this.needed = AGAIN_S * sampleRate;
-    if (!this.complete) return;
+    if (this.complete) this.finish();
+  }
+
+  finish() {
     this.port.postMessage({ type: "ended", id: this.id, played: this.played });
     this.reset(null);
   }

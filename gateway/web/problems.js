@@ -34,14 +34,14 @@ export function wordsForMicrophone(error) {
 export async function whyNot(key) {
   const headers = key ? { Authorization: `Bearer ${key}` } : {};
   try {
-    const models = await fetch("v1/models", { headers });
-    if (models.status === 401 || models.status === 403) {
-      return { words: key ? "This API key is not known here." : "An API key is needed.", needsKey: true };
-    }
     const health = await fetch("health/ready");
     const state = await health.json();
     if (state.draining) return { words: BY_CODE.shutting_down };
     if (state.servers_ready === 0) return { words: BY_CODE.unavailable };
+    const models = await fetch("v1/models", { headers });
+    if (models.status === 401) {
+      return { words: key ? "This API key is not known here." : "An API key is needed.", needsKey: true };
+    }
     const refused = models.ok ? null : (await models.json()).error;
     return { words: refused ? wordsFor(refused) : "The connection was refused. The gateway may be full; try again." };
   } catch {

@@ -12,14 +12,14 @@ export class Realtime extends EventTarget {
   }
 
   /**
-   * Opens a session; resolves when its settings hold. Each event of the server is then dispatched under its own type,
+   * Opens a session, which has one mode; resolves when its settings hold. Each event of the server is then dispatched under its own type,
    * with the event as `detail`; `lost` when the connection ends by itself.
    */
   connect(key, mode) {
     this.close();
     const address = new URL("v1/realtime", location.href);
     address.protocol = address.protocol.replace("http", "ws");
-    if (mode) address.searchParams.set("model", modelOf(mode));
+    address.searchParams.set("model", mode ? `vita-audio-${mode}` : "vita-audio");
     // A browser sets no headers of a WebSocket: the key travels as a subprotocol, as OpenAI's own pages send it.
     const protocols = key ? ["realtime", `openai-insecure-api-key.${key}`] : ["realtime"];
     const socket = (this.#socket = new WebSocket(address, protocols));
@@ -52,10 +52,6 @@ export class Realtime extends EventTarget {
 
   send(event) {
     if (this.open) this.#socket.send(JSON.stringify(event));
-  }
-
-  setMode(mode) {
-    this.send({ type: "session.update", session: { type: "realtime", model: modelOf(mode) } });
   }
 
   /** Speech, Int16Array at 24 kHz. */
@@ -98,11 +94,6 @@ const SESSION = {
     output: { format: PCM },
   },
 };
-
-/** The model of the gateway that decodes in a mode. */
-function modelOf(mode) {
-  return mode ? `vita-audio-${mode}` : "vita-audio";
-}
 
 function toBase64(bytes) {
   let text = "";
