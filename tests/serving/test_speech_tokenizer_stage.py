@@ -12,6 +12,7 @@ from serving import speech_tokenizer_stage
 from serving.heartbeat import Heartbeats
 from serving.speech_tokenizer_stage import SpeechTokenizerStage
 from vita_audio.contract.errors import InvalidRequest
+from vita_audio.speech_features import FeatureBlocks, speech_tokens
 
 
 @pytest.fixture
@@ -36,6 +37,24 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> SpeechTokenizerStage:
 def test_codes_are_32_bit(stage: SpeechTokenizerStage, samples: int) -> None:
     codes = stage.codes(np.zeros(samples, np.float32))
     assert (codes.dtype, codes.tolist()) == (np.int32, [samples])
+
+
+def test_features_are_kept_from_one_request_to_the_next(
+    stage: SpeechTokenizerStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = SimpleNamespace(num_mel_bins=8, tokens=lambda features, valid: np.zeros(valid // 8, np.int64))
+    kept: list[int] = []
+
+    def tokens(unused: object, speech: np.ndarray, made: FeatureBlocks) -> np.ndarray:
+        ids = speech_tokens(engine, speech, made)  # type: ignore[arg-type]
+        kept.append(len(made))
+        return ids
+
+    monkeypatch.setattr(speech_tokenizer_stage, "speech_tokens", tokens)
+    speech = np.random.default_rng(0).normal(0, 0.1, 9 * 16_000).astype(np.float32)
+    for seconds in (5, 9, 9):
+        stage.codes(speech[: seconds * 16_000])
+    assert kept == [2, 4, 4]  # blocks of 4 s and rests: the first block is the same
 
 
 @pytest.mark.parametrize(
