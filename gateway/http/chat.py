@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import json
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -83,7 +84,7 @@ class ChatRequest(BaseModel):
 
 @router.post("/v1/chat/completions", response_class=Response, responses={200: {"content": {"application/json": {}}}})
 async def chat(request: Request, asked: ChatRequest) -> Response:
-    """The answer to the last message; the ones before it are given to the model as text, with their roles."""
+    """The answer to the last message; those before it are the conversation so far, in words."""
     check_model(asked.model)
     audio = asked.audio or AudioParams()
     check_voice(audio.voice if isinstance(audio.voice, str) else audio.voice.id)
@@ -104,14 +105,17 @@ def _fields(asked: ChatRequest) -> dict[str, Any]:
         raise InvalidRequest("messages", turns[-1].role if turns else None, "the last one is the user's")
     *before, last = turns
     sounds = [part.input_audio for part in last.content or () if isinstance(part, AudioPart)]
-    lines = [f"{message.role}: {' '.join(_texts(message))}" for message in before if _texts(message)]
-    text = "\n".join([*lines, *([f"user: {' '.join(_texts(last))}"] if lines else _texts(last))])
+    words = _texts(last)
+    while before and before[-1].role == "user":  # one turn in several messages
+        words = _texts(before.pop()) + words
+    text = "\n".join(words)
     if len(sounds) > 1:
         raise InvalidRequest("messages", f"{len(sounds)} pieces of sound", "the last message has at most one")
     if not sounds and not text.strip():
         raise InvalidRequest("messages", "nothing", "the last one has text or input_audio", "say something")
     fields: dict[str, Any] = {
         "text": text or None,
+        "messages": _in_words(before),
         "task": "chat" if sounds or asked.with_sound else "text",
         "system": "\n".join(system) or None,
         "max_tokens": asked.max_completion_tokens or asked.max_tokens,
@@ -123,6 +127,20 @@ def _fields(asked: ChatRequest) -> dict[str, Any]:
         speech = decode(_decoded(sounds[0].data), "input_audio")
         fields |= {"audio": speech, "sample_rate": INPUT_SAMPLE_RATE_HZ}
     return fields
+
+
+def _in_words(turns: list[Message]) -> str | None:
+    """Turns that end with the assistant's, as the server takes them: in turn, the user first. Raises InvalidRequest."""
+    joined: list[dict[str, str]] = []
+    for turn in turns:
+        words = " ".join(_texts(turn)).strip()
+        if not words:
+            raise InvalidRequest("messages", turn.role, "a turn before the last one has words", "send its transcript")
+        if joined and joined[-1]["role"] == turn.role:
+            joined[-1]["content"] += f"\n{words}"
+        elif joined or turn.role == "user":  # what the assistant says before it was asked is left out
+            joined.append({"role": turn.role, "content": words})
+    return json.dumps(joined) if joined else None
 
 
 def _texts(message: Message) -> list[str]:
