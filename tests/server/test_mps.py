@@ -221,3 +221,20 @@ def test_a_start_is_refused_in_one_line(engines: Path, tmp_path: Path, monkeypat
         assert line.startswith(f"vita-audio server: cannot start: --mps: {DOUBLE / CONTROL} ended (status 1): [time")
         assert server.process.wait(10) == 1
         assert not list(Path("/dev/shm").glob(f"vita_audio_{server.process.pid}_*"))
+
+
+@pytest.mark.server
+def test_a_signal_ends_a_start_that_waits_for_the_daemon(
+    engines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MPS_DOUBLE", "dumb")
+    with foreground(engines, tmp_path, "--mps", "on") as server:
+        while SERVER not in helpers(server):
+            assert server.process.poll() is None
+            time.sleep(0.05)
+        family = [pid for pid in server.family() if pid != server.process.pid]
+        server.process.send_signal(signal.SIGTERM)
+        assert "stopped before it was ready" in server.line()
+        assert server.process.wait(10) == 1
+        assert all_gone(family, 5)
+        assert not list(Path("/dev/shm").glob(f"vita_audio_{server.process.pid}_*"))
