@@ -4,7 +4,7 @@
 
 Each caller has one conversation of eight turns after the other, speaks or thinks between two answers, and waits for a
 slot when none is free. A turn "finds" its conversation when no other has taken the slot of its last turn. "cyclic":
-everybody thinks for the same time, so that callers come in turn, always in the same order.
+all think for the same time, so that callers come in turn, always in the same order.
 """
 
 from __future__ import annotations

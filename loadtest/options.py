@@ -21,7 +21,7 @@ _SLO = Slo()
 LOOPS = ("open", "closed")
 #: Beyond this it is not a load but a fault, of the generator first.
 MAX_RATE_HZ, MAX_USERS, MAX_RUN_TIME_S = 1000.0, 10_000, 86_400.0
-#: Nobody thinks longer than this many medians.
+#: The longest time to think, in medians.
 _LONGEST_THINK = 5.0
 #: A run of no stated length (locust's web UI): it lasts until it is stopped.
 ENDLESS_S = MAX_RUN_TIME_S
