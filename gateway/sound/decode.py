@@ -10,11 +10,10 @@ from numpy.typing import NDArray
 
 from vita_audio.contract.errors import InvalidRequest
 from vita_audio.contract.limits import MAX_AUDIO_SECONDS
-from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ
+from vita_client.audio import load_speech
 
 #: Formats of sound alone: FFmpeg also knows play lists, which would have it open files and addresses.
 _DEMUXERS = "wav,mp3,flac,ogg,aac,mov,matroska,w64,aiff,caf"
-_MAX_SAMPLES = int(MAX_AUDIO_SECONDS * INPUT_SAMPLE_RATE_HZ)
 
 
 def decode(file: bytes, field: str) -> NDArray[np.float32]:
@@ -25,27 +24,33 @@ def decode(file: bytes, field: str) -> NDArray[np.float32]:
     """
     if not file:
         raise InvalidRequest(field, "0 bytes", "it is empty", "send a sound file")
-    options = {"format_whitelist": _DEMUXERS, "protocol_whitelist": "none"}
-    resampler = av.AudioResampler("flt", "mono", INPUT_SAMPLE_RATE_HZ)
-    pieces, samples = [np.zeros(0, np.float32)], 0
     try:
-        with av.open(io.BytesIO(file), options=options) as container:
-            if not container.streams.audio:
-                raise InvalidRequest(field, f"{len(file)} bytes", "there is no sound in the file")
-            for frame in container.decode(container.streams.audio[0]):
-                for piece in resampler.resample(frame):
-                    pieces.append(_samples(piece))
-                    samples += len(pieces[-1])
-                if samples > _MAX_SAMPLES:
-                    limit = f"at most {MAX_AUDIO_SECONDS:g} s are taken"
-                    raise InvalidRequest(field, "a longer file", limit, "cut it")
-        pieces += [_samples(piece) for piece in resampler.resample(None)]
+        samples, rate_hz = _read(file)
     except (av.FFmpegError, ValueError, EOFError) as error:
         limit = "it is not a sound file that can be read"
         remedy = "use WAV, FLAC, OGG, MP3, M4A or WebM"
         raise InvalidRequest(field, f"{len(file)} bytes", limit, remedy) from error
-    return np.clip(np.concatenate(pieces), -1.0, 1.0)
+    try:
+        return load_speech(samples, rate_hz)
+    except InvalidRequest as error:
+        raise InvalidRequest(field, error.value, error.limit, error.remedy) from error
 
 
-def _samples(frame: av.AudioFrame) -> NDArray[np.float32]:
-    return frame.to_ndarray().reshape(-1).astype(np.float32, copy=False)
+def _read(file: bytes) -> tuple[NDArray[np.float32], int]:
+    """Samples [samples, channels] and their rate in Hz; of a file that is too long its beginning, still too long."""
+    options = {"format_whitelist": _DEMUXERS, "protocol_whitelist": "none"}
+    pieces: list[NDArray[np.float32]] = []
+    count, to_float = 0, av.AudioResampler("flt")
+    with av.open(io.BytesIO(file), options=options) as container:
+        stream = container.streams.audio[0] if container.streams.audio else None
+        if stream is None:
+            raise ValueError("no sound in it")
+        rate_hz = stream.rate
+        for frame in container.decode(stream):
+            for piece in to_float.resample(frame):
+                samples = piece.to_ndarray().reshape(-1, piece.layout.nb_channels).astype(np.float32, copy=False)
+                pieces.append(samples)
+                count, rate_hz = count + len(samples), piece.sample_rate
+            if count > MAX_AUDIO_SECONDS * rate_hz:
+                break
+        return (np.concatenate(pieces) if pieces else np.zeros((0, 1), np.float32)), rate_hz
