@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from decoding_doubles import FlowDouble
 from vita_audio.decoding.flow_stream import (
@@ -15,19 +17,22 @@ from vita_audio.decoding.flow_stream import (
     WindowSpan,
     advance,
     make_mel,
+    noise_frames,
     release_held,
     solve,
     weights_of_new,
     window_inputs,
+    window_span,
     window_start,
 )
 from vita_audio.decoding.noise import StreamNoise
 from vita_audio.decoding.schedule import DecoderConfig
-from vita_audio.decoding.stream_buffers import StreamBuffers
+from vita_audio.decoding.stream_buffers import StreamBuffers, ring_frames
 from vita_audio.engines.arrays import Arrays, HostArrays
 from vita_audio.engines.torch_cuda.device_arrays import DeviceArrays
 
 CONFIG = DecoderConfig(flow_hold_back_frames=12, flow_fade_frames=4)
+SHORT = DecoderConfig(context_tokens=7, flow_hold_back_frames=0, flow_fade_frames=0)
 ARRAYS = [HostArrays(), DeviceArrays(torch.device("cpu"))]
 both = pytest.mark.parametrize("arrays", ARRAYS, ids=["numpy", "torch"])
 SLOT, MELS = 2, 4
@@ -40,6 +45,7 @@ class Ones:
 
     def __init__(self, arrays: Arrays) -> None:
         self.arrays = arrays
+        self.x: Any = None
         self.cond: Any = None
 
     def condition(self, tokens: Any, frame_token: Any) -> Any:
@@ -49,7 +55,7 @@ class Ones:
         raise NotImplementedError
 
     def solve(self, x: Any, mu: Any, cond: Any, times: list[float]) -> Any:
-        self.cond = np.asarray(cond)
+        self.x, self.cond = np.array(x), np.asarray(cond)
         return self.arrays.zeros(x.shape, "float32") + 1.0
 
 
@@ -62,9 +68,11 @@ def buffers_with(arrays: Arrays, mel: list[float]) -> StreamBuffers:
     return buffers
 
 
-def decode(buffers: StreamBuffers, flow: Ones, state: FlowState, span: WindowSpan) -> np.ndarray:
+def decode(
+    buffers: StreamBuffers, flow: Ones, state: FlowState, span: WindowSpan, config: DecoderConfig = CONFIG
+) -> np.ndarray:
     """Frames of the stream after a window [frames]."""
-    row = window_inputs(buffers, SLOT, state, span, list(range(200)), StreamNoise(3), CONFIG, MELS)
+    row = window_inputs(buffers, SLOT, state, span, list(range(300)), StreamNoise(3), config, MELS)
     up = (lambda a: a) if flow.arrays.xp is np else torch.from_numpy
     make_mel(flow.arrays, flow, buffers, 4, {name: up(np.ascontiguousarray(a[None])) for name, a in row.items()})
     return np.asarray(buffers.mel)[buffers.places(SLOT, 0, span.stop_frame), 0]
@@ -119,11 +127,41 @@ def test_a_window_is_given_the_final_frames_where_they_are() -> None:
     state, span = FlowState(20, 90), WindowSpan(10, 50, 69, 344)
     row = window_inputs(buffers, SLOT, state, span, list(range(100, 160)), noise, CONFIG, MELS)
     assert row["tokens"].tolist() == list(range(110, 150))
-    np.testing.assert_array_equal(row["noise"], noise.flow(69, 344, MELS))
+    np.testing.assert_array_equal(row["noise"], noise.flow(344 - len(row["noise"]), 344, MELS).T)
     assert row["frame_token"].tolist() == [frame * 64 // 441 - 10 for frame in range(69, 344)]
     decode(buffers, flow, state, span)
     np.testing.assert_array_equal(flow.cond[0, 0, :21], np.arange(69, 90))
     assert not flow.cond[:, :, 21:].any()
+
+
+@both
+@pytest.mark.parametrize("config", [CONFIG, SHORT], ids=["context of 30", "context of 7"])
+def test_every_window_starts_from_the_noise_of_its_frames(arrays: Arrays, config: DecoderConfig) -> None:
+    """Bit for bit, though past the start only what is new is uploaded; the slot held another stream before."""
+    buffers = StreamBuffers(arrays, config, 3, ring_frames(config, 10), MELS)
+    flow, noise = Ones(arrays), StreamNoise(3)
+    buffers.noise[:] = float("nan")
+    for last in (5, 39, 1):
+        state, uploaded = FlowState(), []
+        for stop in (8, 20, 40, 80, 120, 160, 200, 200 + last):
+            span = window_span(state.final_frames, stop, config.context_tokens, 10)
+            decode(buffers, flow, state, span, config)
+            np.testing.assert_array_equal(flow.x[0], noise.flow(span.first_frame, span.stop_frame, MELS))
+            assert noise_frames(span, config) >= span.stop_frame - state.final_frames - state.held_frames
+            uploaded.append(noise_frames(span, config))
+            state = advance(state, span, config, final=stop > 200)
+        assert sum(uploaded[4:7]) <= 3 * (276 + 69 + 12 + 8)  # each 40 tokens, the grid of 10, held frames, rounding
+
+
+@given(st.integers(1, 60), st.lists(st.integers(1, 70), min_size=1, max_size=12), st.integers(0, 20))
+def test_no_frame_is_left_without_noise(context: int, chunks: list[int], held: int) -> None:
+    config = DecoderConfig(context_tokens=context, flow_hold_back_frames=held, flow_fade_frames=0)
+    state, stop = FlowState(), 0
+    for chunk in chunks:
+        stop += chunk
+        span = window_span(state.final_frames, stop, context, 10)
+        assert span.frames >= noise_frames(span, config) >= span.stop_frame - state.final_frames - state.held_frames
+        state = advance(state, span, config, final=False)
 
 
 @pytest.mark.parametrize(("final", "start"), [(0, 0), (275, 0), (276, 10), (344, 10), (345, 20)])

@@ -86,7 +86,7 @@ class StreamingDecoder:
     Args:
         flow, vocoder: the engines; both take tensors of one device, or both NumPy arrays.
         config: chunk schedule, context and hold-backs.
-        streams: that are decoded at the same time; each takes some 800 kB on the engines' device.
+        streams: that are decoded at the same time; each takes some 1 MB on the engines' device.
 
     Raises:
         EngineError: the engines do not fit together, or `config` does not fit the flow's block grid.
@@ -225,7 +225,7 @@ class StreamingDecoder:
 
     def _prepare(self, geometries: Geometries, batch: int) -> None:
         for tokens, frames in sorted(geometries.windows, reverse=True):
-            row = window_shapes(self._buffers, tokens, frames, self.flow.mel_channels)
+            row = window_shapes(self._buffers, tokens, frames, self.config, self.flow.mel_channels)
             self._make_mel.prepare(stacked([row] * batch))
         for geometry in sorted(geometries.chunks, key=lambda chunk: -chunk.wave):
             row = chunk_shapes(self._buffers, geometry, self.vocoder.harmonics)

@@ -95,6 +95,17 @@ def weights_of_new(state: FlowState, span: WindowSpan, config: DecoderConfig) ->
     return weights
 
 
+def noise_frames(span: WindowSpan, config: DecoderConfig) -> int:
+    """How many of a window's last frames are given noise, at least those that no window before it had.
+
+    By the window's geometry alone: past a stream's start the first `context_tokens` tokens were in the window before.
+    """
+    if span.frames == mel_frames(span.tokens):  # a window at the start
+        return span.frames
+    rounding = 3  # of the frames at both ends of the context, and of the first, which is left out
+    return min(span.frames, span.frames - mel_frames(config.context_tokens) + rounding)
+
+
 def window_inputs(
     buffers: StreamBuffers, slot: int, state: FlowState, span: WindowSpan, codes: Sequence[int], noise: StreamNoise,
     config: DecoderConfig, mel_channels: int,
@@ -102,12 +113,13 @@ def window_inputs(
     """A stream's row of the inputs of `make_mel`; codes are all audio codes of the stream so far."""
     first, stop = span.first_frame, span.stop_frame
     frames = np.arange(first, stop, dtype=np.int64)
-    held = max(first, stop - buffers.held_frames)
+    held, noised = max(first, stop - buffers.held_frames), stop - noise_frames(span, config)
     return {
         "tokens": np.asarray(codes[span.first_token : span.stop_token], np.int64),  # [N]
         # [F] window token of each frame
         "frame_token": frames * FRAMES_PER_TOKEN_DENOMINATOR // FRAMES_PER_TOKEN_NUMERATOR - span.first_token,
-        "noise": noise.flow(first, stop, mel_channels),  # [mels, F]
+        "noise": noise.flow(noised, stop, mel_channels).T,  # [new, mels]
+        "noise_place": buffers.places(slot, noised, stop),  # [new]
         "place": buffers.places(slot, first, stop),  # [F]
         "weight": weights_of_new(state, span, config),  # [F]
         "held_place": buffers.held_places(slot, state.decodes, first, stop),  # [F]
@@ -115,10 +127,12 @@ def window_inputs(
     }
 
 
-def window_shapes(buffers: StreamBuffers, tokens: int, frames: int, mel_channels: int) -> dict[str, NDArray[Any]]:
+def window_shapes(
+    buffers: StreamBuffers, tokens: int, frames: int, config: DecoderConfig, mel_channels: int
+) -> dict[str, NDArray[Any]]:
     """Zeros in place of `window_inputs`, for a geometry of N tokens and F frames."""
     one = WindowSpan(0, tokens, 0, frames)
-    row = window_inputs(buffers, 0, FlowState(), one, [0] * tokens, StreamNoise(0), DecoderConfig(), mel_channels)
+    row = window_inputs(buffers, 0, FlowState(), one, [0] * tokens, StreamNoise(0), config, mel_channels)
     return {name: np.zeros_like(values) for name, values in row.items()}
 
 
@@ -132,7 +146,8 @@ def make_mel(arrays: Arrays, flow: FlowEngine, buffers: StreamBuffers, steps: in
     known = buffers.mel[place]  # [B, F, mels]
     mean = condition(flow, inputs["tokens"], inputs["frame_token"])
     cond = xp.swapaxes(xp.where(weight == 0, known, xp.zeros_like(known)), 1, 2)
-    x = solve(flow, inputs["noise"], mean, cond, steps)
+    buffers.noise[inputs["noise_place"]] = inputs["noise"]
+    x = solve(flow, xp.swapaxes(buffers.noise[place], 1, 2), mean, cond, steps)
     mel = xp.swapaxes(x, 1, 2)
     held = buffers.held[inputs["held_place"]]
     made = xp.where(weight == 1, mel, (1 - weight) * held + weight * mel)

@@ -30,6 +30,8 @@ class StreamBuffers:
         mel: [slots * frames, mels] frames that are final, and those held back.
         held: [slots * 2 * held frames, mels] held frames of the last two decodes in turn: those that a decode fades
             in are not those that it writes.
+        noise: [slots * frames, mels] the flow's start noise, uploaded when a frame is first in a window and read by
+            every window that it is in.
         source: [slots * frames, 256] the vocoder's source.
         phase: [slots * frames] float64, of the fundamental at the start of each frame, in cycles.
         sample_numbers: [256] float32, 1 to 256.
@@ -41,6 +43,7 @@ class StreamBuffers:
         places = (streams + 1) * frames
         self.mel = arrays.zeros((places, mel_channels), "float32")
         self.held = arrays.zeros(((streams + 1) * 2 * self._held_frames, mel_channels), "float32")
+        self.noise = arrays.zeros((places, mel_channels), "float32")
         self.source = arrays.zeros((places, MEL_HOP_SAMPLES), "float32")
         self.phase = arrays.zeros((places,), "float64")
         self.sample_numbers = arrays.xp.cumsum(arrays.zeros((MEL_HOP_SAMPLES,), "float32") + 1.0, 0)
@@ -77,7 +80,7 @@ class StreamBuffers:
 def ring_bytes(config: DecoderConfig, frames: int, mel_channels: int) -> int:
     """Memory of one slot of `StreamBuffers`."""
     held = 2 * max(1, config.flow_hold_back_frames)
-    return 4 * mel_channels * (frames + held) + frames * (4 * MEL_HOP_SAMPLES + 8)
+    return 4 * mel_channels * (2 * frames + held) + frames * (4 * MEL_HOP_SAMPLES + 8)
 
 
 def ring_frames(config: DecoderConfig, block_tokens: int) -> int:
