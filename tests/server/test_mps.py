@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +22,9 @@ from server.options import ROOT, ServerOptions
 from server.processes import descendants, is_alive, model_processes
 from vita_client import Client, ServerUnavailable
 
+#: Nearly every token is as likely as the one that would end the stream.
+LONG: dict[str, Any] = {"text": "hello " * 100, "task": "tts", "mode": "vanilla", "max_tokens": 1024}
+LONG |= {"temperature": 2.0, "top_k": 0, "repetition_penalty": 1.0, "seed": 1, "timeout_s": 120}
 DOUBLE = ROOT / "tests" / "helpers" / "mps"
 LAUNCHER = """
 import sys, time
@@ -185,11 +189,12 @@ def test_a_server_comes_back_with_a_daemon_that_died_and_ends_with_it(engines: P
             environment = Path(f"/proc/{models[0]}/environ").read_bytes()
             assert f"{PIPES}=/dev/shm/vita_audio_{server.process.pid}_".encode() in environment
             with Client(url) as client:
-                stream = client.stream("hello " * 100, task="tts", max_tokens=1024, temperature=2.0, timeout_s=120)
-                next(stream)
+                streams = [client.stream(**LONG) for _ in range(4)]  # they take too long to end by themselves
+                next(streams[-1])
                 os.kill(found[name], signal.SIGKILL)
-                with pytest.raises(ServerUnavailable):
-                    stream.collect()
+                for stream in streams:
+                    with pytest.raises(ServerUnavailable):
+                        stream.collect()
             assert re.search(f"a process of .*{name}.* has ended: restarting", line := server.line()), line
             assert server.url() == url
             assert all_gone([*models, *found.values()], 5)

@@ -25,6 +25,8 @@ from vita_client import Client, Reply, RequestRejected, ServerUnavailable
 pytestmark = pytest.mark.server
 
 SPEECH = np.random.default_rng(7).normal(0, 0.1, 24_000).astype(np.float32)
+#: Nearly every token is as likely as the one that would end the stream.
+ENDLESS = {"temperature": 2.0, "top_k": 0, "repetition_penalty": 1.0}
 EIGHT = (
     {"text": "Hello there.", "mode": "vanilla"},
     {"text": "Hello there.", "mode": "turbo"},
@@ -84,7 +86,7 @@ def test_metrics_are_those_of_two_processes(one: TritonServer, server: TritonSer
 
 def test_a_client_that_goes_ends_its_stream_and_a_full_server_says_so(one: TritonServer) -> None:
     with Client(one.grpc_url) as client:
-        streams = [client.stream(**LONG | {"seed": seed}) for seed in range(8)]
+        streams = [client.stream(**LONG | ENDLESS | {"seed": seed}) for seed in range(8)]
         for stream in streams:
             next(stream)
         with pytest.raises(ServerUnavailable) as full:
@@ -131,12 +133,15 @@ def test_a_process_that_dies_is_replaced_and_a_drain_lets_streams_end(engines: P
     with foreground(engines, tmp_path, "--one-process", "--stall-timeout", "2") as server:
         url = server.url()
         with Client(url) as client:
-            stream = client.stream(**LONG)
-            next(stream)
+            streams = [
+                client.stream(**LONG | ENDLESS) for _ in range(4)
+            ]  # together they take too long to end by themselves
+            next(streams[-1])
             (speech,) = [pid for pid, model in model_processes(server.process.pid).items() if model == "speech"]
             os.kill(speech, signal.SIGKILL)
-            with pytest.raises(ServerUnavailable):
-                stream.collect()
+            for stream in streams:
+                with pytest.raises(ServerUnavailable):
+                    stream.collect()
             assert "a process of speech has ended: restarting" in server.line()
             assert server.url() == url
         time.sleep(4)  # Pings of an idle server are answered, else it is replaced
