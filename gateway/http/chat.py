@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import contextlib
 import json
 import time
 import uuid
@@ -92,9 +93,11 @@ async def chat(request: Request, asked: ChatRequest) -> Response:
     answer = _Answer(asked, audio)
     events = _answered(request, fields, answer)
     if asked.stream:
-        return await event_stream(answer.chunks(events), end="[DONE]")
-    pieces = [answer.piece(event) async for event in events]
-    return JSONResponse(answer.completion("".join(text for text, _ in pieces), b"".join(sound for _, sound in pieces)))
+        return await event_stream(_chunks(answer, events), end="[DONE]")
+    with contextlib.closing(answer):
+        pieces = [answer.piece(event) async for event in events]
+        whole = answer.completion("".join(text for text, _ in pieces), b"".join(sound for _, sound in pieces))
+    return JSONResponse(whole)
 
 
 def _fields(asked: ChatRequest) -> dict[str, Any]:
@@ -171,6 +174,12 @@ async def _answered(request: Request, fields: dict[str, Any], answer: _Answer) -
         answer.ended(stream)
 
 
+async def _chunks(answer: _Answer, events: AsyncIterator[Event]) -> AsyncIterator[dict[str, Any]]:
+    with contextlib.closing(answer):
+        async for chunk in answer.chunks(events):
+            yield chunk
+
+
 class _Answer:
     """One completion, as OpenAI's JSON."""
 
@@ -180,6 +189,10 @@ class _Answer:
         self._audio_id, self._expires_at = f"audio_{uuid.uuid4().hex}", int(time.time()) + _EXPIRES_S
         self._with_usage = asked.stream_options is not None and asked.stream_options.include_usage
         self._tokens, self._prompt_tokens, self._reason = 0, 0, "stop"
+
+    def close(self) -> None:
+        if self._encoder is not None:
+            self._encoder.close()
 
     def piece(self, event: Event) -> tuple[str, bytes]:
         """Text and encoded sound of an event."""

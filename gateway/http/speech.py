@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
@@ -59,23 +60,24 @@ async def speech(request: Request, asked: SpeechRequest) -> StreamingResponse:
 
 async def _spoken(request: Request, asked: SpeechRequest, usage: dict[str, int]) -> AsyncIterator[bytes]:
     """Pieces of the file; `usage` is counted on the way."""
-    gateway, encoder = gateway_of(request), Encoder(asked.response_format, asked.speed)
-    async with (
-        gateway.access.stream(caller(request)) as use,
-        gateway.upstreams.client() as client,
-        client.read(asked.input, seed=asked.seed, timeout_s=gateway.settings.request_timeout_s) as reading,
-    ):
-        async for event in reading:
-            if isinstance(event, Pcm) and len(event.samples):
-                if piece := encoder.push(event.samples):
-                    yield piece
-                use.sound(event.seconds)
-            elif isinstance(event, TokensDelta):
-                usage["output_tokens"] += len(event.ids)
-        usage["input_tokens"] = 0 if reading.status is None else reading.status.prompt_tokens
-        usage["total_tokens"] = usage["input_tokens"] + usage["output_tokens"]
-    if piece := encoder.finish():
-        yield piece
+    gateway = gateway_of(request)
+    with contextlib.closing(Encoder(asked.response_format, asked.speed)) as encoder:
+        async with (
+            gateway.access.stream(caller(request)) as use,
+            gateway.upstreams.client() as client,
+            client.read(asked.input, seed=asked.seed, timeout_s=gateway.settings.request_timeout_s) as reading,
+        ):
+            async for event in reading:
+                if isinstance(event, Pcm) and len(event.samples):
+                    if piece := encoder.push(event.samples):
+                        yield piece
+                    use.sound(event.seconds)
+                elif isinstance(event, TokensDelta):
+                    usage["output_tokens"] += len(event.ids)
+            usage["input_tokens"] = 0 if reading.status is None else reading.status.prompt_tokens
+            usage["total_tokens"] = usage["input_tokens"] + usage["output_tokens"]
+        if piece := encoder.finish():
+            yield piece
 
 
 async def _events(pieces: AsyncIterator[bytes], usage: dict[str, int]) -> AsyncIterator[dict[str, Any]]:

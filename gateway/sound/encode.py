@@ -36,7 +36,7 @@ _UNKNOWN_BYTES = 0xFFFFFFFF
 
 
 class Encoder:
-    """int16 [samples] at 22 050 Hz in pieces -> bytes of one file, without a seam between the pieces.
+    """int16 [samples] at 22 050 Hz in pieces -> bytes of one file, without a seam between the pieces; `close` it.
 
     Args:
         name: one of `CONTENT_TYPES`.
@@ -59,6 +59,10 @@ class Encoder:
         last = np.zeros(0, np.int16) if self._tempo is None else self._tempo.finish()
         return self._file.push(self._resampler.resample_chunk(last, last=True)) + self._file.finish()
 
+    def close(self) -> None:
+        """Also of a file that was not finished: PyAV before 17.0.1 may crash when it collects one that is open."""
+        self._file.close()
+
 
 class _Raw:
     """int16, little endian, with the header of a WAV file or without."""
@@ -72,6 +76,9 @@ class _Raw:
 
     def finish(self) -> bytes:
         return b""
+
+    def close(self) -> None:
+        pass
 
 
 def _wav_header() -> bytes:
@@ -98,8 +105,11 @@ class _Compressed:
 
     def finish(self) -> bytes:
         self._container.mux(self._stream.encode(None))
-        self._container.close()
+        self.close()
         return self._sink.take()
+
+    def close(self) -> None:
+        self._container.close()
 
 
 class _Sink:

@@ -57,6 +57,8 @@ def test_a_file_has_the_sound(name: str) -> None:
 def test_a_file_begins_before_its_sound_ends(name: str) -> None:
     encoder = Encoder(name)
     assert sum(len(encoder.push(TONE[:4_410])) for _ in range(5)) > 100  # of one second
+    encoder.close()
+    encoder.close()
 
 
 def test_a_wav_file_states_its_format() -> None:
