@@ -139,15 +139,16 @@ def run(*trials: Callable[[Case], Coroutine[Any, Any, None]], limit_s: float = 6
     of them failed. More arguments of the script are the names of those to run.
     """
     case, failed = read_case(), False
-    for trial in trials:
-        name = trial.__name__
-        if len(sys.argv) > 2 and name not in sys.argv[2:]:
-            continue
-        try:
-            asyncio.run(asyncio.wait_for(trial(case), limit_s))
-        except Exception as error:  # noqa: BLE001  a client raises what it likes; all of it is a failure
-            failed = True
-            print(f"FAILED {name}: {type(error).__name__}: {' '.join(str(error).split())[:500]}", flush=True)
-        else:
-            print(f"ok     {name}", flush=True)
+    with asyncio.Runner() as runner:  # one loop: what a client has not closed is closed in it later
+        for trial in trials:
+            name = trial.__name__
+            if len(sys.argv) > 2 and name not in sys.argv[2:]:
+                continue
+            try:
+                runner.run(asyncio.wait_for(trial(case), limit_s))
+            except Exception as error:  # noqa: BLE001  a client raises what it likes; all of it is a failure
+                failed = True
+                print(f"FAILED {name}: {type(error).__name__}: {' '.join(str(error).split())[:500]}", flush=True)
+            else:
+                print(f"ok     {name}", flush=True)
     return int(failed)

@@ -155,7 +155,7 @@ async def realtime_typed(case: Case) -> None:
 async def realtime_spoken(case: Case) -> None:
     """The server finds the end of the turn, answers, and writes down what was asked."""
     async with running(realtime_service(case, TurnDetection(silence_duration_ms=300))) as (worker, above, below):
-        await say(worker, case, after_s=1.0)
+        await say(worker, case, after_s=1.0, pause_s=0.1)
         await below.until(TTSStoppedFrame)
         check_text("transcript", "".join(frame.text for frame in below.of(TTSTextFrame)), case.answer)
         check_speech("sound", below.sound(), case.answer_s)
