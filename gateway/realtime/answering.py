@@ -153,7 +153,7 @@ class Answering:
             last.cancel("client_cancelled")
             self._over(last)
         with contextlib.suppress(VitaError):  # the model's memory has nothing of it
-            self._talk.heard(min(heard_s, last.sent_s()))
+            self._talk.heard(min(heard_s, last.sent_s()) * last.response.terms.speed)
 
     def _start(self, terms: Terms, ask: Callable[[], Awaitable[Answer]]) -> _Running:
         running = _Running(Response(terms, self._outbox, self._items))
@@ -190,7 +190,7 @@ class Answering:
         """Send what the model says; yields after each event."""
         response, terms = running.response, running.response.terms
         in_conversation = terms.conversation_id is not None
-        writer = SoundWriter(terms.audio_format["type"])
+        writer = SoundWriter(terms.audio_format["type"], terms.speed)
 
         def send(sound: bytes) -> None:
             seconds = writer.seconds(sound)

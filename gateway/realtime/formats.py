@@ -10,6 +10,7 @@ import soxr
 from numpy.typing import NDArray
 
 from gateway.realtime.turn_taking import RATE_HZ
+from gateway.sound.speed import Tempo
 from vita_audio.contract.rates import OUTPUT_SAMPLE_RATE_HZ
 
 #: libsndfile's name and bytes a sample of each format, and its rate.
@@ -62,19 +63,21 @@ def read_speech(sound: bytes, format_name: str) -> NDArray[np.float32]:
 
 
 class SoundWriter:
-    """The sound of one answer, int16 [samples] at 22 050 Hz in pieces -> bytes of a format."""
+    """The sound of one answer, int16 [samples] at 22 050 Hz in pieces -> bytes of a format, at a speed."""
 
-    def __init__(self, format_name: str) -> None:
+    def __init__(self, format_name: str, speed: float = 1.0) -> None:
         self._subtype, self._sample_bytes, self._rate_hz = _FORMATS[format_name]
         self._resampler = soxr.ResampleStream(OUTPUT_SAMPLE_RATE_HZ, self._rate_hz, 1, dtype="int16")
+        self._tempo = None if speed == 1 else Tempo(speed, OUTPUT_SAMPLE_RATE_HZ)
 
     def write(self, samples: NDArray[np.int16]) -> bytes:
         """The next piece."""
-        return self._encoded(self._resampler.resample_chunk(samples))
+        return self._encoded(self._resampler.resample_chunk(self._tempo.push(samples) if self._tempo else samples))
 
     def finish(self) -> bytes:
-        """What the resampler still holds, about 30 ms."""
-        return self._encoded(self._resampler.resample_chunk(np.zeros(0, np.int16), last=True))
+        """What is still held, about 30 ms."""
+        rest = self._tempo.finish() if self._tempo else np.zeros(0, np.int16)
+        return self._encoded(self._resampler.resample_chunk(rest, last=True))
 
     def seconds(self, sound: bytes) -> float:
         """How long what was written sounds."""

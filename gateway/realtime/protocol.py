@@ -265,6 +265,7 @@ class Protocol:
             max_output_tokens=most,
             audio_format=output.format.model_dump(),
             voice=output.voice,
+            speed=output.speed,
             metadata=params.metadata,
         )
         wish = Wish(

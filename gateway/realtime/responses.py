@@ -30,6 +30,7 @@ class Terms:
     max_output_tokens: int | str
     audio_format: dict[str, Any]
     voice: str
+    speed: float
     metadata: Metadata | None
 
 

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
 
 from gateway.realtime.turn_taking import EAGERNESS_SILENCE_MS, TurnRules
+from gateway.voices import check_voice
+from vita_audio.contract.errors import InvalidRequest
 from vita_audio.contract.modes import NAMED_MODES
 
 #: Of `instructions` and of one text, in characters.
@@ -82,14 +84,16 @@ def _voice_name(voice: Any) -> Any:
 class AudioOutput(BaseModel):
     format: Format = Pcm()
     voice: Annotated[str, BeforeValidator(_voice_name), Field(max_length=64)] = "alloy"
-    speed: float = 1.0
+    speed: float = Field(default=1.0, ge=0.25, le=1.5)
 
-    @field_validator("speed")
+    @field_validator("voice")
     @classmethod
-    def _own_speed(cls, speed: float) -> float:
-        if speed != 1:
-            raise ValueError("the voice has one speed, 1; leave it out")
-        return speed
+    def _known_voice(cls, voice: str) -> str:
+        try:
+            check_voice(voice)
+        except InvalidRequest as error:
+            raise ValueError(error.limit) from error
+        return voice
 
 
 class Audio(BaseModel):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
@@ -230,9 +231,10 @@ class Talk:
 
     def _asked(self, parts: Sequence[Part], wish: Wish, begun: bool) -> tuple[str | None, Speech, RequestFields]:
         """Text, speech and fields of a request; `begun`: it has a history, and with it who answers."""
+        earlier, parts = ("", parts) if begun else _in_words(parts)
         speech = np.concatenate([np.zeros(0, np.float32), *(part.speech for part in parts)])
         texts = _texts(parts)
-        fields: RequestFields = {"max_tokens": wish.max_tokens, "mode": self._mode}
+        fields: RequestFields = {"messages": earlier or None, "max_tokens": wish.max_tokens, "mode": self._mode}
         if wish.instructions and wish.instructions != self._system:
             if begun or not (texts or len(speech)):
                 texts.append(wish.instructions)
@@ -292,7 +294,27 @@ class Talk:
                     raise
 
 
+def _in_words(parts: Sequence[Part]) -> tuple[str, Sequence[Part]]:
+    """An earlier conversation that was brought along in text, as MESSAGES; and what is left to be answered.
+
+    What else is there of it (speech, what the assistant said first, nothing after its last word) is told with the turn.
+    """
+    answers = [place for place, part in enumerate(parts) if part.role == "assistant" and part.text.strip()]
+    end = answers[-1] + 1 if answers else 0
+    turns: list[dict[str, str]] = []
+    left: list[Part] = []
+    for part in parts[:end]:
+        if part.role == "system" or not part.text.strip():
+            left.append(part)
+        elif turns and turns[-1]["role"] == part.role:
+            turns[-1]["content"] += f"\n{part.text}"
+        else:
+            turns.append({"role": part.role, "content": part.text})
+    whole = turns and turns[0]["role"] == "user" and end < len(parts) and not any(len(part.speech) for part in left)
+    return (json.dumps(turns), [*left, *parts[end:]]) if whole else ("", parts)
+
+
 def _texts(parts: Sequence[Part]) -> list[str]:
-    """What was written. An earlier conversation that is brought along in text is told with who said what."""
+    """What was written; where the assistant's words are among it, with who said what."""
     names = {"user": "User: ", "assistant": "Assistant: "} if any(part.role == "assistant" for part in parts) else {}
     return [names.get(part.role, "") + part.text for part in parts if part.text]

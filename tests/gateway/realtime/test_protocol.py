@@ -91,6 +91,11 @@ def test_a_session_is_what_it_was_set_to(double: ProtocolDouble) -> None:
             "session.audio.input.format.rate",
         ),
         (
+            {"type": "session.update", "session": {"audio": {"output": {"voice": "nobody"}}}},
+            "invalid_value",
+            "session.audio.output.voice",
+        ),
+        (
             {"type": "session.update", "session": {"audio": {"output": {"speed": 9}}}},
             "invalid_value",
             "session.audio.output.speed",
@@ -363,8 +368,12 @@ def test_an_earlier_conversation_is_brought_along_in_text(double: ProtocolDouble
         await peer.write("What is my name?")
         await peer.send("response.create")
         await peer.until("response.done")
-        told = "Be brief. User: My name is Ada. Assistant: Hello Ada. User: What is my name?"
-        assert double.inputs[0]["TEXT"] == told
+        asked = double.inputs[0]
+        assert asked["TEXT"] == "Be brief. What is my name?"
+        assert json.loads(str(asked["MESSAGES"])) == [
+            {"role": "user", "content": "My name is Ada."},
+            {"role": "assistant", "content": "Hello Ada."},
+        ]
 
     talk(double, scenario)
 
@@ -387,6 +396,18 @@ def test_an_answer_is_truncated_to_what_was_heard(double: ProtocolDouble) -> Non
         assert double.inputs[2]["HEARD"] == 12
 
     talk(double, scenario)
+
+
+def test_faster_sound_is_shorter_and_truncated_by_the_listeners_time(double: ProtocolDouble) -> None:
+    async def scenario(peer: Peer) -> None:
+        item_id = (await peer.say("turn 30"))["output"][0]["id"]
+        assert peer.use.seconds == pytest.approx(2.0, abs=0.1)
+        await peer.send("conversation.item.truncate", item_id=item_id, content_index=0, audio_end_ms=800)
+        await peer.until("conversation.item.truncated")
+        await peer.say("turn 1")
+        assert double.inputs[1]["HEARD"] == 15, "1.2 s of the voice's own time"
+
+    talk(double, scenario, audio={"output": {"speed": 1.5}})
 
 
 def test_only_an_answer_with_sound_can_be_truncated(double: ProtocolDouble) -> None:
