@@ -32,14 +32,16 @@ from build_engines.tensorrt_llm.plan import Plan
 from build_engines.torch_cuda.formats import Fp8Parts, outline
 from vita_audio.checkpoint.tensor_file import Outline
 from vita_audio.contract.errors import CheckpointError, EngineError
+from vita_audio.decoding.geometries import all_geometries
 from vita_audio.decoding.schedule import DecoderConfig
 from vita_audio.decoding.stream_buffers import ring_bytes, ring_frames
 from vita_audio.engines.gpu_record import TENSORRT_LLM, TORCH_CUDA
 from vita_audio.engines.source import GPU_PREFILL_CHUNK
 from vita_audio.engines.tensorrt_audio.plan import batch_buckets
 from vita_audio.engines.tensorrt_llm.memory import PoolSizes
-from vita_audio.engines.torch_cuda.memory import SLOTS_SHARE, programs_bytes, slot_bytes
+from vita_audio.engines.torch_cuda.memory import NODE_BYTES, SLOTS_SHARE, programs_bytes, slot_bytes
 from vita_audio.engines.torch_cuda.shapes import Limits
+from vita_audio.engines.torch_cuda.speech_tokenizer import MOST_PIECES, block_sizes, state_bytes
 from vita_audio.models.flow import Flow
 from vita_audio.models.speech_tokenizer import SpeechTokenizer
 from vita_audio.models.vocoder import Vocoder
@@ -49,9 +51,13 @@ GIB = 1 << 30
 COMMON_GIB = (22.5, 44.5, 79.5, 139.5, 178.0)
 #: TensorRT-LLM: assumed, not measured: contexts of three processes (about 0.5 GiB each), kernels, workspaces.
 RESERVE_BYTES = 3 * GIB
-#: torch_cuda, beyond weights, streams and programs: three contexts, and the audio graphs. Measured with a 7B and 64
-#: slots on an H100: 7.2 GiB with 0.8 of programs, of which `SLOTS_SHARE` leaves 2.3.
-TORCH_CUDA_RESERVE_BYTES = 4 * GIB
+#: torch_cuda, beyond all that is counted: three contexts, pools of the audio graphs, workspaces. Measured with a 7B and
+#: 64 slots on an H100, before speech had states: 7.2 GiB with 0.8 of programs and what `audio_buffers` counts, of which
+#: `SLOTS_SHARE` leaves 2.3.
+TORCH_CUDA_RESERVE_BYTES = 2 * GIB
+#: Kernels of the decoder's two functions, of 4 flow steps, and of a layer of the speech tokenizer (counted by dispatch:
+#: `tests/engines/torch_cuda/test_dispatch.py`).
+_MEL_NODES, _PCM_NODES, _SPEECH_LAYER_NODES = 172 + 4 * 659, 13 + 201 + 90, 12
 #: Assumed: a TensorRT build holds the weights it read, the network's copy and the serialised engine.
 BUILD_COPIES = 3
 
@@ -205,7 +211,11 @@ def _plan_torch_cuda(sizes: Sizes, options: GpuOptions, context: int) -> GpuPlan
         | {f"audio/{name}": count for name, count in audio.items()},
         scratch={},
         weights={"language model": stored} | audio,
-        buffers={"padding rows": slot_bytes(config, 1, 2), "programs": programs_bytes(config, limits, chunk, 2)},
+        buffers={
+            "padding rows": slot_bytes(config, 1, 2),
+            "programs": programs_bytes(config, limits, chunk, 2),
+            **audio_buffers(sizes, options.streams, options.audio_batch),
+        },
         reserve=TORCH_CUDA_RESERVE_BYTES,
         stream=slot_bytes(config, context, 2),
         stream_share=SLOTS_SHARE,
@@ -243,6 +253,25 @@ def captured_bytes(sizes: Sizes, max_batch: int) -> int:
         for geometry in geometries.running
         for batch in batch_buckets(max_batch)
     )
+
+
+def audio_buffers(sizes: Sizes, streams: int, max_batch: int) -> dict[str, int]:
+    """Device memory of torch_cuda's audio engines beside their weights: state of streams and of speech, and graphs.
+
+    Args:
+        streams: of the language model. The decoder has room for twice as many, and those that end, at least.
+    """
+    made, speech = all_geometries(DecoderConfig(), sizes.flow.block_size), sizes.speech_tokenizer
+    batches = len(batch_buckets(max_batch))
+    windows = batches * len(made.running.windows) + len(made.ends.windows)
+    chunks = batches * len(made.running.chunks) + len(made.ends.chunks)
+    blocks = len(batch_buckets(MOST_PIECES)) * block_sizes(speech).most_blocks
+    nodes = windows * _MEL_NODES + chunks * _PCM_NODES + blocks * speech.layers * _SPEECH_LAYER_NODES
+    return {
+        "decoder streams": decoder_state_bytes(sizes) * (2 * (streams + streams // 4) + 32),
+        "speech tokenizer states": state_bytes(speech),
+        "audio graphs": nodes * NODE_BYTES,
+    }
 
 
 def decoder_state_bytes(sizes: Sizes) -> int:

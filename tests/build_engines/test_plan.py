@@ -5,22 +5,38 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer import Typer
 from typer.testing import CliRunner
 
 from build_engines.options import GpuOptions
-from build_engines.plan import GIB, RESERVE_BYTES, GpuPlan, captured_bytes, decoder_state_bytes, main, plan_build
+from build_engines.plan import (
+    GIB,
+    RESERVE_BYTES,
+    GpuPlan,
+    audio_buffers,
+    captured_bytes,
+    decoder_state_bytes,
+    main,
+    plan_build,
+)
 from build_engines.sizes import read_sizes, released_sizes
 from vita_audio.checkpoint.random_weights.__main__ import write_random_checkpoint
 from vita_audio.checkpoint.sizes import RELEASED, TINY
 from vita_audio.contract.errors import CheckpointError, EngineError
+from vita_audio.decoding.decoder import StreamingDecoder
 from vita_audio.decoding.schedule import DecoderConfig
 from vita_audio.decoding.stream_buffers import StreamBuffers, ring_frames
 from vita_audio.engines.arrays import HostArrays
+from vita_audio.engines.torch_cuda import device_arrays
+from vita_audio.engines.torch_cuda.audio import TorchCudaFlow, TorchCudaVocoder
+from vita_audio.models.flow import Flow
+from vita_audio.models.vocoder import Vocoder
 from vita_audio.text.vocabulary import BASE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -188,6 +204,23 @@ def test_the_documentation_has_these_numbers() -> None:
         ]
 
 
+def test_audio_buffers_of_torch_cuda() -> None:
+    """Summed here from what engines hold, and captured as often as they are warmed up."""
+    sizes = released_sizes()
+    made = audio_buffers(sizes, 64, 8)
+    assert made["speech tokenizer states"] == 2 * 1600 * 16 * 2 * 1280 * 4  # two pieces of 8 blocks of 200 positions
+    assert made["decoder streams"] == 192 * decoder_state_bytes(sizes)
+    assert 1.2 < made["audio graphs"] / GIB < 1.5
+    cpu = torch.device("cpu")
+    flow = TorchCudaFlow(TINY.flow, Flow(TINY.flow).state_dict(), cpu)
+    decoder = StreamingDecoder(flow, TorchCudaVocoder(TINY.vocoder, Vocoder(TINY.vocoder).state_dict(), cpu))
+    with mock.patch.object(device_arrays, "FixedShape"):
+        decoder.warm_up(8)
+    nodes = len(decoder._make_mel) * 2808 + len(decoder._make_pcm) * 304 + 16 * 16 * 12  # type: ignore[arg-type]
+    assert made["audio graphs"] == nodes * 4096
+    assert sum(audio_buffers(sizes, 8, 4).values()) < sum(made.values())
+
+
 def test_captured_calls() -> None:
     """One bucket of one geometry more: the plan of a batch of 2 adds the batch of 2 to that of 1."""
     sizes = released_sizes()
@@ -199,7 +232,10 @@ def test_captured_calls() -> None:
 def test_decoder_state_is_what_a_stream_carries() -> None:
     config = DecoderConfig()
     of = {streams: StreamBuffers(HostArrays(), config, streams, ring_frames(config, 10), 80) for streams in (1, 2)}
-    one, two = (sum(values.nbytes for values in (made.mel, made.held, made.source, made.phase)) for made in of.values())
+    one, two = (
+        sum(values.nbytes for values in (made.mel, made.held, made.noise, made.source, made.phase))
+        for made in of.values()
+    )
     assert two - one == decoder_state_bytes(released_sizes())
 
 

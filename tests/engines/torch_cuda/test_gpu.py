@@ -14,13 +14,13 @@ import torch
 
 import torch_cuda_split_attention as split
 from vita_audio.checkpoint.configs import LanguageModelConfig
-from vita_audio.checkpoint.random_weights.audio import flow_weights, vocoder_weights
+from vita_audio.checkpoint.random_weights.audio import flow_weights, speech_tokenizer_weights, vocoder_weights
 from vita_audio.checkpoint.sizes import TINY
 from vita_audio.contract.messages import GenerationSettings
 from vita_audio.contract.modes import NAMED_MODES
 from vita_audio.decoding.decoder import StreamingDecoder
 from vita_audio.engines.interface import LanguageModelEngine
-from vita_audio.engines.torch.audio import TorchFlow, TorchVocoder
+from vita_audio.engines.torch.audio import TorchFlow, TorchSpeechTokenizer, TorchVocoder
 from vita_audio.engines.torch.language_model import TorchLanguageModel
 from vita_audio.engines.torch_cuda.audio import TorchCudaFlow, TorchCudaVocoder
 from vita_audio.engines.torch_cuda.engine import TorchCudaLanguageModel
@@ -28,6 +28,7 @@ from vita_audio.engines.torch_cuda.kernels.names import NAMES
 from vita_audio.engines.torch_cuda.kernels.operations import operations
 from vita_audio.engines.torch_cuda.kernels.self_check import Case, faulty
 from vita_audio.engines.torch_cuda.settings import Settings
+from vita_audio.engines.torch_cuda.speech_tokenizer import TorchCudaSpeechTokenizer
 from vita_audio.engines.torch_cuda.weights import load_weights
 from vita_audio.generation.request import GenerationRequest
 from vita_audio.generation.scheduler import Scheduler
@@ -71,6 +72,17 @@ def run(engine: LanguageModelEngine, pattern: tuple[int, ...]) -> list[list[int]
     while not scheduler.idle:
         scheduler.step()
     return [s.tokens[s.prompt_tokens :] for s in streams]
+
+
+def test_captured_blocks_of_speech_give_the_reference_s_tokens() -> None:
+    config, device = TINY.speech_tokenizer, torch.device("cuda")
+    tensors = speech_tokenizer_weights(config, 0, device)
+    engine, reference = TorchCudaSpeechTokenizer(config, tensors, device), TorchSpeechTokenizer(config, tensors, device)
+    assert engine.prepare() == 2 * engine.sizes.most_blocks
+    draw = np.random.default_rng(0)
+    pieces = [(draw.standard_normal((config.num_mel_bins, 960), np.float32), valid) for valid in (960, 701)]
+    for ids, piece in zip(engine.tokens_of(pieces), pieces, strict=True):
+        assert (ids == reference.tokens(*piece)).mean() > 0.95  # near ties of random codes
 
 
 @pytest.mark.parametrize("off", [(), ("pdl",), NAMES], ids=["kernels", "kernels_no_pdl", "references"])

@@ -14,7 +14,7 @@ SLOTS_SHARE = 0.9
 _LAYER_NODES, _MODULE_NODES, _OTHER_NODES = 23, 77, 48
 #: Device memory of a captured kernel. From an H100: 191 programs of 131 000 kernels took 0.80 GiB, pool and workspaces
 #: included.
-_NODE_BYTES = 4096
+NODE_BYTES = 4096
 #: cuBLAS keeps one for every stream that it has seen (Hopper's size, the largest): that of the process, and the one
 #: that captures.
 _WORKSPACE_BYTES, _WORKSPACES = 32 << 20, 2
@@ -39,7 +39,7 @@ def programs_bytes(config: LanguageModelConfig, limits: Limits, prefill_chunk: i
     """
     shapes = prepared_shapes(limits, prefill_chunk)
     nodes = {"extend": _LAYER_NODES * config.backbone_layers, "burst": _MODULE_NODES * config.mctp_modules}
-    graphs = _NODE_BYTES * sum(nodes[kind] + _OTHER_NODES for kind, _ in shapes)
+    graphs = NODE_BYTES * sum(nodes[kind] + _OTHER_NODES for kind, _ in shapes)
     # Graphs share a pool, so the largest of them decides: gate, up and their product, q, k, v, and the residual stream.
     queries = config.head_dim * (config.num_attention_heads + 2 * config.num_key_value_heads)
     row = 3 * config.intermediate_size + 2 * queries + 4 * config.hidden_size
