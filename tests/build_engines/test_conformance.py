@@ -39,7 +39,7 @@ def test_every_golden_case_passes_on_every_engine(golden: Path) -> None:
     assert made_by["mctp10"] == made_by["mctp4"] == LANGUAGE_MODELS | {f"{name} batched" for name in LANGUAGE_MODELS}
     assert made_by["plus_mctp4"] == made_by["plus_vanilla"] == made_by["mctp4"]
     assert made_by["flow"] == made_by["vocoder"] == ENGINES | {"torch_cuda"}
-    assert made_by["speech"] == ENGINES | {"numpy"}
+    assert made_by["speech"] == ENGINES | {"numpy", "torch_cuda"}
     assert len(results) > 500
 
 
