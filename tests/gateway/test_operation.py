@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 
 import httpx
@@ -31,7 +32,11 @@ def test_metrics_count_what_happened_by_route_and_status(double: ProtocolDouble)
         httpx.post(f"{url}/v1/speak", content=b"{")
         for path in ("/etc/passwd", "/v1/a", "/v1/b"):
             httpx.get(url + path)
-        page = httpx.get(f"{url}/metrics")
+        # The server that broke a stream off is left until its health was asked for again.
+        end_s = time.monotonic() + 30
+        while f'server_ready{{server="{double.url}"}} 1.0' not in (page := httpx.get(f"{url}/metrics")).text:
+            assert time.monotonic() < end_s, page.text
+            time.sleep(0.05)
     assert page.headers["content-type"].startswith("text/plain")
     values = {
         (sample.name.removeprefix("vita_gateway_"), *sample.labels.values()): sample.value
