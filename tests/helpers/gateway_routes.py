@@ -17,6 +17,7 @@ router = APIRouter()
 
 class Speak(BaseModel):
     text: str = Field(max_length=1000)
+    seed: int | None = Field(None, ge=0, lt=2**64)
 
 
 @router.post("/v1/speak", response_class=Response, responses={200: {"content": {"audio/pcm": {}}}})
@@ -24,7 +25,8 @@ async def speak(request: Request, body: Speak) -> Response:
     """The sound of one request, int16 at 22 050 Hz. What a double plays is picked by the text."""
     gateway = gateway_of(request)
     async with gateway.access.stream(caller(request)) as use, gateway.upstreams.client() as client:
-        reply = await client.collect(body.text, task="tts", timeout_s=gateway.settings.request_timeout_s)
+        timeout_s = gateway.settings.request_timeout_s
+        reply = await client.collect(body.text, task="tts", seed=body.seed, timeout_s=timeout_s)
         use.sound(len(reply.pcm) / OUTPUT_SAMPLE_RATE_HZ)
         return Response(reply.pcm.tobytes(), media_type="audio/pcm")
 
