@@ -249,6 +249,57 @@ class SpeechTokenizerConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class SenseVoiceConfig:
+    """SenseVoice encoder and projector of the Plus variant (docs/plus.md); names and defaults as released.
+
+    `input_size` is 80 mel bins of 7 frames. `embedding_size` is the hidden_size of the language model that reads its
+    rows. `sanm_shift` is released as `sanm_shfit`.
+    """
+
+    input_size: int = 560
+    output_size: int = 512
+    attention_heads: int = 4
+    linear_units: int = 2048
+    num_blocks: int = 50
+    tp_blocks: int = field(default=20, metadata={"minimum": 0})
+    kernel_size: int = 11
+    sanm_shift: int = field(default=0, metadata={"minimum": 0})
+    embedding_size: int = 3584
+
+    @classmethod
+    def from_fields(cls, fields: ConfigFields, embedding_size: int) -> SenseVoiceConfig:
+        """Read `encoder_conf` of a released config.yaml. Raises CheckpointError naming every faulty field."""
+        sizes = ("output_size", "attention_heads", "linear_units", "num_blocks", "tp_blocks", "kernel_size")
+        fields.values = {
+            **fields.values,
+            "sanm_shift": fields.values.get("sanm_shfit", 0),
+            "embedding_size": embedding_size,
+        }
+        config = fields.read(cls, required=sizes)
+        fields.only("input_size", 560)
+        fields.only("input_layer", "pe")
+        fields.only("pos_enc_class", "SinusoidalPositionEncoder")
+        fields.only("normalize_before", True)
+        fields.only("selfattention_layer_type", "sanm")
+        fields.check(
+            config.output_size % config.attention_heads == 0,
+            f"output_size {config.output_size} must be a multiple of attention_heads ({config.attention_heads})",
+        )
+        fields.check(
+            config.memory_pads[1] >= 0,
+            f"sanm_shfit {config.sanm_shift} must be at most half of kernel_size ({config.kernel_size})",
+        )
+        fields.finish()
+        return config
+
+    @property
+    def memory_pads(self) -> tuple[int, int]:
+        """Zeros before and after the rows that an attention layer's memory convolution sees."""
+        left = (self.kernel_size - 1) // 2 + self.sanm_shift
+        return left, self.kernel_size - 1 - left
+
+
+@dataclass(frozen=True, slots=True)
 class FlowConfig:
     """Token encoder, length regulator and flow estimator (docs/audio.md 2); defaults are the released sizes."""
 
