@@ -10,6 +10,7 @@ import asyncio
 import ipaddress
 from urllib.parse import urlsplit
 
+import anyio
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -101,8 +102,9 @@ class _Body:
             return await self._receive()
         try:
             left_s = self._deadline_s - asyncio.get_running_loop().time()
-            message = await asyncio.wait_for(self._receive(), left_s)
-        except asyncio.TimeoutError:
+            with anyio.fail_after(left_s):
+                message = await self._receive()
+        except TimeoutError:
             self.refusal = GatewayError(
                 f"the body did not come within {self._settings.body_timeout_s:g} s", code="request_timeout"
             )

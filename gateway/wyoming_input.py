@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import anyio
 import numpy as np
 from numpy.typing import NDArray
 from wyoming.audio import AudioChunk, AudioFormat
@@ -55,8 +56,8 @@ class BoundedReader:
             TimeoutError: nothing came for `idle_s`.
         """
         try:
-            reading = async_read_event(self)  # type: ignore[arg-type]  # it uses the two methods below
-            event = await asyncio.wait_for(reading, self._bounds.idle_s)
+            with anyio.fail_after(self._bounds.idle_s):
+                event = await async_read_event(self)  # type: ignore[arg-type]  # it uses the two methods below
         except asyncio.IncompleteReadError:
             return None
         except _MALFORMED:

@@ -13,6 +13,7 @@ import time
 from importlib.metadata import version
 from typing import Any
 
+import anyio
 from wyoming.asr import Transcribe, Transcript, TranscriptChunk, TranscriptStart, TranscriptStop
 from wyoming.audio import AudioChunk, AudioStart, AudioStop
 from wyoming.error import Error
@@ -154,7 +155,8 @@ class Connection(AsyncEventHandler):
             await self.write_event(Error(text, code).event())
             self.writer.write_eof()
             # A connection that is closed while there is something to read is reset, and the error lost.
-            await asyncio.wait_for(self._skip(), _LINGER_S)
+            with anyio.move_on_after(_LINGER_S):
+                await self._skip()
 
     async def _skip(self) -> None:
         while await self.reader.read(1 << 16):
@@ -162,7 +164,8 @@ class Connection(AsyncEventHandler):
 
     async def write_event(self, event: Event) -> None:
         """Raises: TimeoutError: the client has not read for `send_s`."""
-        await asyncio.wait_for(super().write_event(event), self._bounds.send_s)
+        with anyio.fail_after(self._bounds.send_s):
+            await super().write_event(event)
 
     async def handle_event(self, event: Event) -> bool:
         """Events that are not for a server of speech are skipped, as the protocol asks."""

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from starlette.types import Message, Receive, Scope, Send
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 from websockets.typing import Subprotocol
 
+from cancellation import assert_never_lost
 from client_protocol_double import ProtocolDouble
 from gateway.app import create_app
-from gateway.guard import ALWAYS, KEPT
+from gateway.context import Gateway
+from gateway.guard import ALWAYS, KEPT, Guard
 from gateway.keys import Limits, add_key
 from gateway.settings import Settings
 from gateway_routes import router
@@ -222,3 +227,28 @@ def test_many_at_once_are_all_answered(url: str) -> None:
     began_s = time.monotonic()
     assert {answer.status_code for answer in asyncio.run(ask())} == {200}
     assert time.monotonic() - began_s < 60
+
+
+def test_a_cancellation_is_not_lost_while_a_body_is_read() -> None:
+    """As when a client leaves, or the gateway ends, at the moment at which the body comes."""
+    scope = {"type": "http", "path": "/", "headers": []}
+
+    async def read() -> None:
+        gateway = Gateway(Settings())
+
+        def begin() -> tuple[Coroutine[Any, Any, None], Callable[[], None]]:
+            messages = asyncio.Queue[dict[str, Any]]()
+
+            async def app(scope: Scope, receive: Receive, send: Send) -> None:
+                await receive()
+
+            async def send(message: Message) -> None:
+                raise AssertionError("nothing is answered")
+
+            complete = functools.partial(messages.put_nowait, {"type": "http.request", "body": b"x"})
+            return Guard(app, gateway)(dict(scope), messages.get, send), complete
+
+        await assert_never_lost(begin)
+        await gateway.upstreams.close()
+
+    asyncio.run(read())

@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import json
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import numpy as np
@@ -27,10 +27,11 @@ from wyoming.tts import (
     SynthesizeVoice,
 )
 
+from cancellation import assert_never_lost
 from client_protocol_double import ProtocolDouble, chunk_pcm, chunk_text
 from gateway.context import Gateway
 from gateway.settings import Settings
-from gateway.wyoming_input import Bounds
+from gateway.wyoming_input import BoundedReader, Bounds
 from gateway.wyoming_server import VOICE, WyomingServer
 from waiting import until as wait_until
 
@@ -67,10 +68,10 @@ async def ask(client: AsyncTcpClient, *events: Event, until: str) -> list[Event]
         await client.write_event(event)
     read: list[Event] = []
     while not read or read[-1].type != until:
-        event = await client.read_event()
-        if event is None:
+        answer = await client.read_event()
+        if answer is None:
             break
-        read.append(event)
+        read.append(answer)
     return read
 
 
@@ -452,3 +453,11 @@ def test_what_still_runs_is_ended_with_the_server(double: ProtocolDouble) -> Non
                 await asyncio.open_connection("127.0.0.1", server.port)
 
     serve(double, test)
+
+
+def test_a_cancellation_is_not_lost_while_an_event_is_read() -> None:
+    def begin() -> tuple[Coroutine[Any, Any, Event | None], Callable[[], None]]:
+        reader = asyncio.StreamReader()
+        return BoundedReader(reader, Bounds()).event(), lambda: reader.feed_data(b'{"type": "ping"}\n')
+
+    asyncio.run(assert_never_lost(begin))
