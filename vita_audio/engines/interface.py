@@ -117,6 +117,21 @@ class BatchedSpeechTokenizerEngine(SpeechTokenizerEngine, Protocol):
         ...
 
 
+class SpeechEncoderEngine(Protocol):
+    """SenseVoice encoder and projector of a Plus model: features to prompt embeddings."""
+
+    feature_shift: Floats  # [560]: features are (stacked log-mel + shift) * scale
+    feature_scale: Floats
+    embedding_size: int  # hidden size of the language model
+
+    def embeddings(self, features: Floats) -> Floats:
+        """features [rows, 560] of one clip -> embeddings [rows + 4, embedding_size], one for each place in the prompt.
+
+        Raises EngineError for other shapes and for no row.
+        """
+        ...
+
+
 class FlowEngine(Protocol):
     """Flow-matching model: audio tokens to mel. All arrays carry a batch axis of windows of EQUAL geometry."""
 
