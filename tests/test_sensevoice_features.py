@@ -56,7 +56,7 @@ def test_dither_hardly_moves_speech(golden: Path, clip: str) -> None:
 
 
 @pytest.mark.parametrize("samples", [400, 16_000, 200_000])
-def test_digital_silence_is_not_what_no_model_has_met(samples: int) -> None:
+def test_digital_silence_is_not_below_what_the_model_has_seen(samples: int) -> None:
     """With the released noise silence has the energy of one 16-bit step, not of nothing."""
     frames = log_mel(np.zeros(samples, np.float32))
     assert frames.min() > -10

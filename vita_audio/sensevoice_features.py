@@ -1,4 +1,4 @@
-"""16 kHz speech -> features of the SenseVoice encoder, in numpy (docs/plus.md): how a Plus model hears.
+"""16 kHz speech -> features of the SenseVoice encoder, of the Plus variant, in numpy (docs/plus.md).
 
 Kaldi's filter bank as the released front end has it: log energies of 80 mel bands every 10 ms, seven frames stacked
 into one row every 60 ms, then shift and scale. The encoder adds four rows of its own, so `slot_count` rows of
@@ -20,7 +20,7 @@ MEL_BINS, STACKED, STRIDE = 80, 7, 6  # bands of a frame, frames of a row, frame
 QUERIES = 4  # rows that the encoder puts before the features
 LOWEST_MEL_HZ, PREEMPHASIS = 20.0, 0.97
 FULL_SCALE = 32768  # the filter bank's unit is a step of 16-bit sound
-#: Noise, in 16-bit steps, that keeps digital silence from being a sound that the released model has never met: it was
+#: Noise, in 16-bit steps, that keeps digital silence from being a sound that the released model has never seen: it was
 #: trained with noise of this strength on everything. Without it a silent band is -15.9, with it about +4.
 DITHER = 1.0
 _BLOCK_FRAMES = 400  # frames transformed at once, so that memory is bounded
