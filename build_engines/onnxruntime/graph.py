@@ -145,12 +145,14 @@ class Graph:
         pads: tuple[int, int] = (0, 0),
         stride: int = 1,
         dilation: int = 1,
+        groups: int = 1,
     ) -> str:
-        """weight [out, in, kernel] as PyTorch stores it; pads are (left, right)."""
+        """weight [out, in / groups, kernel] as PyTorch stores it; pads are (left, right)."""
         inputs = [x, self.weight(key + ".weight", weight[:, :, None])]
         if bias is not None:
             inputs.append(self.weight(key + ".bias", bias))
-        return self.op("Conv", *inputs, pads=[0, pads[0], 0, pads[1]], strides=[1, stride], dilations=[1, dilation])
+        shape: dict[str, Any] = {"pads": [0, pads[0], 0, pads[1]], "strides": [1, stride], "dilations": [1, dilation]}
+        return self.op("Conv", *inputs, **shape, group=groups)
 
     def conv_transpose(self, x: str, key: str, weight: NDArray, bias: NDArray, padding: int, stride: int) -> str:
         """weight [in, out, kernel] as PyTorch stores it."""

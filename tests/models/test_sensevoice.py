@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
+from sensevoice_golden import CLIPS, encoder_conf, golden_features, golden_sensevoice
 from vita_audio.checkpoint.configs import ConfigFields, SenseVoiceConfig
 from vita_audio.contract.errors import CheckpointError
 from vita_audio.models.sensevoice import SanmAttention, SenseVoice, sinusoids
 
-CLIPS = ("0.03", "0.5", "1.37", "4.2")
 #: Relative to the largest value; in bfloat16 other kernels round otherwise (tests/golden/plus/README.md).
 FLOAT32, BFLOAT16 = 1e-4, 3e-2
 
@@ -32,11 +30,7 @@ def plus(golden: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def features(plus: Path) -> dict[str, Tensor]:
-    return {
-        key.removesuffix(".features"): value
-        for key, value in load_file(plus / "frontend_io.safetensors").items()
-        if key.endswith(".features")
-    }
+    return golden_features(plus)
 
 
 @pytest.fixture(scope="module")
@@ -44,25 +38,9 @@ def wanted(plus: Path) -> dict[str, Tensor]:
     return load_file(plus / "encoder_io.safetensors")
 
 
-def encoder_conf(plus: Path) -> dict[str, object]:
-    return yaml.safe_load((plus / "sensevoice" / "config.yaml").read_text())["encoder_conf"]
-
-
 @pytest.fixture(scope="module")
 def model(plus: Path) -> SenseVoice:
-    stored = load_file(plus / "plus_vanilla" / "model.safetensors")
-    config = SenseVoiceConfig.from_fields(ConfigFields(encoder_conf(plus), "config.yaml"), 48)
-    names = {r"model\.audio_model\.model\.": "tower.", r"model\.audio_projection\.": "projector."}
-    weights: dict[str, Tensor] = {}
-    for pattern, prefix in names.items():
-        weights |= {
-            prefix + key[match.end() :]: value.float()
-            for key, value in stored.items()
-            if (match := re.match(pattern, key))
-        }
-    model = SenseVoice(config).eval().requires_grad_(False)
-    model.load_state_dict({key: value for key, value in weights.items() if ".ctc." not in key})
-    return model
+    return golden_sensevoice(plus)
 
 
 def alone(model: SenseVoice, features: Tensor, round_features: bool = False) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from vita_audio.contract.errors import EngineError
 from vita_audio.engines.interface import Floats, Ints
 
@@ -15,6 +17,14 @@ def check_features(features: Floats, valid_frames: int, num_mel_bins: int, max_f
         raise EngineError(f"features have {frames} frames, must be even and in 2..{max_frames}; cut the speech first")
     if not 1 <= valid_frames <= frames:
         raise EngineError(f"valid_frames is {valid_frames}, must be in 1..{frames}")
+
+
+def check_stacked_features(features: Floats, width: int) -> None:
+    """Raises EngineError unless features are [rows, width] with at least one row and finite."""
+    if features.ndim != 2 or features.shape[1] != width or not len(features):
+        raise EngineError(f"features have shape {list(features.shape)}, must be [at least 1, {width}]")
+    if not np.isfinite(features).all():
+        raise EngineError("features have a value that is not finite; check the speech before")
 
 
 def check_condition(tokens: Ints, frame_token: Ints, vocab_size: int) -> None:
