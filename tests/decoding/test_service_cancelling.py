@@ -60,13 +60,27 @@ def test_requests_waiting_behind_a_cancelled_one_are_answered(bench: Bench) -> N
     bench.send("busy", audio(8))
     assert bench.flow.entered.wait(10)
     bench.send("a", audio(20), cancelled=lambda: True)
-    bench.send("a", audio(20))
-    bench.send("a", [], state="done")
+    bench.send("a", audio(20), cancelled=lambda: True)
+    bench.send("a", [], state="done", cancelled=lambda: True)
     bench.flow.open.set()
     bench.wait(4)
     assert [chunk.status.state for chunk in bench.of("a")] == ["cancelled"] * 3
     until(lambda: bench.stopped == ["a"])  # the language model has ended, but keeps its request open
     assert bench.released == []
+
+
+def test_the_newest_message_shows_that_the_client_is_gone_while_older_ones_wait(bench: Bench) -> None:
+    """Triton never tells it of a message that was on its way before."""
+    bench.flow.one_at_a_time.set()
+    bench.flow.open.clear()
+    bench.send("a", audio(20))
+    assert bench.flow.entered.wait(10)
+    bench.send("a", audio(100, 20))
+    bench.send("a", audio(8, 120), cancelled=lambda: True)
+    bench.flow.open.set()  # for one decode
+    bench.wait(3)
+    assert bench.of("a")[-1].status.state == "cancelled"
+    until(lambda: bench.stopped == ["a"])
 
 
 def test_a_stream_whose_client_is_gone_is_not_decoded_to_its_end(bench: Bench) -> None:

@@ -296,7 +296,7 @@ class DecodingService:
     def _answer_first(self, stream: ServedStream) -> bool:
         """Answer the first request; False if it waits for a decode, or the stream has ended with it."""
         request = stream.requests[0]
-        if request.cancelled():
+        if stream.requests[-1].cancelled():  # only those sent after the client went show it (docs/triton.md)
             self._end(stream, CANCELLED)
             return False
         if not stream.begun:
