@@ -15,6 +15,10 @@ import pytest
 from server.launch import TritonServer
 from server.options import ServerOptions
 
+# Before PyTorch is loaded, here or in a child: with as many threads as cores in each of several processes its threads
+# wait for each other, and a test may take twenty times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 ROOT = Path(__file__).resolve().parent.parent
 #: Doubles of programs that may be missing.
 PROGRAMS = ROOT / "tests" / "helpers" / "programs"
