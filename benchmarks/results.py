@@ -1,6 +1,6 @@
 """Measures every CPU table of docs/results.md on this revision, and writes the page: `make results`.
 
-    python -m benchmarks.results --engines engines/cpu              (about 30 minutes on two cores)
+    python -m benchmarks.results --engines engines/cpu              (about 35 minutes on two cores)
     python -m benchmarks.results --only serving soak                (these alone)
     python -m benchmarks.results --quick                            (all in a few minutes: shows that it runs)
 
@@ -61,6 +61,9 @@ MEASUREMENTS = (
     Measurement("scale_out", (), ("--phase-s", "2", "--callers", "4", "--max-tokens", "60"), 120),
     Measurement(
         "conversation", (), ("--turns", "2", "--seconds", "2", "--talkers", "4", "--repeats", "1"), 240,
+    ),
+    Measurement(
+        "gateway", (), ("--repeats", "3", "--sessions", "4", "--seconds", "2", "--interruptions", "2"), 240,
     ),
     Measurement("warm_up", (), ("--starts", "1", "--rounds", "2", "--requests", "text", "--streams", "1"), 480),
     Measurement("language_model", (), ("--tokens", "64", "--repeats", "1", "--streams", "1"), 120),

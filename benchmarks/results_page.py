@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmarks.conversation import shown as conversation_shown
 from benchmarks.faults.table import table as faults_table
+from benchmarks.gateway import shown as gateway_shown
 from benchmarks.paper_report import audio, first_chunk, speeds
 from benchmarks.record import cells, markdown_table, number, percentile
 from benchmarks.serving import SPEED, WHERE, speed_cells, where_cells
@@ -186,6 +187,10 @@ def _conversation(record: Record) -> str:
     return markdown_table("|prefix cache on|off", conversation_shown(record))
 
 
+def _gateway(record: Record) -> str:
+    return markdown_table("|P50|P95|aim", gateway_shown(record))
+
+
 def _language_model(record: Record) -> str:
     modes = list(record["rows"][0]["tokens_per_s"])
     rows = []
@@ -266,6 +271,12 @@ _TABLES: dict[str, tuple[str, str, Callable[[Record], str]]] = {
         "than there are slots; greedy conversations with each turn at one of two servers, drawn at random; clips of "
         "28 s that go on by 4 s.",
         _conversation,
+    ),
+    "gateway": (
+        "The gateway",
+        "One stream: the same text through gRPC and through the gateway, by turns; Realtime sessions that do nothing; "
+        "speech into a long answer, from its first loud sample on.",
+        _gateway,
     ),
     "warm_up": (
         "First requests of a server",

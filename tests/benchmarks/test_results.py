@@ -68,6 +68,8 @@ RECORDS: dict[str, Any] = {
         "kill": {"noticed_ms": 78.0, "unharmed": 4, "failed": 4, "new": 34, "new_failed": 0,
                  "new_before_notice": 2, "new_before_notice_failed": 1},
     },
+    "gateway": {"first_sound": [{"what": "a text", "direct": {"ms_p50": 100.0, "ms_p95": 120.0},
+                                 "gateway": {"ms_p50": 108.0, "ms_p95": 130.0}}]},
     "conversation": {
         cache: {
             "turns": {"ttfa_ms": [100.0, None, 130.4]},
