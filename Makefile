@@ -25,7 +25,7 @@ $(VENV)/.build: $(BIN)/python $(DECLARED)
 	@touch $@ $(VENV)/.serve
 
 $(VENV)/.test: $(BIN)/python $(DECLARED)
-	$(BIN)/python -m pip install -qq --editable '.[serve,build,train,loadtest,gateway,mutation,test,gpu-check]'
+	$(BIN)/python -m pip install -qq --editable '.[serve,build,train,evaluation,loadtest,gateway,mutation,test,gpu-check]'
 	@touch $@ $(VENV)/.serve $(VENV)/.build $(VENV)/.loadtest $(VENV)/.gateway
 
 $(VENV)/.gateway: $(BIN)/python $(DECLARED)

@@ -1,5 +1,6 @@
 """Evaluate engines as users meet them: a real server, the client, the test split, two ASR evaluators.
 
+    python -m evaluation --suite NAME --data DIR --url HOST:PORT     (a published suite: docs/evaluation.md)
     python -m evaluation --data DATA --engines engines/cpu --out out/evaluation
     python -m evaluation --data DATA --engines stage3=out/stage3/engines stage4=engines/cpu
 
@@ -102,7 +103,27 @@ def evaluate(
     return rows
 
 
+def _main_of_suites(arguments: list[str], console: Console) -> None:
+    from evaluation import suite_command  # its packages are those of the extra `evaluation`
+
+    suite_command.run(suite_command.make_parser().parse_args(arguments), console)
+
+
 def main(arguments: list[str] | None = None) -> int:
+    given = sys.argv[1:] if arguments is None else arguments
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    try:
+        if any(each.partition("=")[0] == "--suite" for each in given):
+            _main_of_suites(given, console)
+        else:
+            _main_of_generated_data(given, console)
+    except (VitaError, OSError) as error:
+        console.print(f"error: {error}", style="red", markup=False)
+        return 1
+    return 0
+
+
+def _main_of_generated_data(arguments: list[str], console: Console) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m evaluation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -115,17 +136,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--repetition-penalty", type=float, default=None, help="instead of the checkpoint's own")
     parser.add_argument("--processes", type=int, default=2, help="evaluators at once")
     parser.add_argument("--out", type=Path, default=Path("out/evaluation"))
-    options = parser.parse_args(arguments)
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    try:
-        _run(options, arguments, console)
-    except (VitaError, OSError) as error:
-        console.print(f"error: {error}", style="red", markup=False)
-        return 1
-    return 0
+    _run(parser.parse_args(arguments), arguments, console)
 
 
-def _run(options: argparse.Namespace, arguments: list[str] | None, console: Console) -> None:
+def _run(options: argparse.Namespace, arguments: list[str], console: Console) -> None:
     cases = [case for case in load_cases(options.data, options.limit) if case.kind in options.kinds]
     dialogues = load_dialogues(options.data, options.limit) if "dialogue" in options.kinds else []
     models = {name or Path(folder).name: Path(folder) for name, folder in map(_model, options.engines)}
@@ -135,7 +149,7 @@ def _run(options: argparse.Namespace, arguments: list[str] | None, console: Cons
     answers = options.out / "answers.jsonl"
     answers.unlink(missing_ok=True)
     rows: list[Scores] = []
-    command = shlex.join(["python", "-m", "evaluation", *(sys.argv[1:] if arguments is None else arguments)])
+    command = shlex.join(["python", "-m", "evaluation", *arguments])
     with make_evaluators(options.data, options.processes) as asr:
         console.print("transcribing the teacher")
         teacher: TeacherScores = score_teacher(cases, asr)

@@ -177,6 +177,16 @@ class AsrEvaluator:
         return "" if found is None else found.hypstr
 
 
+def general_evaluator() -> AsrEvaluator:
+    """General English, any words: the language model and dictionary that come with pocketsphinx.
+
+    Raises:
+        EvaluationError: pocketsphinx is missing.
+    """
+    folder = _model_folder()
+    return AsrEvaluator(folder / "en-us.lm.bin", folder / "cmudict-en-us.dict")
+
+
 class AsrEvaluators:
     """Both evaluators over one domain, each in `processes` processes. A context manager.
 

@@ -33,6 +33,8 @@ LIGHT = (
     *("vita_audio/engines/onnxruntime", "vita_audio/speech_features.py", "vita_audio/stopping.py"),
     *("serving", "server", "model_repository"),
 )
+#: Of tests and of what is only run where all of this is installed.
+EVERY = ("serve", "build", "train", "evaluation", "loadtest", "gateway", "mutation", "test", "gpu-check")
 
 
 def named(requirements: list[str]) -> set[str]:
@@ -68,11 +70,12 @@ def missing(files: list[Path], *extras: str, nested: bool = True) -> dict[str, s
         (LIGHT, ("serve",)),
         (("examples",), ("serve",)),
         (("vita_audio", "build_engines"), ("build", "gpu", "gpu-check", "test")),
-        (("training", "evaluation"), ("train",)),
+        (("training",), ("train",)),
+        (("evaluation",), ("train", "evaluation")),
         (("gateway",), ("gateway",)),
         (("loadtest",), ("loadtest",)),
         (("benchmarks",), ("serve", "build", "loadtest", "mutation", "gpu-check")),
-        (("tests", "deploy"), ("serve", "build", "train", "loadtest", "gateway", "mutation", "test", "gpu-check")),
+        (("tests", "deploy"), EVERY),
     ],
     ids=lambda value: value[0],
 )
