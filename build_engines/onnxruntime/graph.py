@@ -85,10 +85,11 @@ class Graph:
 
         `check` runs ONNX's checker, which does not know the operators ONNX Runtime adds to the standard domain.
         """
-        weights = [numpy_helper.from_array(value, name) for name, value in self.weights.items()]
-        graph = helper.make_graph(self.nodes, self.name, self.inputs, self.outputs, weights)
+        graph = helper.make_graph(self.nodes, self.name, self.inputs, self.outputs)
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(FUSED, 1)]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="vita_audio")
+        for name, value in self.weights.items():  # the two calls before would copy them
+            model.graph.initializer.append(numpy_helper.from_array(value, name))
         helper.set_model_props(model, dict(metadata))
         if check:
             onnx.checker.check_model(model)
