@@ -55,12 +55,8 @@ def _resolve(value: Any, names: Mapping[str, Any]) -> Any:
     return value
 
 
-def parse_audio_decoder_yaml(text: str, source: str = "config.yaml") -> tuple[FlowConfig, VocoderConfig]:
-    """Sizes of flow and vocoder from the released file (docs/audio.md 2 and 3).
-
-    Raises:
-        CheckpointError: not YAML, a section is missing, a field is wrong, or another architecture is described.
-    """
+def read_yaml(text: str, source: str) -> dict[str, Any]:
+    """A YAML mapping as plain data. Raises CheckpointError when the text is not one."""
     try:
         document = yaml.load(text, Loader=_PlainLoader)  # a SafeLoader: no object is ever built
     except (yaml.YAMLError, RecursionError) as error:
@@ -69,6 +65,16 @@ def parse_audio_decoder_yaml(text: str, source: str = "config.yaml") -> tuple[Fl
         ) from error
     if not isinstance(document, dict):
         raise CheckpointError(f"{source}: a YAML mapping is expected, got {type(document).__name__}")
+    return document
+
+
+def parse_audio_decoder_yaml(text: str, source: str = "config.yaml") -> tuple[FlowConfig, VocoderConfig]:
+    """Sizes of flow and vocoder from the released file (docs/audio.md 2 and 3).
+
+    Raises:
+        CheckpointError: not YAML, a section is missing, a field is wrong, or another architecture is described.
+    """
+    document = read_yaml(text, source)
     document = _resolve(document, document)
     faults: list[str] = []
     configs: list[Any] = []

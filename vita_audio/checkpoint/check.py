@@ -13,14 +13,18 @@ from vita_audio.checkpoint.configs import (
     AUDIO_DECODER,
     GENERATION_CONFIG_FILE,
     LANGUAGE_MODEL,
+    SENSEVOICE,
     SPEECH_TOKENIZER,
     TOKENIZER_FILE,
     FlowConfig,
     LanguageModelConfig,
+    SenseVoiceConfig,
     SpeechTokenizerConfig,
     VocoderConfig,
 )
 from vita_audio.checkpoint.language_model import open_language_model
+from vita_audio.checkpoint.sensevoice import check_sensevoice
+from vita_audio.checkpoint.speech_input import check_speech_input
 from vita_audio.checkpoint.speech_tokenizer import load_speech_tokenizer
 from vita_audio.contract.errors import CheckpointError, InvalidRequest
 from vita_audio.contract.limits import DEFAULT_REPETITION_PENALTY, MAX_REPETITION_PENALTY
@@ -38,11 +42,11 @@ class CheckpointSizes:
     """A checked bundle.
 
     `default_pattern`: the mode it was trained for; `samples`: see `default_sampling`; `repetition_penalty`: what it is
-    asked with by default; `text_normalization`: see there.
+    asked with by default; `text_normalization`: see there. Of `speech_tokenizer` and `sensevoice` one is there.
     """
 
     language_model: LanguageModelConfig
-    speech_tokenizer: SpeechTokenizerConfig
+    speech_tokenizer: SpeechTokenizerConfig | None
     flow: FlowConfig
     vocoder: VocoderConfig
     vocabulary: Vocabulary
@@ -50,10 +54,16 @@ class CheckpointSizes:
     samples: bool
     repetition_penalty: float
     text_normalization: str
+    sensevoice: SenseVoiceConfig | None = None
+
+    @property
+    def speech_input(self) -> str:
+        """SPEECH_TOKENIZER or SENSEVOICE."""
+        return SPEECH_TOKENIZER if self.sensevoice is None else SENSEVOICE
 
     def sizes(self) -> dict[str, dict[str, Any]]:
         """Part -> fields of its config, for the manifest."""
-        parts = ("language_model", "speech_tokenizer", "flow", "vocoder")
+        parts = ("language_model", self.speech_input, "flow", "vocoder")
         return {part: asdict(getattr(self, part)) for part in parts}
 
 
@@ -74,25 +84,31 @@ def check_checkpoint(folder: Path) -> CheckpointSizes:
             faults.append(str(error))
             return None
 
+    speech_input = part(lambda: check_speech_input(folder))
     language_model = part(lambda: open_language_model(folder / LANGUAGE_MODEL).config)
     vocabulary = part(lambda: TextTokenizer(folder / TOKENIZER_FILE).vocabulary)
     pattern = part(lambda: default_pattern(folder / GENERATION_CONFIG_FILE, language_model))
     samples = part(lambda: default_sampling(folder / GENERATION_CONFIG_FILE))
     penalty = part(lambda: default_repetition_penalty(folder / GENERATION_CONFIG_FILE))
     normalization = part(lambda: text_normalization(folder / GENERATION_CONFIG_FILE))
-    speech_tokenizer = part(lambda: load_speech_tokenizer(folder / SPEECH_TOKENIZER)[0])
+    speech_tokenizer, sensevoice = None, None
+    if speech_input == SENSEVOICE:
+        sensevoice = part(lambda: check_sensevoice(folder / LANGUAGE_MODEL))
+    else:
+        speech_tokenizer = part(lambda: load_speech_tokenizer(folder / SPEECH_TOKENIZER)[0])
     flow = part(lambda: load_flow(folder / AUDIO_DECODER)[0])
     vocoder = part(lambda: load_vocoder(folder / AUDIO_DECODER)[0])
-    if language_model and vocabulary and pattern and speech_tokenizer and flow and vocoder and not faults:
+    if language_model and vocabulary and pattern and flow and vocoder and not faults:
         assert samples is not None
         assert penalty is not None
         assert normalization is not None
         faults += _contradictions(language_model, vocabulary, speech_tokenizer, flow, vocoder)
         if not faults:
             return CheckpointSizes(
-                language_model, speech_tokenizer, flow, vocoder, vocabulary, pattern, samples, penalty, normalization
-            )
-    raise CheckpointError("; ".join(faults))
+                language_model, speech_tokenizer, flow, vocoder, vocabulary, pattern, samples, penalty, normalization,
+                sensevoice,
+            )  # fmt: skip
+    raise CheckpointError("; ".join(dict.fromkeys(faults)))
 
 
 def default_pattern(path: Path, config: LanguageModelConfig | None) -> tuple[int, ...]:
@@ -164,16 +180,17 @@ def _generation_setting(path: Path, name: str, default: object) -> Any:
 def _contradictions(
     language_model: LanguageModelConfig,
     vocabulary: Vocabulary,
-    speech_tokenizer: SpeechTokenizerConfig,
+    speech_tokenizer: SpeechTokenizerConfig | None,
     flow: FlowConfig,
     vocoder: VocoderConfig,
 ) -> list[str]:
     """What each part says that another one contradicts."""
     codes = {
         f"{TOKENIZER_FILE} has audio tokens": vocabulary.audio_codes,
-        f"{SPEECH_TOKENIZER} has codes": speech_tokenizer.quantize_vocab_size,
         f"{AUDIO_DECODER} flow takes codes": flow.vocab_size,
     }
+    if speech_tokenizer:
+        codes[f"{SPEECH_TOKENIZER} has codes"] = speech_tokenizer.quantize_vocab_size
     faults = []
     if len(set(codes.values())) > 1:
         faults.append("audio vocabularies differ: " + ", ".join(f"{what} {count}" for what, count in codes.items()))

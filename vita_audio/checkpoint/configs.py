@@ -13,6 +13,8 @@ from vita_audio.contract.errors import CheckpointError
 
 #: Folders and files of a checkpoint bundle.
 LANGUAGE_MODEL, SPEECH_TOKENIZER, AUDIO_DECODER = "language_model", "speech_tokenizer", "audio_decoder"
+#: The speech input of a Plus checkpoint, in place of SPEECH_TOKENIZER; its files lie in LANGUAGE_MODEL.
+SENSEVOICE = "sensevoice"
 TOKENIZER_FILE = f"{LANGUAGE_MODEL}/tokenizer.json"
 GENERATION_CONFIG_FILE = f"{LANGUAGE_MODEL}/generation_config.json"
 

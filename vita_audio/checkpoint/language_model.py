@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vita_audio.checkpoint.configs import LanguageModelConfig
+from vita_audio.checkpoint.configs import SENSEVOICE, SPEECH_TOKENIZER, LanguageModelConfig
 from vita_audio.checkpoint.weight_files import (
     Shapes,
     compare,
@@ -26,6 +26,9 @@ from vita_audio.contract.modes import NAMED_MODES
 from vita_audio.text.normalization import NONE
 from vita_audio.text.vocabulary import Vocabulary
 
+#: How a checkpoint takes speech in -> what its config.json says.
+MODEL_TYPES = {SPEECH_TOKENIZER: "qwen2_mtp", SENSEVOICE: "qwen2_mtp_sensevoice"}
+ARCHITECTURES = {SPEECH_TOKENIZER: "Qwen2MTPForCausalLM", SENSEVOICE: "Qwen2MTPSenseVoiceForCausalLM"}
 #: Parts of Plus checkpoints that are not the language model (docs/audio.md 9).
 NOT_LANGUAGE_MODEL = ("model.audio_model.", "model.audio_projection.")
 
@@ -171,6 +174,7 @@ def write_language_model_config(
     samples: bool = True,
     repetition_penalty: float = DEFAULT_REPETITION_PENALTY,
     text_normalization: str = NONE,
+    speech_input: str = SPEECH_TOKENIZER,
 ) -> None:
     """Write config.json and generation_config.json.
 
@@ -180,11 +184,12 @@ def write_language_model_config(
         samples: whether it reads text aloud with sampling by default.
         repetition_penalty: what it is asked with by default.
         text_normalization: how text is written before it is read.
+        speech_input: SPEECH_TOKENIZER, or SENSEVOICE of a Plus checkpoint.
     """
     folder.mkdir(parents=True, exist_ok=True)
     architecture = {
-        "architectures": ["Qwen2MTPForCausalLM"],
-        "model_type": "qwen2_mtp",
+        "architectures": [ARCHITECTURES[speech_input]],
+        "model_type": MODEL_TYPES[speech_input],
         "hidden_act": "silu",
         "torch_dtype": dtype,
         "use_cache": True,

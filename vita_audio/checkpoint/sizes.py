@@ -5,8 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from vita_audio.checkpoint.configs import FlowConfig, LanguageModelConfig, SpeechTokenizerConfig, VocoderConfig
+from vita_audio.checkpoint.configs import (
+    FlowConfig,
+    LanguageModelConfig,
+    SenseVoiceConfig,
+    SpeechTokenizerConfig,
+    VocoderConfig,
+)
 from vita_audio.text.vocabulary import BASE
+
+RELEASED_SENSEVOICE = SenseVoiceConfig()
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +28,7 @@ class ModelSize:
         text_tokens: entries of its tokenizer before the control tokens; 0 is what the merges make.
         ends: whether its streams end by themselves; else they go on up to MAX_TOKENS, as measurements want it.
         dtype: name of the type in which its language model is stored.
+        encoder: SenseVoice's sizes where the speech input is that; see `sensevoice`.
     """
 
     language_model: LanguageModelConfig
@@ -30,6 +39,12 @@ class ModelSize:
     text_tokens: int = 0
     ends: bool = True
     dtype: str = "float32"
+    encoder: SenseVoiceConfig = RELEASED_SENSEVOICE
+
+    @property
+    def sensevoice(self) -> SenseVoiceConfig:
+        """`encoder` with a projector as wide as the language model."""
+        return replace(self.encoder, embedding_size=self.language_model.hidden_size)
 
     @property
     def audio_codes(self) -> int:
@@ -79,6 +94,7 @@ SMALL = ModelSize(
         num_heads=4,
     ),
     vocoder=VocoderConfig(base_channels=128, f0_channels=64),
+    encoder=SenseVoiceConfig(output_size=256, attention_heads=4, linear_units=1024, num_blocks=3, tp_blocks=1),
 )
 
 #: For tests: everything a few layers deep, 256 audio codes.
@@ -113,6 +129,7 @@ TINY = ModelSize(
     ),
     vocoder=VocoderConfig(base_channels=32, f0_channels=32),
     merges=300,
+    encoder=SenseVoiceConfig(output_size=32, attention_heads=2, linear_units=64, num_blocks=2, tp_blocks=1),
 )
 
 #: The released 7B (docs/model.md): 20.6 GB in bfloat16, and 1.8 GB of audio networks in float32.

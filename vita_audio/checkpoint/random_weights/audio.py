@@ -9,8 +9,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from vita_audio.checkpoint.configs import FlowConfig, SpeechTokenizerConfig, VocoderConfig
+from vita_audio.checkpoint.configs import FlowConfig, SenseVoiceConfig, SpeechTokenizerConfig, VocoderConfig
+from vita_audio.checkpoint.sensevoice import CTC_PREFIX, released_keys
 from vita_audio.models.flow import Flow
+from vita_audio.models.sensevoice import SenseVoice
 from vita_audio.models.speech_tokenizer import SpeechTokenizer
 from vita_audio.models.vocoder import Vocoder
 
@@ -19,6 +21,13 @@ _F0_HZ, _F0_SPREAD_HZ = 150.0, 60.0
 _VOCODER_GAIN = 3.0
 #: Sound whose states say where codes lie.
 _CODEBOOK_CLIP_SECONDS = 4
+
+#: Log-mel energies of speech: mean and spread.
+_LOG_MEL, _LOG_MEL_SPREAD = 12.0, 4.0
+#: Outputs of SenseVoice's unused CTC head, as released.
+_CTC_ROWS = 25_055
+#: What the projector's own random start has to be multiplied by for embeddings as large as those of ids.
+_PROJECTOR_GAIN = 6.0
 
 CPU = torch.device("cpu")
 
@@ -32,6 +41,25 @@ def speech_tokenizer_weights(config: SpeechTokenizerConfig, seed: int, device: t
         states = model.encode(*_random_speech(config)).flatten(0, 1)  # [tokens, d_model]
         model.codebook.weight.normal_().mul_(states.std(0)).add_(states.mean(0))
         return model.state_dict()
+
+
+def sensevoice_weights(config: SenseVoiceConfig, seed: int, device: torch.device = CPU) -> dict[str, Tensor]:
+    """The layers' own random start under a checkpoint's keys, with the unused CTC head."""
+    with _seeded(seed, device), torch.inference_mode():
+        tensors = SenseVoice(config).state_dict()
+        tensors["projector.mlp.2.weight"] *= _PROJECTOR_GAIN
+        head = torch.nn.Linear(config.output_size, _CTC_ROWS)
+        return {
+            **released_keys(tensors),
+            **{f"{CTC_PREFIX}ctc_lo.{key}": value for key, value in head.state_dict().items()},
+        }
+
+
+def feature_tables(config: SenseVoiceConfig, seed: int) -> tuple[Tensor, Tensor]:
+    """Shift and scale [input_size] that speech's features become N(0, 1) with, about."""
+    with _seeded(seed, CPU):
+        shift, scale = torch.randn(2, config.input_size)
+    return shift - _LOG_MEL, (1 + 0.1 * scale) / _LOG_MEL_SPREAD
 
 
 def flow_weights(config: FlowConfig, seed: int, device: torch.device = CPU) -> dict[str, Tensor]:

@@ -19,6 +19,8 @@ RELEASED_CONTROL_TOKENS = (
     *(f"<|reserved_{i}|>" for i in range(28, 36)),
     CONTROL_TOKENS[5],
 )
+#: Of Plus checkpoints, after <|end_of_audio|>: its places are those of speech in the prompt.
+CONTEXT_TOKEN = "<|context_of_audio|>"
 
 #: Where text is cut before merging: contractions, words, single digits, punctuation, line breaks, blanks (as Qwen2.5).
 _WORDS = (
@@ -32,7 +34,12 @@ _CHAT_TEMPLATE = (
 
 
 def build_tokenizer(
-    merges: int, audio_codes: int, seed: int, texts: Iterable[str] | None = None, text_tokens: int = 0
+    merges: int,
+    audio_codes: int,
+    seed: int,
+    texts: Iterable[str] | None = None,
+    text_tokens: int = 0,
+    plus: bool = False,
 ) -> Tokenizer:
     """Train the BPE (at most `merges` merges) and add control tokens, then `audio_codes` contiguous audio tokens.
 
@@ -40,6 +47,7 @@ def build_tokenizer(
         texts: what it is trained on; None is generated sentences drawn from `seed`.
         text_tokens: fill the BPE up to so many tokens with words that no text is cut into, and add the control tokens
             of the released checkpoints; 0 adds neither.
+        plus: add the control token of Plus checkpoints.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
@@ -57,10 +65,17 @@ def build_tokenizer(
     tokenizer.train_from_iterator(sentences(_TRAINING_SENTENCES, seed) if texts is None else texts, trainer)
     if text_tokens:
         tokenizer = _filled(tokenizer, text_tokens)
-    controls = RELEASED_CONTROL_TOKENS if text_tokens else CONTROL_TOKENS
+    controls = control_tokens(text_tokens, plus)
     tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in controls])
     tokenizer.add_tokens([AddedToken(f"<|audio_{i}|>", special=False, normalized=False) for i in range(audio_codes)])
     return tokenizer
+
+
+def control_tokens(text_tokens: int, plus: bool) -> tuple[str, ...]:
+    """In the order of their ids; arguments as `build_tokenizer`."""
+    controls = RELEASED_CONTROL_TOKENS if text_tokens else CONTROL_TOKENS
+    after = controls.index("<|end_of_audio|>") + 1
+    return (*controls[:after], CONTEXT_TOKEN, *controls[after:]) if plus else controls
 
 
 def _filled(tokenizer: Tokenizer, text_tokens: int) -> Tokenizer:
@@ -78,9 +93,10 @@ def write_tokenizer(
     seed: int,
     texts: Iterable[str] | None = None,
     text_tokens: int = 0,
+    plus: bool = False,
 ) -> int:
     """Write `tokenizer.json` and `tokenizer_config.json`, arguments as above; returns the number of tokens."""
-    tokenizer = build_tokenizer(merges, audio_codes, seed, texts, text_tokens)
+    tokenizer = build_tokenizer(merges, audio_codes, seed, texts, text_tokens, plus)
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {
         "tokenizer_class": "Qwen2Tokenizer",
@@ -89,7 +105,7 @@ def write_tokenizer(
         "eos_token": "<|im_end|>",
         "pad_token": "<|endoftext|>",
         "unk_token": None,
-        "additional_special_tokens": list(RELEASED_CONTROL_TOKENS if text_tokens else CONTROL_TOKENS),
+        "additional_special_tokens": list(control_tokens(text_tokens, plus)),
         "chat_template": _CHAT_TEMPLATE,
         "clean_up_tokenization_spaces": False,
         "errors": "replace",
