@@ -26,16 +26,16 @@ class Journal:
             path.parent.mkdir(parents=True, exist_ok=True)
             whole = path.read_bytes() if path.exists() else b""
             kept = whole[: whole.rfind(b"\n") + 1]
-            if len(kept) < len(whole):
-                with path.open("r+b") as file:
-                    file.truncate(len(kept))
             rows = [json.loads(line) for line in kept.splitlines()]
         except (OSError, ValueError) as error:
             raise EvaluationError(f"{path} cannot be used: {error}") from error
+        if rows:
+            self._check(rows[0], identity)
+        if len(kept) < len(whole):
+            self._cut(len(kept))
         if not rows:
             self._write({"run": identity, "about": about})
             return
-        self._check(rows[0], identity)
         self.about = rows[0]["about"]
         self.entries = {row[key]: row for row in rows[1:]}
 
@@ -55,8 +55,15 @@ class Journal:
         except OSError as error:
             raise EvaluationError(f"{self._path} cannot be written: {error}; free space and run it again") from error
 
-    def _check(self, first: dict[str, Any], identity: dict[str, Any]) -> None:
-        found = first.get("run")
+    def _cut(self, size: int) -> None:
+        try:
+            with self._path.open("r+b") as file:
+                file.truncate(size)
+        except OSError as error:
+            raise EvaluationError(f"{self._path} cannot be written: {error}") from error
+
+    def _check(self, first: Any, identity: dict[str, Any]) -> None:
+        found = first.get("run") if isinstance(first, dict) else None
         if not isinstance(found, dict):
             raise EvaluationError(f"{self._path} is not of such a run: choose another --out")
         for name, value in identity.items():
