@@ -8,7 +8,7 @@ them (`vita_audio/engines/tensorrt_llm/memory.py`). The rest, which only a GPU c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -19,32 +19,24 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from torch import nn
 
 from build_engines import options as flags
+from build_engines.audio_memory import audio_buffers, audio_weights, captured_bytes, decoder_state_bytes, encoder_bytes
 from build_engines.command import errors_reported
 from build_engines.options import GpuOptions
 from build_engines.sizes import Sizes, read_sizes, released_sizes
-from build_engines.tensorrt_audio.profiles import Geometries, decoder_geometries
 from build_engines.tensorrt_llm.formats import FORMATS
 from build_engines.tensorrt_llm.layout import Part
 from build_engines.tensorrt_llm.plan import Plan
 from build_engines.torch_cuda.formats import Fp8Parts, outline
+from vita_audio.checkpoint.sizes import SpeechInput
 from vita_audio.checkpoint.tensor_file import Outline
 from vita_audio.contract.errors import CheckpointError, EngineError
-from vita_audio.decoding.geometries import all_geometries
-from vita_audio.decoding.schedule import DecoderConfig
-from vita_audio.decoding.stream_buffers import ring_bytes, ring_frames
 from vita_audio.engines.gpu_record import TENSORRT_LLM, TORCH_CUDA
 from vita_audio.engines.source import GPU_PREFILL_CHUNK
-from vita_audio.engines.tensorrt_audio.plan import batch_buckets
 from vita_audio.engines.tensorrt_llm.memory import PoolSizes
-from vita_audio.engines.torch_cuda.memory import NODE_BYTES, SLOTS_SHARE, programs_bytes, slot_bytes
+from vita_audio.engines.torch_cuda.memory import SLOTS_SHARE, programs_bytes, slot_bytes
 from vita_audio.engines.torch_cuda.shapes import Limits
-from vita_audio.engines.torch_cuda.speech_tokenizer import MOST_PIECES, block_sizes, state_bytes
-from vita_audio.models.flow import Flow
-from vita_audio.models.speech_tokenizer import SpeechTokenizer
-from vita_audio.models.vocoder import Vocoder
 
 GIB = 1 << 30
 #: GiB of common GPUs (24, 48, 80, 141, 180 GB as sold), less what their drivers keep.
@@ -55,13 +47,8 @@ RESERVE_BYTES = 3 * GIB
 #: 64 slots on an H100, before speech had states: 7.2 GiB with 0.8 of programs and what `audio_buffers` counts, of which
 #: `SLOTS_SHARE` leaves 2.3.
 TORCH_CUDA_RESERVE_BYTES = 2 * GIB
-#: Kernels of the decoder's two functions, of 4 flow steps, and of a layer of the speech tokenizer (counted by dispatch:
-#: `tests/engines/torch_cuda/test_dispatch.py`).
-_MEL_NODES, _PCM_NODES, _SPEECH_LAYER_NODES = 172 + 4 * 659, 13 + 201 + 90, 12
 #: Assumed: a TensorRT build holds the weights it read, the network's copy and the serialised engine.
 BUILD_COPIES = 3
-
-Geometry = Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +155,7 @@ def _plan_tensorrt_llm(sizes: Sizes, options: GpuOptions, context: int) -> GpuPl
     plans = language_model_plans(sizes, options)
     ranks = {part: max(map(_outline_bytes, plan.outline)) for part, plan in plans.items()}
     converted = {part: plan.bytes for part, plan in plans.items()}
-    audio = _audio_weights(sizes)
+    audio = audio_weights(sizes)
     kv_bytes = 1 if options.fp8_kv_cache else 2
     pool = PoolSizes(config, kv_bytes=kv_bytes, tensor_parallel=options.tp)
     rows = options.step_tokens
@@ -185,6 +172,7 @@ def _plan_tensorrt_llm(sizes: Sizes, options: GpuOptions, context: int) -> GpuPl
             "activations of a step": 2 * rows * _widest_row(sizes, options),  # of a layer and of the one before it
             "MCTP logits": 4 * options.streams * (config.vocab_size - plans[Part.MCTP].head_first_id),
             "captured audio calls": captured_bytes(sizes, options.audio_batch),
+            **encoder_bytes(sizes, context),
         },
         reserve=RESERVE_BYTES,
         stream=pool.bytes_per_stream(context),
@@ -199,7 +187,7 @@ def _plan_torch_cuda(sizes: Sizes, options: GpuOptions, context: int) -> GpuPlan
     parts = Fp8Parts.of(options, options.head_first_id(sizes.pattern, sizes.text_tokens))
     tensors = outline(config, parts)
     stored = _outline_bytes(tensors)
-    audio = _audio_weights(sizes)
+    audio = audio_weights(sizes)
     # FP8 is computed in float32.
     largest = max(prod(shape) * (2 if dtype == torch.bfloat16 else 4) for shape, dtype in tensors.values())
     limits = Limits(options.streams, config.mctp_modules, context)
@@ -215,6 +203,7 @@ def _plan_torch_cuda(sizes: Sizes, options: GpuOptions, context: int) -> GpuPlan
             "padding rows": slot_bytes(config, 1, 2),
             "programs": programs_bytes(config, limits, chunk, 2),
             **audio_buffers(sizes, options.streams, options.audio_batch),
+            **encoder_bytes(sizes, context),
         },
         reserve=TORCH_CUDA_RESERVE_BYTES,
         stream=slot_bytes(config, context, 2),
@@ -224,77 +213,10 @@ def _plan_torch_cuda(sizes: Sizes, options: GpuOptions, context: int) -> GpuPlan
     )
 
 
-def captured_bytes(sizes: Sizes, max_batch: int) -> int:
-    """Inputs and outputs of every captured audio call: running geometries, each at every batch bucket."""
-    mels = sizes.flow.output_size
-    made = decoder_geometries(DecoderConfig(), sizes.flow.block_size)
-
-    def condition(batch: int, g: Geometry) -> int:  # ids and frame map are 8 bytes, the rest float32
-        return 8 * (batch * g["tokens"] + g["frames"]) + 4 * batch * mels * g["frames"]
-
-    def velocity(batch: int, g: Geometry) -> int:  # x, mu, cond in, v out, and the time
-        return 4 * (4 * batch * mels * g["frames"] + 1)
-
-    def f0(batch: int, g: Geometry) -> int:
-        return 4 * batch * (mels + 1) * g["frames"]
-
-    def vocoder(batch: int, g: Geometry) -> int:  # mel and source in, wave out
-        return 4 * batch * (mels * g["frames"] + 2 * g["samples"])
-
-    calls: list[tuple[Geometries, Callable[[int, Geometry], int]]] = [
-        (made.condition, condition),
-        (made.velocity, velocity),
-        (made.f0, f0),
-        (made.vocoder, vocoder),
-    ]
-    return sum(
-        size(batch, geometry)
-        for geometries, size in calls
-        for geometry in geometries.running
-        for batch in batch_buckets(max_batch)
-    )
-
-
-def audio_buffers(sizes: Sizes, streams: int, max_batch: int) -> dict[str, int]:
-    """Device memory of torch_cuda's audio engines beside their weights: state of streams and of speech, and graphs.
-
-    Args:
-        streams: of the language model. The decoder has room for twice as many, and those that end, at least.
-    """
-    made, speech = all_geometries(DecoderConfig(), sizes.flow.block_size), sizes.speech_tokenizer
-    batches = len(batch_buckets(max_batch))
-    windows = batches * len(made.running.windows) + len(made.ends.windows)
-    chunks = batches * len(made.running.chunks) + len(made.ends.chunks)
-    blocks = len(batch_buckets(MOST_PIECES)) * block_sizes(speech).most_blocks
-    nodes = windows * _MEL_NODES + chunks * _PCM_NODES + blocks * speech.layers * _SPEECH_LAYER_NODES
-    return {
-        "decoder streams": decoder_state_bytes(sizes) * (2 * (streams + streams // 4) + 32),
-        "speech tokenizer states": state_bytes(speech),
-        "audio graphs": nodes * NODE_BYTES,
-    }
-
-
-def decoder_state_bytes(sizes: Sizes) -> int:
-    """What one stream of the audio decoder carries from chunk to chunk."""
-    config = DecoderConfig()
-    return ring_bytes(config, ring_frames(config, sizes.flow.block_size), sizes.flow.output_size)
-
-
 def _widest_row(sizes: Sizes, options: GpuOptions) -> int:
     """Bytes of a row where a decoder layer is widest: residual, norm, both halves of the MLP; two bytes each."""
     config = sizes.language_model
     return 2 * (2 * config.hidden_size + 2 * -(-config.intermediate_size // options.tp))
-
-
-def _audio_weights(sizes: Sizes) -> dict[str, int]:
-    """float32; TensorRT keeps the flow's products in half of it."""
-    parts: dict[str, type[nn.Module]] = {"flow": Flow, "vocoder": Vocoder, "speech tokenizer": SpeechTokenizer}
-    configs = {"flow": sizes.flow, "vocoder": sizes.vocoder, "speech tokenizer": sizes.speech_tokenizer}
-    with torch.device("meta"):
-        return {
-            name: sum(4 * tensor.numel() for tensor in module(configs[name]).state_dict().values())
-            for name, module in parts.items()
-        }
 
 
 def _outline_bytes(tensors: Outline) -> int:
@@ -312,6 +234,9 @@ def main(
             help="Bundle, language model folder or config.json; no weights needed. Without it: the released 7B."
         ),
     ] = None,
+    speech_input: Annotated[
+        SpeechInput, typer.Option(help="Of the released 7B, without --checkpoint; sensevoice is the Plus variant.")
+    ] = SpeechInput.speech_tokenizer,
     memory: Annotated[list[float] | None, typer.Option(help="GiB of one GPU (may be repeated).")] = None,
     context_tokens: flags.ContextTokens = 4096,
     engine: flags.Engine = "torch_cuda",
@@ -343,7 +268,9 @@ def main(
     )
     with errors_reported():
         options.check()
-        sizes = released_sizes() if checkpoint is None else read_sizes(checkpoint)
+        if checkpoint is not None and speech_input != SpeechInput.speech_tokenizer:
+            raise EngineError("--speech-input: --checkpoint says it; leave it out")
+        sizes = released_sizes(speech_input.value) if checkpoint is None else read_sizes(checkpoint)
         check_mctp(sizes, options)
         plan = plan_build(sizes, options, context_tokens)
     formats = " + ".join(dict.fromkeys(options.formats))

@@ -14,8 +14,17 @@ from vita_audio.checkpoint.check import (
     TOKENIZER_FILE,
     default_pattern,
 )
-from vita_audio.checkpoint.configs import FlowConfig, LanguageModelConfig, SpeechTokenizerConfig, VocoderConfig
-from vita_audio.checkpoint.sizes import SIZES
+from vita_audio.checkpoint.configs import (
+    SENSEVOICE,
+    FlowConfig,
+    LanguageModelConfig,
+    SenseVoiceConfig,
+    SpeechTokenizerConfig,
+    VocoderConfig,
+)
+from vita_audio.checkpoint.sensevoice import CONFIG_FILE, read_sensevoice_config
+from vita_audio.checkpoint.sizes import RELEASED
+from vita_audio.checkpoint.speech_input import speech_input_of
 from vita_audio.checkpoint.weight_files import read_text
 from vita_audio.contract.errors import CheckpointError
 from vita_audio.contract.modes import NAMED_MODES
@@ -24,7 +33,11 @@ from vita_audio.text.vocabulary import Vocabulary
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Sizes of every network. `text_tokens`: ids below are text. `pattern`: the checkpoint's own mode."""
+    """Sizes of every network.
+
+    `text_tokens`: ids below are text. `pattern`: the checkpoint's own mode. `sensevoice`: of a Plus checkpoint, which
+    has no speech tokenizer; None of others.
+    """
 
     source: str
     language_model: LanguageModelConfig
@@ -33,11 +46,20 @@ class Sizes:
     vocoder: VocoderConfig
     text_tokens: int
     pattern: tuple[int, ...]
+    sensevoice: SenseVoiceConfig | None = None
 
 
-def released_sizes() -> Sizes:
-    """The released 7B with its speech tokenizer and decoder."""
-    return Sizes("the released 7B", *SIZES["7b"].networks, SIZES["7b"].text_tokens, NAMED_MODES["boost"])
+#: Rows of the language model that the Plus variant is trained from, in the authors' config for K = 0; the training adds
+#: those of the audio tokens.
+_ROWS_BEFORE_TRAINING = 152_064
+
+
+def released_sizes(speech_input: str = SPEECH_TOKENIZER) -> Sizes:
+    """The released 7B (of SENSEVOICE: Plus-Boost) with its speech tokenizer and decoder."""
+    sizes = Sizes("the released 7B", *RELEASED.networks, RELEASED.text_tokens, NAMED_MODES["boost"])
+    if speech_input == SPEECH_TOKENIZER:
+        return sizes
+    return replace(sizes, source="the released 7B Plus", sensevoice=RELEASED.sensevoice)
 
 
 def read_sizes(checkpoint: Path) -> Sizes:
@@ -48,6 +70,9 @@ def read_sizes(checkpoint: Path) -> Sizes:
     """
     path = _config_file(checkpoint)
     language_model = LanguageModelConfig.from_json(read_text(path), str(path))
+    plus = speech_input_of(path) == SENSEVOICE
+    if plus and language_model.vocab_size == _ROWS_BEFORE_TRAINING:
+        language_model = replace(language_model, vocab_size=RELEASED.language_model.vocab_size)
     bundle = path.parent.parent if path.parent.name == LANGUAGE_MODEL else path.parent
     sizes = released_sizes()
     sizes = replace(
@@ -64,6 +89,11 @@ def read_sizes(checkpoint: Path) -> Sizes:
     if (file := bundle / AUDIO_DECODER / "config.yaml").exists():
         flow, vocoder = parse_audio_decoder_yaml(read_text(file), str(file))
         sizes = replace(sizes, flow=flow, vocoder=vocoder)
+    if plus:
+        sensevoice = replace(RELEASED.encoder, embedding_size=language_model.hidden_size)
+        if (path.parent / CONFIG_FILE).exists():
+            sensevoice = read_sensevoice_config(path.parent)
+        sizes = replace(sizes, sensevoice=sensevoice)
     return sizes
 
 

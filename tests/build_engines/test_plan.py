@@ -14,17 +14,9 @@ from hypothesis import strategies as st
 from typer import Typer
 from typer.testing import CliRunner
 
+from build_engines.audio_memory import audio_buffers, captured_bytes, decoder_state_bytes
 from build_engines.options import GpuOptions
-from build_engines.plan import (
-    GIB,
-    RESERVE_BYTES,
-    GpuPlan,
-    audio_buffers,
-    captured_bytes,
-    decoder_state_bytes,
-    main,
-    plan_build,
-)
+from build_engines.plan import GIB, RESERVE_BYTES, GpuPlan, main, plan_build
 from build_engines.sizes import read_sizes, released_sizes
 from vita_audio.checkpoint.random_weights.__main__ import write_random_checkpoint
 from vita_audio.checkpoint.sizes import RELEASED, TINY
@@ -118,6 +110,45 @@ def test_torch_cuda() -> None:
         room = made.fixed + fit * made.stream * 10 / 9
         assert made.streams_that_fit(int(room) + 2) == fit
         assert made.streams_that_fit(int(room) - 1000) == fit - 1
+
+
+@pytest.mark.parametrize(("modules", "parameters"), [(0, 7_979_042_111), (10, 10_566_592_831)])
+def test_plus(tmp_path: Path, modules: int, parameters: int) -> None:
+    """From the authors' config.json alone; numbers of docs/plus.md. The CTC head is not kept."""
+    path = tmp_path / "config.json"
+    config = replace(
+        RELEASED.language_model,
+        vocab_size=VOCAB if modules else 152_064,  # in training it gets the rows of audio tokens
+        num_hidden_layers=L + modules,
+        num_nextn_predict_layers=modules,
+    )
+    path.write_text(json.dumps({"model_type": "qwen2_mtp_sensevoice", **asdict(config)}))
+    sizes = read_sizes(path)
+    tower, projector, ctc_head = 233_999_167, 14_681_088, 12_853_215
+    made = plan_build(sizes, GpuOptions(engine="torch_cuda"), 4096)
+    assert made.weights["language model"] == 2 * (parameters - tower - projector)
+    assert made.weights["SenseVoice"] == made.files["audio/SenseVoice"] == 4 * (tower - ctc_head + projector)
+    assert made.stream == 4096 * ((L + modules) * 2 * 4 * 128 + HIDDEN) * 2 + VOCAB
+    # 120 s are 11 998 frames, 2 000 rows and 4 queries, each of which is scored against all by 4 heads.
+    row = 2 * 560 + 3 * 512 + 2048 + 3 * HIDDEN
+    assert made.buffers["SenseVoice activations"] == 4 * 2004 * (row + 4 * 2004)
+    assert not any("speech tokenizer" in name for name in made.weights | made.buffers | made.files)
+    if modules:
+        released = plan_build(released_sizes("sensevoice"), GpuOptions(engine="torch_cuda"), 4096)
+        assert replace(sizes, source="") == replace(released_sizes("sensevoice"), source="")
+        assert made == released
+        assert plan_build(sizes, LLM, 4096).weights["backbone"] == PLAN.weights["backbone"]
+        assert plan_build(sizes, LLM, 64).buffers["SenseVoice activations"] == 4 * 64 * (row + 4 * 64)
+
+
+def test_plus_sizes_of_a_bundle(tmp_path: Path) -> None:
+    write_random_checkpoint(tmp_path, TINY, speech_input="sensevoice")
+    assert read_sizes(tmp_path).sensevoice == TINY.sensevoice
+    code, text = run("--checkpoint", tmp_path, "--engine", "torch_cuda")
+    assert code == 0
+    assert "weights: SenseVoice" in text
+    assert "--speech-input: --checkpoint says it" in run("--checkpoint", tmp_path, "--speech-input", "sensevoice")[1]
+    assert "the released 7B Plus" in run("--speech-input", "sensevoice")[1]
 
 
 def test_torch_cuda_in_fp8() -> None:

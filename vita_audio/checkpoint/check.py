@@ -185,12 +185,10 @@ def _contradictions(
     vocoder: VocoderConfig,
 ) -> list[str]:
     """What each part says that another one contradicts."""
-    codes = {
-        f"{TOKENIZER_FILE} has audio tokens": vocabulary.audio_codes,
-        f"{AUDIO_DECODER} flow takes codes": flow.vocab_size,
-    }
+    codes = {f"{TOKENIZER_FILE} has audio tokens": vocabulary.audio_codes}
     if speech_tokenizer:
         codes[f"{SPEECH_TOKENIZER} has codes"] = speech_tokenizer.quantize_vocab_size
+    codes[f"{AUDIO_DECODER} flow takes codes"] = flow.vocab_size
     faults = []
     if len(set(codes.values())) > 1:
         faults.append("audio vocabularies differ: " + ", ".join(f"{what} {count}" for what, count in codes.items()))

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from vita_audio.checkpoint.configs import (
+    SENSEVOICE,
+    SPEECH_TOKENIZER,
     FlowConfig,
     LanguageModelConfig,
     SenseVoiceConfig,
@@ -172,6 +174,11 @@ class SizeName(str, Enum):
     tiny = "tiny"
     half_b = "0.5b"
     seven_b = "7b"
+
+
+class SpeechInput(str, Enum):
+    speech_tokenizer = SPEECH_TOKENIZER
+    sensevoice = SENSEVOICE
 
 
 SIZES = {"small": SMALL, "tiny": TINY, "0.5b": HALF_B, "7b": RELEASED}

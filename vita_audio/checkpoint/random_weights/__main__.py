@@ -10,7 +10,6 @@ serving on a CPU and for tests; 7b and 0.5b are as released, for measurements.
 
 from __future__ import annotations
 
-from enum import Enum
 from itertools import chain
 from pathlib import Path
 from typing import Annotated
@@ -34,18 +33,13 @@ from vita_audio.checkpoint.random_weights.audio import (
 from vita_audio.checkpoint.random_weights.language_model import RandomLanguageModel, drawing_device
 from vita_audio.checkpoint.random_weights.tokenizer import write_tokenizer
 from vita_audio.checkpoint.sensevoice import write_sensevoice_files
-from vita_audio.checkpoint.sizes import SIZES, SMALL, ModelSize, SizeName
+from vita_audio.checkpoint.sizes import SIZES, SMALL, ModelSize, SizeName, SpeechInput
 from vita_audio.checkpoint.speech_tokenizer import write_speech_tokenizer
 from vita_audio.checkpoint.tensor_file import write_tensors
 from vita_audio.contract.errors import CheckpointError, VitaError
 from vita_audio.contract.modes import NAMED_MODES
 from vita_audio.stopping import stop_on_signals
 from vita_audio.text.vocabulary import Vocabulary
-
-
-class SpeechInput(str, Enum):
-    speech_tokenizer = SPEECH_TOKENIZER
-    sensevoice = SENSEVOICE
 
 
 def write_random_checkpoint(
