@@ -4,14 +4,29 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from build_engines.onnxruntime.graph import FLOAT, FUSED, INT64, Graph, weights_of
+from vita_audio.checkpoint.configs import LANGUAGE_MODEL
+from vita_audio.checkpoint.sensevoice import load_sensevoice
 from vita_audio.engines.interface import Floats
 from vita_audio.models.sensevoice import QUERY_ROWS, SenseVoice
 
+if TYPE_CHECKING:
+    from build_engines.pipeline import Build, Facts, Needed
+
 SENSEVOICE_FILE = "sensevoice.onnx"
+
+
+def run(build: Build, folder: Path, needed: Needed) -> Facts:
+    """A stage of a build."""
+    parts = load_sensevoice(build.checkpoint / LANGUAGE_MODEL)
+    model = SenseVoice(parts.config).eval()
+    model.load_state_dict(parts.tensors)
+    export_sensevoice(model, parts.feature_shift, parts.feature_scale, folder)
+    return {}
 
 
 def export_sensevoice(model: SenseVoice, feature_shift: Floats, feature_scale: Floats, folder: Path) -> None:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
 
-from build_engines.onnxruntime.sensevoice import export_sensevoice
+from build_engines.onnxruntime.sensevoice import run
+from build_engines.pipeline import Build, Needed
 from sensevoice_golden import CLIPS, golden_embeddings, golden_features, golden_sensevoice
 from vita_audio.checkpoint.cmvn import read_cmvn
+from vita_audio.checkpoint.configs import LANGUAGE_MODEL
 from vita_audio.contract.errors import EngineError
 from vita_audio.engines.onnxruntime.sensevoice import OnnxSenseVoice
+from vita_audio.engines.registry import open_speech_encoder
+from vita_audio.engines.source import EngineSource
 from vita_audio.models.sensevoice import SenseVoice
 from vita_audio.sensevoice_features import slot_count, speech_embeddings
 
@@ -34,10 +40,22 @@ def model(plus: Path) -> SenseVoice:
 
 
 @pytest.fixture(scope="module")
-def engine(plus: Path, model: SenseVoice, tmp_path_factory: pytest.TempPathFactory) -> OnnxSenseVoice:
-    folder = tmp_path_factory.mktemp("sensevoice")
-    export_sensevoice(model, *read_cmvn(plus / "sensevoice" / "am.mvn"), folder)
-    return OnnxSenseVoice(folder, threads=1)
+def engine(plus: Path, tmp_path_factory: pytest.TempPathFactory) -> OnnxSenseVoice:
+    """Built from a folder such as the authors' code reads, opened as a server does."""
+    bundle, out = tmp_path_factory.mktemp("checkpoint"), tmp_path_factory.mktemp("engines")
+    (bundle / LANGUAGE_MODEL).mkdir()
+    for name in (
+        "plus_vanilla/config.json",
+        "plus_vanilla/model.safetensors",
+        "sensevoice/config.yaml",
+        "sensevoice/am.mvn",
+    ):
+        (bundle / LANGUAGE_MODEL / Path(name).name).symlink_to(plus / name)
+    run(Build(bundle, out), out, Needed({}))
+    manifest: Any = SimpleNamespace(engines={"sensevoice": "onnxruntime"})
+    opened = open_speech_encoder(EngineSource(out, manifest))
+    assert isinstance(opened, OnnxSenseVoice)
+    return opened
 
 
 def noise(rows: int) -> np.ndarray:

@@ -74,10 +74,10 @@ def test_stages(model: SenseVoice, features: dict[str, Tensor], wanted: dict[str
 def test_rounding_of_the_features(
     model: SenseVoice, features: dict[str, Tensor], wanted: dict[str, Tensor], clip: str
 ) -> None:
-    """Float32 weights behind rounded features: exact with the option, off by 2e-4 to 1e-2 without."""
+    """Float32 weights behind rounded features: exact with the option, off by 3e-3 to 4e-3 without."""
     rounded = wanted[f"{clip}.embeddings_rounded_features"]
     assert relative(alone(model, features[clip], round_features=True), rounded) < FLOAT32
-    assert 2e-4 < relative(alone(model, features[clip]), rounded) < 1e-2
+    assert 1e-3 < relative(alone(model, features[clip]), rounded) < 1e-2
 
 
 def test_released_bfloat16(

@@ -13,7 +13,13 @@ from typing import Any
 
 from vita_audio.contract.errors import EngineError
 from vita_audio.engines.gpu_record import TENSORRT_LLM, GpuRecord
-from vita_audio.engines.interface import FlowEngine, LanguageModelEngine, SpeechTokenizerEngine, VocoderEngine
+from vita_audio.engines.interface import (
+    FlowEngine,
+    LanguageModelEngine,
+    SpeechEncoderEngine,
+    SpeechTokenizerEngine,
+    VocoderEngine,
+)
 from vita_audio.engines.source import EngineSource
 
 #: Family -> its module of factories.
@@ -40,6 +46,13 @@ def open_language_model(source: EngineSource, slots: int) -> LanguageModelEngine
 def open_speech_tokenizer(source: EngineSource) -> SpeechTokenizerEngine:
     """Raises EngineError as `open_language_model`."""
     engine: SpeechTokenizerEngine = _factory(source, "speech_tokenizer")(source)
+    return engine
+
+
+def open_speech_encoder(source: EngineSource) -> SpeechEncoderEngine:
+    """The speech input of a Plus model. Raises EngineError as `open_language_model`, and where the engines are of a
+    model that has a speech tokenizer."""
+    engine: SpeechEncoderEngine = _factory(source, "sensevoice")(source)
     return engine
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vita_audio.engines.onnxruntime.audio import OnnxFlow, OnnxVocoder
 from vita_audio.engines.onnxruntime.language_model import OnnxLanguageModel
+from vita_audio.engines.onnxruntime.sensevoice import OnnxSenseVoice
 from vita_audio.engines.onnxruntime.speech_tokenizer import OnnxSpeechTokenizer
 from vita_audio.engines.source import EngineSource
 
@@ -14,6 +15,10 @@ def language_model(source: EngineSource, slots: int) -> OnnxLanguageModel:
 
 def speech_tokenizer(source: EngineSource) -> OnnxSpeechTokenizer:
     return OnnxSpeechTokenizer(source.folder, source.threads)
+
+
+def sensevoice(source: EngineSource) -> OnnxSenseVoice:
+    return OnnxSenseVoice(source.folder, source.threads)
 
 
 def flow(source: EngineSource) -> OnnxFlow:
