@@ -39,6 +39,7 @@ from server.launch import TritonServer
 from server.options import ServerOptions
 from vita_audio.contract.errors import VitaError
 from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ
+from vita_audio.stopping import stop_on_signals
 from vita_client import AsyncClient, Pcm, StatusUpdate
 from vita_client.audio import load_speech
 
@@ -352,4 +353,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    stop_on_signals()  # server and gateway end with it
     sys.exit(main())
