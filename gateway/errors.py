@@ -45,6 +45,7 @@ ANSWERS: dict[str, Answer] = {
     "method_not_allowed": Answer(405, WRONG),
     "request_timeout": Answer(408, WRONG),
     "body_too_large": Answer(413, WRONG),
+    "caller_left": Answer(499, WRONG),
     "rate_limit_exceeded": Answer(429, LIMITED, 1),
     "insufficient_quota": Answer(429, LIMITED, 60),
     # nothing is wrong with it: later, or elsewhere

@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field
 
 from gateway.context import caller, gateway_of
 from gateway.http.speech import Voice
-from gateway.http.streams import event_stream
+from gateway.http.streams import event_stream, while_connected
 from gateway.sound.decode import decode
 from gateway.sound.encode import Encoder
 from gateway.voices import VOICE, check_model, check_voice
@@ -93,11 +93,8 @@ async def chat(request: Request, asked: ChatRequest) -> Response:
     answer = _Answer(asked, audio)
     events = _answered(request, fields, answer)
     if asked.stream:
-        return await event_stream(_chunks(answer, events), end="[DONE]")
-    with contextlib.closing(answer):
-        pieces = [answer.piece(event) async for event in events]
-        whole = answer.completion("".join(text for text, _ in pieces), b"".join(sound for _, sound in pieces))
-    return JSONResponse(whole)
+        return await event_stream(request, _chunks(answer, events), end="[DONE]")
+    return JSONResponse(await while_connected(request, _whole(answer, events)))
 
 
 def _fields(asked: ChatRequest) -> dict[str, Any]:
@@ -172,6 +169,12 @@ async def _answered(request: Request, fields: dict[str, Any], answer: _Answer) -
                 use.sound(event.seconds)
             yield event
         answer.ended(stream)
+
+
+async def _whole(answer: _Answer, events: AsyncIterator[Event]) -> dict[str, Any]:
+    with contextlib.closing(answer):
+        pieces = [answer.piece(event) async for event in events]
+        return answer.completion("".join(text for text, _ in pieces), b"".join(sound for _, sound in pieces))
 
 
 async def _chunks(answer: _Answer, events: AsyncIterator[Event]) -> AsyncIterator[dict[str, Any]]:

@@ -53,9 +53,9 @@ async def speech(request: Request, asked: SpeechRequest) -> StreamingResponse:
     usage = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
     pieces = _spoken(request, asked, usage)
     if asked.stream_format == "sse":
-        return await event_stream(_events(pieces, usage))
+        return await event_stream(request, _events(pieces, usage))
     media_type = CONTENT_TYPES[asked.response_format]
-    return StreamingResponse(await begun(pieces), media_type=media_type, headers=HEADERS)
+    return StreamingResponse(await begun(request, pieces), media_type=media_type, headers=HEADERS)
 
 
 async def _spoken(request: Request, asked: SpeechRequest, usage: dict[str, int]) -> AsyncIterator[bytes]:

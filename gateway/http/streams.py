@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any, TypeVar
 
+from fastapi import Request
 from fastapi.responses import StreamingResponse
 
-from gateway.errors import body_of
+from gateway.errors import GatewayError, body_of
 from vita_audio.contract.errors import VitaError
 
 T = TypeVar("T")
@@ -16,9 +18,36 @@ T = TypeVar("T")
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
-async def begun(pieces: AsyncIterator[T]) -> AsyncIterator[T]:
-    """The same pieces, once the first one is there. Raises what came instead of it."""
-    first = await anext(pieces, None)
+async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is cancelled when the caller disconnects. The body must have been read.
+
+    Raises:
+        GatewayError: `caller_left`; otherwise what `work` raises.
+    """
+
+    async def disconnected() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    working, leaving = asyncio.create_task(work), asyncio.create_task(disconnected())
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise GatewayError("the caller disconnected before its answer", code="caller_left")
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def begun(request: Request, pieces: AsyncIterator[T]) -> AsyncIterator[T]:
+    """The same pieces, once the first one is there. Raises what came instead of it, and as `while_connected`."""
+
+    async def next_piece() -> T | None:
+        return await anext(pieces, None)
+
+    first = await while_connected(request, next_piece())
 
     async def all_of_them() -> AsyncIterator[T]:
         if first is not None:
@@ -29,9 +58,9 @@ async def begun(pieces: AsyncIterator[T]) -> AsyncIterator[T]:
     return all_of_them()
 
 
-async def event_stream(events: AsyncIterator[dict[str, Any]], end: str = "") -> StreamingResponse:
+async def event_stream(request: Request, events: AsyncIterator[dict[str, Any]], end: str = "") -> StreamingResponse:
     """Server-sent events; `end` is the data of the last one."""
-    checked = await begun(events)
+    checked = await begun(request, events)
 
     async def lines() -> AsyncIterator[str]:
         try:

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from numpy.typing import NDArray
 
 from gateway.context import caller, gateway_of
-from gateway.http.streams import event_stream
+from gateway.http.streams import event_stream, while_connected
 from gateway.sound.decode import decode
 from gateway.voices import check_model
 from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ
@@ -44,8 +44,8 @@ async def transcriptions(
     seconds = len(speech) / INPUT_SAMPLE_RATE_HZ
     words, usage = _words(request, speech, temperature), {"type": "duration", "seconds": round(seconds)}
     if stream:
-        return await event_stream(_events(words, usage))
-    text = "".join([piece async for piece in words]).strip()
+        return await event_stream(request, _events(words, usage))
+    text = (await while_connected(request, _joined(words))).strip()
     if response_format == "json":
         return JSONResponse({"text": text, "usage": usage})
     if response_format == "text":
@@ -66,6 +66,10 @@ async def _words(request: Request, speech: NDArray[np.float32], temperature: flo
         async for event in stream:
             if isinstance(event, TextDelta):
                 yield event.text
+
+
+async def _joined(words: AsyncIterator[str]) -> str:
+    return "".join([piece async for piece in words])
 
 
 async def _events(words: AsyncIterator[str], usage: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
