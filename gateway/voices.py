@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gateway.errors import GatewayError
 from vita_audio.contract.errors import InvalidRequest
+from vita_audio.contract.modes import NAMED_MODES
 
 MODEL = "vita-audio"
 VOICE = "vita"
@@ -12,9 +13,17 @@ OPENAI_VOICES = tuple("alloy ash ballad cedar coral echo fable marin nova onyx s
 
 
 def check_model(name: str) -> None:
-    """Raises: GatewayError: `model_not_found`."""
-    if name != MODEL:
-        raise GatewayError(f"model: there is no {name[:60]!r}, only {MODEL}", code="model_not_found", field="model")
+    """The name may end with a decoding mode, see `mode_of`. Raises: GatewayError: `model_not_found`."""
+    if name not in (MODEL, *(f"{MODEL}-{mode}" for mode in NAMED_MODES)):
+        modes = ", ".join(NAMED_MODES)
+        text = f"model: there is no {name[:60]!r}, only {MODEL}, and {MODEL}-MODE with one of {modes}"
+        raise GatewayError(text, code="model_not_found", field="model")
+
+
+def mode_of(model: str) -> str | None:
+    """The decoding mode that the name of a model ends with (`vita-audio-turbo`); None: the server's default."""
+    ending = model.rpartition("-")[2]
+    return ending if ending in NAMED_MODES else None
 
 
 def check_voice(name: str) -> None:

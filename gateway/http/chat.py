@@ -21,7 +21,7 @@ from gateway.http.speech import Voice
 from gateway.http.streams import event_stream, while_connected
 from gateway.sound.decode import decode
 from gateway.sound.encode import Encoder
-from gateway.voices import VOICE, check_model, check_voice
+from gateway.voices import VOICE, check_model, check_voice, mode_of
 from vita_audio.contract.errors import InvalidRequest
 from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ
 from vita_client import Event, Pcm, TextDelta, TokensDelta
@@ -116,6 +116,7 @@ def _fields(asked: ChatRequest) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "text": text or None,
         "messages": _in_words(before),
+        "mode": mode_of(asked.model),
         "task": "chat" if sounds or asked.with_sound else "text",
         "system": "\n".join(system) or None,
         "max_tokens": asked.max_completion_tokens or asked.max_tokens,

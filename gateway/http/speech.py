@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 from gateway.context import caller, gateway_of
 from gateway.http.streams import HEADERS, begun, event_stream
 from gateway.sound.encode import CONTENT_TYPES, Encoder
-from gateway.voices import VOICE, check_model, check_voice
+from gateway.voices import VOICE, check_model, check_voice, mode_of
 from vita_client import Pcm, TokensDelta
 
 router = APIRouter(tags=["audio"])
@@ -65,7 +65,12 @@ async def _spoken(request: Request, asked: SpeechRequest, usage: dict[str, int])
         async with (
             gateway.access.stream(caller(request)) as use,
             gateway.upstreams.client() as client,
-            client.read(asked.input, seed=asked.seed, timeout_s=gateway.settings.request_timeout_s) as reading,
+            client.read(
+                asked.input,
+                seed=asked.seed,
+                mode=mode_of(asked.model),
+                timeout_s=gateway.settings.request_timeout_s,
+            ) as reading,
         ):
             async for event in reading:
                 if isinstance(event, Pcm) and len(event.samples):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from gateway.context import caller, gateway_of
 from gateway.http.streams import event_stream, while_connected
 from gateway.sound.decode import decode
-from gateway.voices import check_model
+from gateway.voices import check_model, mode_of
 from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ
 from vita_client import TextDelta
 
@@ -42,7 +42,7 @@ async def transcriptions(
     check_model(model)
     speech = await asyncio.to_thread(decode, await file.read(), "file")
     seconds = len(speech) / INPUT_SAMPLE_RATE_HZ
-    words, usage = _words(request, speech, temperature), {"type": "duration", "seconds": round(seconds)}
+    words, usage = _words(request, speech, temperature, mode_of(model)), {"type": "duration", "seconds": round(seconds)}
     if stream:
         return await event_stream(request, _events(words, usage))
     text = (await while_connected(request, _joined(words))).strip()
@@ -55,9 +55,11 @@ async def transcriptions(
     return PlainTextResponse(_subtitles(text, seconds, response_format))
 
 
-async def _words(request: Request, speech: NDArray[np.float32], temperature: float) -> AsyncIterator[str]:
+async def _words(
+    request: Request, speech: NDArray[np.float32], temperature: float, mode: str | None
+) -> AsyncIterator[str]:
     gateway = gateway_of(request)
-    fields = {"audio": speech, "sample_rate": INPUT_SAMPLE_RATE_HZ, "temperature": temperature}
+    fields = {"audio": speech, "sample_rate": INPUT_SAMPLE_RATE_HZ, "temperature": temperature, "mode": mode}
     async with (
         gateway.access.stream(caller(request)),
         gateway.upstreams.client() as client,

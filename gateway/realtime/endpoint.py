@@ -15,8 +15,9 @@ from gateway.errors import response_of
 from gateway.realtime.events import EventError, error_event, new_id
 from gateway.realtime.outbox import NotRead, Outbox
 from gateway.realtime.protocol import Protocol
-from gateway.realtime.session import RealtimeSession, Session, TranscriptionSession, mode_of
+from gateway.realtime.session import RealtimeSession, Session, TranscriptionSession
 from gateway.realtime.talk import Talk
+from gateway.voices import mode_of
 from vita_audio.contract.errors import VitaError
 
 #: A session ends after so long without a message of its client, and after so long in all.

@@ -12,7 +12,6 @@ from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_v
 from gateway.realtime.turn_taking import EAGERNESS_SILENCE_MS, TurnRules
 from gateway.voices import check_voice
 from vita_audio.contract.errors import InvalidRequest
-from vita_audio.contract.modes import NAMED_MODES
 
 #: Of `instructions` and of one text, in characters.
 MAX_TEXT = 65_536
@@ -172,12 +171,6 @@ _NULLABLE = {"turn_detection", "transcription", "noise_reduction", "tracing", "i
 _WHOLE = {"turn_detection", "format", "transcription", "noise_reduction", "voice", "truncation", "tracing"}
 #: A session has the one it began with.
 _FIXED = ("id", "object", "expires_at", "model")
-
-
-def mode_of(model: str) -> str | None:
-    """The decoding mode that the name of a model ends with (`vita-audio-turbo`); None: the server's default."""
-    ending = model.rpartition("-")[2]
-    return ending if ending in NAMED_MODES else None
 
 
 def updated(session: Session, changes: dict[str, Any]) -> Session:

@@ -113,6 +113,13 @@ def test_a_caller_that_leaves_stops_the_work(http: httpx.Client, double: Protoco
     until(double.cancelled.is_set)
 
 
+def test_a_mode_in_the_name_of_the_model(http: httpx.Client, double: ProtocolDouble) -> None:
+    model = f"{MODEL}-turbo"
+    answers = (speech(http, model=model), transcription(http, model=model), chat(http, user("chunks 1"), model=model))
+    assert [answer.status_code for answer in answers] == [200] * 3
+    assert [inputs["MODE"] for inputs in double.inputs] == ["turbo"] * 3
+
+
 @pytest.mark.parametrize(
     ("fields", "status", "code", "param"),
     [
