@@ -18,6 +18,7 @@ def run(build: Build, folder: Path, needed: Needed) -> Facts:
 def checked_facts(found: CheckpointSizes) -> Facts:
     """What later stages need to know of a checked bundle."""
     return {
+        "speech_input": found.speech_input,
         "sizes": found.sizes(),
         "vocabulary": found.vocabulary.to_dict(),
         "default_pattern": list(found.default_pattern),

@@ -46,6 +46,7 @@ def make_manifest(build: Build, facts: Facts, files: dict[str, FileRecord], chec
         checkpoint_name=build.checkpoint_name,
         checkpoint_sha256=checkpoint_sha256,
         versions=build.versions,
+        speech_input=facts["speech_input"],
         sizes=facts["sizes"],
         vocabulary=Vocabulary.from_dict(facts["vocabulary"]),
         limits=Limits.from_dict(facts["limits"]),

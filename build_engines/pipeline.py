@@ -23,7 +23,9 @@ from typing import Any
 
 from build_engines.options import GpuOptions
 from build_engines.sources import code_of, versions_of
+from vita_audio.checkpoint.configs import LANGUAGE_MODEL, SPEECH_TOKENIZER
 from vita_audio.checkpoint.file_records import combined_sha256, file_sha256, visible_files, write_atomically
+from vita_audio.checkpoint.speech_input import speech_input_of
 from vita_audio.contract.errors import CheckpointError, EngineError
 from vita_audio.engines.gpu_machine import GpuMachine, find_machine
 from vita_audio.engines.manifest import WORK_FOLDER, package_version
@@ -90,6 +92,14 @@ class Build:
                 f"--scales: {scales} is not a file; make one with python -m build_engines.tensorrt_llm.calibrate"
             )
         return file_sha256(scales)
+
+    @cached_property
+    def speech_input(self) -> str:
+        """How the checkpoint takes speech in; SPEECH_TOKENIZER where its config.json cannot be read."""
+        try:
+            return speech_input_of(self.checkpoint / LANGUAGE_MODEL / "config.json")
+        except CheckpointError:  # the check of the checkpoint says why
+            return SPEECH_TOKENIZER
 
     @property
     def checkpoint_name(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 
 from build_engines.options import GpuOptions
 from build_engines.pipeline import GRAPHS, Build, Stage, StageRecord, build_lock, is_done, run_stage, select
@@ -11,11 +11,12 @@ from vita_audio.checkpoint.configs import (
     AUDIO_DECODER,
     GENERATION_CONFIG_FILE,
     LANGUAGE_MODEL,
+    SENSEVOICE,
     SPEECH_TOKENIZER,
     TOKENIZER_FILE,
 )
 from vita_audio.contract.errors import EngineError
-from vita_audio.engines.gpu_record import TENSORRT_LLM
+from vita_audio.engines.gpu_record import TENSORRT_LLM, TORCH_CUDA
 
 TARGETS = ("cpu", "gpu")
 #: Parts of the checkpoint, and options, that stages depend on.
@@ -43,6 +44,11 @@ CPU_STAGES = (
         options=("target", "checkpoint_name", "versions"),
     ),
 )
+#: In place of stages of the speech tokenizer, in builds of Plus checkpoints: name, module and what it reads.
+_SENSEVOICE_STAGES = {
+    "speech tokenizer": ("SenseVoice", "build_engines.onnxruntime.sensevoice:run", (LANGUAGE_MODEL,)),
+    "audio weights": ("audio weights", "build_engines.torch_cuda.audio:run_plus", (LANGUAGE_MODEL, AUDIO_DECODER)),
+}
 
 
 def gpu_stages(options: GpuOptions) -> tuple[Stage, ...]:
@@ -118,17 +124,38 @@ _TORCH_CUDA_STAGES = (
 
 
 def stages_of(build: Build) -> Sequence[Stage]:
-    """The stages of a build's target. Raises EngineError for an unknown one, or options that do not belong to it."""
+    """The stages of a build's target, for its checkpoint's speech input.
+
+    Raises:
+        EngineError: an unknown target, options that do not belong to it, or engines that are not built of a Plus
+            checkpoint.
+    """
     if build.target not in TARGETS:
         raise EngineError(f"--target: {build.target!r} is not valid: choose one of {', '.join(TARGETS)}")
     if build.target == "gpu":
-        return gpu_stages(build.gpu)
+        return _for_speech_input(build, gpu_stages(build.gpu))
     default = GpuOptions()
     for option in (each.name for each in fields(GpuOptions)):
         if getattr(build.gpu, option) != getattr(default, option):
             flag = f"--{option.replace('_', '-')}"
             raise EngineError(f"{flag}: belongs to --target gpu, not to --target cpu; leave it out")
-    return CPU_STAGES
+    return _for_speech_input(build, CPU_STAGES)
+
+
+def _for_speech_input(build: Build, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+    """Stages of a base checkpoint, or those for a Plus checkpoint."""
+    if build.speech_input != SENSEVOICE:
+        return stages
+    if build.target == "gpu" and build.gpu.engine == TENSORRT_LLM:
+        raise EngineError(
+            f"--engine: {TENSORRT_LLM} is not built from a Plus checkpoint ({build.checkpoint}) yet; "
+            f"take --engine {TORCH_CUDA}"
+        )
+    made = []
+    for stage in stages:
+        name, run, reads = _SENSEVOICE_STAGES.get(stage.name, (stage.name, stage.run, stage.reads))
+        made.append(replace(stage, name=name, run=run, reads=reads))
+    return tuple(made)
 
 
 def run_build(

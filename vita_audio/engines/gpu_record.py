@@ -87,9 +87,14 @@ class GpuRecord:
             yield "tp", self.tp, "this server drives one GPU; build with --tp 1 and serve one replica for each GPU"
 
 
-def standard_engines(gpu: GpuRecord | None) -> dict[str, str]:
-    """Stage -> engine family, as the builder makes them for a CPU or beside a GPU's language model."""
+def standard_engines(gpu: GpuRecord | None, speech_input: str = "speech_tokenizer") -> dict[str, str]:
+    """Stage -> engine family, as the builder makes them for a CPU or beside a GPU's language model.
+
+    Args:
+        speech_input: stage that takes speech in.
+    """
+    stages = [speech_input if stage == "speech_tokenizer" else stage for stage in STAGES]
     if gpu is None:
-        return dict.fromkeys(STAGES, "onnxruntime")
+        return dict.fromkeys(stages, "onnxruntime")
     audio = "tensorrt_audio" if gpu.engine == TENSORRT_LLM else gpu.engine
-    return dict(zip(STAGES, (gpu.engine, *(audio,) * 3), strict=True))
+    return dict(zip(stages, (gpu.engine, *(audio,) * 3), strict=True))

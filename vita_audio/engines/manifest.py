@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from vita_audio.checkpoint.configs import SENSEVOICE, SPEECH_TOKENIZER
 from vita_audio.checkpoint.file_records import FileRecord, checkpoint_sha256, file_sha256
 from vita_audio.contract.errors import EngineError
 from vita_audio.contract.limits import Limits
@@ -29,8 +30,9 @@ RUNTIME_PACKAGES: dict[str, tuple[str, ...]] = {"cpu": ("onnxruntime",)}
 class Manifest:
     """What the engines hold.
 
-    `sizes`: part (language_model, speech_tokenizer, flow, vocoder) -> fields of its config dataclass in
-    `vita_audio.checkpoint.configs`. `engines`: stage -> engine family.
+    `sizes`: part (language_model, speech_tokenizer or sensevoice, flow, vocoder) -> fields of its config dataclass in
+    `vita_audio.checkpoint.configs`. `engines`: stage -> engine family. `speech_input`: "speech_tokenizer", or
+    "sensevoice" of a Plus checkpoint.
     `versions`: python and packages at build time. `files`: path -> record.
     `schedule`: fields of the decoder's `DecoderConfig`, which decide the shapes that TensorRT's profiles are made for;
     None where none was recorded, in engines that take any. `gpu`: what GPU engines were built for, None for other
@@ -48,10 +50,11 @@ class Manifest:
     schedule: dict[str, Any] | None = None
     gpu: GpuRecord | None = None
     engines: dict[str, str] = dataclass_field(default_factory=dict)
+    speech_input: str = SPEECH_TOKENIZER
 
     def __post_init__(self) -> None:
         if not self.engines:  # as in manifests of before: what the builder makes
-            object.__setattr__(self, "engines", standard_engines(self.gpu))
+            object.__setattr__(self, "engines", standard_engines(self.gpu, self.speech_input))
 
     def to_json(self) -> str:
         fields = {"format": FORMAT, **asdict(self)}
@@ -150,11 +153,13 @@ def check_manifest(
         (
             "vocabulary.audio_codes",
             vocabulary.audio_codes,
-            sizes.get("speech_tokenizer", {}).get("quantize_vocab_size"),
+            sizes.get(SPEECH_TOKENIZER, {}).get("quantize_vocab_size"),
         ),
     ):
-        if value != expected:
+        if value != expected and not (expected is None and SENSEVOICE in sizes):
             raise refuse(field, value, f"the engines have {expected}")
+    if manifest.speech_input not in sizes:
+        raise refuse("speech_input", manifest.speech_input, f"the engines have {', '.join(sorted(sizes))}")
     if vocabulary.tokens > language_model.get("vocab_size", 0):
         raise refuse("vocabulary.tokens", vocabulary.tokens, f"the model has {language_model.get('vocab_size')} rows")
     for name, record in manifest.files.items():

@@ -14,6 +14,7 @@ from vita_audio.contract.errors import EngineError
 AUDIO_FOLDER = "audio"
 WEIGHTS_FILE = "language_model/weights.safetensors"
 SPEECH_TOKENIZER_FILE = f"{AUDIO_FOLDER}/speech_tokenizer.safetensors"
+SENSEVOICE_FILE = f"{AUDIO_FOLDER}/sensevoice.safetensors"
 FLOW_FILE = f"{AUDIO_FOLDER}/flow.safetensors"
 VOCODER_FILE = f"{AUDIO_FOLDER}/vocoder.safetensors"
 

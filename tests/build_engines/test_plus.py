@@ -1,0 +1,113 @@
+"""Builds of a Plus checkpoint: SenseVoice in place of the speech tokenizer, noted in the manifest, not served yet."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from build_engines import __main__ as command
+from build_engines.pipeline import Build
+from build_engines.stages import run_build, stages_of
+from gpu_builds import LLM, TORCH
+from gpu_machines import CONTAINER
+from server.checks import CannotStart, check_engines
+from vita_audio.checkpoint.random_weights.__main__ import write_random_checkpoint
+from vita_audio.checkpoint.sensevoice import load_sensevoice
+from vita_audio.checkpoint.sizes import TINY
+from vita_audio.contract.errors import CheckpointError, EngineError
+from vita_audio.engines.manifest import MANIFEST, check_manifest
+from vita_audio.engines.onnxruntime.sensevoice import OnnxSenseVoice
+from vita_audio.engines.torch.weights import SENSEVOICE_FILE, SPEECH_TOKENIZER_FILE, load_weights_file
+from vita_audio.models.sensevoice import SenseVoice
+
+
+@pytest.fixture(scope="module")
+def plus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoints") / "plus"
+    write_random_checkpoint(folder, TINY, speech_input="sensevoice")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def engines(plus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("engines") / "cpu"
+    run_build(Build(plus, out))
+    return out
+
+
+def test_for_a_cpu(plus: Path, engines: Path) -> None:
+    manifest = check_manifest(engines, plus)
+    assert manifest.speech_input == "sensevoice"
+    assert manifest.engines == dict.fromkeys(("language_model", "sensevoice", "flow", "vocoder"), "onnxruntime")
+    assert manifest.sizes["sensevoice"] == asdict(TINY.sensevoice)
+    assert "speech_tokenizer" not in manifest.sizes
+    assert "sensevoice.onnx" in manifest.files
+    assert "speech_tokenizer.onnx" not in manifest.files
+    assert manifest.vocabulary.context_of_audio is not None
+
+    parts = load_sensevoice(plus / "language_model")
+    model = SenseVoice(parts.config).eval()
+    model.load_state_dict(parts.tensors)
+    features = np.random.default_rng(0).standard_normal((9, 560), np.float32)
+    with torch.inference_mode():
+        wanted = model(torch.from_numpy(features)[None], torch.tensor([9]))[0].numpy()
+    np.testing.assert_allclose(OnnxSenseVoice(engines).embeddings(features), wanted, atol=1e-4)
+
+
+def test_the_server_refuses_them(engines: Path) -> None:
+    with pytest.raises(CannotStart) as caught:
+        check_engines(engines, None, "cpu")
+    assert "of a Plus checkpoint (plus), which this version builds but cannot serve yet" in str(caught.value)
+
+
+def test_for_a_gpu(plus: Path, tmp_path: Path, machine: object) -> None:
+    build = Build(plus, tmp_path, "gpu", context_tokens=256, gpu=TORCH)
+    run_build(build)
+    manifest = check_manifest(tmp_path, plus, "gpu", CONTAINER)
+    assert (manifest.speech_input, manifest.engines["sensevoice"]) == ("sensevoice", "torch_cuda")
+    assert SPEECH_TOKENIZER_FILE not in manifest.files
+    stored, parts = load_weights_file(tmp_path / SENSEVOICE_FILE), load_sensevoice(plus / "language_model")
+    assert stored.keys() == parts.tensors.keys() | {"feature_shift", "feature_scale"}
+    assert (stored["feature_scale"].numpy() == parts.feature_scale).all()
+
+
+def test_tensorrt_llm_is_refused(plus: Path, tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"--engine: tensorrt_llm is not built from a Plus checkpoint .* yet; take"):
+        stages_of(Build(plus, tmp_path, "gpu", gpu=LLM))
+
+
+def test_the_command_says_that_they_are_not_served(
+    plus: Path, engines: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["--checkpoint", str(plus), "--out", str(engines)]
+    monkeypatch.setattr(sys, "argv", ["build_engines", *arguments])
+    with pytest.raises(SystemExit):
+        command.run()
+    text = capsys.readouterr().out
+    assert "[2/7] SenseVoice: unchanged" in text
+    assert text.count("note: a Plus checkpoint: its engines are built, this version cannot serve them yet") == 1
+
+
+def test_a_manifest_whose_parts_disagree(engines: Path, tmp_path: Path) -> None:
+    fields = json.loads((engines / MANIFEST).read_text())
+    (tmp_path / MANIFEST).write_text(json.dumps(fields | {"speech_input": "speech_tokenizer"}))
+    with pytest.raises(EngineError, match=r"speech_input is 'speech_tokenizer' but the engines have .*sensevoice"):
+        check_manifest(tmp_path)
+
+
+def test_a_checkpoint_that_does_not_fit_stops_the_build(plus: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "plus"
+    folder.mkdir()
+    for part in ("language_model", "audio_decoder"):
+        (folder / part).mkdir()
+        for file in (plus / part).iterdir():
+            if file.name != "am.mvn":
+                (folder / part / file.name).symlink_to(file)
+    with pytest.raises(CheckpointError, match=r"am\.mvn: file is missing"):
+        run_build(Build(folder, tmp_path / "out"))
