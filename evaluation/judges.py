@@ -80,7 +80,10 @@ class Endpoint:
     """`POST {url}/audio/transcriptions` as OpenAI defines it; the gateway of this project is one too."""
 
     def __init__(self, url: str, model: str, at_once: int) -> None:
-        self.name = f"{model} at {httpx.URL(url).copy_with(userinfo=b'')}"
+        try:
+            self.name = f"{model} at {httpx.URL(url).copy_with(userinfo=b'')}"
+        except httpx.InvalidURL as error:
+            raise EvaluationError(f"--judge {url!r} is not an address: {error}") from error
         self._url, self._model, self._at_once = url.rstrip("/") + "/audio/transcriptions", model, at_once
         key = os.environ.get(API_KEY)
         self._headers = {"authorization": f"Bearer {key}"} if key else {}

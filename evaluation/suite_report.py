@@ -152,7 +152,7 @@ def _comparison(scores: SuiteScores, earlier: SuiteScores, changes: Sequence[Cha
         low, high = change.difference.low, change.difference.high
         worse = high < 0 if is_accuracy(change.measure) else low > 0
         better = low > 0 if is_accuracy(change.measure) else high < 0
-        verdict = "worse" if worse else "better" if better else "within the interval"
+        verdict = "worse" if worse else "better" if better else "may be chance"
         points = f"{100 * change.difference.value:+.2f}"
         rows.append([
             change.measure, _percent(change.before), _percent(change.after), points,

@@ -98,5 +98,7 @@ def test_another_language_and_another_option_are_refused() -> None:
         make_judge("pocketsphinx", "", 1).transcribe([], "zh")
     with pytest.raises(EvaluationError, match="pocketsphinx, http"):
         make_judge("whisper", "", 1)
+    with pytest.raises(EvaluationError, match="not an address"):
+        make_judge("http://host:port/v1", "", 1)
     with pytest.raises(EvaluationError, match="--judge"):
         make_judge("'unfinished {}", "", 1)
