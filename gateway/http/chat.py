@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 
 from gateway.context import caller, gateway_of
 from gateway.http.speech import Voice
@@ -28,7 +28,6 @@ from vita_client import Event, Pcm, TextDelta, TokensDelta
 from vita_client.aio import AsyncStream
 
 router = APIRouter(tags=["chat"])
-_EXPIRES_S = 3600
 
 
 class InputAudio(BaseModel):
@@ -48,9 +47,16 @@ class AudioPart(BaseModel):
     input_audio: InputAudio
 
 
+class AudioReference(BaseModel):
+    """An earlier spoken answer: none is stored, so its transcript has to be sent as content."""
+
+    id: str = Field(max_length=64)
+
+
 class Message(BaseModel):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[Annotated[TextPart | AudioPart, Field(discriminator="type")]] | None = None
+    audio: AudioReference | None = None
 
 
 class AudioParams(BaseModel):
@@ -62,8 +68,14 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
+class ResponseFormat(BaseModel):
+    type: Literal["text"]
+
+
 class ChatRequest(BaseModel):
-    """Fields that are not here (tools, stop, penalties, ...) are taken and change nothing."""
+    """Fields that are not here (tools, penalties, ...) are taken and change nothing; what would change the answer and
+    cannot be followed is refused.
+    """
 
     model: str
     messages: Annotated[list[Message], Field(min_length=1, max_length=1000)]
@@ -77,6 +89,16 @@ class ChatRequest(BaseModel):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**64)] | None = None
     n: Literal[1] | None = None
+    stop: str | list[str] | None = None
+    response_format: ResponseFormat | None = None
+    logprobs: Literal[False] | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+
+    @field_validator("stop")
+    @classmethod
+    def _no_stop(cls, stop: str | list[str] | None) -> None:
+        if stop:
+            raise ValueError("stop sequences are not supported; leave it out")
 
     @property
     def with_sound(self) -> bool:
@@ -103,6 +125,8 @@ def _fields(asked: ChatRequest) -> dict[str, Any]:
     turns = [message for message in asked.messages if message.role in ("user", "assistant")]
     if not turns or turns[-1].role != "user":
         raise InvalidRequest("messages", turns[-1].role if turns else None, "the last one is the user's")
+    for index, message in enumerate(asked.messages):
+        _check_sound(index, message, last=message is turns[-1])
     *before, last = turns
     sounds = [part.input_audio for part in last.content or () if isinstance(part, AudioPart)]
     words = _texts(last)
@@ -128,6 +152,18 @@ def _fields(asked: ChatRequest) -> dict[str, Any]:
         speech = decode(_decoded(sounds[0].data), "input_audio")
         fields |= {"audio": speech, "sample_rate": INPUT_SAMPLE_RATE_HZ}
     return fields
+
+
+def _check_sound(index: int, message: Message, last: bool) -> None:
+    """Raises InvalidRequest: the message has sound that cannot be used."""
+    if not last and any(isinstance(part, AudioPart) for part in message.content or ()):
+        raise InvalidRequest(
+            f"messages.{index}", "input_audio", "speech is taken in the last message only", "send its transcript"
+        )
+    if message.audio is not None and not " ".join(_texts(message)).strip():
+        raise InvalidRequest(
+            f"messages.{index}.audio", message.audio.id, "answers are not stored", "send its transcript as content"
+        )
 
 
 def _in_words(turns: list[Message]) -> str | None:
@@ -190,9 +226,10 @@ class _Answer:
     def __init__(self, asked: ChatRequest, audio: AudioParams) -> None:
         self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": asked.model}
         self._encoder = Encoder("pcm" if audio.format == "pcm16" else audio.format) if asked.with_sound else None
-        self._audio_id, self._expires_at = f"audio_{uuid.uuid4().hex}", int(time.time()) + _EXPIRES_S
+        # Answers are not stored: the id cannot be used later.
+        self._audio_id, self._expires_at = f"audio_{uuid.uuid4().hex}", int(time.time())
         self._with_usage = asked.stream_options is not None and asked.stream_options.include_usage
-        self._tokens, self._prompt_tokens, self._reason = 0, 0, "stop"
+        self._tokens, self._prompt_tokens, self._cached_tokens, self._reason = 0, 0, 0, "stop"
 
     def close(self) -> None:
         if self._encoder is not None:
@@ -211,6 +248,7 @@ class _Answer:
     def ended(self, stream: AsyncStream) -> None:
         if stream.status is not None:
             self._prompt_tokens = stream.status.prompt_tokens
+            self._cached_tokens = stream.status.cached_tokens
             self._reason = "length" if stream.status.reason in ("max_tokens", "context_limit") else "stop"
 
     def completion(self, text: str, sound: bytes) -> dict[str, Any]:
@@ -253,6 +291,10 @@ class _Answer:
         choice = {"index": 0, "delta": delta, "finish_reason": finish_reason, "logprobs": None}
         return {**self._head, "object": "chat.completion.chunk", "choices": [choice]}
 
-    def _usage(self) -> dict[str, int]:
-        total = self._prompt_tokens + self._tokens
-        return {"prompt_tokens": self._prompt_tokens, "completion_tokens": self._tokens, "total_tokens": total}
+    def _usage(self) -> dict[str, Any]:
+        return {
+            "prompt_tokens": self._prompt_tokens,
+            "completion_tokens": self._tokens,
+            "total_tokens": self._prompt_tokens + self._tokens,
+            "prompt_tokens_details": {"cached_tokens": self._cached_tokens},
+        }

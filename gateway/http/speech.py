@@ -15,7 +15,7 @@ from gateway.context import caller, gateway_of
 from gateway.http.streams import HEADERS, begun, event_stream
 from gateway.sound.encode import CONTENT_TYPES, Encoder
 from gateway.voices import VOICE, check_model, check_voice, mode_of
-from vita_client import Pcm, TokensDelta
+from vita_client import Pcm, StatusUpdate, TokensDelta
 
 router = APIRouter(tags=["audio"])
 Format = Literal["mp3", "opus", "aac", "flac", "wav", "pcm"]
@@ -61,6 +61,7 @@ async def speech(request: Request, asked: SpeechRequest) -> StreamingResponse:
 async def _spoken(request: Request, asked: SpeechRequest, usage: dict[str, int]) -> AsyncIterator[bytes]:
     """Pieces of the file; `usage` is counted on the way."""
     gateway = gateway_of(request)
+    prompts: dict[str, int] = {}  # tokens, of each sentence's stream
     with contextlib.closing(Encoder(asked.response_format, asked.speed)) as encoder:
         async with (
             gateway.access.stream(caller(request)) as use,
@@ -79,7 +80,9 @@ async def _spoken(request: Request, asked: SpeechRequest, usage: dict[str, int])
                     use.sound(event.seconds)
                 elif isinstance(event, TokensDelta):
                     usage["output_tokens"] += len(event.ids)
-            usage["input_tokens"] = 0 if reading.status is None else reading.status.prompt_tokens
+                elif isinstance(event, StatusUpdate):
+                    prompts[event.status.stream] = event.status.prompt_tokens
+            usage["input_tokens"] = sum(prompts.values())
             usage["total_tokens"] = usage["input_tokens"] + usage["output_tokens"]
         if piece := encoder.finish():
             yield piece

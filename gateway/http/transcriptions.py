@@ -33,11 +33,11 @@ async def transcriptions(
     model: Annotated[str, Form()],
     response_format: Annotated[Format, Form()] = "json",
     stream: Annotated[bool, Form()] = False,
-    language: Annotated[str, Form(max_length=32)] = "en",
+    language: Annotated[str, Form(max_length=32)] = "unknown",
     temperature: Annotated[float, Form(ge=0, le=1)] = 0.0,
 ) -> Response:
-    """`language` is not needed; `prompt`, `include` and other fields are taken and change nothing. The model knows no
-    times: verbose_json, srt and vtt have one segment.
+    """`language` only comes back in verbose_json; `prompt`, `include` and other fields change nothing. The model gives
+    no times: verbose_json has no segments, srt and vtt have one.
     """
     check_model(model)
     speech = await asyncio.to_thread(decode, await file.read(), "file")
@@ -51,7 +51,8 @@ async def transcriptions(
     if response_format == "text":
         return PlainTextResponse(f"{text}\n")
     if response_format == "verbose_json":
-        return JSONResponse(_verbose(text, seconds, language, temperature) | {"usage": usage})
+        verbose = {"task": "transcribe", "language": language, "duration": seconds, "text": text, "usage": usage}
+        return JSONResponse(verbose)
     return PlainTextResponse(_subtitles(text, seconds, response_format))
 
 
@@ -80,22 +81,6 @@ async def _events(words: AsyncIterator[str], usage: dict[str, Any]) -> AsyncIter
         text += piece
         yield {"type": "transcript.text.delta", "delta": piece}
     yield {"type": "transcript.text.done", "text": text, "usage": usage}
-
-
-def _verbose(text: str, seconds: float, language: str, temperature: float) -> dict[str, Any]:
-    segment = {
-        "id": 0,
-        "seek": 0,
-        "start": 0.0,
-        "end": seconds,
-        "text": text,
-        "tokens": [],
-        "temperature": temperature,
-        "avg_logprob": 0.0,
-        "compression_ratio": 1.0,
-        "no_speech_prob": 0.0,
-    }
-    return {"task": "transcribe", "language": language, "duration": seconds, "text": text, "segments": [segment]}
 
 
 def _subtitles(text: str, seconds: float, kind: str) -> str:

@@ -7,13 +7,17 @@ import io
 import json
 import wave
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import numpy as np
 import pytest
+from openai.types.audio import TranscriptionVerbose
 
+import client_protocol_double
 from client_protocol_double import ProtocolDouble, chunk_text
 from gateway.voices import MODEL, OPENAI_VOICES
 from waiting import until
@@ -150,7 +154,9 @@ def test_transcription(http: httpx.Client, double: ProtocolDouble) -> None:
     assert transcription(http, prompt="Ada", language="en", include="logprobs").json()["text"] == text
     assert transcription(http, response_format="text").text == f"{text}\n"
     verbose = transcription(http, response_format="verbose_json").json()
-    assert (verbose["text"], verbose["duration"], verbose["segments"][0]["end"]) == (text, 1.85, 1.85)
+    assert (verbose["text"], verbose["duration"], verbose["language"]) == (text, 1.85, "unknown")
+    assert "segments" not in TranscriptionVerbose.model_validate(verbose, strict=True).model_fields_set
+    assert transcription(http, response_format="verbose_json", language="zh").json()["language"] == "zh"
     assert transcription(http, response_format="srt").text == f"1\n00:00:00,000 --> 00:00:01,850\n{text}\n"
     assert transcription(http, response_format="vtt").text == f"WEBVTT\n\n00:00:00.000 --> 00:00:01.850\n{text}\n"
     *deltas, done = events(transcription(http, stream="true"))
@@ -185,7 +191,7 @@ def test_chat_in_text(http: httpx.Client, double: ProtocolDouble) -> None:
         {"role": "assistant", "content": [{"type": "text", "text": "Four."}]},
         user("chunks 2"),
     ]
-    answer = chat(http, *messages, max_tokens=9, temperature=0.5, top_p=0.5, seed=4, tools=[], stop="x").json()
+    answer = chat(http, *messages, max_tokens=9, temperature=0.5, top_p=0.5, seed=4, tools=[], stop=[]).json()
     choice, text = answer["choices"][0], chunk_text(4, 0) + chunk_text(4, 1)
     assert choice["message"]["content"] == text
     assert (answer["object"], choice["finish_reason"], answer["usage"]["completion_tokens"]) == (
@@ -225,6 +231,41 @@ def test_chat_with_sound_in_and_out(http: httpx.Client, double: ProtocolDouble) 
     assert {(inputs["TASK"], len(inputs["AUDIO"])) for inputs in double.inputs} == {("chat", 29_600)}  # type: ignore[arg-type]
 
 
+def test_usage(http: httpx.Client, double: ProtocolDouble, monkeypatch: pytest.MonkeyPatch) -> None:
+    status = client_protocol_double._status
+
+    def counted(inputs: dict[str, object], *rest: Any) -> Any:
+        counts = {"prompt_tokens": 7, "cached_tokens": 4, "stream": str(inputs.get("SEED"))}
+        return replace(status(inputs, *rest), **counts)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(client_protocol_double, "_status", counted)
+    usage = chat(http, user("chunks 1")).json()["usage"]
+    assert (usage["prompt_tokens"], usage["prompt_tokens_details"]) == (7, {"cached_tokens": 4})
+    double.otherwise = "chunks 2"
+    sentences = " ".join("This is a sentence" + " of many words" * 20 + "." for _ in range(2))
+    *_, done = events(speech(http, input=sentences, stream_format="sse"))
+    streams = len(double.inputs) - 1
+    assert streams > 1
+    counts = {"input_tokens": 7 * streams, "output_tokens": 4 * streams, "total_tokens": 11 * streams}
+    assert done["usage"] == counts
+
+
+@pytest.mark.parametrize("format", ["pcm", "mp3", "wav"])
+def test_speech_that_breaks_off(http: httpx.Client, format: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the first piece the status is sent already: the body ends without its last chunk, which clients notice."""
+
+    def breaks(inputs: dict[str, object], context: Any) -> Any:
+        yield from list(client_protocol_double.chunks(inputs, context, "20"))[:15]
+        context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
+
+    monkeypatch.setitem(client_protocol_double._SCRIPTS, "breaks", breaks)
+    fields = {"model": MODEL, "input": "breaks", "response_format": format}
+    with http.stream("POST", "/audio/speech", json=fields) as response:
+        assert response.status_code == 200
+        with pytest.raises(httpx.RemoteProtocolError):
+            response.read()
+
+
 @pytest.mark.parametrize(
     ("messages", "fields", "status", "code", "param"),
     [
@@ -235,6 +276,19 @@ def test_chat_with_sound_in_and_out(http: httpx.Client, double: ProtocolDouble) 
         ([user("a"), {"role": "assistant", "content": None}, user("b")], {}, 400, "invalid_request", "messages"),
         ([spoken(b"no sound")], {}, 400, "invalid_request", "input_audio"),
         ([user("a")], {"n": 2}, 400, "invalid_request", "n"),
+        ([user("a")], {"stop": ["x"]}, 400, "invalid_request", "stop"),
+        ([user("a")], {"logprobs": True}, 400, "invalid_request", "logprobs"),
+        ([user("a")], {"tool_choice": "required"}, 400, "invalid_request", "tool_choice"),
+        ([user("a")], {"response_format": {"type": "json_object"}}, 400, "invalid_request", "response_format.type"),
+        ([spoken(), user("a")], {}, 400, "invalid_request", "messages.0"),
+        ([spoken(), {"role": "assistant", "content": "b"}, user("a")], {}, 400, "invalid_request", "messages.0"),
+        (
+            [user("a"), {"role": "assistant", "audio": {"id": "audio_1"}}, user("b")],
+            {},
+            400,
+            "invalid_request",
+            "messages.1.audio",
+        ),
         ([user("a")], {"audio": {"voice": "nobody"}}, 400, "invalid_request", "voice"),
         ([user("a")], {"modalities": ["video"]}, 400, "invalid_request", "modalities.0"),
         ([user("message-only [vita:server_full] server is full")], {}, 503, "server_full", None),
