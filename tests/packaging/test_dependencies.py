@@ -74,7 +74,7 @@ def missing(files: list[Path], *extras: str, nested: bool = True) -> dict[str, s
         (("evaluation",), ("train", "evaluation")),
         (("gateway",), ("gateway",)),
         (("loadtest",), ("loadtest",)),
-        (("benchmarks",), ("serve", "build", "loadtest", "mutation", "gpu-check")),
+        (("benchmarks",), ("serve", "build", "loadtest", "gateway", "mutation", "test", "gpu-check")),
         (("tests", "deploy"), EVERY),
     ],
     ids=lambda value: value[0],
