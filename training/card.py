@@ -33,7 +33,8 @@ def write_card(
     samples = parts.pop(_SAMPLES)
     runs = [run for record in parts.values() for run in _runs(record)]
     started = f"\nStarted from {init}.\n" if init.checkpoint else ""
-    language_model = sizes.language_model
+    language_model, speech_tokenizer = sizes.language_model, sizes.speech_tokenizer
+    assert speech_tokenizer is not None, "Plus checkpoints are not trained here"
     size_mb = sum(file.stat().st_size for file in checkpoint.rglob("*") if file.is_file()) / 1e6
     text = f"""# {config.name}
 
@@ -47,8 +48,8 @@ A complete VITA-Audio checkpoint in the released layout, {size_mb:.1f} MB:
 |---|---|
 | language model | {language_model.backbone_layers} backbone layers + {language_model.mctp_modules} MCTP modules, \
 {language_model.hidden_size} wide, {language_model.vocab_size} tokens, {config.language_model.dtype} |
-| speech tokenizer | {sizes.speech_tokenizer.layers} layers, {sizes.speech_tokenizer.d_model} wide, \
-{sizes.speech_tokenizer.quantize_vocab_size} codes at 12.5 Hz |
+| speech tokenizer | {speech_tokenizer.layers} layers, {speech_tokenizer.d_model} wide, \
+{speech_tokenizer.quantize_vocab_size} codes at 12.5 Hz |
 | flow | {sizes.flow.encoder_blocks} encoder blocks, estimator {sizes.flow.channels} |
 | vocoder | {sizes.vocoder.base_channels} channels, {sizes.vocoder.sampling_rate} Hz |
 
