@@ -92,10 +92,10 @@ def test_the_web_example_prints_its_address_and_ends_both(engines: Path) -> None
         assert process.stdout.readline() == "starting the server ...\n"
         said = process.stdout.readline()
         assert said.startswith("talk at http://127.0.0.1:"), said
-        with urlopen(said.split()[2], timeout=20) as page:
+        with urlopen(said.split()[2], timeout=60) as page:
             assert b"<html" in page.read()
         process.send_signal(signal.SIGINT)
-        rest, logged = process.communicate(timeout=60)
+        rest, logged = process.communicate(timeout=120)
         assert (process.returncode, rest) == (130, "ending ...\n")
         assert "Traceback" not in logged
     finally:
