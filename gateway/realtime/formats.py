@@ -10,8 +10,7 @@ import soxr
 from numpy.typing import NDArray
 
 from gateway.realtime.turn_taking import RATE_HZ
-from gateway.sound.speed import Tempo
-from vita_audio.contract.rates import OUTPUT_SAMPLE_RATE_HZ
+from gateway.sound.resample import Resampler
 
 #: libsndfile's name and bytes a sample of each format, and its rate.
 _FORMATS = {"audio/pcm": ("PCM_16", 2, 24_000), "audio/pcmu": ("ULAW", 1, 8_000), "audio/pcma": ("ALAW", 1, 8_000)}
@@ -67,17 +66,15 @@ class SoundWriter:
 
     def __init__(self, format_name: str, speed: float = 1.0) -> None:
         self._subtype, self._sample_bytes, self._rate_hz = _FORMATS[format_name]
-        self._resampler = soxr.ResampleStream(OUTPUT_SAMPLE_RATE_HZ, self._rate_hz, 1, dtype="int16")
-        self._tempo = None if speed == 1 else Tempo(speed, OUTPUT_SAMPLE_RATE_HZ)
+        self._resampler = Resampler(self._rate_hz, speed)
 
     def write(self, samples: NDArray[np.int16]) -> bytes:
         """The next piece."""
-        return self._encoded(self._resampler.resample_chunk(self._tempo.push(samples) if self._tempo else samples))
+        return self._encoded(self._resampler.push(samples))
 
     def finish(self) -> bytes:
         """What is still held, about 30 ms."""
-        rest = self._tempo.finish() if self._tempo else np.zeros(0, np.int16)
-        return self._encoded(self._resampler.resample_chunk(rest, last=True))
+        return self._encoded(self._resampler.finish())
 
     def seconds(self, sound: bytes) -> float:
         """How long what was written sounds."""

@@ -8,11 +8,9 @@ from typing import Any
 
 import av
 import numpy as np
-import soxr
 from numpy.typing import NDArray
 
-from gateway.sound.speed import Tempo
-from vita_audio.contract.rates import OUTPUT_SAMPLE_RATE_HZ
+from gateway.sound.resample import Resampler
 
 RATE_HZ = 24_000
 #: The Content-Type of each format.
@@ -44,20 +42,16 @@ class Encoder:
     """
 
     def __init__(self, name: str, speed: float = 1.0) -> None:
-        self._resampler = soxr.ResampleStream(OUTPUT_SAMPLE_RATE_HZ, RATE_HZ, 1, dtype="int16")
-        self._tempo = None if speed == 1.0 else Tempo(speed, OUTPUT_SAMPLE_RATE_HZ)
+        self._resampler = Resampler(RATE_HZ, speed)
         self._file: _Raw | _Compressed = _Compressed(*_CODECS[name]) if name in _CODECS else _Raw(name == "wav")
 
     def push(self, samples: NDArray[np.int16]) -> bytes:
         """The bytes that are ready, which may be none."""
-        if self._tempo is not None:
-            samples = self._tempo.push(samples)
-        return self._file.push(self._resampler.resample_chunk(samples))
+        return self._file.push(self._resampler.push(samples))
 
     def finish(self) -> bytes:
         """The end of the file."""
-        last = np.zeros(0, np.int16) if self._tempo is None else self._tempo.finish()
-        return self._file.push(self._resampler.resample_chunk(last, last=True)) + self._file.finish()
+        return self._file.push(self._resampler.finish()) + self._file.finish()
 
     def close(self) -> None:
         """Also of a file that was not finished: PyAV before 17.0.1 may crash when it collects one that is open."""
