@@ -28,7 +28,7 @@ _PATIENCE_S = 1.0
 def interruptible(send: Callable[[], StreamT]) -> Iterator[StreamT]:
     """The stream that `send` starts, for the block; in the main thread only.
 
-    SIGINT and SIGTERM cancel it: its iteration ends, and the block with it.
+    SIGINT and SIGTERM cancel it: its iteration ends, and the block with it. A signal that is ignored (nohup) stays so.
 
     Raises:
         KeyboardInterrupt: at the end of the block, after a signal; inside of it after another one, or after a second.
@@ -54,7 +54,8 @@ def interruptible(send: Callable[[], StreamT]) -> Iterator[StreamT]:
         except queue.Empty:
             _interrupt_main_thread()
 
-    before = {number: signal.signal(number, interrupt) for number in _SIGNALS}
+    heeded = [number for number in _SIGNALS if signal.getsignal(number) not in (signal.SIG_IGN, None)]
+    before = {number: signal.signal(number, interrupt) for number in heeded}
     threading.Thread(target=watch, name="interrupts", daemon=True).start()
     try:
         stream = send()
