@@ -114,4 +114,4 @@ class _Answer:
 
 
 def _nothing(*answer: object) -> None:
-    """For an answer that nobody waits for."""
+    """For an answer that is not waited for."""
