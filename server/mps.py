@@ -113,7 +113,7 @@ class Mps:
             used: there are clients, so there must be an MPS server.
 
         Raises:
-            CannotStart: it does not answer any more, or nobody is its client: CUDA then works without MPS, unasked.
+            CannotStart: it does not answer any more, or it has no client: CUDA then works without MPS, unasked.
         """
         answer = self._ask("get_server_list", QUESTION_S)
         if answer is None:

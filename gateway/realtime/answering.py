@@ -37,7 +37,7 @@ class _Running:
         return 0.0 if self.answer is None else self.answer.playout.sent_s
 
     def cancel(self, reason: str) -> None:
-        """The client is told at once; the server stops."""
+        """The client gets its end at once; the server stops."""
         if self.answer is not None:
             self.response.cancel(reason, self.answer.stream)
             self.answer.cancel()
@@ -117,7 +117,7 @@ class Answering:
     def truncate(self, item_id: str, heard_s: float) -> None:
         """Of an answer only the first seconds were heard.
 
-        Only the last answer can still be cut: of an older one the client is told what holds.
+        Only the last answer can still be cut: of an older one the event says what holds.
 
         Raises:
             EventError: there is no such answer, or it has no sound.

@@ -187,7 +187,7 @@ class Protocol:
             task.add_done_callback(self._transcriptions.discard)
 
     async def _write_down(self, item_id: str, index: int, speech: Speech) -> None:
-        """What was said, in words, as the client asked for; a failure is told and changes nothing."""
+        """What was said, in words, as the client asked for; a failure is an event and changes nothing else."""
         kind = "conversation.item.input_audio_transcription"
         place, words = {"item_id": item_id, "content_index": index}, ""
         try:

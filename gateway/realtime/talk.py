@@ -61,7 +61,7 @@ class Answer:
     async def events(self) -> AsyncIterator[Event]:
         """Until it is complete or cancelled. Raises VitaError: the server failed."""
         try:
-            async with self._lease:  # an error tells it that the server failed
+            async with self._lease:  # an error shows it that the server failed
                 async for event in self.stream:
                     yield event
         finally:
@@ -105,7 +105,7 @@ class Talk:
         return self._history if self._conversation is None else self._conversation.history
 
     def set_system(self, system: str) -> None:
-        """Who answers, and how. A conversation that has begun is told with its next turn."""
+        """Who answers, and how. A conversation that has begun gets it with its next turn."""
         if system != self._system:
             self._system = system
             if not self.history:
@@ -297,7 +297,7 @@ class Talk:
 def _in_words(parts: Sequence[Part]) -> tuple[str, Sequence[Part]]:
     """An earlier conversation that was brought along in text, as MESSAGES; and what is left to be answered.
 
-    What else is there of it (speech, what the assistant said first, nothing after its last word) is told with the turn.
+    What else is there of it (speech, what the assistant said first, nothing after its last word) goes with the turn.
     """
     answers = [place for place, part in enumerate(parts) if part.role == "assistant" and part.text.strip()]
     end = answers[-1] + 1 if answers else 0
