@@ -62,7 +62,8 @@ class SpeechStage:
         if isinstance(message, Start):
             self.language_model.accept(message, _Answer(self._decoder, send).take, cancelled)
         elif isinstance(message, Cancel):
-            self._decoder.accept(lambda: Probe(message.stream), _nothing, cancelled=lambda: True)  # which cancels the other
+            # The decoder cancels the language model's part.
+            self._decoder.accept(lambda: Probe(message.stream), _nothing, cancelled=lambda: True)
             send(None, True)
         elif isinstance(message, Ping):  # both loops turn, or there is no answer
             answer = partial(send, None, True)
