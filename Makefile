@@ -64,8 +64,11 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Some thousand tests share two cores, and some of them watch a clock: the few that fail are run once more, alone.
+# What fails twice has failed; a run that was stopped, or did not begin, is not tried again.
 test: lint  ## everything that needs no GPU; WORKERS processes share the test files, 0: all in one
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile || { test $$? -eq 1 && \
+	  echo 'make test: the tests that failed, once more, alone' && $(BIN)/python -m pytest -v --last-failed; }
 
 # A client's environment is made once, in .clients/; Open WebUI's has 3 GB and takes five minutes.
 clients: engines $(VENV)/.test  ## openai, pipecat, livekit, wyoming, Open WebUI unchanged against a gateway; CLIENTS: some of them

@@ -33,11 +33,17 @@ def test_waiting_ends_when_it_is_ready(double: ProtocolDouble, client: Any) -> N
     assert client.wait_ready(5).ready
     double.model_ready = False
     double.asked.clear()
+
+    def become_ready() -> None:
+        while len(double.asked) < 6:  # server and model, again and again
+            time.sleep(0.01)
+        double.model_ready = True
+
+    threading.Thread(target=become_ready, daemon=True).start()
     started_s = time.monotonic()
-    threading.Timer(0.5, lambda: setattr(double, "model_ready", True)).start()
     assert client.wait_ready(30).ready
-    assert 0.45 < time.monotonic() - started_s < 8
-    assert 4 <= len(double.asked) < 40  # server and model, again and again, with pauses
+    assert time.monotonic() - started_s >= 0.2  # with pauses
+    assert len(double.asked) >= 8
 
 
 def test_waiting_ends_with_its_time(double: ProtocolDouble, client: Any) -> None:

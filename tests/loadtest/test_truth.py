@@ -5,6 +5,7 @@ That every single time is right to the microsecond is shown on a given clock: `t
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import statistics
@@ -73,10 +74,12 @@ def test_percentiles_underruns_rates_and_errors_are_those_that_were_injected(
     assert statistics.quantiles(ttfa_errors_ms, n=10)[-1] <= slack_ms
     assert statistics.quantiles(underrun_errors_ms, n=10)[-1] <= slack_ms
     reported = figures["scenarios"]["all"]["metrics"]["ttfa"]
-    cuts = statistics.quantiles(true_ttfa, n=100, method="inclusive")
+    true_ttfa.sort()
     for name, percent in (("p50", 50), ("p90", 90), ("p95", 95)):
-        true_ms = cuts[percent - 1]
-        assert 0.98 * true_ms - 5 <= reported[name] <= 1.05 * true_ms + slack_ms
+        # Between the two streams around the percentile any value is one: the gap between them may be wide.
+        place = percent / 100 * (len(true_ttfa) - 1)
+        below_ms, above_ms = true_ttfa[math.floor(place)], true_ttfa[math.ceil(place)]
+        assert 0.98 * below_ms - 5 <= reported[name] <= 1.05 * above_ms + slack_ms
     broken = sum(bool(mixed(stream.seed).underruns_s) for stream in streams)
     spoken = len(true_ttfa)
     assert broken / spoken <= figures["scenarios"]["all"]["underrun_rate"] <= (broken + slack_ms / 100) / spoken
