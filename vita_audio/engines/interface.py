@@ -28,18 +28,40 @@ class Sampling:
         return self.temperature == 0.0 or self.top_k == 1
 
 
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """Rows that the backbone takes at some places in place of the embeddings of the ids there (speech of a Plus model).
+
+    The MCTP modules do not: they read the ids, as the released code does (docs/plus.md, "Prompt and language model").
+
+    Args:
+        places: [n], int64, ascending; counted from the first token of what this belongs to.
+        rows: [n, hidden size].
+    """
+
+    places: Ints
+    rows: Floats
+
+    def part(self, start: int, stop: int) -> Embedded | None:
+        """What stands at places [start, stop), counted from `start`; None where nothing does."""
+        first, last = np.searchsorted(self.places, (start, stop))
+        return Embedded(self.places[first:last] - start, self.rows[first:last]) if first < last else None
+
+
 @dataclass(slots=True)
 class ExtendRow:
     """Backbone over the tokens at positions [start, start + len(tokens)) of one slot.
 
     `index` is the generated-token index (0 = first new token) of the sample to draw after the last row, or None when
-    the rows are a prefill chunk that needs no sample.
+    the rows are a prefill chunk that needs no sample. Engines of a checkpoint that reads speech as tokens refuse
+    `embedded`.
     """
 
     slot: int
     start: int
     tokens: Sequence[int]
     index: int | None
+    embedded: Embedded | None = None
 
 
 @dataclass(slots=True)
