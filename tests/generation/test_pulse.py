@@ -18,7 +18,7 @@ from waiting import until
 class SlowEngine:
     """Tokens are positions; a step waits for the gate."""
 
-    slots, mctp_modules, vocab_size, context = 2, 0, 1000, 500
+    slots, mctp_modules, vocab_size, context, embedded_size = 2, 0, 1000, 500, 0
 
     def __init__(self) -> None:
         self.gate = threading.Event()

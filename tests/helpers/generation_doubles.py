@@ -17,7 +17,7 @@ BOOST, VANILLA, TURBO = (1, 10, 4, 10), (8192, 0), (1, 10)
 class CountingEngine:
     """Test double for scheduling: token = position, and a record of the rows each call was given."""
 
-    mctp_modules, vocab_size = 10, 100_000
+    mctp_modules, vocab_size, embedded_size = 10, 100_000, 0
 
     def __init__(self, slots: int = 3, context: int = 2000, end_at: int = -1) -> None:
         self.slots, self.context, self.end_at = slots, context, end_at

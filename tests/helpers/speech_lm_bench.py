@@ -18,7 +18,7 @@ from waiting import until
 class GatedEngine:
     """A language model that waits before every step until the test lets it go on; tokens are positions."""
 
-    mctp_modules, vocab_size, context = 10, 100_000, 5000
+    mctp_modules, vocab_size, context, embedded_size = 10, 100_000, 5000, 0
 
     def __init__(self, slots: int) -> None:
         self.slots = slots

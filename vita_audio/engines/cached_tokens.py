@@ -5,8 +5,40 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
+
 from vita_audio.contract.errors import EngineError
-from vita_audio.engines.interface import BurstRow, ExtendRow, Sampling
+from vita_audio.engines.interface import BurstRow, Embedded, ExtendRow, Sampling
+
+
+def check_embedded(embedded: Embedded, tokens: int, size: int) -> None:
+    """Whether rows of embeddings fit `tokens` ids that they belong to.
+
+    Args:
+        size: `embedded_size` of the engine.
+
+    Raises:
+        EngineError: the engine takes none, there are not as many rows as places, rows have another size or values that
+            are not finite, or places are not ascending and within the tokens.
+    """
+    places, rows = embedded.places, embedded.rows
+    if not size:
+        raise EngineError(
+            "embeddings: this checkpoint reads speech as tokens and takes none; serve a Plus checkpoint, or build its "
+            "engines again"
+        )
+    if rows.ndim != 2 or places.shape != rows.shape[:1] or rows.shape[1] != size:
+        raise EngineError(
+            f"embeddings: shape {list(rows.shape)} for places {list(places.shape)} is not valid: one row of {size} "
+            "values for each place; take the speech encoder and the language model from one checkpoint"
+        )
+    if len(places) and not (places[0] >= 0 and places[-1] < tokens and np.all(places[1:] > places[:-1])):
+        raise EngineError(
+            f"embeddings: places from {places[0]} to {places[-1]} are not valid: ascending, in [0, {tokens}); "
+            "count them from the first token"
+        )
+    if not np.isfinite(rows).all():
+        raise EngineError("embeddings: a value is not finite; look for it in the speech, then in the speech encoder")
 
 
 class CachedTokens:
@@ -117,10 +149,11 @@ class SlotEngine:
     Args:
         slots, context: of the engine.
         mctp_modules, vocab_size: of the checkpoint.
+        embedded_size: hidden size of a Plus checkpoint; 0 refuses rows of embeddings.
     """
 
-    def __init__(self, slots: int, context: int, mctp_modules: int, vocab_size: int) -> None:
-        self.slots, self.context = slots, context
+    def __init__(self, slots: int, context: int, mctp_modules: int, vocab_size: int, embedded_size: int = 0) -> None:
+        self.slots, self.context, self.embedded_size = slots, context, embedded_size
         self.mctp_modules, self.vocab_size = mctp_modules, vocab_size
         self.cached = CachedTokens(slots, context, mctp_modules)
 
@@ -134,6 +167,9 @@ class SlotEngine:
         return cascaded
 
     def extend(self, rows: Sequence[ExtendRow]) -> list[int | None]:
+        for row in rows:
+            if row.embedded is not None:
+                check_embedded(row.embedded, len(row.tokens), self.embedded_size)
         with self.cached.extend(rows):
             return self._extend(rows)
 

@@ -54,7 +54,7 @@ class ExtendRow:
 
     `index` is the generated-token index (0 = first new token) of the sample to draw after the last row, or None when
     the rows are a prefill chunk that needs no sample. Engines of a checkpoint that reads speech as tokens refuse
-    `embedded`.
+    `embedded` (`embedded_size` 0).
     """
 
     slot: int
@@ -92,6 +92,7 @@ class LanguageModelEngine(Protocol):
     context: int  # tokens a slot holds
     mctp_modules: int  # K
     vocab_size: int
+    embedded_size: int  # of the rows of `ExtendRow.embedded`; 0 of a checkpoint that reads speech as tokens
 
     def begin(self, slot: int, sampling: Sampling, keep: int = 0) -> int:
         """Start a stream in a free slot, of whose cache the first `keep` tokens stay valid: those of a stream before.

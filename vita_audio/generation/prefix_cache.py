@@ -31,7 +31,7 @@ class PrefixStats:
 
 
 class PrefixCache:
-    """The free slots of an engine, and the tokens that each of them holds.
+    """The free slots of an engine, and the tokens that each of them holds, by their keys (`content_keys.py`).
 
     Args:
         slots: of the engine; all are free and empty at first.
@@ -60,13 +60,13 @@ class PrefixCache:
         """As it was at first: every slot must be free."""
         self._fill(len(self._free))
 
-    def choose(self, prompt: Sequence[int]) -> tuple[int, int]:
+    def choose(self, keys: Sequence[int]) -> tuple[int, int]:
         """The free slot for a prompt, and how many of its first tokens the slot holds: at least one is left to read.
 
         That with the longest common beginning, if it is worth it (`WORTH_TOKENS`), else the least recently used.
         """
-        ids = np.asarray(prompt[:-1], np.int64)
-        common = {slot: _common(ids, held) for slot, held in self._free.items()}
+        wanted = np.asarray(keys[:-1], np.int64)
+        common = {slot: _common(wanted, held) for slot, held in self._free.items()}
         oldest = next(iter(self._free))
         longest = max(self._free, key=lambda slot: common[slot])
         slot = longest if common[longest] - common[oldest] >= WORTH_TOKENS else oldest
@@ -84,9 +84,9 @@ class PrefixCache:
             stats.evicted + held - keep,
         )
 
-    def put(self, slot: int, tokens: Sequence[int]) -> None:
-        """`slot` is free; its cache holds `tokens`, the newest of all."""
-        held = np.asarray(tokens if self._reuse else (), np.int64)
+    def put(self, slot: int, keys: Sequence[int]) -> None:
+        """`slot` is free; its cache holds the tokens of `keys`, the newest of all."""
+        held = np.asarray(keys if self._reuse else (), np.int64)
         self._free[slot] = held
         if not len(held):  # before those that hold something, in the order of their numbers
             empty = sorted(slot for slot, held in self._free.items() if not len(held))

@@ -16,7 +16,8 @@ from collections.abc import Collection, Sequence
 
 from vita_audio.contract.errors import InvalidRequest
 from vita_audio.contract.messages import State
-from vita_audio.engines.interface import BurstRow, ExtendRow, LanguageModelEngine
+from vita_audio.engines.cached_tokens import check_embedded
+from vita_audio.engines.interface import BurstRow, LanguageModelEngine
 from vita_audio.generation.prefix_cache import PrefixCache
 from vita_audio.generation.request import GenerationRequest
 from vita_audio.generation.stream import Stream
@@ -53,7 +54,12 @@ class Scheduler:
         self.prefixes = PrefixCache(engine.slots, reuse_prefixes)
 
     def check(self, request: GenerationRequest) -> None:
-        """Raises InvalidRequest when this engine can never serve the request."""
+        """Whether this engine can serve the request.
+
+        Raises:
+            InvalidRequest: its prompt or mode cannot be served.
+            EngineError: its embeddings do not fit the prompt or the engine.
+        """
         prompt, engine = request.prompt, self.engine
         if len(prompt) == 0:
             raise InvalidRequest("PROMPT_IDS", [], "at least one token")
@@ -63,6 +69,8 @@ class Scheduler:
             )
         if not 0 <= min(prompt) <= max(prompt) < engine.vocab_size:
             raise InvalidRequest("PROMPT_IDS", [min(prompt), max(prompt)], f"ids in [0, {engine.vocab_size})")
+        if request.embedded is not None:  # in a step they would fail every stream
+            check_embedded(request.embedded, len(prompt), engine.embedded_size)
         most = max(request.settings.pattern[1::2])
         if most > engine.mctp_modules:
             raise InvalidRequest("MODE", request.settings.mode, f"this model has {engine.mctp_modules} MCTP modules")
@@ -91,7 +99,7 @@ class Scheduler:
     def _admit(self) -> None:
         while self.prefixes and self.waiting:
             stream = self.waiting[0]
-            slot, keep = self.prefixes.choose(stream.request.prompt)
+            slot, keep = self.prefixes.choose(stream.request.keys)
             try:
                 cascaded = self.engine.begin(slot, stream.request.sampling, keep)
             except Exception as error:  # this stream's fault or bad luck: the others go on, the slot stays free
@@ -111,7 +119,7 @@ class Scheduler:
             self.running.remove(stream)
             self.engine.release(stream.slot)
             # After a failed step an engine's caches are not what its account says.
-            self.prefixes.put(stream.slot, () if stream.state == "failed" else stream.tokens[: stream.consumed])
+            self.prefixes.put(stream.slot, () if stream.state == "failed" else stream.keys[: stream.consumed])
         self._admit()
 
     def step(self) -> None:
@@ -159,7 +167,7 @@ class Scheduler:
         for s in streams:
             stop = min(len(s.tokens), s.consumed + self.prefill_chunk)
             index = s.generated if stop == len(s.tokens) and not s.reads_only else None
-            rows.append(ExtendRow(s.slot, s.consumed, s.tokens[s.consumed : stop], index))
+            rows.append(s.extend_row(stop, index))
         if not rows:
             return
         for s, row, token in zip(streams, rows, self.engine.extend(rows), strict=True):

@@ -100,7 +100,7 @@ class GenerationService:
         How many may wait is for the caller to bound.
 
         Raises:
-            InvalidRequest: the engine can never serve the request.
+            InvalidRequest, EngineError: the engine can never serve the request (`Scheduler.check`).
             ServerStopping: the service is closing.
             ServerUnhealthy: its thread has ended by a fault.
         """

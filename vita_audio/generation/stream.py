@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from vita_audio.contract.messages import State
 from vita_audio.contract.modes import Mode
+from vita_audio.engines.interface import ExtendRow
 from vita_audio.generation.request import GenerationRequest
 
 
@@ -43,6 +44,11 @@ class Stream:
         return len(self.request.prompt)
 
     @property
+    def keys(self) -> list[int]:
+        """Of all tokens, for the prefix cache (`content_keys.py`)."""
+        return [*self.request.keys, *self.tokens[self.prompt_tokens :]]
+
+    @property
     def generated(self) -> int:
         return len(self.tokens) - self.prompt_tokens
 
@@ -77,6 +83,11 @@ class Stream:
     def _room(self) -> int:
         limit = min(self.token_limit, self.prompt_tokens + self.request.settings.max_tokens)
         return limit - len(self.tokens)
+
+    def extend_row(self, stop: int, index: int | None) -> ExtendRow:
+        """The backbone's next rows, those of tokens up to `stop`."""
+        embedded = self.request.embedded and self.request.embedded.part(self.consumed, stop)
+        return ExtendRow(self.slot, self.consumed, self.tokens[self.consumed : stop], index, embedded)
 
     def begin(self, slot: int, consumed: int, cascaded: int) -> None:
         """The stream has a slot, whose caches hold `consumed` tokens of its prompt and `cascaded` rows already."""

@@ -117,10 +117,22 @@ class LanguageModel(nn.Module):
     def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         return rotary_table(positions, self.config.head_dim, self.config.rope_theta)
 
-    def backbone(self, tokens: Tensor, positions: Tensor, attend: Callable[[int], Attend]) -> Tensor:
-        """tokens [rows] -> H0 [rows, hidden], the output of the final norm. `attend(layer)` attends in that layer."""
+    def backbone(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        attend: Callable[[int], Attend],
+        embedded: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """tokens [rows] -> H0 [rows, hidden], the output of the final norm. `attend(layer)` attends in that layer.
+
+        `embedded`: numbers [n] of rows of a Plus model, and what stands there in place of the embeddings of the ids
+        [n, hidden]. Modules of MCTP read the ids even there (docs/plus.md).
+        """
         cos, sin = self.rotary(positions)
         x = self.model.embed_tokens(tokens)
+        if embedded is not None:
+            x = x.index_copy(0, *embedded)
         for index in range(self.config.backbone_layers):
             x = self.model.layers[index](x, cos, sin, attend(index))
         return self.model.norm(x)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -28,6 +29,7 @@ class TorchLanguageModel(SlotEngine):
         slots: streams that may be open at once.
         context: tokens a slot holds.
         banned_ids: token ids that must never be sampled.
+        embedded: the checkpoint is a Plus one: prompts bring rows of embeddings.
     """
 
     def __init__(
@@ -37,8 +39,10 @@ class TorchLanguageModel(SlotEngine):
         slots: int,
         context: int,
         banned_ids: Sequence[int] = (),
+        embedded: bool = False,
     ) -> None:
-        super().__init__(slots, context, config.mctp_modules, config.vocab_size)
+        embedded_size = config.hidden_size if embedded else 0
+        super().__init__(slots, context, config.mctp_modules, config.vocab_size, embedded_size)
         self.config = config
         self._model = LanguageModel(config)
         self._model.load_state_dict(dict(tensors))
@@ -65,7 +69,7 @@ class TorchLanguageModel(SlotEngine):
             self._seen[row.slot, list(row.tokens)] = True
         tokens = torch.tensor([token for row in rows for token in row.tokens])
         positions = torch.cat([torch.arange(start, stop) for _, start, stop in spans])
-        hidden = self._model.backbone(tokens, positions, lambda layer: self._attend(layer, spans))
+        hidden = self._model.backbone(tokens, positions, lambda layer: self._attend(layer, spans), _packed(rows))
         for (slot, start, stop), part in zip(spans, hidden.split([b - a for _, a, b in spans]), strict=True):
             self._hidden[slot, start:stop] = part
         return [
@@ -124,3 +128,16 @@ class TorchLanguageModel(SlotEngine):
         if commit:
             self._seen[slot, token] = True
         return token
+
+
+def _packed(rows: Sequence[ExtendRow]) -> tuple[Tensor, Tensor] | None:
+    """Places [n] along the packed axis and embeddings [n, hidden] of all rows; None where there are none."""
+    places, embeddings, start = [], [], 0
+    for row in rows:
+        if row.embedded is not None:
+            places.append(row.embedded.places + start)
+            embeddings.append(row.embedded.rows)
+        start += len(row.tokens)
+    if not places:
+        return None
+    return torch.from_numpy(np.concatenate(places)), torch.from_numpy(np.concatenate(embeddings))
