@@ -35,7 +35,7 @@ from vita_audio.contract.errors import CheckpointError, EngineError
 from vita_audio.engines.gpu_record import TENSORRT_LLM, TORCH_CUDA
 from vita_audio.engines.source import GPU_PREFILL_CHUNK
 from vita_audio.engines.tensorrt_llm.memory import PoolSizes
-from vita_audio.engines.torch_cuda.memory import SLOTS_SHARE, programs_bytes, slot_bytes
+from vita_audio.engines.torch_cuda.memory import SLOTS_SHARE, programs_bytes, prompt_rows_bytes, slot_bytes
 from vita_audio.engines.torch_cuda.shapes import Limits
 
 GIB = 1 << 30
@@ -202,6 +202,7 @@ def _plan_torch_cuda(sizes: Sizes, options: GpuOptions, context: int) -> GpuPlan
         buffers={
             "padding rows": slot_bytes(config, 1, 2),
             "programs": programs_bytes(config, limits, chunk, 2),
+            **({"prompt rows": prompt_rows_bytes(config, limits, chunk, 2)} if sizes.sensevoice else {}),
             **audio_buffers(sizes, options.streams, options.audio_batch),
             **encoder_bytes(sizes, context),
         },

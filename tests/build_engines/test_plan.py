@@ -132,6 +132,9 @@ def test_plus(tmp_path: Path, modules: int, parameters: int) -> None:
     # 120 s are 11 998 frames, 2 000 rows and 4 queries, each of which is scored against all by 4 heads.
     row = 2 * 560 + 3 * 512 + 2048 + 3 * HIDDEN
     assert made.buffers["SenseVoice activations"] == 4 * 2004 * (row + 4 * 2004)
+    # 64 streams that read the rest of a prompt in a step beside others, of at most K + 1 rows each.
+    assert made.buffers["prompt rows"] == max(512, 64 * (modules + 1)) * HIDDEN * 2
+    assert "prompt rows" not in plan(engine="torch_cuda").buffers
     assert not any("speech tokenizer" in name for name in made.weights | made.buffers | made.files)
     if modules:
         released = plan_build(released_sizes("sensevoice"), GpuOptions(engine="torch_cuda"), 4096)

@@ -22,9 +22,11 @@ from vita_audio.engines.interface import BurstRow, ExtendRow, Sampling
 from vita_audio.engines.torch_cuda.cuda_graphs import Capturer, Program
 from vita_audio.engines.torch_cuda.forward import Forward
 from vita_audio.engines.torch_cuda.memory import capture_error, is_out_of_memory
+from vita_audio.engines.torch_cuda.prompt_rows import PromptRows
 from vita_audio.engines.torch_cuda.settings import Settings
 from vita_audio.engines.torch_cuda.shapes import (
     GROUP_STREAMS,
+    MAX_STREAM_ROWS,
     Limits,
     Shape,
     group_streams,
@@ -35,8 +37,6 @@ from vita_audio.engines.torch_cuda.shapes import (
 )
 from vita_audio.engines.torch_cuda.weights import Weights
 
-#: Rows of one stream that a program takes at most; longer runs are cut.
-MAX_STREAM_ROWS = 512
 _GROUP_ROWS = 64
 _MIN_SPAN = 256
 
@@ -58,7 +58,9 @@ class TorchCudaLanguageModel(SlotEngine):
         self, config: LanguageModelConfig, weights: Weights, settings: Settings, banned_ids: Sequence[int] = ()
     ) -> None:
         settings.check(config, weights)
-        super().__init__(settings.slots, settings.context, config.mctp_modules, config.vocab_size)
+        self._prompt_rows = PromptRows(weights.embedding, config.vocab_size)
+        embedded_size = config.hidden_size if len(self._prompt_rows) else 0
+        super().__init__(settings.slots, settings.context, config.mctp_modules, config.vocab_size, embedded_size)
         self.config, self.settings = config, settings
         self.forward = Forward(config, weights, settings, banned_ids)
         self._programs: dict[tuple[str, Shape], Program] = {}
@@ -147,9 +149,11 @@ class TorchCudaLanguageModel(SlotEngine):
 
     def _extend_long(self, row: ExtendRow) -> int | None:
         """More rows than a decode step: a prefill chunk, alone."""
-        while len(row.tokens) > MAX_STREAM_ROWS:
-            self._extend_call([replace(row, tokens=row.tokens[:MAX_STREAM_ROWS], index=None)])
-            row = replace(row, start=row.start + MAX_STREAM_ROWS, tokens=row.tokens[MAX_STREAM_ROWS:])
+        most = MAX_STREAM_ROWS
+        while (count := len(row.tokens)) > most:
+            first, rest = (row.embedded and row.embedded.part(*span) for span in ((0, most), (most, count)))
+            self._extend_call([replace(row, tokens=row.tokens[:most], index=None, embedded=first)])
+            row = replace(row, start=row.start + most, tokens=row.tokens[most:], embedded=rest)
         return self._extend_call([row])[0]
 
     def _extend_call(self, rows: Sequence[ExtendRow], group: bool = False) -> list[int | None]:
@@ -160,8 +164,11 @@ class TorchCudaLanguageModel(SlotEngine):
         program.reset()
         stream, _ = self._fill(program, shape, spans, index)
         tokens = np.fromiter(chain.from_iterable(row.tokens for row in rows), np.int64, len(stream))
-        program.inputs["tokens"][: len(tokens)] = tokens
         program.inputs["seen_at"][: len(tokens)] = spans[stream, 0] * self.vocab_size + tokens
+        if embedded := [(i, row.embedded) for i, row in enumerate(rows) if row.embedded]:
+            places = np.concatenate([np.searchsorted(stream, i) + one.places for i, one in embedded])
+            tokens[places] = self._prompt_rows.put([one.rows for _, one in embedded])
+        program.inputs["tokens"][: len(tokens)] = tokens
         output = program.run()
         if output is None:
             return [None] * len(rows)

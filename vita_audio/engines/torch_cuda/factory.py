@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from vita_audio.checkpoint.configs import FlowConfig, LanguageModelConfig, SpeechTokenizerConfig, VocoderConfig
+from vita_audio.checkpoint.configs import (
+    SENSEVOICE,
+    FlowConfig,
+    LanguageModelConfig,
+    SpeechTokenizerConfig,
+    VocoderConfig,
+)
 from vita_audio.contract.errors import EngineError
 from vita_audio.engines.gpu_record import LEAST_CAPABILITY
 from vita_audio.engines.source import EngineSource
@@ -19,6 +25,7 @@ from vita_audio.engines.torch.weights import (
 from vita_audio.engines.torch_cuda.audio import TorchCudaFlow, TorchCudaVocoder
 from vita_audio.engines.torch_cuda.engine import TorchCudaLanguageModel
 from vita_audio.engines.torch_cuda.settings import Settings
+from vita_audio.engines.torch_cuda.shapes import Limits, most_rows
 from vita_audio.engines.torch_cuda.speech_tokenizer import TorchCudaSpeechTokenizer
 from vita_audio.engines.torch_cuda.weights import load_weights
 
@@ -26,7 +33,10 @@ from vita_audio.engines.torch_cuda.weights import load_weights
 def language_model(source: EngineSource, slots: int) -> TorchCudaLanguageModel:
     config, device = LanguageModelConfig(**source.config("language_model")), device_of(source)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    weights = load_weights(config, StoredTensors(source.folder / WEIGHTS_FILE), device, dtype)
+    limits = Limits(slots, config.mctp_modules, source.context_tokens)
+    plus = source.manifest.speech_input == SENSEVOICE
+    prompt_rows = most_rows(limits, source.prefill_chunk) if plus else 0
+    weights = load_weights(config, StoredTensors(source.folder / WEIGHTS_FILE), device, dtype, prompt_rows)
     first_mctp_id, banned_ids = (source.gpu.head_first_id, source.gpu.banned_ids) if source.gpu else (0, ())
     settings = Settings(
         slots, source.context_tokens, first_mctp_id, kernels_off=source.kernels_off, folder=source.folder

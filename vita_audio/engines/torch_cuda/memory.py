@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vita_audio.checkpoint.configs import LanguageModelConfig
 from vita_audio.contract.errors import EngineError
-from vita_audio.engines.torch_cuda.shapes import Limits, prepared_shapes
+from vita_audio.engines.torch_cuda.shapes import Limits, most_rows, prepared_shapes
 
 GIB = 1 << 30
 #: Of what weights and programs leave: the rest is for the decoder and the speech tokenizer, which share the GPU.
@@ -48,6 +48,11 @@ def programs_bytes(config: LanguageModelConfig, limits: Limits, prefill_chunk: i
     )
     split = 4 * _SPLIT_ROWS * _SPLIT_PARTS * 2 * config.intermediate_size
     return graphs + pool + split + _WORKSPACES * _WORKSPACE_BYTES
+
+
+def prompt_rows_bytes(config: LanguageModelConfig, limits: Limits, prefill_chunk: int, element_size: int) -> int:
+    """Device memory of the rows behind the embedding of a Plus checkpoint."""
+    return most_rows(limits, prefill_chunk) * config.hidden_size * element_size
 
 
 def slots_that_fit(free: int, each: int, programs: int) -> int:

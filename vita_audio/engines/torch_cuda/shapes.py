@@ -29,6 +29,8 @@ class Shape:
     draws: bool
 
 
+#: Rows of one stream that a program takes at most; longer runs are cut.
+MAX_STREAM_ROWS = 512
 #: Streams whose prompts share a call at most.
 GROUP_STREAMS = 8
 
@@ -83,6 +85,11 @@ def prepared_shapes(limits: Limits, prefill_chunk: int) -> list[tuple[str, Shape
         if kind == "extend" or limits.modules
     }
     return sorted(made, key=lambda one: (one[1].rows, one[1].streams, one[1].draws, one[0]), reverse=True)
+
+
+def most_rows(limits: Limits, prefill_chunk: int) -> int:
+    """Rows that a call of streams has at most, padding left out."""
+    return max(MAX_STREAM_ROWS, prefill_chunk, limits.slots * limits.extend_rows)
 
 
 def group_streams(slots: int) -> int:

@@ -39,7 +39,7 @@ class ModuleWeights(NamedTuple):
 class Weights(NamedTuple):
     """Everything a language model reads; `norm` is shared by backbone and MCTP, and `head` where it is bfloat16."""
 
-    embedding: Tensor  # [vocab, hidden]
+    embedding: Tensor  # [vocab + prompt rows, hidden]; see `prompt_rows.py`
     layers: tuple[LayerWeights, ...]
     modules: tuple[ModuleWeights, ...]
     norm: Tensor  # [hidden]
@@ -54,11 +54,18 @@ def holds_fp8(weights: Weights) -> bool:
 
 
 def load_weights(
-    config: LanguageModelConfig, tensors: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype
+    config: LanguageModelConfig,
+    tensors: Mapping[str, Tensor],
+    device: torch.device,
+    dtype: torch.dtype,
+    prompt_rows: int = 0,
 ) -> Weights:
     """Move a checkpoint (released keys) to `device` layer by layer; the source is left as it is.
 
     Matrices that the source holds in FP8 stay so, everything else becomes `dtype`.
+
+    Args:
+        prompt_rows: rows behind the embedding for what stands in prompts in place of ids (a Plus checkpoint).
     """
 
     def get(key: str) -> Tensor:
@@ -88,8 +95,10 @@ def load_weights(
             down=matrix(f"{prefix}mlp.down_proj.weight"),
         )
 
-    embedding = get("model.embed_tokens.weight")
-    head = embedding if config.tie_word_embeddings else get("lm_head.weight")
+    embedding = torch.zeros(config.vocab_size + prompt_rows, config.hidden_size, device=device, dtype=dtype)
+    vocabulary = embedding[: config.vocab_size]
+    vocabulary.copy_(tensors["model.embed_tokens.weight"])
+    head = vocabulary if config.tie_word_embeddings else get("lm_head.weight")
     return Weights(
         embedding=embedding,
         layers=tuple(layer(index) for index in range(config.backbone_layers)),
