@@ -1,4 +1,4 @@
-"""A server, and the gateway with its web page before it; Ctrl-C ends both.
+"""A server, and the gateway with its web page before it; they end with this process: by Ctrl-C, or killed.
 
 python examples/web.py --engines engines/cpu
 """
@@ -20,7 +20,9 @@ from vita_audio.stopping import stop_on_signals
 
 def run_gateway(server: str, port: int) -> int:
     """Until it ends by itself, or on a signal; its exit code."""
-    command = [sys.executable, "-m", "gateway", "--server", server, "--port", str(port)]
+    # Where this process is killed, Linux sends the gateway SIGTERM.
+    command = ["setpriv", "--pdeathsig", "TERM", sys.executable, "-m", "gateway"]
+    command += ["--server", server, "--port", str(port)]
     # A session of its own: Ctrl-C comes to this process alone, which ends the gateway before the server.
     gateway = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:

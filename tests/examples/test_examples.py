@@ -11,8 +11,10 @@ from urllib.request import urlopen
 
 import pytest
 
+from foreground import all_gone
 from import_graph import ROOT, imported
 from server.launch import TritonServer
+from server.processes import descendants
 from vita_audio.contract.rates import OUTPUT_SAMPLE_RATE_HZ
 from wav_files import read_wav
 
@@ -102,3 +104,24 @@ def test_the_web_example_prints_its_address_and_ends_both(engines: Path) -> None
         process.kill()
     with pytest.raises(URLError):
         urlopen(said.split()[2], timeout=20)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP, signal.SIGTERM])
+def test_the_gateway_of_the_web_example_ends_with_it(number: signal.Signals) -> None:
+    """Without a server: that one ends with its launcher has tests of its own (tests/server)."""
+    code = "from examples.web import *; stop_on_signals(); sys.exit(run_gateway('127.0.0.1:1', 0))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT
+    )
+    try:
+        assert process.stdout is not None
+        said = process.stdout.readline()
+        assert said.startswith("talk at http://127.0.0.1:"), said
+        family = descendants(process.pid)
+        assert len(family) == 2
+        process.send_signal(number)
+        process.wait(timeout=60)
+        assert all_gone(family, timeout_s=60)
+    finally:
+        process.kill()
+        process.communicate()
