@@ -169,6 +169,7 @@ def _plan_tensorrt_llm(sizes: Sizes, options: GpuOptions, context: int) -> GpuPl
         weights={part.value: count for part, count in ranks.items()} | audio,
         buffers={
             "hidden states of a step": 2 * rows * config.hidden_size,
+            **({"prompt table": 2 * rows * config.hidden_size} if sizes.sensevoice else {}),
             "activations of a step": 2 * rows * _widest_row(sizes, options),  # of a layer and of the one before it
             "MCTP logits": 4 * options.streams * (config.vocab_size - plans[Part.MCTP].head_first_id),
             "captured audio calls": captured_bytes(sizes, options.audio_batch),

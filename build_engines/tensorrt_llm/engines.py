@@ -9,7 +9,7 @@ from build_engines.tensorrt_llm.convert import converted
 from build_engines.tensorrt_llm.layout import Part
 from build_engines.tensorrt_llm.networks.build import build_engine
 from build_engines.tensorrt_llm.networks.options import NetworkOptions
-from vita_audio.checkpoint.configs import LANGUAGE_MODEL
+from vita_audio.checkpoint.configs import LANGUAGE_MODEL, SENSEVOICE
 from vita_audio.text.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -45,4 +45,6 @@ def network_options(build: Build, positions: int, banned: tuple[int, ...] = ()) 
         max_num_tokens=build.gpu.step_tokens,
         candidates=build.gpu.candidates,
         banned_ids=banned,
+        # Each token of a step may be of a clip, as the runtime has it (`Layout.prompt_rows`).
+        prompt_table_rows=build.gpu.step_tokens if build.speech_input == SENSEVOICE else 0,
     )

@@ -140,6 +140,7 @@ def test_plus(tmp_path: Path, modules: int, parameters: int) -> None:
         released = plan_build(released_sizes("sensevoice"), GpuOptions(engine="torch_cuda"), 4096)
         assert replace(sizes, source="") == replace(released_sizes("sensevoice"), source="")
         assert made == released
+        assert plan_build(sizes, LLM, 4096).buffers["prompt table"] == LLM.step_tokens * HIDDEN * 2
         assert plan_build(sizes, LLM, 4096).weights["backbone"] == PLAN.weights["backbone"]
         assert plan_build(sizes, LLM, 64).buffers["SenseVoice activations"] == 4 * 64 * (row + 4 * 64)
 

@@ -7,6 +7,7 @@ import os
 import tracemalloc
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,17 @@ def test_keys_and_values_of_eight_bits(tmp_path: Path) -> None:
     for record in read_pair(folder, LAYOUT):
         assert record is not None
         assert (record.hidden_dtype, record.kv_dtype.itemsize) == (torch.bfloat16, 1)
+
+
+def test_a_prompt_table_has_a_row_for_each_token_of_a_step(tmp_path: Path) -> None:
+    """The backbone's; the MCTP engine has none."""
+    plus = replace(LAYOUT, embedded=True)
+    folder = written(
+        tmp_path, lambda backbone, mctp: backbone["build_config"].update(max_prompt_embedding_table_size=256)
+    )
+    assert read_pair(folder, plus)[0].max_prompt_embedding_table_size == plus.prompt_rows
+    with pytest.raises(EngineError, match="max_prompt_embedding_table_size is 256, must be at least 512"):
+        read_pair(folder, replace(plus, max_num_tokens=512))
 
 
 def test_without_modules_there_is_one_engine(tmp_path: Path) -> None:

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 
-from fake_cuda import Dispatched, fake_cuda
-from language_models import random_weights, request
+from language_models import random_weights
+from spoken_prompts import AUDIO, spoken_requests
 from vita_audio.checkpoint.configs import LanguageModelConfig
 from vita_audio.contract.errors import EngineError
 from vita_audio.engines.interface import Embedded, ExtendRow, LanguageModelEngine, Sampling
 from vita_audio.engines.torch.language_model import TorchLanguageModel
 from vita_audio.engines.torch_cuda import engine as engine_module
 from vita_audio.engines.torch_cuda.engine import TorchCudaLanguageModel
-from vita_audio.engines.torch_cuda.prompt_rows import PromptRows
 from vita_audio.engines.torch_cuda.settings import Settings
 from vita_audio.engines.torch_cuda.shapes import Limits, most_rows
 from vita_audio.engines.torch_cuda.weights import load_weights
@@ -28,7 +26,6 @@ from vita_audio.generation.scheduler import Scheduler
 
 CONFIG = LanguageModelConfig(300, 64, 96, 2 + 4, 4, 2, 4, 512)
 TENSORS = random_weights(CONFIG)
-AUDIO = 299  # context_of_audio
 SLOTS, CONTEXT = 4, 256
 
 
@@ -39,23 +36,7 @@ def make(
     return TorchCudaLanguageModel(config, weights, Settings(SLOTS, CONTEXT))
 
 
-def spoken(noise: int, length: int, clips: Sequence[tuple[int, int]], **options: Any) -> GenerationRequest:
-    """A prompt whose `clips`, spans [start, stop), are rows of noise."""
-    rng = np.random.default_rng(noise)
-    prompt = rng.integers(0, AUDIO, length)
-    places = np.concatenate([np.arange(*clip) for clip in clips])
-    prompt[places] = AUDIO
-    rows = rng.standard_normal((len(places), CONFIG.hidden_size), np.float32)
-    return replace(request(prompt.tolist(), (1, 4), 24, **options), embedded=Embedded(places, rows))
-
-
-REQUESTS = [
-    spoken(0, 30, [(3, 15)]),
-    spoken(1, 150, [(2, 40), (60, 149)], temperature=1.0, top_k=30, seed=4),
-    request([5, 6, 7], (1, 4), 24),
-    spoken(2, 9, [(0, 9)], repetition_penalty=1.3),
-    spoken(3, 3, [(1, 2)]),
-]
+REQUESTS = spoken_requests(CONFIG.hidden_size, (1, 4))
 
 
 def run(engine: LanguageModelEngine, requests: Sequence[GenerationRequest], chunk: int) -> list[list[int]]:
@@ -101,22 +82,7 @@ def test_an_engine_of_a_base_checkpoint_takes_none() -> None:
         engine.extend([ExtendRow(0, 0, [AUDIO], 0, Embedded(np.array([0]), np.zeros((1, 64), np.float32)))])
 
 
-def test_more_rows_than_there_is_room_for() -> None:
-    rows = PromptRows(torch.zeros(10 + 3, 4), 10)
-    assert rows.put([np.ones((1, 4), np.float32), np.ones((2, 4), np.float32)]).tolist() == [10, 11, 12]
-    with pytest.raises(EngineError, match="embedded: 4 rows in one call, the engine has room for 3"):
-        rows.put([np.ones((4, 4), np.float32)])
-
-
 @pytest.mark.parametrize(("slots", "chunk", "most"), [(1, 256, 512), (64, 256, 704), (2, 1000, 1000)])
 def test_room_for_every_call(slots: int, chunk: int, most: int) -> None:
     """64 streams that all end their prompts with 11 rows of speech; a long chunk."""
     assert most_rows(Limits(slots, 10, 4096), chunk) == most
-
-
-def test_rows_are_one_copy_to_the_device() -> None:
-    with fake_cuda() as device:
-        rows = PromptRows(torch.empty(10 + 8, 4, device=device), 10)
-        with Dispatched(border=True) as log:
-            rows.put([np.ones((1, 4), np.float32), np.ones((2, 4), np.float32)])
-    assert log.copies == [("to device", (3, 4))]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vita_audio.engines.tensorrt_llm.layout import Layout
+from vita_audio.engines.torch.prompt_rows import PromptRows
 
 
 class DeviceState:
@@ -20,6 +21,7 @@ class DeviceState:
         pool: [blocks, layers of both engines, 2, kv_heads, tokens_per_block, head_size].
         hidden: H0 of each position, paged like the pool: [blocks * tokens_per_block, hidden]. A burst reads rows from
             anywhere behind the backbone (a long prompt, a mode with long backbone runs), so all positions are kept.
+        prompt_rows: rows of embeddings of a step; none where prompts have ids only.
         seen: bool [slots, vocab], ids of prompt and output, which the repetition penalty applies to.
     """
 
@@ -29,6 +31,8 @@ class DeviceState:
         self.pool = torch.zeros(shape, dtype=kv_dtype, device=device)
         rows = layout.blocks * layout.tokens_per_block
         self.hidden = torch.zeros(rows, config.hidden_size, dtype=hidden_dtype, device=device)
+        table = torch.zeros(layout.prompt_rows, config.hidden_size, dtype=hidden_dtype, device=device)
+        self.prompt_rows = PromptRows(table)
         self.seen = torch.zeros(layout.slots, config.vocab_size, dtype=torch.bool, device=device)
 
     def begin(self, slot: int, kept: Sequence[int]) -> None:

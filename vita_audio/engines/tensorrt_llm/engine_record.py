@@ -24,6 +24,7 @@ class EngineRecord:
         version: of the TensorRT-LLM that built it.
         kv_cache_quant_algo: None for keys and values in `dtype`, or "FP8".
         dtype: "bfloat16" and the like, the type of hidden states.
+        max_prompt_embedding_table_size: rows of the prompt table; 0 where the engine takes ids only.
     """
 
     folder: Path
@@ -38,6 +39,7 @@ class EngineRecord:
     max_batch_size: int
     max_seq_len: int
     max_num_tokens: int
+    max_prompt_embedding_table_size: int
 
     @property
     def hidden_dtype(self) -> torch.dtype:
@@ -48,13 +50,15 @@ class EngineRecord:
         """Of the pool; FP8 are bytes to us, only the attention plugin reads them."""
         return self.hidden_dtype if self.kv_cache_quant_algo is None else torch.int8
 
-    def check(self, layout: Layout, layers: int) -> None:
-        """Raises EngineError, naming every fault, unless the engine serves the layout and has this many layers."""
+    def check(self, layout: Layout, layers: int, prompt_rows: int = 0) -> None:
+        """Raises EngineError, naming every fault, unless the engine serves the layout, has this many layers and takes
+        as many rows of embeddings in a step."""
         config = layout.config
         least = {
             "max_batch_size": layout.slots,
             "max_seq_len": layout.context,
             "max_num_tokens": layout.max_num_tokens,
+            "max_prompt_embedding_table_size": prompt_rows,
         }
         exactly = {
             "version": VERSION,
@@ -96,6 +100,7 @@ def read_record(folder: Path) -> EngineRecord:
             kv_cache_quant_algo=network["quantization"]["kv_cache_quant_algo"],
             tokens_per_block=build["plugin_config"]["tokens_per_block"],
             **{name: build[name] for name in ("max_batch_size", "max_seq_len", "max_num_tokens")},
+            max_prompt_embedding_table_size=build.get("max_prompt_embedding_table_size", 0),
         )
     except KeyError as error:
         raise EngineError(f"{path}: {error} is missing; rebuild with --target gpu") from error
@@ -113,7 +118,7 @@ def read_pair(folder: Path, layout: Layout) -> tuple[EngineRecord, EngineRecord 
         EngineError: a record cannot be read or does not fit; names the field, both values and what to do.
     """
     backbone = read_record(folder / "backbone")
-    backbone.check(layout, layout.config.backbone_layers)
+    backbone.check(layout, layout.config.backbone_layers, layout.prompt_rows)
     if not layout.config.mctp_modules:
         return backbone, None
     mctp = read_record(folder / "mctp")

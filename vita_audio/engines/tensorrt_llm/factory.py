@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vita_audio.checkpoint.configs import LanguageModelConfig
+from vita_audio.checkpoint.configs import SENSEVOICE, LanguageModelConfig
 from vita_audio.contract.errors import EngineError
 from vita_audio.engines.source import EngineSource
 from vita_audio.engines.tensorrt_llm import session
@@ -16,5 +16,6 @@ def language_model(source: EngineSource, slots: int) -> TensorRtLlmLanguageModel
         raise EngineError(
             f"{source.folder}: the manifest does not say what its GPU engines were built for; build again"
         )
-    layout = layout_for(config, slots, source.context_tokens, gpu.max_num_tokens, gpu.candidates, gpu.head_first_id)
+    limits = slots, source.context_tokens, gpu.max_num_tokens, gpu.candidates, gpu.head_first_id
+    layout = layout_for(config, *limits, embedded=source.manifest.speech_input == SENSEVOICE)
     return TensorRtLlmLanguageModel(session.SessionExecutor(source.folder / "language_model", layout), gpu.banned_ids)

@@ -20,7 +20,13 @@ from vita_audio.engines.tensorrt_llm.device_state import DeviceState
 from vita_audio.engines.tensorrt_llm.executor import Executor
 from vita_audio.engines.tensorrt_llm.packer import PackedStep, Packer
 from vita_audio.engines.tensorrt_llm.staging import Staging
-from vita_audio.engines.tensorrt_llm.tensors import BACKBONE_INPUTS, BACKBONE_STEP, MCTP_INPUTS, MCTP_STEP
+from vita_audio.engines.tensorrt_llm.tensors import (
+    MCTP_INPUTS,
+    MCTP_STEP,
+    PROMPT_TABLE,
+    backbone_inputs,
+    backbone_step,
+)
 from vita_audio.engines.torch.sampler import draw_some
 
 Row = TypeVar("Row", ExtendRow, BurstRow)
@@ -37,7 +43,8 @@ class TensorRtLlmLanguageModel(SlotEngine):
     def __init__(self, executor: Executor, banned_ids: Sequence[int] = ()) -> None:
         self.layout = layout = executor.layout
         config = layout.config
-        super().__init__(layout.slots, layout.context, config.mctp_modules, config.vocab_size)
+        embedded_size = config.hidden_size if layout.embedded else 0
+        super().__init__(layout.slots, layout.context, config.mctp_modules, config.vocab_size, embedded_size)
         self._executor = executor
         with executor.stream():
             self._state = DeviceState(layout, executor.device, executor.kv_dtype, executor.hidden_dtype)
@@ -56,7 +63,8 @@ class TensorRtLlmLanguageModel(SlotEngine):
         backbone = {**largest, "layers": config.backbone_layers, "draws": 1}
         mctp = {**largest, "layers": config.mctp_modules, "draws": config.mctp_modules}
         with executor.stream():
-            self._to_backbone = Staging(BACKBONE_STEP, backbone, self._packer.backbone_constants, executor.device)
+            steps = backbone_step(layout.embedded)
+            self._to_backbone = Staging(steps, backbone, self._packer.backbone_constants, executor.device)
             self._to_mctp = Staging(MCTP_STEP, mctp, self._packer.mctp_constants, executor.device)
 
     def _begin(self, slot: int, sampling: Sampling, kept: Sequence[int]) -> None:
@@ -95,7 +103,10 @@ class TensorRtLlmLanguageModel(SlotEngine):
         """Sampled tokens [streams] on the device, or None when no row asks for one."""
         tensors, state = self._to_backbone.put(step.arrays), self._state
         state.see(tensors["seen_index"])
-        inputs = {name: tensors[name] for name in BACKBONE_INPUTS}
+        if step.embedded:
+            state.prompt_rows.put(step.embedded)
+        tensors[PROMPT_TABLE] = state.prompt_rows.table
+        inputs = {name: tensors[name] for name in backbone_inputs(self.layout.embedded)}
         logits, hidden = self._executor.backbone(inputs)
         state.keep_hidden(tensors["hidden_rows"], hidden)
         if not step.samples:

@@ -20,6 +20,7 @@ class Layout:
         candidates: the largest top_k that is drawn from, as the MCTP engine was built; a request that asks for more,
             or for all, gets this many.
         head_first_id: first id of the MCTP head (0: full head; docs/model.md, "The audio-only head").
+        embedded: the backbone takes rows of embeddings in place of ids (a Plus checkpoint).
 
     Raises:
         EngineError: the values do not fit together.
@@ -32,6 +33,7 @@ class Layout:
     candidates: int
     head_first_id: int = 0
     tokens_per_block: int = TOKENS_PER_BLOCK
+    embedded: bool = False
 
     def __post_init__(self) -> None:
         size = self.tokens_per_block
@@ -69,6 +71,11 @@ class Layout:
         return self.config.vocab_size - self.head_first_id
 
     @property
+    def prompt_rows(self) -> int:
+        """Rows of the prompt table: each token of a step may be of a clip."""
+        return self.max_num_tokens if self.embedded else 0
+
+    @property
     def block_shape(self) -> tuple[int, int, int]:
         """Keys (or values) of one layer in one block: [kv_heads, tokens, head_size], the unit of a block offset."""
         return self.config.num_key_value_heads, self.tokens_per_block, self.config.head_dim
@@ -82,7 +89,8 @@ def layout_for(
     candidates: int | None = None,
     head_first_id: int = 0,
     tokens_per_block: int = TOKENS_PER_BLOCK,
+    embedded: bool = False,
 ) -> Layout:
     """A layout that draws from the whole head by default."""
     drawn_from = config.vocab_size - head_first_id if candidates is None else candidates
-    return Layout(config, slots, context, max_num_tokens, drawn_from, head_first_id, tokens_per_block)
+    return Layout(config, slots, context, max_num_tokens, drawn_from, head_first_id, tokens_per_block, embedded)

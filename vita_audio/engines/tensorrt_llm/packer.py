@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vita_audio.contract.errors import EngineError
-from vita_audio.engines.interface import BurstRow, ExtendRow, Sampling
+from vita_audio.engines.interface import BurstRow, ExtendRow, Floats, Sampling
 from vita_audio.engines.sampling import uniforms
 from vita_audio.engines.tensorrt_llm.block_manager import BlockManager
 from vita_audio.engines.tensorrt_llm.layout import Layout
@@ -31,11 +31,15 @@ from vita_audio.engines.tensorrt_llm.tensors import CONTEXT, GENERATION, Arrays
 
 @dataclass(frozen=True, slots=True)
 class PackedStep:
-    """One engine call. Batch row b holds the caller's row `order[b]`; `samples`: a token of it is read."""
+    """One engine call. Batch row b holds the caller's row `order[b]`; `samples`: a token of it is read.
+
+    `embedded`: what the ids from vocab_size on stand for, in their order, [n, hidden] each.
+    """
 
     arrays: Arrays
     order: list[int]
     samples: bool
+    embedded: Sequence[Floats] = ()
 
 
 class Packer:
@@ -56,6 +60,9 @@ class Packer:
         self._top_k, self._top_p = np.ones(slots, np.int32), np.ones(slots, np.float32)
         #: Tensors that are the same in every step of an engine, for as many streams as there are slots.
         self.backbone_constants = self._constants(0, config.backbone_layers, pool_pointer)
+        if layout.embedded:
+            self.backbone_constants["tasks"] = np.zeros(layout.max_num_tokens, np.int32)
+            self.backbone_constants["prompt_vocab_size"] = np.array([layout.prompt_rows], np.int32)
         self.mctp_constants = self._constants(config.backbone_layers, config.mctp_modules, pool_pointer)
 
     def begin(self, slot: int, sampling: Sampling) -> None:
@@ -84,9 +91,22 @@ class Packer:
             list(chain.from_iterable(row.tokens for row in batch)),
             generating,
         )
-        arrays |= self._first_streams(self.backbone_constants, len(batch))
+        embedded = self._put_embedded(arrays, batch)
+        arrays |= self._first_streams(self.backbone_constants, arrays)
         arrays |= self._sampling_of([(row.slot, row.index) for row in batch], 1)
-        return PackedStep(arrays, order, any(row.index is not None for row in rows))
+        return PackedStep(arrays, order, any(row.index is not None for row in rows), embedded)
+
+    def _put_embedded(self, arrays: Arrays, batch: Sequence[ExtendRow]) -> list[Floats]:
+        """Put ids of the prompt table where rows of embeddings stand; the ids seen stay the plain ones."""
+        ends, made = arrays["last_token_ids"].tolist(), []
+        next_id = self._layout.config.vocab_size
+        for row, end in zip(batch, ends, strict=True):
+            if row.embedded is not None:
+                count = len(row.embedded.places)
+                arrays["input_ids"][end - len(row.tokens) + row.embedded.places] = next_id + np.arange(count)
+                next_id += count
+                made.append(row.embedded.rows)
+        return made
 
     def burst(self, rows: Sequence[BurstRow]) -> PackedStep:
         """An MCTP step: every row is context phase, so the order stays."""
@@ -111,7 +131,7 @@ class Packer:
             list(chain.from_iterable(row.tokens[: row.stop - row.start] for row in rows)),
             np.zeros(len(rows), bool),
         )
-        arrays |= self._first_streams(self.mctp_constants, len(rows))
+        arrays |= self._first_streams(self.mctp_constants, arrays)
         arrays["forced_tokens"] = forced
         # Module k + 1 reads the ids of module k moved up by one; each stream's last slot takes what was just drawn,
         # which the engine appends behind the tokens.
@@ -201,5 +221,9 @@ class Packer:
         }
 
     @staticmethod
-    def _first_streams(constants: Arrays, streams: int) -> Arrays:
-        return {**constants, "cache_indirection": constants["cache_indirection"][:streams]}
+    def _first_streams(constants: Arrays, arrays: Arrays) -> Arrays:
+        """Constants for as many streams and tokens as a step has."""
+        made = {**constants, "cache_indirection": constants["cache_indirection"][: len(arrays["last_token_ids"])]}
+        if "tasks" in constants:
+            made["tasks"] = constants["tasks"][: len(arrays["input_ids"])]
+        return made

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from vita_audio.contract.errors import EngineError
 from vita_audio.engines.tensorrt_llm.executor import Tensors
 from vita_audio.engines.tensorrt_llm.layout import Layout
-from vita_audio.engines.tensorrt_llm.tensors import CONTEXT, GENERATION
+from vita_audio.engines.tensorrt_llm.tensors import CONTEXT, GENERATION, PROMPT_TABLE
 from vita_audio.engines.torch.sampler import draw_some
 from vita_audio.models.language_model import Attend, LanguageModel
 
@@ -51,7 +51,14 @@ class ReferenceExecutor:
 
     def backbone(self, inputs: Tensors) -> tuple[Tensor, Tensor]:
         batch = _Batch(inputs, self.layout)
-        hidden = self._model.backbone(inputs["input_ids"].long(), batch.positions, batch.attend)
+        ids, embedded = inputs["input_ids"].long(), None
+        if self.layout.embedded:  # as `PromptTuningEmbedding` of TensorRT-LLM
+            last_id = self.layout.config.vocab_size - 1
+            places = (ids > last_id).nonzero()[:, 0]
+            rows = ids[places] - last_id - 1 + inputs["tasks"][places] * inputs["prompt_vocab_size"]
+            embedded = places, inputs[PROMPT_TABLE][rows]
+            ids = ids.clamp(max=last_id)
+        hidden = self._model.backbone(ids, batch.positions, batch.attend, embedded)
         return self._model.logits(hidden[inputs["last_token_ids"].long() - 1]), hidden
 
     def mctp(self, inputs: Tensors) -> Tensor:

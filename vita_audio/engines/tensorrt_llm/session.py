@@ -19,7 +19,7 @@ from vita_audio.engines.tensorrt_llm.engine_record import VERSION, read_pair
 from vita_audio.engines.tensorrt_llm.executor import Tensors
 from vita_audio.engines.tensorrt_llm.layout import Layout
 from vita_audio.engines.tensorrt_llm.memory import PoolSizes
-from vita_audio.engines.tensorrt_llm.tensors import BACKBONE_INPUTS, MCTP_INPUTS
+from vita_audio.engines.tensorrt_llm.tensors import MCTP_INPUTS, backbone_inputs
 
 
 class SessionExecutor:
@@ -44,7 +44,7 @@ class SessionExecutor:
         torch.cuda.set_device(self.device)  # engines are loaded onto the current one
         self._stream = torch.cuda.Stream(self.device)
         config = layout.config
-        self._backbone = Engine(session, backbone.folder, BACKBONE_INPUTS, self.device)
+        self._backbone = Engine(session, backbone.folder, backbone_inputs(layout.embedded), self.device)
         self._mctp = Engine(session, mctp.folder, MCTP_INPUTS, self.device) if mctp else None
         rows = self._mctp.input_shape("seen")[1] if self._mctp else layout.head_rows
         if rows != layout.head_rows:

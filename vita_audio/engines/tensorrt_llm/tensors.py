@@ -52,6 +52,14 @@ DECODER: dict[str, TensorSpec] = {
     "host_context_progress": TensorSpec("int64", (1,), "host", constant=True),
 }
 
+#: Further inputs of a backbone that takes rows of embeddings (Plus): ids from vocab_size on are rows of a table, which
+#: is on the device (`prompt_embedding_table`). TensorRT-LLM has a table ("task") for each token; here there is one.
+PROMPT: dict[str, TensorSpec] = {
+    "tasks": TensorSpec("int32", ("tokens",), constant=True),
+    "prompt_vocab_size": TensorSpec("int32", (1,), constant=True),
+}
+PROMPT_TABLE = "prompt_embedding_table"
+
 #: How each row samples; read by `engines.torch.sampler.draw_some` after the backbone and inside the MCTP engine. Batch
 #: row b takes its best id (`token_rows[b]` is b), or what is drawn for `sampled_rows[i]` = b (it is streams + i).
 SAMPLING: dict[str, TensorSpec] = {
@@ -82,6 +90,16 @@ MCTP_STEP: dict[str, TensorSpec] = {**DECODER, **CASCADE, **SAMPLING, **AROUND}
 
 BACKBONE_INPUTS = frozenset(DECODER)
 MCTP_INPUTS = frozenset(DECODER) | frozenset(CASCADE) | frozenset(SAMPLING) | {"hidden_states_in", "seen"}
+
+
+def backbone_step(embedded: bool) -> dict[str, TensorSpec]:
+    """Tensors of a backbone step."""
+    return BACKBONE_STEP | PROMPT if embedded else BACKBONE_STEP
+
+
+def backbone_inputs(embedded: bool) -> frozenset[str]:
+    """Inputs of a backbone engine."""
+    return BACKBONE_INPUTS | PROMPT.keys() | {PROMPT_TABLE} if embedded else BACKBONE_INPUTS
 
 
 def check_arrays(arrays: Mapping[str, NDArray], specs: Mapping[str, TensorSpec], sizes: Mapping[str, int]) -> None:

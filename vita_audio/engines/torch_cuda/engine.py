@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from vita_audio.checkpoint.configs import LanguageModelConfig
 from vita_audio.engines.cached_tokens import SlotEngine
 from vita_audio.engines.interface import BurstRow, ExtendRow, Sampling
+from vita_audio.engines.torch.prompt_rows import PromptRows
 from vita_audio.engines.torch_cuda.cuda_graphs import Capturer, Program
 from vita_audio.engines.torch_cuda.forward import Forward
 from vita_audio.engines.torch_cuda.memory import capture_error, is_out_of_memory
-from vita_audio.engines.torch_cuda.prompt_rows import PromptRows
 from vita_audio.engines.torch_cuda.settings import Settings
 from vita_audio.engines.torch_cuda.shapes import (
     GROUP_STREAMS,
@@ -58,8 +58,8 @@ class TorchCudaLanguageModel(SlotEngine):
         self, config: LanguageModelConfig, weights: Weights, settings: Settings, banned_ids: Sequence[int] = ()
     ) -> None:
         settings.check(config, weights)
-        self._prompt_rows = PromptRows(weights.embedding, config.vocab_size)
-        embedded_size = config.hidden_size if len(self._prompt_rows) else 0
+        self._prompt_rows = PromptRows(weights.embedding[config.vocab_size :])
+        embedded_size = config.hidden_size if len(self._prompt_rows.table) else 0
         super().__init__(settings.slots, settings.context, config.mctp_modules, config.vocab_size, embedded_size)
         self.config, self.settings = config, settings
         self.forward = Forward(config, weights, settings, banned_ids)
@@ -167,7 +167,8 @@ class TorchCudaLanguageModel(SlotEngine):
         program.inputs["seen_at"][: len(tokens)] = spans[stream, 0] * self.vocab_size + tokens
         if embedded := [(i, row.embedded) for i, row in enumerate(rows) if row.embedded]:
             places = np.concatenate([np.searchsorted(stream, i) + one.places for i, one in embedded])
-            tokens[places] = self._prompt_rows.put([one.rows for _, one in embedded])
+            tokens[places] = self.vocab_size + np.arange(len(places))
+            self._prompt_rows.put([one.rows for _, one in embedded])
         program.inputs["tokens"][: len(tokens)] = tokens
         output = program.run()
         if output is None:

@@ -39,7 +39,7 @@ class ModuleWeights(NamedTuple):
 class Weights(NamedTuple):
     """Everything a language model reads; `norm` is shared by backbone and MCTP, and `head` where it is bfloat16."""
 
-    embedding: Tensor  # [vocab + prompt rows, hidden]; see `prompt_rows.py`
+    embedding: Tensor  # [vocab + prompt rows, hidden]; see `torch/prompt_rows.py`
     layers: tuple[LayerWeights, ...]
     modules: tuple[ModuleWeights, ...]
     norm: Tensor  # [hidden]
