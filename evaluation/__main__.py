@@ -22,9 +22,10 @@ from rich.console import Console
 from rich.progress import track
 
 from evaluation.asr_evaluators import AsrEvaluators, Wave
-from evaluation.cases import KINDS, Case, load_cases
+from evaluation.case import KINDS, Case
 from evaluation.dialogues import hold_all, load_dialogues, score_dialogues
 from evaluation.errors import EvaluationError
+from evaluation.held_out import load_cases
 from evaluation.report import REPORT, write_report
 from evaluation.scores import Scores, TeacherScores, score, score_codec, score_teacher
 from evaluation.serving import Outcome, ask_all

@@ -14,21 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import soundfile
-from numpy.typing import NDArray
 
+from evaluation.case import Case
 from evaluation.errors import EvaluationError
 from evaluation.journal import Journal
-from evaluation.suites.case import Case
+from evaluation.requests import request_of
 from loadtest.driver import Drive, Record
 from vita_audio.contract.errors import InvalidRequest, VitaError
-from vita_client import AsyncClient, build_request
+from vita_client import AsyncClient
 from vita_client.errors import UNAVAILABLE
 from vita_client.events import Collector, Metrics, Reply
-from vita_client.request import Request
 
-_TASKS = {"asr": "asr", "tts": "tts", "qa": "chat"}
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
 
 
@@ -92,7 +89,7 @@ class _Run:
 
     async def _answer(self, client: AsyncClient, case: Case) -> dict[str, Any]:
         try:
-            request = await asyncio.to_thread(self._request, case)
+            request = await asyncio.to_thread(request_of, case, self._asking.mode, self._asking.max_tokens)
         except VitaError as error:
             return _not_asked(case, error)
         pause_s = _FIRST_PAUSE_S
@@ -115,21 +112,9 @@ class _Run:
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
-    def _request(self, case: Case) -> Request:
-        sound, rate_hz = (None, None) if case.audio is None else _sound(case)
-        return build_request(
-            case.reference if case.audio is None else None,
-            audio=sound,
-            sample_rate=rate_hz,
-            task=_TASKS[case.kind],
-            mode=self._asking.mode,
-            seed=zlib.crc32(case.id.encode()),
-            max_tokens=self._asking.max_tokens,
-        )
-
     def _entry(self, case: Case, record: Record, reply: Reply) -> dict[str, Any]:
         sound = ""
-        if case.kind != "asr" and len(reply.pcm):
+        if case.task != "asr" and len(reply.pcm):
             sound = sound_name(case.id)
             try:
                 self._sounds.mkdir(parents=True, exist_ok=True)
@@ -159,19 +144,3 @@ def _not_asked(case: Case, error: VitaError) -> dict[str, Any]:
         return _skipped(case, "the sound is missing", f"{case.audio} is not there")
     limit = f": {error.limit}" if isinstance(error, InvalidRequest) else ""
     return _skipped(case, f"the request is not valid{limit}", str(error))
-
-
-def _sound(case: Case) -> tuple[NDArray[np.float32] | Path, int | None]:
-    """What `build_request` takes: a file, or the samples of a part of one with their rate."""
-    assert case.audio is not None
-    if case.span_s is None or not case.audio.is_file():
-        return case.audio, None
-    begin_s, end_s = case.span_s
-    try:
-        with soundfile.SoundFile(case.audio) as file:
-            file.seek(round(begin_s * file.samplerate))
-            frames = round((end_s - begin_s) * file.samplerate)
-            return file.read(frames, dtype="float32", always_2d=True), file.samplerate
-    except (soundfile.SoundFileError, OSError, RuntimeError) as error:
-        limit = "its part cannot be read"
-        raise InvalidRequest("AUDIO", str(case.audio), limit) from error

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from evaluation.__main__ import make_evaluators
 from evaluation.asr_evaluators import EVALUATORS
-from evaluation.cases import Case, load_cases
+from evaluation.case import Case
+from evaluation.held_out import load_cases
 from evaluation.serving import ask_all
 from server.launch import TritonServer
 from server.options import ServerOptions

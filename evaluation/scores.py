@@ -13,7 +13,7 @@ import numpy as np
 import soundfile
 
 from evaluation.asr_evaluators import EVALUATORS, AsrEvaluators, Errors, Wave, word_errors
-from evaluation.cases import Case
+from evaluation.case import Case
 from evaluation.cepstra import cepstra, distance_db
 from evaluation.serving import Outcome
 from training.data.answers import is_right
@@ -80,7 +80,7 @@ def score_teacher(cases: Sequence[Case], asr: AsrEvaluators) -> TeacherScores:
         transcripts = _teacher_transcripts(spoken, asr, evaluator)
         found = [asr.errors(case.reference, text) for case, text in zip(spoken, transcripts, strict=True)]
         scores.tts[evaluator] = _rate(found)
-        families = ((case.sample.family, errors) for case, errors in zip(spoken, found, strict=True))
+        families = ((case.family, errors) for case, errors in zip(spoken, found, strict=True))
         for name, rate in _rates(families).items():
             scores.tts_by_family.setdefault(name, {})[evaluator] = rate
     for kind in ("spoken", "typed"):
@@ -132,7 +132,7 @@ def score(
 def _score_asr(outcomes: Sequence[Outcome], scores: Scores, records: list[dict[str, Any]]) -> None:
     errors = [word_errors(outcome.case.reference, outcome.text) for outcome in outcomes]
     scores.asr_wer = _rate(errors)
-    voices = ((outcome.case.sample.voice, error) for outcome, error in zip(outcomes, errors, strict=True))
+    voices = ((outcome.case.voice, error) for outcome, error in zip(outcomes, errors, strict=True))
     scores.asr_by_voice = _rates(voices)
     records += [_record(outcome, edits=error.edits) for outcome, error in zip(outcomes, errors, strict=True)]
 
@@ -160,9 +160,7 @@ def _score_tts(
     scores.tts_wer = {evaluator: _rate(errors[evaluator]) for evaluator in EVALUATORS}
     scores.one_shot_wer = _rate(errors["one_shot"])
     for evaluator in EVALUATORS:
-        families = (
-            (outcome.case.sample.family, error) for outcome, error in zip(outcomes, errors[evaluator], strict=True)
-        )
+        families = ((outcome.case.family, error) for outcome, error in zip(outcomes, errors[evaluator], strict=True))
         for name, rate in _rates(families).items():
             scores.tts_wer_by_family.setdefault(name, {})[evaluator] = rate
     scores.tts_text_wer = _rate(word_errors(outcome.case.reference, outcome.text) for outcome in outcomes)
@@ -187,7 +185,7 @@ def _score_answers(
 ) -> None:
     if not outcomes:
         return
-    written = [is_right(outcome.text, outcome.case.sample.accepted) for outcome in outcomes]
+    written = [is_right(outcome.text, outcome.case.answers) for outcome in outcomes]
     setattr(scores, f"{kind}_to_text", _mean(written))
     if kind == "text":
         records += [_record(outcome, right=right) for outcome, right in zip(outcomes, written, strict=True)]
@@ -202,7 +200,7 @@ def _score_answers(
     for attribute in ("family", "held_out", "voice"):
         groups: dict[str, list[tuple[bool, bool]]] = defaultdict(list)
         for outcome, pair in zip(outcomes, zip(written, said, strict=True), strict=True):
-            groups[getattr(outcome.case.sample, attribute)].append(pair)
+            groups[getattr(outcome.case, attribute)].append(pair)
         table = {
             name: {
                 "text": _mean(text for text, _ in pairs),
@@ -230,7 +228,7 @@ def _score_speed(outcomes: Sequence[Outcome], scores: Scores) -> None:
 
 def _is_right(transcript: str, case: Case, asr: AsrEvaluators) -> bool:
     """By its transcript: words that sound alike are one."""
-    return is_right(transcript, case.sample.accepted, asr.alike)
+    return is_right(transcript, case.answers, asr.alike)
 
 
 def _teacher_transcripts(cases: Sequence[Case], asr: AsrEvaluators, evaluator: str) -> list[str]:
@@ -248,16 +246,16 @@ def read_wave(path: Path) -> tuple[Wave, int]:
 
 
 def _record(outcome: Outcome, **verdicts: Any) -> dict[str, Any]:
-    sample = outcome.case.sample
+    case = outcome.case
     return {
-        "id": sample.id,
-        "kind": outcome.case.kind,
+        "id": case.id,
+        "kind": case.kind,
         "mode": outcome.mode,
-        "family": sample.family,
-        "held_out": sample.held_out,
-        "voice": sample.voice,
-        "asked": sample.question or outcome.case.text or "",
-        "reference": outcome.case.reference,
+        "family": case.family,
+        "held_out": case.held_out,
+        "voice": case.voice,
+        "asked": case.question or case.text or "",
+        "reference": case.reference,
         "text": outcome.text,
         "tokens": len(outcome.tokens),
         "reason": outcome.reason,

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.cases import Case
+from evaluation.case import Case
 from evaluation.errors import EvaluationError
+from evaluation.requests import request_of
 from loadtest.driver import Drive
-from vita_client import Client, build_request
+from vita_client import Client
 from vita_client.events import Collector, Metrics
 
 #: A model that does not stop is cut off here; a right answer has less than 100 tokens.
@@ -70,23 +71,15 @@ def ask_all(
 def _ask(
     client: Client, case: Case, mode: str, tts_temperature: float | None, repetition_penalty: float | None
 ) -> Outcome:
-    request = build_request(
-        case.text,
-        audio=case.audio,
-        task=case.task,
-        mode=mode,
-        seed=case.seed,
-        max_tokens=MAX_TOKENS,
-        temperature=tts_temperature if case.kind == "tts" else None,
-        repetition_penalty=repetition_penalty,
-    )
+    temperature = tts_temperature if case.task == "tts" else None
+    request = request_of(case, mode, MAX_TOKENS, temperature, repetition_penalty)
     collector = Collector()
     drive = Drive(request, _TIMEOUT_S, collector.add)
     record = drive.run(client)
     if drive.failure is not None:
         raise drive.failure
     if not record.responses:
-        raise EvaluationError(f"case {case.sample.id}, mode {mode}: the stream ended without a response")
+        raise EvaluationError(f"case {case.id}, mode {mode}: the stream ended without a response")
     reply = collector.reply(None, Metrics())
     return Outcome(
         case=case,

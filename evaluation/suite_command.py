@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
 from evaluation.asking import Asking, ask
+from evaluation.case import Case
 from evaluation.errors import EvaluationError
 from evaluation.journal import Journal
 from evaluation.judges import POCKETSPHINX, Judge, make_judge
@@ -30,7 +31,6 @@ from evaluation.measures import used
 from evaluation.paper import ROWS
 from evaluation.suite_report import REPORT, load_earlier, write_report
 from evaluation.suite_scores import compare, score
-from evaluation.suites.case import Case
 from evaluation.suites.registry import SUITES, load_suite
 from server.launch import TritonServer
 from server.options import ServerOptions
@@ -58,6 +58,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--judge-model", default="whisper-1", help="model asked for at an endpoint")
     parser.add_argument("--judges", type=int, default=2, help="sounds judged at once")
     parser.add_argument("--compare", type=Path, default=None, metavar="EARLIER.json", help="suite.json of another run")
+    parser.add_argument("--note", action="append", default=[], help="for the report, such as what else ran meanwhile")
     parser.add_argument("--out", type=Path, default=Path("out/evaluation-suite"))
     return parser
 
@@ -93,6 +94,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
         transcripts = _transcripts(judge, cases, answers, options.out, progress) if judge else {}
     whole = {**identity, **answers.about, "judge": judge.name if judge else None, "scores by": used()}
     scores = score(cases, answers.entries, transcripts, {name: v for name, v in whole.items() if v is not None})
+    scores.notes += options.note
     changes = compare(earlier, scores) if earlier else []
     write_report(options.out, scores, ROWS.get((options.suite, part), ()), earlier, changes)
     for note in scores.notes:
@@ -124,7 +126,7 @@ def _ask(
 
 def _judge(options: argparse.Namespace, cases: Sequence[Case]) -> Judge | None:
     """None where no sound is judged. A judge that does not know the language is found out before anything is asked."""
-    languages = {case.language for case in cases if case.kind != "asr"}
+    languages = {case.language for case in cases if case.task != "asr"}
     if not languages:
         return None
     judge = make_judge(options.judge, options.judge_model, options.judges)

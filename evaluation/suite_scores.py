@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from evaluation.case import Case
 from evaluation.intervals import Estimate, difference, rate
 from evaluation.measures import errors, is_right, normalise, unit
-from evaluation.suites.case import Case
 
 #: Measure -> case -> (errors or right answers, words or 1).
 Parts = dict[str, dict[str, tuple[float, float]]]
@@ -89,7 +89,7 @@ def score(
         answer = answers.get(case.id, {"skipped": "no answer"})
         if "skipped" in answer:
             skipped[str(answer["skipped"])] += 1
-        elif case.kind != "qa" and not normalise(case.reference, case.language):
+        elif case.task != "chat" and not normalise(case.reference, case.language):
             skipped["the reference has no words"] += 1
         else:
             answered.append(answer)
@@ -103,11 +103,11 @@ def score(
 
 
 def _parts(case: Case, text: str, transcript: str) -> dict[str, tuple[float, float]]:
-    if case.kind == "qa":
+    if case.task == "chat":
         pairs = {"S->T": text, "S->S": transcript}
         return {name: (float(is_right(said, case.answers, case.language)), 1.0) for name, said in pairs.items()}
-    found = errors(case.reference, text if case.kind == "asr" else transcript, case.language)
-    return {f"{case.kind.upper()} {unit(case.language)}": (float(found.edits), float(found.words))}
+    found = errors(case.reference, text if case.task == "asr" else transcript, case.language)
+    return {f"{case.task.upper()} {unit(case.language)}": (float(found.edits), float(found.words))}
 
 
 def _speed(answers: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:

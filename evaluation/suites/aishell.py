@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from evaluation.case import Case
 from evaluation.errors import EvaluationError
-from evaluation.suites.case import Case
 from evaluation.suites.files import find, lines, split
 
 #: BAC009S0764W0121: the speaker follows the corpus.
@@ -23,7 +23,7 @@ def read(folder: Path, part: str) -> list[Case]:
     for number, line in lines(transcripts):
         name, words = split(transcripts, number, line, None, 2, 1)
         if (speaker := name[_SPEAKER]) in speakers:
-            cases.append(Case(name, "asr", "zh", words, sounds / speaker / f"{name}.wav"))
+            cases.append(Case(name, "asr", "zh", words, audio=sounds / speaker / f"{name}.wav"))
     if not cases:
         raise EvaluationError(f"{sounds} has no folder of a speaker in {transcripts.name}; unpack wav/*.tar.gz first")
     return cases

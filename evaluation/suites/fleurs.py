@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from evaluation.case import Case
 from evaluation.errors import EvaluationError
-from evaluation.suites.case import Case
 from evaluation.suites.files import find, lines, split
 
 _FOLDERS = {"en": "en_us", "zh": "cmn_hans_cn"}
@@ -22,7 +22,7 @@ def read(folder: Path, part: str) -> list[Case]:
     cases = []
     for number, line in lines(table):
         columns = split(table, number, line, "\t", 4)
-        cases.append(Case(Path(columns[1]).stem, "asr", part, columns[2], sounds / columns[1]))
+        cases.append(Case(Path(columns[1]).stem, "asr", part, columns[2], audio=sounds / columns[1]))
     if not cases:
         raise EvaluationError(f"{table} is empty")
     return cases

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from evaluation.case import Case
 from evaluation.errors import EvaluationError
-from evaluation.suites.case import Case
 from evaluation.suites.files import find, lines, split
 
 
@@ -16,7 +16,7 @@ def read(folder: Path, part: str) -> list[Case]:
     for path in sorted(root.glob("*/*/*.trans.txt")):
         for number, line in lines(path):
             name, words = split(path, number, line, None, 2, 1)
-            cases.append(Case(name, "asr", "en", words, path.parent / f"{name}.flac"))
+            cases.append(Case(name, "asr", "en", words, audio=path.parent / f"{name}.flac"))
     if not cases:
         raise EvaluationError(f"{root} is not LibriSpeech: there is no SPEAKER/CHAPTER/*.trans.txt in it")
     return cases

@@ -10,10 +10,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from evaluation.case import LANGUAGES, Case
 from evaluation.errors import EvaluationError
-from evaluation.suites.case import KINDS, LANGUAGES, Case
 from evaluation.suites.files import lines
 
+_TASKS = {"asr": "asr", "tts": "tts", "qa": "chat"}
 _NEEDED = {"asr": ("audio", "text"), "tts": ("text",), "qa": ("audio", "answers")}
 _KEYS = {"id", "kind", "language", "text", "audio", "answers"}
 
@@ -38,8 +39,8 @@ def _case(path: Path, number: int, line: str) -> Case:
     if not isinstance(entry, dict) or (unknown := sorted(entry.keys() - _KEYS)):
         raise wrong(f"unknown key {unknown[0]}" if isinstance(entry, dict) else "no JSON object")
     kind, language = entry.get("kind"), entry.get("language", "en")
-    if kind not in KINDS:
-        raise wrong(f"kind {kind!r} is not valid: it is {', '.join(KINDS)}")
+    if not isinstance(kind, str) or kind not in _TASKS:
+        raise wrong(f"kind {kind!r} is not valid: it is {', '.join(_TASKS)}")
     if language not in LANGUAGES:
         raise wrong(f"language {language!r} is not valid: it is {', '.join(LANGUAGES)}")
     missing = [key for key in _NEEDED[kind] if not entry.get(key)]
@@ -51,4 +52,6 @@ def _case(path: Path, number: int, line: str) -> Case:
     if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
         raise wrong("answers is a list of strings")
     sound = path.parent / audio if audio and kind != "tts" else None
-    return Case(str(entry.get("id", number)), kind, language, text, sound, answers=tuple(answers))
+    reference, question = ("", text) if kind == "qa" else (text, "")
+    name = str(entry.get("id", number))
+    return Case(name, _TASKS[kind], language, reference, question, tuple(answers), sound)

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from evaluation.case import Case
 from evaluation.errors import EvaluationError
 from evaluation.suites import aishell, fleurs, librispeech, libritts, manifest, seed_tts, spoken_qa, wenetspeech
-from evaluation.suites.case import Case
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ import io
 from collections.abc import Callable
 from pathlib import Path
 
+from evaluation.case import Case
 from evaluation.errors import EvaluationError
-from evaluation.suites.case import Case
 from evaluation.suites.files import find, lines
 
 #: Folder -> columns that hold answers, and what parts several in one column.
@@ -49,4 +49,5 @@ def _case(path: Path, name: str, number: int, row: dict[str, str]) -> Case:
         raise EvaluationError(f"{path}, row {number}: no answer in {' or '.join(names)}")
     question = columns.get("question") or columns.get("questions", "")
     sound = path.parent / "audios" / columns["audio_filename"]
-    return Case(Path(columns["audio_filename"]).stem or str(number), "qa", "en", question, sound, answers=answers)
+    name = Path(columns["audio_filename"]).stem or str(number)
+    return Case(name, "chat", "en", question=question, answers=answers, audio=sound)

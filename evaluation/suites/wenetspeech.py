@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from evaluation.case import Case
 from evaluation.errors import EvaluationError
-from evaluation.suites.case import Case
 from evaluation.suites.files import find
 
 
@@ -18,7 +18,7 @@ def read(folder: Path, part: str) -> list[Case]:
         cases = [
             Case(
                 id=segment["sid"],
-                kind="asr",
+                task="asr",
                 language="zh",
                 reference=segment["text"],
                 audio=folder / recording["path"],

@@ -13,9 +13,9 @@ import soundfile
 from client_protocol_double import ProtocolDouble
 from evaluation import asking
 from evaluation.asking import Asking, ask
+from evaluation.case import Case
 from evaluation.errors import EvaluationError
 from evaluation.journal import Journal
-from evaluation.suites.case import Case
 from published_suites import tone, write
 from waiting import until
 
@@ -46,7 +46,7 @@ def run(url: str, cases: list[Case], folder: Path, patience_s: float = 30.0, don
 
 def test_each_answer_is_kept_with_its_sound_and_times(double: ProtocolDouble, tmp_path: Path) -> None:
     tone(tmp_path / "a.wav")
-    asr = Case("spoken", "asr", "en", "the words", tmp_path / "a.wav")
+    asr = Case("spoken", "asr", "en", "the words", audio=tmp_path / "a.wav")
     entries = run(double.url, [tts(0), asr], tmp_path).entries
     assert {name: "skipped" in entry for name, entry in entries.items()} == {"case/0": False, "spoken": False}
     sound, rate_hz = soundfile.read(tmp_path / "sound" / entries["case/0"]["sound"])
@@ -59,7 +59,7 @@ def test_each_answer_is_kept_with_its_sound_and_times(double: ProtocolDouble, tm
 
 def test_a_part_of_a_recording_is_sent(double: ProtocolDouble, tmp_path: Path) -> None:
     tone(tmp_path / "a.wav", 3.0)
-    run(double.url, [Case("part", "asr", "zh", "x", tmp_path / "a.wav", (1.0, 1.75))], tmp_path)
+    run(double.url, [Case("part", "asr", "zh", "x", audio=tmp_path / "a.wav", span_s=(1.0, 1.75))], tmp_path)
     assert len(double.inputs[0]["AUDIO"]) == 12_000  # type: ignore[arg-type]
 
 
@@ -67,9 +67,9 @@ def test_what_cannot_be_asked_is_skipped_with_a_reason(double: ProtocolDouble, t
     write(tmp_path / "noise.wav", "this is no sound")
     tone(tmp_path / "short.wav", 0.2)
     cases = [
-        Case("missing", "asr", "en", "x", tmp_path / "none.wav"),
-        Case("unreadable", "asr", "en", "x", tmp_path / "noise.wav"),
-        Case("beyond", "asr", "en", "x", tmp_path / "short.wav", (5.0, 6.0)),
+        Case("missing", "asr", "en", "x", audio=tmp_path / "none.wav"),
+        Case("unreadable", "asr", "en", "x", audio=tmp_path / "noise.wav"),
+        Case("beyond", "asr", "en", "x", audio=tmp_path / "short.wav", span_s=(5.0, 6.0)),
         tts(0, "fail"),
         tts(1),
     ]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from evaluation.case import Case
 from evaluation.errors import EvaluationError
-from evaluation.suites.case import Case
 from evaluation.suites.registry import SUITES, load_suite
 from published_suites import MAKERS, write
 
@@ -26,17 +26,18 @@ def test_a_suite_is_read_in_its_published_layout(name: str, tmp_path: Path) -> N
     assert len({case.id for case in cases}) == len(TEXTS)
     for case, text in zip(cases, TEXTS, strict=True):
         assert case.language == ("zh" if name in ("aishell", "wenetspeech") else "en")
-        if case.kind == "qa":
+        if case.task == "chat":
             assert case.answers[0] == text
+            assert case.question
         else:
             assert case.reference.lower() == text
-        if case.kind == "tts":
+        if case.task == "tts":
             assert case.audio is None
         else:
             assert case.audio is not None
             assert case.audio.is_file()
-    assert {case.kind for case in cases} == {
-        "tts" if name in ("libritts", "seed-tts") else "qa" if "q" in name else "asr"
+    assert {case.task for case in cases} == {
+        "tts" if name in ("libritts", "seed-tts") else "chat" if "q" in name else "asr"
     }
 
 
@@ -88,6 +89,7 @@ def test_a_line_that_is_cut_off_is_named(tmp_path: Path) -> None:
         ("{", "no JSON"),
         ("[]", "no JSON object"),
         ('{"kind": "sing"}', "asr, tts, qa"),
+        ('{"kind": ["asr"]}', "asr, tts, qa"),
         ('{"kind": "tts", "text": "a", "language": "fr"}', "en, zh"),
         ('{"kind": "asr", "text": "a"}', "asr needs audio"),
         ('{"kind": "qa", "audio": "a.wav"}', "qa needs answers"),

@@ -1,0 +1,68 @@
+"""Writes the held-out data of a training in the layouts of published suites, to try those without their data.
+
+LibriSpeech (recognition), LibriTTS (reading aloud) and Web Questions (spoken questions), in one folder.
+"""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from evaluation.case import Case
+from evaluation.errors import EvaluationError
+from training.data.answers import WHOLE, words_of
+from vita_audio.checkpoint.file_records import whole_folder
+
+_PART = "test-clean"
+
+
+def write_layouts(cases: Sequence[Case], out: Path) -> None:
+    """Write the cases that are asr, tts or spoken, each into its suite; `out` is written whole or not at all.
+
+    Raises:
+        EvaluationError: `out` is not empty or cannot be written.
+    """
+    with whole_folder(out, EvaluationError) as folder:
+        _librispeech([case for case in cases if case.kind == "asr"], folder / "LibriSpeech" / _PART)
+        _libritts([case for case in cases if case.kind == "tts"], folder / "LibriTTS" / _PART)
+        _web_questions([case for case in cases if case.kind == "spoken"], folder / "eval_datas" / "web_questions")
+
+
+def _librispeech(cases: Sequence[Case], folder: Path) -> None:
+    """A speaker a voice; transcripts in capitals without punctuation, as published."""
+    voices = sorted({case.voice for case in cases})
+    for speaker, voice in enumerate(voices, 1):
+        chapter = folder / str(speaker) / "1"
+        chapter.mkdir(parents=True)
+        lines = []
+        for number, case in enumerate(case for case in cases if case.voice == voice):
+            name = f"{speaker}-1-{number:04}"
+            lines.append(f"{name} {' '.join(words_of(case.reference)).upper()}\n")
+            shutil.copyfile(_sound(case), chapter / f"{name}.flac")
+        (chapter / f"{speaker}-1.trans.txt").write_text("".join(lines), encoding="utf-8")
+
+
+def _libritts(cases: Sequence[Case], folder: Path) -> None:
+    chapter = folder / "1" / "1"
+    chapter.mkdir(parents=True)
+    for number, case in enumerate(cases):
+        text = f"{case.reference}\n"
+        (chapter / f"1_1_{number:06}_000000.normalized.txt").write_text(text, encoding="utf-8")
+
+
+def _web_questions(cases: Sequence[Case], folder: Path) -> None:
+    (folder / "audios").mkdir(parents=True)
+    with (folder / "web_questions.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["question", "answers", "audio_filename"])
+        for number, case in enumerate(cases):
+            shutil.copyfile(_sound(case), folder / "audios" / f"{number:04}.flac")
+            answers = "; ".join(answer.lstrip(WHOLE) for answer in case.answers)
+            writer.writerow([case.question, answers, f"{number:04}.flac"])
+
+
+def _sound(case: Case) -> Path:
+    assert case.audio is not None  # of what is spoken
+    return case.audio
