@@ -6,7 +6,8 @@ A real server and a gateway process on loopback. "first-sound": the same text, b
 gateway, from sending it to the first audible sound. "idle": Realtime sessions that do nothing, and such with an open
 microphone in a silent room. "barge-in": a microphone at 24 kHz that runs in real time and is spoken into while a long
 answer comes: from sending the first loud sample to `speech_started`, to the last sound of the answer, and until another
-caller, whose request is sent at `speech_started`, has the server's only slot.
+caller, whose request is sent at `speech_started`, has its turn in the server's only slot; and from that cancel until the
+slot is free: that is how long the server says that the other caller's request was prepared and waited.
 """
 
 from __future__ import annotations
@@ -201,11 +202,15 @@ async def idle(gateway: GatewayProcess, sessions: int, seconds: float) -> Row:
 
 @dataclass(frozen=True, slots=True)
 class BargeIn:
-    """In ms after the first loud sample was sent. A last sound that had come before that counts as 0."""
+    """In ms after the first loud sample was sent. A last sound that had come before that counts as 0.
+
+    `free_ms`: after the cancel, which goes to the server with `speech_started`.
+    """
 
     noticed_ms: float
     last_sound_ms: float
     slot_ms: float
+    free_ms: float
 
 
 class Microphone:
@@ -250,11 +255,13 @@ async def barge_in(client: AsyncClient, url: str, after_s: float) -> BargeIn | N
         client: of another caller.
     """
 
-    async def slot() -> float:
+    async def slot() -> tuple[float, float]:
+        """When the other caller had its turn, and how many ms the slot had been waited for."""
         async with client.stream(_QUESTION, task="text", max_tokens=1) as stream:
             async for event in stream:
                 if isinstance(event, StatusUpdate):
-                    return time.perf_counter()
+                    spent_ms = event.status.timings_ms
+                    return time.perf_counter(), spent_ms.get("prompt", 0.0) + spent_ms.get("lm_queue", 0.0)
         raise VitaError("the other caller's stream had no status")
 
     async with session(url, _ENDLESS_MODEL) as talk:
@@ -275,26 +282,36 @@ async def barge_in(client: AsyncClient, url: str, after_s: float) -> BargeIn | N
                 return None
             waiting = asyncio.create_task(slot())
             details = (await talk.until("response.done"))["response"]["status_details"] or {}
-            slot_s = await waiting
+            slot_s, free_ms = await waiting
         finally:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
     if details.get("reason") != "turn_detected":
         return None
     ends_s = (noticed_s, talk.last_sound_s, slot_s)
-    return BargeIn(*(1e3 * max(0.0, end_s - microphone.spoke_s.result()) for end_s in ends_s))
+    return BargeIn(*(1e3 * max(0.0, end_s - microphone.spoke_s.result()) for end_s in ends_s), free_ms)
+
+
+async def first_chunk_ms(client: AsyncClient) -> float:
+    """Sound of an answer's first chunk, the shortest that the server makes."""
+    async with client.stream(_QUESTION, max_tokens=_MAX_TOKENS) as stream:
+        async for event in stream:
+            if isinstance(event, Pcm) and len(event.samples):
+                return 1e3 * event.seconds
+    raise VitaError("an answer had no sound")
 
 
 async def barge_ins(server: str, gateway: str, count: int) -> Row:
     choice, seen = random.Random(1), list[BargeIn]()
     async with AsyncClient(server) as client:
+        chunk_ms = await first_chunk_ms(client)
         for _ in range(2 * count):
             if len(seen) < count and (one := await barge_in(client, gateway, choice.uniform(0.1, 0.6))) is not None:
                 seen.append(one)
     if not seen:
         raise VitaError("every answer had ended before it was interrupted")
-    row: Row = {"count": len(seen)}
-    for name in ("noticed_ms", "last_sound_ms", "slot_ms"):
+    row: Row = {"count": len(seen), "chunk_ms": chunk_ms}
+    for name in ("noticed_ms", "last_sound_ms", "slot_ms", "free_ms"):
         row |= spread(name, (getattr(each, name) for each in seen))
     return row
 
@@ -315,12 +332,13 @@ def shown(record: Mapping[str, Any]) -> list[list[str]]:
         lines.append(["an open microphone, share of a core", f"{row['share_each_microphone']:.1%}", "", ""])
     if row := record.get("barge_in"):
         for name, what, aim in (
-            ("noticed", "speech_started", ""),
-            ("last_sound", "last sound of the answer", f"P95 at most {BARGE_IN_MS:g}"),
-            ("slot", "another caller's turn in the slot", ""),
+            ("noticed", "interrupting speech to speech_started", ""),
+            ("last_sound", "interrupting speech to last sound of the answer", f"P95 at most {BARGE_IN_MS:g}"),
+            ("slot", "interrupting speech to another caller's turn in the slot", ""),
+            ("free", "cancel to slot free", f"at most a chunk: {number(row['chunk_ms'])}"),
         ):
             values = (number(row[f"{name}_ms_p{percent}"]) for percent in (50, 95))
-            lines.append([f"interrupting speech to {what}, ms", *values, aim])
+            lines.append([f"{what}, ms", *values, aim])
     return lines
 
 

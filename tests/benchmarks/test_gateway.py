@@ -24,8 +24,8 @@ RECORD: dict[str, Any] = {
         "share_each_microphone": 0.05,
     },
     "barge_in": {
-        "count": 40,
-        **{f"{name}_ms_p{percent}": percent for name in ("noticed", "last_sound", "slot") for percent in (50, 95)},
+        "count": 40, "chunk_ms": 971.2,
+        **{f"{name}_ms_p{percent}": percent for name in ("noticed", "last_sound", "slot", "free") for percent in (50, 95)},
     },
 }  # fmt: skip
 
@@ -54,12 +54,13 @@ def test_the_table_says_what_was_measured_and_what_is_promised() -> None:
     assert lines["32 idle sessions, share of a core (none: 0.7%)"] == ["1.2%", "", "below 5%"]
     assert lines["memory of an idle session, KiB"] == ["3061", "", ""]
     assert lines["interrupting speech to last sound of the answer, ms"] == ["50", "95", "P95 at most 400"]
+    assert lines["cancel to slot free, ms"] == ["50", "95", "at most a chunk: 971"]
     assert [len(line) for line in lines.values()] == [3] * len(lines)
 
 
 def test_the_table_has_only_the_parts_that_were_measured() -> None:
     assert shown({}) == []
-    assert len(shown({"barge_in": RECORD["barge_in"]})) == 3
+    assert len(shown({"barge_in": RECORD["barge_in"]})) == 4
 
 
 def test_a_client_notes_when_its_last_sound_came() -> None:
