@@ -7,9 +7,6 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
-
 from training.files import whole_file
 
 
@@ -68,6 +65,9 @@ def write_curve(path: Path, curves: Mapping[str, Sequence[tuple[int, float]]], t
     drawn = {name: points for name, points in finite.items() if points}
     if not drawn:
         return
+    from matplotlib.figure import Figure  # most commands draw nothing and need not load it
+    from matplotlib.ticker import LogFormatter
+
     figure = Figure(figsize=(9, 4), layout="constrained")
     axes = figure.add_subplot(title=title, xlabel="step", ylabel="loss")
     for name, points in drawn.items():

@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.attention.varlen import varlen_attn
 
 #: Rows without a loss, as in Hugging Face datasets.
 NO_LABEL = -100
@@ -123,6 +122,8 @@ class Batch:
 
     def _attend_flash(self, q: Tensor, k: Tensor, v: Tensor, repeat: int) -> Tensor:
         """The same in one kernel for all samples, which only GPUs have."""
+        from torch.nn.attention.varlen import varlen_attn  # with PyTorch's compiler: seconds, and not for a CPU
+
         if repeat > 1:
             k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
         bounds, longest = self.bounds, self.longest
