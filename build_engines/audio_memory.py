@@ -16,6 +16,7 @@ from vita_audio.decoding.schedule import DecoderConfig
 from vita_audio.decoding.stream_buffers import ring_bytes, ring_frames
 from vita_audio.engines.tensorrt_audio.plan import batch_buckets
 from vita_audio.engines.torch_cuda.memory import NODE_BYTES
+from vita_audio.engines.torch_cuda.sensevoice import prepared_slots
 from vita_audio.engines.torch_cuda.speech_tokenizer import MOST_PIECES, block_sizes, state_bytes
 from vita_audio.models.flow import Flow
 from vita_audio.models.sensevoice import SenseVoice
@@ -23,8 +24,8 @@ from vita_audio.models.speech_tokenizer import SpeechTokenizer
 from vita_audio.models.vocoder import Vocoder
 from vita_audio.sensevoice_features import slot_count
 
-#: Kernels of the decoder's two functions, of 4 flow steps, and of a layer of the speech tokenizer (counted by dispatch:
-#: `tests/engines/torch_cuda/test_dispatch.py`).
+#: Kernels of the decoder's two functions, of 4 flow steps, and of a layer of the speech tokenizer or of SenseVoice
+#: (counted by dispatch: `tests/engines/torch_cuda/test_dispatch.py`).
 _MEL_NODES, _PCM_NODES, _SPEECH_LAYER_NODES = 172 + 4 * 659, 13 + 201 + 90, 12
 
 Geometry = Mapping[str, int]
@@ -61,11 +62,12 @@ def captured_bytes(sizes: Sizes, max_batch: int) -> int:
     )
 
 
-def audio_buffers(sizes: Sizes, streams: int, max_batch: int) -> dict[str, int]:
+def audio_buffers(sizes: Sizes, streams: int, max_batch: int, context: int) -> dict[str, int]:
     """Device memory of torch_cuda's audio engines beside their weights: state of streams and of speech, and graphs.
 
     Args:
         streams: of the language model. The decoder has room for twice as many, and those that end, at least.
+        context: tokens of a stream, which bound a clip of SenseVoice.
     """
     made = all_geometries(DecoderConfig(), sizes.flow.block_size)
     batches = len(batch_buckets(max_batch))
@@ -73,7 +75,12 @@ def audio_buffers(sizes: Sizes, streams: int, max_batch: int) -> dict[str, int]:
     chunks = batches * len(made.running.chunks) + len(made.ends.chunks)
     nodes = windows * _MEL_NODES + chunks * _PCM_NODES
     buffers = {"decoder streams": decoder_state_bytes(sizes) * (2 * (streams + streams // 4) + 32)}
-    if sizes.sensevoice is None:  # SenseVoice keeps nothing between clips, and clips have too many lengths for graphs
+    if clips := sizes.sensevoice:  # which keeps nothing between clips
+        counts = prepared_slots(context)
+        nodes += len(counts) * (clips.num_blocks + clips.tp_blocks) * _SPEECH_LAYER_NODES
+        buffers["SenseVoice clips"] = sum(4 * count * clips.input_size for count in counts)
+        buffers |= encoder_bytes(sizes, counts[-1])
+    else:
         speech = sizes.speech_tokenizer
         nodes += len(batch_buckets(MOST_PIECES)) * block_sizes(speech).most_blocks * speech.layers * _SPEECH_LAYER_NODES
         buffers["speech tokenizer states"] = state_bytes(speech)
@@ -103,8 +110,13 @@ def audio_weights(sizes: Sizes) -> dict[str, int]:
         }
 
 
-def encoder_bytes(sizes: Sizes, context: int) -> dict[str, int]:
-    """Activations of SenseVoice for the longest clip that a request may have; none for a speech tokenizer.
+def longest_clip(context: int) -> int:
+    """Embeddings of the longest clip that a request of `context` tokens may have."""
+    return min(context, slot_count(int(MAX_AUDIO_SECONDS * INPUT_SAMPLE_RATE_HZ)))
+
+
+def encoder_bytes(sizes: Sizes, rows: int) -> dict[str, int]:
+    """Activations of SenseVoice for a clip of so many embeddings; none for a speech tokenizer.
 
     float32: the input and output of an attention layer, its three projections and its scores, the inner rows of an MLP,
     and the rows of embeddings, before and after the projector's GELU.
@@ -112,7 +124,6 @@ def encoder_bytes(sizes: Sizes, context: int) -> dict[str, int]:
     config = sizes.sensevoice
     if config is None:
         return {}
-    rows = min(context, slot_count(int(MAX_AUDIO_SECONDS * INPUT_SAMPLE_RATE_HZ)))
     wide = max(config.input_size, config.output_size)
     row = 2 * wide + 3 * config.output_size + config.linear_units + 3 * config.embedding_size
     return {"SenseVoice activations": 4 * rows * (row + config.attention_heads * rows)}

@@ -21,7 +21,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from build_engines import options as flags
-from build_engines.audio_memory import audio_buffers, audio_weights, captured_bytes, decoder_state_bytes, encoder_bytes
+from build_engines.audio_memory import (
+    audio_buffers,
+    audio_weights,
+    captured_bytes,
+    decoder_state_bytes,
+    encoder_bytes,
+    longest_clip,
+)
 from build_engines.command import errors_reported
 from build_engines.options import GpuOptions
 from build_engines.sizes import Sizes, read_sizes, released_sizes
@@ -173,7 +180,7 @@ def _plan_tensorrt_llm(sizes: Sizes, options: GpuOptions, context: int) -> GpuPl
             "activations of a step": 2 * rows * _widest_row(sizes, options),  # of a layer and of the one before it
             "MCTP logits": 4 * options.streams * (config.vocab_size - plans[Part.MCTP].head_first_id),
             "captured audio calls": captured_bytes(sizes, options.audio_batch),
-            **encoder_bytes(sizes, context),
+            **encoder_bytes(sizes, longest_clip(context)),
         },
         reserve=RESERVE_BYTES,
         stream=pool.bytes_per_stream(context),
@@ -204,8 +211,7 @@ def _plan_torch_cuda(sizes: Sizes, options: GpuOptions, context: int) -> GpuPlan
             "padding rows": slot_bytes(config, 1, 2),
             "programs": programs_bytes(config, limits, chunk, 2),
             **({"prompt rows": prompt_rows_bytes(config, limits, chunk, 2)} if sizes.sensevoice else {}),
-            **audio_buffers(sizes, options.streams, options.audio_batch),
-            **encoder_bytes(sizes, context),
+            **audio_buffers(sizes, options.streams, options.audio_batch, context),
         },
         reserve=TORCH_CUDA_RESERVE_BYTES,
         stream=slot_bytes(config, context, 2),

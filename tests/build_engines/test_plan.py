@@ -129,9 +129,13 @@ def test_plus(tmp_path: Path, modules: int, parameters: int) -> None:
     assert made.weights["language model"] == 2 * (parameters - tower - projector)
     assert made.weights["SenseVoice"] == made.files["audio/SenseVoice"] == 4 * (tower - ctc_head + projector)
     assert made.stream == 4096 * ((L + modules) * 2 * 4 * 128 + HIDDEN) * 2 + VOCAB
-    # 120 s are 11 998 frames, 2 000 rows and 4 queries, each of which is scored against all by 4 heads.
+    # 120 s are 11 998 frames, 2 000 rows and 4 queries, each of which is scored against all by 4 heads. A graph pads.
     row = 2 * 560 + 3 * 512 + 2048 + 3 * HIDDEN
-    assert made.buffers["SenseVoice activations"] == 4 * 2004 * (row + 4 * 2004)
+    assert made.buffers["SenseVoice activations"] == 4 * 2048 * (row + 4 * 2048)
+    prepared = 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048
+    assert made.buffers["SenseVoice clips"] == 4 * 560 * sum(prepared)
+    short = plan_build(sizes, GpuOptions(engine="torch_cuda"), 100).buffers  # clips of 64, 96 and 128
+    assert made.buffers["audio graphs"] - short["audio graphs"] == 8 * 70 * 12 * 4096
     # 64 streams that read the rest of a prompt in a step beside others, of at most K + 1 rows each.
     assert made.buffers["prompt rows"] == max(512, 64 * (modules + 1)) * HIDDEN * 2
     assert "prompt rows" not in plan(engine="torch_cuda").buffers
@@ -142,6 +146,7 @@ def test_plus(tmp_path: Path, modules: int, parameters: int) -> None:
         assert made == released
         assert plan_build(sizes, LLM, 4096).buffers["prompt table"] == LLM.step_tokens * HIDDEN * 2
         assert plan_build(sizes, LLM, 4096).weights["backbone"] == PLAN.weights["backbone"]
+        assert plan_build(sizes, LLM, 4096).buffers["SenseVoice activations"] == 4 * 2004 * (row + 4 * 2004)
         assert plan_build(sizes, LLM, 64).buffers["SenseVoice activations"] == 4 * 64 * (row + 4 * 64)
 
 
@@ -242,7 +247,7 @@ def test_the_documentation_has_these_numbers() -> None:
 def test_audio_buffers_of_torch_cuda() -> None:
     """Summed here from what engines hold, and captured as often as they are warmed up."""
     sizes = released_sizes()
-    made = audio_buffers(sizes, 64, 8)
+    made = audio_buffers(sizes, 64, 8, 4096)
     assert made["speech tokenizer states"] == 2 * 1600 * 16 * 2 * 1280 * 4  # two pieces of 8 blocks of 200 positions
     assert made["decoder streams"] == 192 * decoder_state_bytes(sizes)
     assert 1.2 < made["audio graphs"] / GIB < 1.5
@@ -253,7 +258,7 @@ def test_audio_buffers_of_torch_cuda() -> None:
         decoder.warm_up(8)
     nodes = len(decoder._make_mel) * 2808 + len(decoder._make_pcm) * 304 + 16 * 16 * 12  # type: ignore[arg-type]
     assert made["audio graphs"] == nodes * 4096
-    assert sum(audio_buffers(sizes, 8, 4).values()) < sum(made.values())
+    assert sum(audio_buffers(sizes, 8, 4, 4096).values()) < sum(made.values())
 
 
 def test_captured_calls() -> None:

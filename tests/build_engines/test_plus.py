@@ -21,8 +21,11 @@ from vita_audio.checkpoint.random_weights.__main__ import write_random_checkpoin
 from vita_audio.checkpoint.sensevoice import load_sensevoice
 from vita_audio.checkpoint.sizes import TINY
 from vita_audio.contract.errors import CheckpointError, EngineError
+from vita_audio.engines.interface import Floats
 from vita_audio.engines.manifest import MANIFEST, check_manifest
 from vita_audio.engines.onnxruntime.sensevoice import OnnxSenseVoice
+from vita_audio.engines.registry import open_language_model, open_speech_encoder
+from vita_audio.engines.source import EngineSource
 from vita_audio.engines.torch.weights import SENSEVOICE_FILE, SPEECH_TOKENIZER_FILE, load_weights_file
 from vita_audio.models.sensevoice import SenseVoice
 
@@ -41,6 +44,19 @@ def engines(plus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def noise(rows: int) -> Floats:
+    return np.random.default_rng(0).standard_normal((rows, 560), np.float32)
+
+
+def reference(plus: Path, features: Floats) -> Floats:
+    """The checkpoint's embeddings of a clip."""
+    parts = load_sensevoice(plus / "language_model")
+    model = SenseVoice(parts.config).eval()
+    model.load_state_dict(parts.tensors)
+    with torch.inference_mode():
+        return model(torch.from_numpy(features)[None], torch.tensor([len(features)]))[0].numpy()
+
+
 def test_for_a_cpu(plus: Path, engines: Path) -> None:
     manifest = check_manifest(engines, plus)
     assert manifest.speech_input == "sensevoice"
@@ -51,13 +67,8 @@ def test_for_a_cpu(plus: Path, engines: Path) -> None:
     assert "speech_tokenizer.onnx" not in manifest.files
     assert manifest.vocabulary.context_of_audio is not None
 
-    parts = load_sensevoice(plus / "language_model")
-    model = SenseVoice(parts.config).eval()
-    model.load_state_dict(parts.tensors)
-    features = np.random.default_rng(0).standard_normal((9, 560), np.float32)
-    with torch.inference_mode():
-        wanted = model(torch.from_numpy(features)[None], torch.tensor([9]))[0].numpy()
-    np.testing.assert_allclose(OnnxSenseVoice(engines).embeddings(features), wanted, atol=1e-4)
+    features = noise(9)
+    np.testing.assert_allclose(OnnxSenseVoice(engines).embeddings(features), reference(plus, features), atol=1e-4)
 
 
 def test_the_server_refuses_them(engines: Path) -> None:
@@ -75,6 +86,11 @@ def test_for_a_gpu(plus: Path, tmp_path: Path, machine: object) -> None:
     stored, parts = load_weights_file(tmp_path / SENSEVOICE_FILE), load_sensevoice(plus / "language_model")
     assert stored.keys() == parts.tensors.keys() | {"feature_shift", "feature_scale"}
     assert (stored["feature_scale"].numpy() == parts.feature_scale).all()
+    source = EngineSource(tmp_path, manifest, device="cpu")
+    features = noise(9)
+    np.testing.assert_allclose(open_speech_encoder(source).embeddings(features), reference(plus, features), atol=1e-4)
+    language_model = open_language_model(source, 2)
+    assert language_model.embedded_size == TINY.language_model.hidden_size
 
 
 def test_tensorrt_llm_is_refused(plus: Path, tmp_path: Path) -> None:

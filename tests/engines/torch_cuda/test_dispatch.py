@@ -16,7 +16,13 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from fake_cuda import DEVICE, Dispatched, HostSynchronisation, fake_cuda
-from vita_audio.checkpoint.configs import FlowConfig, LanguageModelConfig, SpeechTokenizerConfig, VocoderConfig
+from vita_audio.checkpoint.configs import (
+    FlowConfig,
+    LanguageModelConfig,
+    SenseVoiceConfig,
+    SpeechTokenizerConfig,
+    VocoderConfig,
+)
 from vita_audio.decoding.decoder import StreamingDecoder
 from vita_audio.decoding.flow_stream import window_shapes
 from vita_audio.decoding.vocoder_stream import VocoderGeometry, chunk_shapes
@@ -24,6 +30,7 @@ from vita_audio.engines.torch.audio import TorchFlow, TorchSpeechTokenizer, Torc
 from vita_audio.engines.torch_cuda.audio import TorchCudaFlow, TorchCudaVocoder
 from vita_audio.engines.torch_cuda.device_arrays import _torch_type
 from vita_audio.engines.torch_cuda.kernels.audio_operations import KERNELS
+from vita_audio.engines.torch_cuda.sensevoice import TorchCudaSenseVoice
 from vita_audio.engines.torch_cuda.shapes import Shape, round_rows
 from vita_audio.engines.torch_cuda.speech_tokenizer import TorchCudaSpeechTokenizer
 
@@ -195,6 +202,7 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
             mock.patch("vita_audio.engines.torch_cuda.device_arrays.Capturer", return_value=None),
             mock.patch("vita_audio.engines.torch_cuda.audio.audio_operations", return_value=KERNELS),
             mock.patch("vita_audio.engines.torch_cuda.speech_tokenizer.audio_operations", return_value=KERNELS),
+            mock.patch("vita_audio.engines.torch_cuda.sensevoice.audio_operations", return_value=KERNELS),
         ):
             return kind(config, {}, device, *options)
 
@@ -342,6 +350,35 @@ def test_blocks_of_speech_are_a_copy_up_and_one_down(make: Callable[..., Any], p
         clips = [(np.full((128, 800), i, np.float32), 700) for i in range(pieces)]
         assert [len(ids) for ids in tokenizer.tokens_of(clips)] == [88] * pieces
     assert [way for way, _ in log.copies] == ["to device", "to host"] * 2
+
+
+#: Two stacks of a layer each, of 50 and 20. Kernels of a layer, and beside the layers; they may only go down.
+SHALLOW_SENSEVOICE = SenseVoiceConfig(num_blocks=2, tp_blocks=1)
+CLIP_LAYER_KERNELS, OTHER_CLIP_KERNELS = 12, 12
+
+
+def sensevoice(make: Callable[..., Any], *options: object) -> Any:
+    tables = {name: torch.zeros(560, device="cpu") for name in ("feature_shift", "feature_scale")}
+    return make(lambda config, _, *rest: TorchCudaSenseVoice(config, tables, *rest), SHALLOW_SENSEVOICE, *options)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_captured_clips_never_wait_for_the_host(make: Callable[..., Any], precision: str) -> None:
+    engine = sensevoice(make, precision)
+    rows = engine._inputs(128)
+    given = {name: torch.empty(row.shape, dtype=_torch_type(row), device=DEVICE) for name, row in rows.items()}
+    with launches(Dispatched()) as log:
+        embeddings = engine._program._function(given)
+    assert embeddings.shape == (1, 128, 3584)
+    casts = 3 * 2 + 3 if precision == "bf16" else 0
+    assert 0 < len(log.kernels) <= 3 * CLIP_LAYER_KERNELS + OTHER_CLIP_KERNELS + casts
+
+
+def test_a_clip_is_a_copy_up_and_one_down(make: Callable[..., Any]) -> None:
+    engine = sensevoice(make)
+    with launches(Dispatched(border=True)) as log:
+        assert engine.embeddings(np.zeros((30, 560), np.float32)).shape == (34, 3584)
+    assert [way for way, _ in log.copies] == ["to device", "to host"]
 
 
 @pytest.mark.parametrize(

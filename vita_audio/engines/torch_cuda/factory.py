@@ -8,6 +8,7 @@ from vita_audio.checkpoint.configs import (
     SENSEVOICE,
     FlowConfig,
     LanguageModelConfig,
+    SenseVoiceConfig,
     SpeechTokenizerConfig,
     VocoderConfig,
 )
@@ -16,6 +17,7 @@ from vita_audio.engines.gpu_record import LEAST_CAPABILITY
 from vita_audio.engines.source import EngineSource
 from vita_audio.engines.torch.weights import (
     FLOW_FILE,
+    SENSEVOICE_FILE,
     SPEECH_TOKENIZER_FILE,
     VOCODER_FILE,
     WEIGHTS_FILE,
@@ -24,6 +26,7 @@ from vita_audio.engines.torch.weights import (
 )
 from vita_audio.engines.torch_cuda.audio import TorchCudaFlow, TorchCudaVocoder
 from vita_audio.engines.torch_cuda.engine import TorchCudaLanguageModel
+from vita_audio.engines.torch_cuda.sensevoice import TorchCudaSenseVoice
 from vita_audio.engines.torch_cuda.settings import Settings
 from vita_audio.engines.torch_cuda.shapes import Limits, most_rows
 from vita_audio.engines.torch_cuda.speech_tokenizer import TorchCudaSpeechTokenizer
@@ -51,6 +54,14 @@ def speech_tokenizer(source: EngineSource) -> TorchCudaSpeechTokenizer:
     tensors = load_weights_file(source.folder / SPEECH_TOKENIZER_FILE)
     engine = TorchCudaSpeechTokenizer(config, tensors, device_of(source), source.speech_precision)
     engine.prepare()
+    return engine
+
+
+def sensevoice(source: EngineSource) -> TorchCudaSenseVoice:
+    config = SenseVoiceConfig(**source.config("sensevoice"))
+    tensors = load_weights_file(source.folder / SENSEVOICE_FILE)
+    engine = TorchCudaSenseVoice(config, tensors, device_of(source), source.speech_precision)
+    engine.prepare(source.context_tokens)
     return engine
 
 
