@@ -6,7 +6,7 @@ A real server and a gateway process on loopback. "first-sound": the same text, b
 gateway, from sending it to the first audible sound. "idle": Realtime sessions that do nothing, and such with an open
 microphone in a silent room. "barge-in": a microphone at 24 kHz that runs in real time and is spoken into while a long
 answer comes: from sending the first loud sample to `speech_started`, to the last sound of the answer, and until another
-caller, whose request is sent at `speech_started`, has its turn in the server's only slot; and from that cancel until the
+caller, whose request is sent at `speech_started`, has its turn in the only slot; and from that cancel until the
 slot is free: that is how long the server says that the other caller's request was prepared and waited.
 """
 
@@ -288,8 +288,11 @@ async def barge_in(client: AsyncClient, url: str, after_s: float) -> BargeIn | N
             await asyncio.gather(running, return_exceptions=True)
     if details.get("reason") != "turn_detected":
         return None
-    ends_s = (noticed_s, talk.last_sound_s, slot_s)
-    return BargeIn(*(1e3 * max(0.0, end_s - microphone.spoke_s.result()) for end_s in ends_s), free_ms)
+    spoke_s = microphone.spoke_s.result()
+    noticed_ms, last_sound_ms, slot_ms = (
+        1e3 * max(0.0, end_s - spoke_s) for end_s in (noticed_s, talk.last_sound_s, slot_s)
+    )
+    return BargeIn(noticed_ms, last_sound_ms, slot_ms, free_ms)
 
 
 async def first_chunk_ms(client: AsyncClient) -> float:

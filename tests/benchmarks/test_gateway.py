@@ -25,7 +25,7 @@ RECORD: dict[str, Any] = {
     },
     "barge_in": {
         "count": 40, "chunk_ms": 971.2,
-        **{f"{name}_ms_p{percent}": percent for name in ("noticed", "last_sound", "slot", "free") for percent in (50, 95)},
+        **{f"{name}_ms_p{part}": part for name in ("noticed", "last_sound", "slot", "free") for part in (50, 95)},
     },
 }  # fmt: skip
 
