@@ -19,9 +19,9 @@ class Gateway:
 
     A route that generates does::
 
-        async with gateway.access.stream(caller(request)) as use, gateway.upstreams.client() as client:
-            ...
-            use.sound(seconds)  # of each piece of sound
+        async with gateway.access.stream(caller(request)) as use:
+            async for event in gateway.upstreams.events(ask, timeout_s):
+                use.sound(seconds)  # of each piece of sound
 
     A conversation takes `access.stream` once, and for each turn, after `use.check()`, `upstreams.client(before)` with
     the client of the turn before. It ends soon after `draining` is set.

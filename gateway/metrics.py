@@ -36,3 +36,9 @@ class Metrics:
             ("server",),
             registry=registry,
         )
+        self.sent_again = Counter(
+            "vita_gateway_requests_sent_again",
+            "Requests that this server lost or refused, sent to another one",
+            ("server",),
+            registry=registry,
+        )

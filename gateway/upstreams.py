@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from typing import Any
 
 from gateway.metrics import Metrics
-from vita_client import AsyncClient, Connection, ServerUnavailable, Tls
+from vita_client import AsyncClient, Connection, Event, ServerUnavailable, Tls
 
 _CHECK_INTERVAL_S = 1.0
 #: How long a server that said it is full comes last.
 _FULL_S = 1.0
+_LEAST_TIMEOUT_S = 0.1
 _log = logging.getLogger(__name__)
+#: Sends a request, with so many seconds for its answer: a context with its events.
+Ask = Callable[[AsyncClient, float], AbstractAsyncContextManager[Any]]
 
 
 class Upstream:
@@ -65,6 +69,7 @@ class Upstreams:
 
     def __init__(self, addresses: Sequence[str], metrics: Metrics, tls: Tls | None = None) -> None:
         self._all = [Upstream(Connection(address, tls=tls), metrics) for address in addresses]
+        self._sent_again = metrics.sent_again
         self._watches: list[asyncio.Task[None]] = []
 
     @property
@@ -89,6 +94,42 @@ class Upstreams:
             ServerUnavailable: no server is ready.
         """
         chosen = self._choose(before)
+        if before is not None and chosen.client is not before:
+            _log.info("conversation on another server", extra={"server": chosen.address})
+        async with self._use(chosen) as client:
+            yield client
+
+    async def events(self, ask: Ask, timeout_s: float) -> AsyncGenerator[Event, None]:
+        """The events of an answer. A server that is lost, or refuses, before the first of them is replaced, once.
+
+        Args:
+            timeout_s: for the whole answer, whoever gives it.
+
+        Raises:
+            VitaError: of the last server that was asked.
+        """
+        end_s, upstream, spare = time.monotonic() + timeout_s, self._choose(None), True
+        while True:
+            begun = False
+            try:
+                async with (
+                    self._use(upstream) as client,
+                    ask(client, max(_LEAST_TIMEOUT_S, end_s - time.monotonic())) as answer,
+                ):
+                    async for event in answer:
+                        begun = True
+                        yield event
+                return
+            except ServerUnavailable:
+                other = self._another(upstream)
+                if begun or not spare or other is None:
+                    raise
+            self._sent_again.labels(upstream.address).inc()
+            _log.info("request sent again", extra={"server": other.address})
+            upstream, spare = other, False
+
+    @asynccontextmanager
+    async def _use(self, chosen: Upstream) -> AsyncIterator[AsyncClient]:
         chosen.use(1)
         try:
             yield chosen.client
@@ -107,7 +148,13 @@ class Upstreams:
         for upstream in usable:
             if upstream.client is before:
                 return upstream
-        return min(usable, key=lambda upstream: (upstream.running, upstream.served))
+        return min(usable, key=_load)
+
+    def _another(self, lost: Upstream) -> Upstream | None:
+        """The least loaded that is ready and not full; None if there is none but `lost`."""
+        now_s = time.monotonic()
+        others = [each for each in self._all if each is not lost and not each.fault and each.full_until_s <= now_s]
+        return min(others, key=_load, default=None)
 
     def open(self) -> None:
         """Begin to ask for health; in the loop that uses the clients."""
@@ -121,3 +168,7 @@ class Upstreams:
                 await watch
         for upstream in self._all:
             await upstream.client.close()
+
+
+def _load(upstream: Upstream) -> tuple[int, int]:
+    return upstream.running, upstream.served

@@ -24,8 +24,7 @@ from gateway.sound.encode import Encoder
 from gateway.voices import VOICE, check_model, check_voice, mode_of
 from vita_audio.contract.errors import InvalidRequest
 from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ
-from vita_client import Event, Pcm, TextDelta, TokensDelta
-from vita_client.aio import AsyncStream
+from vita_client import AsyncClient, AsyncStream, Event, Pcm, TextDelta, TokensDelta
 
 router = APIRouter(tags=["chat"])
 
@@ -196,16 +195,23 @@ def _decoded(data: str) -> bytes:
 async def _answered(request: Request, fields: dict[str, Any], answer: _Answer) -> AsyncIterator[Event]:
     gateway = gateway_of(request)
     text = fields.pop("text")
+    stream: AsyncStream | None = None
+
+    def ask(client: AsyncClient, timeout_s: float) -> AsyncStream:
+        nonlocal stream
+        stream = client.stream(text, timeout_s=timeout_s, **fields)
+        return stream
+
     async with (
         gateway.access.stream(caller(request)) as use,
-        gateway.upstreams.client() as client,
-        client.stream(text, timeout_s=gateway.settings.request_timeout_s, **fields) as stream,
+        contextlib.aclosing(gateway.upstreams.events(ask, gateway.settings.request_timeout_s)) as events,
     ):
-        async for event in stream:
+        async for event in events:
             if isinstance(event, Pcm):
                 use.sound(event.seconds)
             yield event
-        answer.ended(stream)
+        if stream is not None:
+            answer.ended(stream)
 
 
 async def _whole(answer: _Answer, events: AsyncIterator[Event]) -> dict[str, Any]:

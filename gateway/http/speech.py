@@ -15,7 +15,7 @@ from gateway.context import caller, gateway_of
 from gateway.http.streams import HEADERS, begun, event_stream
 from gateway.sound.encode import CONTENT_TYPES, Encoder
 from gateway.voices import VOICE, check_model, check_voice, mode_of
-from vita_client import Pcm, StatusUpdate, TokensDelta
+from vita_client import AsyncClient, AsyncReading, Pcm, StatusUpdate, TokensDelta
 
 router = APIRouter(tags=["audio"])
 Format = Literal["mp3", "opus", "aac", "flac", "wav", "pcm"]
@@ -62,18 +62,16 @@ async def _spoken(request: Request, asked: SpeechRequest, usage: dict[str, int])
     """Pieces of the file; `usage` is counted on the way."""
     gateway = gateway_of(request)
     prompts: dict[str, int] = {}  # tokens, of each sentence's stream
+
+    def read(client: AsyncClient, timeout_s: float) -> AsyncReading:
+        return client.read(asked.input, seed=asked.seed, mode=mode_of(asked.model), timeout_s=timeout_s)
+
     with contextlib.closing(Encoder(asked.response_format, asked.speed)) as encoder:
         async with (
             gateway.access.stream(caller(request)) as use,
-            gateway.upstreams.client() as client,
-            client.read(
-                asked.input,
-                seed=asked.seed,
-                mode=mode_of(asked.model),
-                timeout_s=gateway.settings.request_timeout_s,
-            ) as reading,
+            contextlib.aclosing(gateway.upstreams.events(read, gateway.settings.request_timeout_s)) as events,
         ):
-            async for event in reading:
+            async for event in events:
                 if isinstance(event, Pcm) and len(event.samples):
                     if piece := encoder.push(event.samples):
                         yield piece

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -15,8 +16,9 @@ from gateway.context import caller, gateway_of
 from gateway.http.streams import event_stream, while_connected
 from gateway.sound.decode import decode
 from gateway.voices import check_model, mode_of
+from vita_audio.contract.fields import RequestFields
 from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ
-from vita_client import TextDelta
+from vita_client import AsyncClient, AsyncStream, TextDelta
 
 router = APIRouter(tags=["audio"])
 Format = Literal["json", "text", "verbose_json", "srt", "vtt"]
@@ -60,13 +62,18 @@ async def _words(
     request: Request, speech: NDArray[np.float32], temperature: float, mode: str | None
 ) -> AsyncIterator[str]:
     gateway = gateway_of(request)
-    fields = {"audio": speech, "sample_rate": INPUT_SAMPLE_RATE_HZ, "temperature": temperature, "mode": mode}
+    fields: RequestFields = {
+        "task": "asr", "audio": speech, "sample_rate": INPUT_SAMPLE_RATE_HZ, "temperature": temperature, "mode": mode,
+    }  # fmt: skip
+
+    def listen(client: AsyncClient, timeout_s: float) -> AsyncStream:
+        return client.stream(timeout_s=timeout_s, **fields)
+
     async with (
         gateway.access.stream(caller(request)),
-        gateway.upstreams.client() as client,
-        client.stream(task="asr", timeout_s=gateway.settings.request_timeout_s, **fields) as stream,  # type: ignore[arg-type]
+        aclosing(gateway.upstreams.events(listen, gateway.settings.request_timeout_s)) as events,
     ):
-        async for event in stream:
+        async for event in events:
             if isinstance(event, TextDelta):
                 yield event.text
 

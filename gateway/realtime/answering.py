@@ -174,7 +174,8 @@ class Answering:
         except VitaError as error:
             if not response.finished:
                 refused = body_of(error)["error"]
-                response.fail(refused["type"], refused["code"], refused["message"])
+                moved = "; the next response comes from another server" if self._talk.moves_after(error) else ""
+                response.fail(refused["type"], refused["code"], refused["message"] + moved)
         except NotRead:
             pass  # what sends ends the connection
         except Exception:  # noqa: BLE001 - the client must be told, whatever it was

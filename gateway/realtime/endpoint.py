@@ -47,9 +47,9 @@ async def realtime(websocket: WebSocket, model: str = "", intent: str = "") -> N
             offered = websocket.scope.get("subprotocols", [])
             await websocket.accept(subprotocol="realtime" if "realtime" in offered else None)
             outbox = Outbox()
-            protocol = Protocol(
-                _new_session(model, intent), Talk(gateway.upstreams.client, mode=mode_of(model)), outbox, use
-            )
+            servers = gateway.upstreams
+            talk = Talk(servers.client, mode=mode_of(model), ready=lambda: servers.ready)
+            protocol = Protocol(_new_session(model, intent), talk, outbox, use)
             try:
                 await _serve(websocket, protocol, outbox, gateway.draining)
             finally:

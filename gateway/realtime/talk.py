@@ -21,7 +21,7 @@ from gateway.realtime.turn_taking import RATE_HZ
 from vita_audio.contract.errors import InvalidRequest, VitaError
 from vita_audio.contract.fields import RequestFields
 from vita_audio.contract.limits import MAX_AUDIO_SECONDS
-from vita_client import AsyncClient, AsyncConversation, AsyncStream, Event, TextDelta
+from vita_client import AsyncClient, AsyncConversation, AsyncStream, Event, ServerUnavailable, TextDelta
 
 #: Gives a client for one answer; where it can the one given, of the answer before.
 Connect = Callable[[AsyncClient | None], AbstractAsyncContextManager[AsyncClient]]
@@ -85,10 +85,13 @@ class Talk:
         connect: gives a client, of another server where the last one is lost or full.
         system: who answers, and how; empty for the checkpoint's own.
         mode: how answers are decoded; None for the server's default.
+        ready: how many servers `connect` has a client of.
     """
 
-    def __init__(self, connect: Connect, system: str = "", mode: str | None = None) -> None:
-        self._connect, self._system, self._mode = connect, system, mode
+    def __init__(
+        self, connect: Connect, system: str = "", mode: str | None = None, ready: Callable[[], int] = lambda: 0
+    ) -> None:
+        self._connect, self._system, self._mode, self._ready = connect, system, mode, ready
         self._client: AsyncClient | None = None
         self._conversation: AsyncConversation | None = None
         self._history: tuple[int, ...] = ()
@@ -103,6 +106,11 @@ class Talk:
     def history(self) -> tuple[int, ...]:
         """The ids of all turns that have an answer."""
         return self._history if self._conversation is None else self._conversation.history
+
+    def moves_after(self, error: VitaError) -> bool:
+        """Whether the next answer comes from another server than the one that failed with this error."""
+        left = isinstance(error, ServerUnavailable) and error.code != "server_full"
+        return left and self._ready() > 0
 
     def set_system(self, system: str) -> None:
         """Who answers, and how. A conversation that has begun gets it with its next turn."""
