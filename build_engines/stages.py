@@ -16,7 +16,7 @@ from vita_audio.checkpoint.configs import (
     TOKENIZER_FILE,
 )
 from vita_audio.contract.errors import EngineError
-from vita_audio.engines.gpu_record import TENSORRT_LLM, TORCH_CUDA
+from vita_audio.engines.gpu_record import TENSORRT_LLM
 
 TARGETS = ("cpu", "gpu")
 #: Parts of the checkpoint, and options, that stages depend on.
@@ -47,6 +47,7 @@ CPU_STAGES = (
 #: In place of stages of the speech tokenizer, in builds of Plus checkpoints: name, module and what it reads.
 _SENSEVOICE_STAGES = {
     "speech tokenizer": ("SenseVoice", "build_engines.onnxruntime.sensevoice:run", (LANGUAGE_MODEL,)),
+    "speech tokenizer graph": ("SenseVoice graph", "build_engines.onnxruntime.sensevoice:run", (LANGUAGE_MODEL,)),
     "audio weights": ("audio weights", "build_engines.torch_cuda.audio:run_plus", (LANGUAGE_MODEL, AUDIO_DECODER)),
 }
 
@@ -127,8 +128,7 @@ def stages_of(build: Build) -> Sequence[Stage]:
     """The stages of a build's target, for its checkpoint's speech input.
 
     Raises:
-        EngineError: an unknown target, options that do not belong to it, or engines that are not built of a Plus
-            checkpoint.
+        EngineError: an unknown target, or options that do not belong to it.
     """
     if build.target not in TARGETS:
         raise EngineError(f"--target: {build.target!r} is not valid: choose one of {', '.join(TARGETS)}")
@@ -146,11 +146,6 @@ def _for_speech_input(build: Build, stages: tuple[Stage, ...]) -> tuple[Stage, .
     """Stages of a base checkpoint, or those for a Plus checkpoint."""
     if build.speech_input != SENSEVOICE:
         return stages
-    if build.target == "gpu" and build.gpu.engine == TENSORRT_LLM:
-        raise EngineError(
-            f"--engine: {TENSORRT_LLM} is not built from a Plus checkpoint ({build.checkpoint}) yet; "
-            f"take --engine {TORCH_CUDA}"
-        )
     made = []
     for stage in stages:
         name, run, reads = _SENSEVOICE_STAGES.get(stage.name, (stage.name, stage.run, stage.reads))

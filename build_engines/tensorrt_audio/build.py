@@ -21,25 +21,38 @@ from rich.console import Console
 
 from build_engines.command import errors_reported
 from build_engines.onnxruntime.flow import CONDITION_FILE, VELOCITY_FILE
+from build_engines.onnxruntime.sensevoice import SENSEVOICE_FILE
 from build_engines.onnxruntime.speech_tokenizer import SPEECH_TOKENIZER_FILE
 from build_engines.onnxruntime.vocoder import F0_FILE, VOCODER_FILE
 from build_engines.tensorrt_audio.graphs import standard_graph
-from build_engines.tensorrt_audio.profiles import Geometries, decoder_geometries, profiles, speech_profiles
+from build_engines.tensorrt_audio.profiles import (
+    Geometries,
+    clip_profiles,
+    decoder_geometries,
+    profiles,
+    speech_profiles,
+)
 from vita_audio.checkpoint.file_records import write_atomically
+from vita_audio.checkpoint.sizes import SpeechInput
 from vita_audio.contract.errors import EngineError
+from vita_audio.contract.limits import MAX_AUDIO_SECONDS
+from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ
 from vita_audio.decoding.schedule import DecoderConfig
 from vita_audio.engines.tensorrt_audio.plan import (
     BATCH,
     FLOW_CONDITION,
     FLOW_VELOCITY,
     PLAN_FILE,
+    SENSEVOICE,
     SPEECH_TOKENIZER,
     VOCODER,
     VOCODER_F0,
     AudioPlan,
     EnginePlan,
+    Profile,
 )
 from vita_audio.engines.torch.weights import AUDIO_FOLDER
+from vita_audio.sensevoice_features import QUERIES, slot_count
 
 if TYPE_CHECKING:
     from build_engines.pipeline import Build, Facts, Needed
@@ -61,38 +74,49 @@ class AudioEngine:
 
 
 #: The estimator is nearly all the work of a decode and runs well in float16. The vocoder's exponentials and sines and
-#: the f0 that is summed to a phase are not for float16; the tokenizer picks the nearest of 16 384 codes, and must pick
-#: the reference's (docs/audio.md 2.8, 3).
-AUDIO_ENGINES = {
+#: the f0 that is summed to a phase are not for float16 (docs/audio.md 2.8).
+DECODER_ENGINES = {
     FLOW_CONDITION: AudioEngine(CONDITION_FILE, TF32, {"tokens": (BATCH, "tokens"), "frame_token": ("frames",)}),
     FLOW_VELOCITY: AudioEngine(
         VELOCITY_FILE, HALF_PRODUCTS, dict.fromkeys(("x", "mu", "cond"), (BATCH, "frames")) | {"t": ()}
     ),
     VOCODER_F0: AudioEngine(F0_FILE, FLOAT32, {"mel": (BATCH, "frames")}),
     VOCODER: AudioEngine(VOCODER_FILE, TF32, {"mel": (BATCH, "frames"), "source": (BATCH, "samples")}),
+}
+#: What takes speech in, of a base checkpoint and of a Plus one. The tokenizer picks the nearest of 16 384 codes, and
+#: must pick the reference's (docs/audio.md 3); embeddings are as the golden data has them (docs/plus.md).
+SPEECH_ENGINES = {
     SPEECH_TOKENIZER: AudioEngine(
         SPEECH_TOKENIZER_FILE, FLOAT32, {"features": (BATCH, "frames"), "valid_frames": (BATCH,)}
     ),
+    SENSEVOICE: AudioEngine(SENSEVOICE_FILE, FLOAT32, {"features": (BATCH, "rows"), "lengths": (BATCH,)}),
 }
 
 
 def run(build: Build, folder: Path, needed: Needed) -> Facts:
     """A stage of a build."""
-    build_audio_engines(build.graphs, folder / AUDIO_FOLDER, DecoderConfig(), build.gpu.audio_batch)
+    out = folder / AUDIO_FOLDER
+    build_audio_engines(build.graphs, out, DecoderConfig(), build.gpu.audio_batch, build.speech_input)
     return {}
 
 
-def plan_engines(graphs: Path, config: DecoderConfig, max_batch: int) -> dict[str, tuple[EnginePlan, onnx.ModelProto]]:
+def plan_engines(
+    graphs: Path, config: DecoderConfig, max_batch: int, speech_input: str = SPEECH_TOKENIZER
+) -> dict[str, tuple[EnginePlan, onnx.ModelProto]]:
     """Plan and graph of every audio engine, from the exported graphs; no TensorRT needed.
+
+    Args:
+        speech_input: SPEECH_TOKENIZER, or SENSEVOICE of a Plus checkpoint.
 
     Raises:
         EngineError: a graph is missing or not ours, or max_batch is below 1.
     """
     if max_batch < 1:
         raise EngineError(f"--max-batch: {max_batch} is not valid: at least 1")
+    engines = DECODER_ENGINES | {speech_input: SPEECH_ENGINES[speech_input]}
     models = {
         name: standard_graph(graphs / engine.file, engine.precision == HALF_PRODUCTS)
-        for name, engine in AUDIO_ENGINES.items()
+        for name, engine in engines.items()
     }
     metadata = {name: {entry.key: entry.value for entry in model.metadata_props} for name, model in models.items()}
     flow = metadata[FLOW_CONDITION]
@@ -107,18 +131,20 @@ def plan_engines(graphs: Path, config: DecoderConfig, max_batch: int) -> dict[st
     for name, model in models.items():
         geometries = decoder.get(name)
         plan = EnginePlan(
-            precision=AUDIO_ENGINES[name].precision,
-            inputs=dict(_inputs(model, AUDIO_ENGINES[name].dims)),
-            profiles=(
-                profiles(geometries, max_batch)
-                if geometries
-                else speech_profiles(int(metadata[SPEECH_TOKENIZER]["max_frames"]))
-            ),
+            precision=engines[name].precision,
+            inputs=dict(_inputs(model, engines[name].dims)),
+            profiles=profiles(geometries, max_batch) if geometries else _speech_profiles(name, metadata[name]),
             geometries=geometries.running if geometries else (),
             metadata=metadata[name],
         )
         planned[name] = plan, model
     return planned
+
+
+def _speech_profiles(name: str, metadata: dict[str, str]) -> tuple[Profile, ...]:
+    if name == SPEECH_TOKENIZER:
+        return speech_profiles(int(metadata["max_frames"]))
+    return clip_profiles(slot_count(int(MAX_AUDIO_SECONDS * INPUT_SAMPLE_RATE_HZ)) - QUERIES)
 
 
 def build_engine(
@@ -161,6 +187,7 @@ def build_audio_engines(
     out: Path,
     config: DecoderConfig,
     max_batch: int,
+    speech_input: str = SPEECH_TOKENIZER,
     on_built: Callable[[str, int], None] = lambda name, size: None,
 ) -> AudioPlan:
     """Build every audio engine on this machine's GPU into `out`, and the plan last: without it nothing loads.
@@ -177,7 +204,7 @@ def build_audio_engines(
         raise EngineError(f"tensorrt {tensorrt.__version__} is installed, {TENSORRT_VERSION} is served: same container")
     out.mkdir(parents=True, exist_ok=True)
     (out / PLAN_FILE).unlink(missing_ok=True)
-    planned = plan_engines(graphs, config, max_batch)
+    planned = plan_engines(graphs, config, max_batch, speech_input)
     for name, (plan, model) in planned.items():
         engine = build_engine(tensorrt, name, plan, model)
         (out / f"{name}.engine").write_bytes(engine)
@@ -192,7 +219,9 @@ def build_audio_engines(
     return made
 
 
-def compile_on_cpu(graphs: Path, config: DecoderConfig, max_batch: int) -> dict[str, int]:
+def compile_on_cpu(
+    graphs: Path, config: DecoderConfig, max_batch: int, speech_input: str = SPEECH_TOKENIZER
+) -> dict[str, int]:
     """Parse and compile every audio engine ahead of time without a GPU; sizes in bytes. The engines are not kept.
 
     Raises:
@@ -203,7 +232,7 @@ def compile_on_cpu(graphs: Path, config: DecoderConfig, max_batch: int) -> dict[
         trt = importlib.import_module("tensorrt_rtx")
     except ImportError as error:
         raise EngineError(f"{error.name} is not installed: pip install tensorrt-rtx-cu13==1.7.1.116") from error
-    planned = plan_engines(graphs, config, max_batch)
+    planned = plan_engines(graphs, config, max_batch, speech_input)
     return {name: len(build_engine(trt, name, plan, model, AHEAD_FOR)) for name, (plan, model) in planned.items()}
 
 
@@ -239,6 +268,7 @@ def main(
         Path | None, typer.Option(help="Folder for the engines. Without it: compile on the CPU only.")
     ] = None,
     max_batch: Annotated[int, typer.Option(help="Windows of one engine call.")] = 8,
+    speech_input: Annotated[SpeechInput, typer.Option(help="Of the checkpoint.")] = SpeechInput.speech_tokenizer,
 ) -> None:
     """Build the audio engines on this GPU; without --out check on a CPU that they compile."""
     console = Console(highlight=False, soft_wrap=True)
@@ -248,9 +278,9 @@ def main(
 
     with errors_reported():
         if out is not None:
-            build_audio_engines(graphs, out, DecoderConfig(), max_batch, report)
+            build_audio_engines(graphs, out, DecoderConfig(), max_batch, speech_input.value, report)
             return
-        for name, size in compile_on_cpu(graphs, DecoderConfig(), max_batch).items():
+        for name, size in compile_on_cpu(graphs, DecoderConfig(), max_batch, speech_input.value).items():
             report(name, size)
 
 

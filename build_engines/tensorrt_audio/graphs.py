@@ -97,6 +97,8 @@ def _product_widths(graph: onnx.GraphProto) -> dict[str, int]:
             widths[node.output[0]] = weights[node.input[1]][-1]
         elif node.op_type in ("Reshape", "Add") and node.input[0] in widths:
             widths[node.output[0]] = widths[node.input[0]]
+        elif node.op_type == "Split" and node.input[0] in widths:
+            widths |= dict.fromkeys(node.output, widths[node.input[0]] // len(node.output))  # q, k and v
     return widths
 
 

@@ -72,6 +72,15 @@ def speech_profiles(max_frames: int) -> tuple[Profile, ...]:
     )
 
 
+def clip_profiles(max_rows: int) -> tuple[Profile, ...]:
+    """Clips of [1, max_rows] rows of 60 ms for SenseVoice, one at a time: a short question, and anything."""
+    short = min(128, max_rows)
+    return (
+        {BATCH: (1, 1, 1), "rows": (1, min(64, short), short)},
+        {BATCH: (1, 1, 1), "rows": (1, -(-max_rows // 4), max_rows)},
+    )
+
+
 def _geometries(running: set[Noted], ends: set[Noted], named: Callable[[Noted], Geometry]) -> Geometries:
     return Geometries(tuple(map(named, sorted(running))), tuple(map(named, sorted(running | ends))))
 

@@ -14,7 +14,7 @@ import torch
 from build_engines import __main__ as command
 from build_engines.pipeline import Build
 from build_engines.stages import run_build, stages_of
-from gpu_builds import LLM, TORCH
+from gpu_builds import LLM, TORCH, Compilers
 from gpu_machines import CONTAINER
 from server.checks import CannotStart, check_engines
 from vita_audio.checkpoint.random_weights.__main__ import write_random_checkpoint
@@ -93,9 +93,21 @@ def test_for_a_gpu(plus: Path, tmp_path: Path, machine: object) -> None:
     assert language_model.embedded_size == TINY.language_model.hidden_size
 
 
-def test_tensorrt_llm_is_refused(plus: Path, tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match=r"--engine: tensorrt_llm is not built from a Plus checkpoint .* yet; take"):
-        stages_of(Build(plus, tmp_path, "gpu", gpu=LLM))
+@pytest.mark.usefixtures("machine")
+def test_for_tensorrt_llm(plus: Path, tmp_path: Path, compilers: Compilers) -> None:
+    """A row of the prompt table for each token of a step, in the backbone alone, and SenseVoice beside the decoder."""
+    build = Build(plus, tmp_path, "gpu", context_tokens=256, gpu=LLM)
+    assert [stage.name for stage in stages_of(build)][7] == "SenseVoice graph"
+    run_build(build)
+    manifest = check_manifest(tmp_path, plus, "gpu", CONTAINER)
+    assert (manifest.speech_input, manifest.engines["sensevoice"]) == ("sensevoice", "tensorrt_audio")
+    assert "audio/sensevoice.engine" in manifest.files
+    assert "audio/speech_tokenizer.engine" not in manifest.files
+    table_rows = {part: options.prompt_table_rows for part, _, options in compilers.asked}
+    assert table_rows == {"backbone": LLM.step_tokens, "mctp": LLM.step_tokens}  # the latter is built without
+    source = EngineSource(tmp_path, manifest)
+    with pytest.raises(EngineError, match=r"tensorrt_llm 1\.2\.1 is not installed"):
+        open_language_model(source, 4)
 
 
 def test_the_command_says_that_they_are_not_served(

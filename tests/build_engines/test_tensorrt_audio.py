@@ -10,13 +10,23 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from build_engines.onnxruntime.flow import export_flow
+from build_engines.onnxruntime.sensevoice import export_sensevoice
 from build_engines.onnxruntime.speech_tokenizer import export_speech_tokenizer
 from build_engines.onnxruntime.vocoder import export_vocoder
-from build_engines.tensorrt_audio.build import AUDIO_ENGINES, HALF_PRODUCTS, build_engine, compile_on_cpu, plan_engines
+from build_engines.tensorrt_audio.build import (
+    AHEAD_FOR,
+    DECODER_ENGINES,
+    HALF_PRODUCTS,
+    SPEECH_ENGINES,
+    build_engine,
+    compile_on_cpu,
+    plan_engines,
+)
 from build_engines.tensorrt_audio.graphs import standard_graph
 from build_engines.tensorrt_audio.profiles import decoder_geometries, profiles
 from decoding_doubles import NotingEngines
@@ -30,8 +40,10 @@ from vita_audio.decoding.schedule import DecoderConfig
 from vita_audio.engines.onnxruntime.session import open_session
 from vita_audio.engines.tensorrt_audio.audio import (
     TensorRtFlow,
+    TensorRtSenseVoice,
     TensorRtSpeechTokenizer,
     TensorRtVocoder,
+    clip_geometry,
     mel_geometry,
     wave_geometry,
     window_geometry,
@@ -40,6 +52,7 @@ from vita_audio.engines.tensorrt_audio.plan import (
     BATCH,
     FLOW_CONDITION,
     FLOW_VELOCITY,
+    SENSEVOICE,
     SPEECH_TOKENIZER,
     VOCODER,
     VOCODER_F0,
@@ -50,10 +63,12 @@ from vita_audio.engines.tensorrt_audio.plan import (
     load_plan,
 )
 from vita_audio.models.flow import Flow
+from vita_audio.models.sensevoice import SenseVoice
 from vita_audio.models.speech_tokenizer import SpeechTokenizer
 from vita_audio.models.vocoder import Vocoder
 
 MAX_BATCH = 8
+AUDIO_ENGINES = DECODER_ENGINES | SPEECH_ENGINES
 
 
 @pytest.fixture(scope="module")
@@ -72,12 +87,19 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model = config_class(config).eval()
         model.load_state_dict(tensors)
         export(model, out)  # type: ignore[operator]
+    torch.manual_seed(0)
+    tables = np.zeros(560, np.float32), np.ones(560, np.float32)
+    export_sensevoice(SenseVoice(TINY.sensevoice).eval(), *tables, out)
     return out
 
 
 @pytest.fixture(scope="module")
 def plans(graphs: Path) -> dict[str, EnginePlan]:
-    return {name: plan for name, (plan, _) in plan_engines(graphs, DecoderConfig(), MAX_BATCH).items()}
+    base = plan_engines(graphs, DecoderConfig(), MAX_BATCH)
+    plus = plan_engines(graphs, DecoderConfig(), MAX_BATCH, SENSEVOICE)
+    assert base.keys() - plus.keys() == {SPEECH_TOKENIZER}
+    assert plus.keys() - base.keys() == {SENSEVOICE}
+    return {name: plan for name, (plan, _) in (base | plus).items()}
 
 
 @pytest.mark.timeout(1200)  # 15 s of one free core
@@ -89,8 +111,15 @@ class TestOnTensorRt:
 
     def test_every_graph_compiles_with_the_profiles_of_production(self, graphs: Path) -> None:
         sizes = compile_on_cpu(graphs, DecoderConfig(), MAX_BATCH)
-        assert set(sizes) == set(AUDIO_ENGINES)
+        assert set(sizes) == set(DECODER_ENGINES) | {SPEECH_TOKENIZER}
         assert min(sizes.values()) > 100_000  # bytes: three profiles of real code
+
+    def test_sensevoice_compiles(self, graphs: Path) -> None:
+        import tensorrt_rtx
+        import tensorrt_rtx_libs  # noqa: F401
+
+        plan, model = plan_engines(graphs, DecoderConfig(), MAX_BATCH, SENSEVOICE)[SENSEVOICE]
+        assert len(build_engine(tensorrt_rtx, SENSEVOICE, plan, model, AHEAD_FOR)) > 100_000
 
     def test_a_profile_that_does_not_fit_the_graph_is_refused(self, graphs: Path) -> None:
         import tensorrt_rtx
@@ -121,6 +150,9 @@ def inputs_of(name: str, frames: int, batch: int) -> dict[str, np.ndarray]:
         return {"mel": normal(batch, mels, frames)}
     if name == VOCODER:
         return {"mel": normal(batch, mels, frames), "source": 0.1 * normal(batch, 256 * frames)}
+    if name == SENSEVOICE:  # the first clip is shorter than the rows that there are
+        lengths = np.maximum(1, frames - 7 * np.arange(batch)[::-1])
+        return {"features": normal(batch, frames, 560), "lengths": lengths}
     features = normal(1, TINY.speech_tokenizer.num_mel_bins, frames // 8 * 8)
     return {"features": features, "valid_frames": np.array([features.shape[2] - 3], np.int64)}
 
@@ -144,6 +176,8 @@ def test_the_rewritten_graphs_compute_the_same(graphs: Path, name: str, tmp_path
         inputs = inputs_of(name, frames, batch)
         wanted, got = run(path, inputs), run(saved(model, tmp_path), inputs)
         assert got.shape == wanted.shape
+        if name == SENSEVOICE:
+            wanted, got = (made[0, : inputs["lengths"][0] + 4] for made in (wanted, got))
         if name == SPEECH_TOKENIZER:
             assert got.tolist() == wanted.tolist()
         else:
@@ -217,6 +251,10 @@ def test_shapes_follow_the_geometry(plans: dict[str, EnginePlan]) -> None:
     assert plans[VOCODER].shapes({BATCH: 1, "frames": 38, "samples": 9728})["source"] == (1, 9728)
     assert plans[SPEECH_TOKENIZER].profile_of({BATCH: 1, "frames": 2}) == 0
     assert plans[SPEECH_TOKENIZER].profile_of({BATCH: 1, "frames": 3000}) == 1
+    assert plans[SENSEVOICE].shapes({BATCH: 1, "rows": 5}) == {"features": (1, 5, 560), "lengths": (1,)}
+    assert [plans[SENSEVOICE].profile_of({BATCH: 1, "rows": rows}) for rows in (1, 128, 129, 2000)] == [0, 0, 1, 1]
+    with pytest.raises(EngineError, match="rows is 2001, the engine was built for 1 to 2000"):
+        plans[SENSEVOICE].profile_of({BATCH: 1, "rows": 2001})
 
 
 def test_batches_are_padded_to_buckets() -> None:
@@ -230,7 +268,7 @@ def test_batches_are_padded_to_buckets() -> None:
 def test_every_captured_geometry_has_a_profile(plans: dict[str, EnginePlan]) -> None:
     captured = {name: plan.captured(MAX_BATCH) for name, plan in plans.items()}
     assert {name: len(geometries) for name, geometries in captured.items()} == {
-        FLOW_CONDITION: 16, FLOW_VELOCITY: 16, VOCODER_F0: 12, VOCODER: 12, SPEECH_TOKENIZER: 0,
+        FLOW_CONDITION: 16, FLOW_VELOCITY: 16, VOCODER_F0: 12, VOCODER: 12, SPEECH_TOKENIZER: 0, SENSEVOICE: 0,
     }  # fmt: skip
     for name, geometries in captured.items():
         for geometry in geometries:
@@ -246,6 +284,7 @@ def test_geometries_of_engine_calls(plans: dict[str, EnginePlan]) -> None:
         FLOW_VELOCITY: mel_geometry(np.zeros((2, 80, 55), np.float32)),
         VOCODER: wave_geometry(mel, source),
     }
+    assert plans[SENSEVOICE].profile_of(clip_geometry(np.zeros((3, 560), np.float32))) == 0
     for name, geometry in asked.items():
         assert geometry in plans[name].captured(MAX_BATCH)
 
@@ -258,8 +297,9 @@ def test_engines_without_a_plan_or_tensorrt_are_refused(plans: dict[str, EngineP
         TensorRtVocoder(tmp_path)
     if importlib.util.find_spec("tensorrt") is None:
         (tmp_path / "tensorrt_audio.json").write_text(AudioPlan("10.14.1.48", "9.0", MAX_BATCH, plans).to_json())
-        with pytest.raises(EngineError, match="tensorrt is not installed"):
-            TensorRtSpeechTokenizer(tmp_path)
+        for engine in (TensorRtSpeechTokenizer, TensorRtSenseVoice):
+            with pytest.raises(EngineError, match="tensorrt is not installed"):
+                engine(tmp_path)
 
 
 def test_the_plan_survives_its_file(plans: dict[str, EnginePlan], tmp_path: Path) -> None:

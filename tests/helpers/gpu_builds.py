@@ -38,8 +38,8 @@ class Compilers:
         (out / "config.json").write_text(part)
         (out / f"rank{rank}.engine").write_text(f"{part} {options.max_batch_size}")
 
-    def audio(self, graphs: Path, out: Path, config: DecoderConfig, max_batch: int) -> AudioPlan:
-        planned = plan_engines(graphs, config, max_batch)
+    def audio(self, graphs: Path, out: Path, config: DecoderConfig, max_batch: int, speech_input: str) -> AudioPlan:
+        planned = plan_engines(graphs, config, max_batch, speech_input)
         out.mkdir()
         for name in planned:
             (out / f"{name}.engine").write_text(name)

@@ -1,4 +1,4 @@
-"""Speech tokenizer, flow and vocoder on TensorRT: the GPU engines behind `interface.py`. **Not run on a GPU yet.**
+"""Speech tokenizer or SenseVoice, flow and vocoder on TensorRT, behind `interface.py`. **Not run on a GPU yet.**
 
 Engines and plan are made by `build_engines.tensorrt_audio.build` in the serving container. Chunk geometries of the
 decoder's schedule run as CUDA graphs, batches padded to a bucket; ends of streams, of any length, run as plain calls.
@@ -16,11 +16,12 @@ import torch
 
 from vita_audio.contract.errors import EngineError
 from vita_audio.engines.interface import Floats, Ints
-from vita_audio.engines.limits import check_condition, check_features
+from vita_audio.engines.limits import check_condition, check_features, check_stacked_features
 from vita_audio.engines.tensorrt_audio.plan import (
     BATCH,
     FLOW_CONDITION,
     FLOW_VELOCITY,
+    SENSEVOICE,
     SPEECH_TOKENIZER,
     VOCODER,
     VOCODER_F0,
@@ -49,6 +50,26 @@ class TensorRtSpeechTokenizer:
         inputs: Arrays = {"features": features[None], "valid_frames": np.array([valid_frames], np.int64)}
         ids = self._session.run({BATCH: 1, "frames": features.shape[1]}, inputs)
         return ids[0, : -(-valid_frames // self._frames_per_token)]
+
+
+class TensorRtSenseVoice:
+    """`SpeechEncoderEngine` over `sensevoice.engine`.
+
+    Raises:
+        EngineError: as `TensorRtSpeechTokenizer`.
+    """
+
+    def __init__(self, folder: str | Path, device: int = 0) -> None:
+        (self._session,) = _open(Path(folder), device, SENSEVOICE)
+        metadata = self._session.plan.metadata
+        self.embedding_size = int(metadata["embedding_size"])
+        self.feature_shift: Floats = np.array(json.loads(metadata["feature_shift"]), np.float32)
+        self.feature_scale: Floats = np.array(json.loads(metadata["feature_scale"]), np.float32)
+
+    def embeddings(self, features: Floats) -> Floats:
+        check_stacked_features(features, len(self.feature_shift))
+        inputs: Arrays = {"features": features[None], "lengths": np.array([len(features)], np.int64)}
+        return self._session.run(clip_geometry(features), inputs)[0]
 
 
 class TensorRtFlow:
@@ -114,6 +135,11 @@ def window_geometry(tokens: Ints, frame_token: Ints) -> Geometry:
     return {BATCH: len(tokens), "tokens": tokens.shape[1], "frames": len(frame_token)}
 
 
+def clip_geometry(features: Floats) -> Geometry:
+    """features [rows, 560] of one clip."""
+    return {BATCH: 1, "rows": len(features)}
+
+
 def mel_geometry(mel: Floats) -> Geometry:
     """mel [B, mels, T]."""
     return {BATCH: len(mel), "frames": mel.shape[2]}
@@ -135,4 +161,4 @@ def _open(folder: Path, index: int, *names: str) -> list[Session]:
 
 
 def _batch(plan: AudioPlan, name: str) -> int:
-    return 1 if name == SPEECH_TOKENIZER else plan.max_batch
+    return 1 if name in (SPEECH_TOKENIZER, SENSEVOICE) else plan.max_batch

@@ -16,10 +16,11 @@ from vita_audio.contract.errors import EngineError
 PLAN_FILE = "tensorrt_audio.json"
 FORMAT = 1
 FLOW_CONDITION, FLOW_VELOCITY = "flow_condition", "flow_velocity"
-VOCODER_F0, VOCODER, SPEECH_TOKENIZER = "vocoder_f0", "vocoder", "speech_tokenizer"
+VOCODER_F0, VOCODER = "vocoder_f0", "vocoder"
+SPEECH_TOKENIZER, SENSEVOICE = "speech_tokenizer", "sensevoice"
 BATCH = "batch"
 
-#: Length of each named dimension: batch, tokens, frames, samples.
+#: Length of each named dimension: batch, tokens, frames, samples, rows.
 Geometry = dict[str, int]
 #: (least, most likely, most) of each named dimension.
 Profile = dict[str, tuple[int, int, int]]
