@@ -11,6 +11,7 @@ from gateway.access import Access, Caller
 from gateway.keys import ANYONE, KeyFile
 from gateway.metrics import Metrics
 from gateway.settings import Settings
+from gateway.spoken_answers import SpokenAnswers
 from gateway.upstreams import Upstreams
 
 
@@ -35,6 +36,7 @@ class Gateway:
         self.upstreams = Upstreams(settings.servers, self.metrics, settings.server_tls)
         self.keys = None if settings.keys is None else KeyFile(settings.keys)
         self.access = Access(self.metrics)
+        self.spoken_answers = SpokenAnswers()
         #: Set when no new requests are taken; those that run may end.
         self.draining = asyncio.Event()
         #: Requests and WebSockets that were let in and have not ended.

@@ -42,6 +42,7 @@ ANSWERS: dict[str, Answer] = {
     "origin_not_allowed": Answer(403, DENIED),
     "not_found": Answer(404, WRONG),
     "model_not_found": Answer(404, WRONG),
+    "audio_not_found": Answer(404, WRONG),
     "method_not_allowed": Answer(405, WRONG),
     "request_timeout": Answer(408, WRONG),
     "body_too_large": Answer(413, WRONG),
