@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from vita_audio.contract.errors import InvalidRequest
 from vita_audio.contract.fields import AudioSource
 from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ
-from vita_audio.contract.request import check_audio, check_duration, check_field
+from vita_audio.contract.request import check_field
+from vita_audio.contract.speech import check_audio, check_duration
 
 #: More columns than this is a transposed array, not a recording.
 _MAX_CHANNELS = 32

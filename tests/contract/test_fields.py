@@ -47,7 +47,7 @@ def test_type_checkers_see_the_fields_of_the_table() -> None:
 
 def test_every_setting_of_the_language_model_is_a_field() -> None:
     settings = {setting.name for setting in dataclass_fields(GenerationSettings)}
-    assert settings - {"pattern", "timings_ms"} <= {field.keyword for field in INPUTS}
+    assert settings - {"pattern", "timings_ms", "history_clips"} <= {field.keyword for field in INPUTS}
 
 
 @by_name(list(INPUTS))

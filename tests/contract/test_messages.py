@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -265,3 +266,20 @@ def test_status_keeps_what_an_older_reader_needs() -> None:
     assert Status.from_json(status.to_json()) == status
     assert json.loads(status.to_json())["state"] == "failed"
     assert (status.final, Status("a", 0, "running").final) == (True, False)
+
+
+def test_embeddings_of_a_start_come_as_they_were_sent() -> None:
+    rows = np.arange(6, dtype=np.float32).reshape(2, 3)
+    start = Start(SETTINGS, [5, 6, 6], rows)
+    read = decode(*encode(start), start.embeddings)
+    assert isinstance(read, Start)
+    assert np.array_equal(read.embeddings, rows)
+    bare = decode(*encode(start))
+    assert isinstance(bare, Start)
+    assert bare.embeddings.shape == (0, 0)
+
+
+@pytest.mark.parametrize("rows", [np.zeros((4, 2), np.float32), np.zeros(2, np.float32), np.zeros((1, 2))])
+def test_embeddings_that_fit_no_prompt_are_refused(rows: np.ndarray) -> None:
+    with pytest.raises(BadMessage, match=r"EMBEDDINGS: .* float32 \[n, hidden size\], at most a row for each of 3 ids"):
+        decode(*encode(Start(SETTINGS, [5, 6, 6])), rows)

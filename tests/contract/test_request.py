@@ -15,7 +15,8 @@ from vita_audio.contract.errors import InvalidRequest
 from vita_audio.contract.fields import INPUTS
 from vita_audio.contract.limits import Limits
 from vita_audio.contract.messages import GenerationSettings, Start, decode, encode
-from vita_audio.contract.request import SpeechRequest, check_audio, check_duration, check_prompt, parse_request
+from vita_audio.contract.request import SpeechRequest, check_prompt, parse_request
+from vita_audio.contract.speech import check_audio, check_duration
 
 LIMITS = Limits(
     context_tokens=2048, max_tokens=1024, default_max_tokens=512, mctp_modules=10, default_pattern=(1, 10, 4, 10)

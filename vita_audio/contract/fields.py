@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from vita_audio.contract.limits import (
     MAX_AUDIO_SECONDS,
+    MAX_HISTORY_AUDIO_SECONDS,
     MAX_HISTORY_TOKENS,
     MAX_REPETITION_PENALTY,
     MAX_SAMPLE_RATE_HZ,
@@ -172,6 +173,11 @@ INPUTS = (
           of_conversations=True),
     Field("HISTORY", "INT32", "the turns so far: PROMPT and TOKENS of the last answer, joined", shape=(-1,),
           range_words=f"at most {MAX_HISTORY_TOKENS} ids", tasks=("chat", "text"), of_conversations=True),
+    Field("HISTORY_AUDIO", "FP32", "the speech in HISTORY, clip after clip, as it was sent, at SAMPLE_RATE",
+          "as many of the last clips as STATUS.history_clips says", shape=(-1,),
+          range_words=f"at most {MAX_HISTORY_AUDIO_SECONDS:g} s", tasks=("chat", "text"), of_conversations=True),
+    Field("HISTORY_AUDIO_SAMPLES", "INT32", "samples of each clip in HISTORY_AUDIO", shape=(-1,),
+          range_words="as AUDIO", tasks=("chat", "text"), of_conversations=True),
     Field("MESSAGES", "STRING", "the turns so far in words, in place of HISTORY",
           "JSON, [{role, content}]; user and assistant take turns", tasks=("chat", "text"), of_conversations=True),
     Field("HEARD", "INT32", "audio tokens of the last answer that were heard; the rest of it is cut off", low=0,
@@ -211,6 +217,8 @@ class RequestFields(TypedDict, total=False):
     seed: int | None
     system: str | None
     history: Sequence[int] | NDArray[np.integer] | None
+    history_audio: NDArray[np.float32] | None
+    history_audio_samples: Sequence[int] | NDArray[np.integer] | None
     messages: str | None
     heard: int | None
     history_overflow: str | None

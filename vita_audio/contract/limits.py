@@ -17,6 +17,8 @@ MAX_CHARACTERS_PER_TOKEN = 16
 MAX_REPETITION_PENALTY = 10.0
 #: Of a history, before its oldest turns are dropped.
 MAX_HISTORY_TOKENS = 65_536
+#: Of all clips in a history together: at 16 kHz they fit into a message.
+MAX_HISTORY_AUDIO_SECONDS = 1200.0
 #: The authors' (docs/model.md, "Sampling defaults").
 DEFAULT_REPETITION_PENALTY = 1.05
 

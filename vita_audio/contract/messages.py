@@ -2,9 +2,9 @@
 
     prompt ──Start──▶ speech_lm ──Delta, Probe──▶ audio_decoder, which calls speech_lm back with Released or Cancel
 
-A message travels as two tensors: MESSAGE (STRING[1], JSON with its version and kind) and TOKENS (INT32[-1], its ids).
-`decode` checks type and range of every field, although only the models of this server can write one
-(`serving/seal.py`): a wrong one ends its stream and nothing else.
+A message travels as two tensors: MESSAGE (STRING[1], JSON with its version and kind) and TOKENS (INT32[-1], its ids); a
+Start has a third, EMBEDDINGS (FP32[-1, -1], speech of a Plus model). `decode` checks type and range of every field,
+although only the models of this server can write one (`serving/seal.py`): a wrong one ends its stream and nothing else.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ import reprlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
 
 from vita_audio.contract.errors import BadMessage, InvalidRequest
 from vita_audio.contract.fields import TASKS
@@ -51,6 +54,7 @@ class GenerationSettings:
     seed: int
     timings_ms: dict[str, float] = field(default_factory=dict)
     read_only: int = 0
+    history_clips: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,7 @@ class Status:
     ended (`end_token`, `max_tokens`, `context_limit`, `read`, `cancelled`, or the text of a failure); `code` is for
     programs: that of the error when `state` is `failed`, `cancelled` when it is that. `timings_ms`: by stage, so far.
     `prompt_tokens`, of which `cached_tokens` were in the slot already (0 while the stream waits for one).
+    `history_clips`: the next HISTORY needs so many of the last clips of speech in HISTORY_AUDIO.
     """
 
     stream: str
@@ -74,6 +79,7 @@ class Status:
     code: str = ""
     prompt_tokens: int = 0
     cached_tokens: int = 0
+    history_clips: int = 0
 
     @property
     def final(self) -> bool:
@@ -87,12 +93,21 @@ class Status:
         return cls(**json.loads(text))
 
 
+def no_embeddings() -> NDArray[np.float32]:
+    """Of a prompt without speech, or of a model that reads speech as tokens."""
+    return np.zeros((0, 0), np.float32)
+
+
 @dataclass(frozen=True, slots=True)
 class Start:
-    """A stream to be generated: its settings and the ids of its prompt."""
+    """A stream to be generated: its settings and the ids of its prompt.
+
+    `embeddings`, float32 [n, hidden size]: what stands in the places of the n ids `context_of_audio`, in their order.
+    """
 
     settings: GenerationSettings
     tokens: Sequence[int]
+    embeddings: NDArray[np.float32] = field(default_factory=no_embeddings, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +155,7 @@ _HEADERS: dict[type, tuple[str, Any]] = {
 
 
 def encode(message: Message) -> tuple[str, Sequence[int]]:
-    """MESSAGE and TOKENS of a message."""
+    """MESSAGE and TOKENS of a message; EMBEDDINGS of a Start are as it has them."""
     header = _HEADERS.get(type(message))
     values = asdict(getattr(message, header[0])) if header else asdict(message)
     tokens = getattr(message, "tokens", ())
@@ -150,8 +165,8 @@ def encode(message: Message) -> tuple[str, Sequence[int]]:
     return _json({"v": VERSION, "kind": type(message).__name__.lower(), **values}), tokens
 
 
-def decode(text: str | bytes, tokens: Sequence[int] = ()) -> Message:
-    """The message that `encode` wrote.
+def decode(text: str | bytes, tokens: Sequence[int] = (), embeddings: NDArray[np.float32] | None = None) -> Message:
+    """The message that `encode` wrote, with its EMBEDDINGS.
 
     Raises:
         BadMessage: not JSON, another version, an unknown kind, or a field that is missing, unknown or out of range.
@@ -192,7 +207,11 @@ def decode(text: str | bytes, tokens: Sequence[int] = ()) -> Message:
             raise _bad("prompt_ids", prompt_ids, f"TOKENS has {len(tokens)} ids")
         parts = (tokens[prompt_ids:], tokens[:prompt_ids]) if prompt_ids else (tokens,)
         return Delta(Status(**values), *parts)
-    return made(**{header[0]: header[1](**values), "tokens": tokens})
+    embeddings = no_embeddings() if embeddings is None else embeddings
+    if embeddings.ndim != 2 or embeddings.dtype != np.float32 or len(embeddings) > len(tokens):
+        shown = f"{embeddings.dtype} {list(embeddings.shape)}"
+        raise _bad("EMBEDDINGS", shown, f"float32 [n, hidden size], at most a row for each of {len(tokens)} ids")
+    return Start(GenerationSettings(**values), tokens, embeddings)
 
 
 def _json(values: dict[str, Any]) -> str:
@@ -251,6 +270,7 @@ _CHECKS: dict[str, _Check] = {
     "top_p": _number(1.0, low=5e-324),
     "repetition_penalty": _number(1e3, low=5e-324),
     "read_only": _whole(1),
+    "history_clips": _whole(MAX_TOKENS_OF_A_MESSAGE),
     "prompt_tokens": _whole(MAX_TOKENS_OF_A_MESSAGE),
     "cached_tokens": _whole(MAX_TOKENS_OF_A_MESSAGE),
     "prompt_ids": _whole(MAX_TOKENS_OF_A_MESSAGE),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,17 +13,12 @@ from numpy.typing import NDArray
 
 from vita_audio.contract.errors import InvalidRequest
 from vita_audio.contract.fields import DEFAULT_TASK, INPUTS, Field
-from vita_audio.contract.limits import (
-    MAX_AUDIO_PEAK,
-    MAX_AUDIO_SECONDS,
-    MAX_HISTORY_TOKENS,
-    MIN_AUDIO_SECONDS,
-    Limits,
-)
+from vita_audio.contract.limits import MAX_AUDIO_SECONDS, MAX_HISTORY_TOKENS, Limits
 from vita_audio.contract.messages import GenerationSettings
 from vita_audio.contract.modes import parse_mode
 from vita_audio.contract.past_messages import Message, read_messages
 from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ
+from vita_audio.contract.speech import CLIPS, LENGTHS, check_audio, check_clips, speech_array, split_clips
 
 _BY_NAME = {field.name: field for field in INPUTS}
 _ARRAYS = {field.name for field in INPUTS if field.shape == (-1,)}
@@ -35,7 +29,8 @@ _SETTINGS = {setting.name for setting in dataclasses.fields(GenerationSettings)}
 @dataclass(frozen=True, slots=True)
 class SpeechRequest:
     """A checked request. `audio` is float32 mono [samples] at `sample_rate_hz`, or None; `history` int32 [ids], maybe
-    empty, or in its place `messages`. `drop_turns`: of a history that is too long.
+    empty, or in its place `messages`. `history_clips`: the speech in the history, each as `audio`. `drop_turns`: of a
+    history that is too long.
     """
 
     settings: GenerationSettings
@@ -45,6 +40,7 @@ class SpeechRequest:
     system: str | None = None
     messages: tuple[Message, ...] = ()
     history: NDArray[np.int32] = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
+    history_clips: tuple[NDArray[np.float32], ...] = ()
     heard: int | None = None
     drop_turns: bool = False
 
@@ -74,10 +70,13 @@ def check(inputs: Mapping[str, Any], limits: Limits | None = None) -> dict[str, 
             values[name] = value
     if inputs.get("HISTORY") is not None:
         values["HISTORY"] = check_history(inputs["HISTORY"])
+    rate_hz = values.get("SAMPLE_RATE", INPUT_SAMPLE_RATE_HZ)
+    longest_s = MAX_AUDIO_SECONDS if limits is None else limits.max_audio_seconds
     if inputs.get("AUDIO") is not None:
-        values["AUDIO"] = _array(inputs["AUDIO"])
-        longest_s = MAX_AUDIO_SECONDS if limits is None else limits.max_audio_seconds
-        check_audio(values["AUDIO"], values.get("SAMPLE_RATE", INPUT_SAMPLE_RATE_HZ), longest_s)
+        values["AUDIO"] = speech_array(inputs["AUDIO"])
+        check_audio(values["AUDIO"], rate_hz, longest_s)
+    if inputs.get(CLIPS) is not None or inputs.get(LENGTHS) is not None:
+        values[CLIPS], values[LENGTHS] = check_clips(inputs.get(CLIPS), inputs.get(LENGTHS), rate_hz, longest_s)
     _check_task(values)
     return values
 
@@ -119,6 +118,7 @@ def parse_request(inputs: Mapping[str, Any], limits: Limits) -> SpeechRequest:
         system=values["SYSTEM"],
         messages=() if values["MESSAGES"] is None else read_messages(values["MESSAGES"]),
         history=np.zeros(0, np.int32) if values["HISTORY"] is None else values["HISTORY"],
+        history_clips=() if values[CLIPS] is None else split_clips(values[CLIPS], values[LENGTHS]),
         heard=values["HEARD"],
         drop_turns=values["HISTORY_OVERFLOW"] == "drop",
     )
@@ -162,39 +162,6 @@ def check_history(value: Any) -> NDArray[np.int32]:
     return ids.astype(np.int32)
 
 
-def check_duration(samples: int, rate_hz: int, longest_s: float = MAX_AUDIO_SECONDS) -> None:
-    """Check how long AUDIO is, before its samples are read.
-
-    Raises:
-        InvalidRequest: field AUDIO; empty, shorter than 0.02 s or longer than `longest_s`.
-    """
-    if samples == 0:
-        raise InvalidRequest("AUDIO", "0 samples", "it is empty", "send speech, or leave AUDIO out")
-    seconds = samples / rate_hz
-    shown = f"{samples} samples at {rate_hz} Hz ({seconds:.2f} s)"
-    if seconds > longest_s:
-        raise InvalidRequest("AUDIO", shown, f"at most {longest_s:g} s are taken", "cut it")
-    if seconds < MIN_AUDIO_SECONDS:
-        raise InvalidRequest("AUDIO", shown, f"at least {MIN_AUDIO_SECONDS:g} s are needed", "send more speech")
-
-
-def check_audio(samples: NDArray[np.float32], rate_hz: int, longest_s: float = MAX_AUDIO_SECONDS) -> None:
-    """Check speech [samples] at `rate_hz`.
-
-    Raises:
-        InvalidRequest: field AUDIO; its length (`check_duration`), a sample that is not finite, or the wrong scale.
-    """
-    check_duration(samples.size, rate_hz, longest_s)
-    peak = float(np.abs(samples).max())
-    if not math.isfinite(peak):
-        bad = int(np.argmin(np.isfinite(samples)))
-        raise InvalidRequest(
-            "AUDIO", f"{samples[bad]} at sample {bad}", "NaN and infinity are no sound", "send numbers"
-        )
-    if peak > MAX_AUDIO_PEAK:
-        raise InvalidRequest("AUDIO", f"a peak of {peak:g}", "samples lie in [-1, 1]", "divide 16-bit PCM by 32768")
-
-
 def _check_task(values: Mapping[str, Any]) -> None:
     """Which of TEXT and AUDIO the task takes and needs."""
     task = values["TASK"]
@@ -216,6 +183,9 @@ def _check_task(values: Mapping[str, Any]) -> None:
         )
     if len(past) and "MESSAGES" in values:
         raise InvalidRequest("MESSAGES", "given", "HISTORY has the turns so far", "send one of them")
+    if not len(past) and "HISTORY_AUDIO" in values:
+        shown = f"{values['HISTORY_AUDIO'].size} samples"
+        raise InvalidRequest("HISTORY_AUDIO", shown, "without HISTORY it belongs to no turn", "leave it out")
     if not len(past) and "HEARD" in values:
         raise InvalidRequest("HEARD", values["HEARD"], "without HISTORY there is no answer to cut", "leave it out")
 
@@ -231,20 +201,6 @@ def _check_text(field: str, text: str, limits: Limits | None) -> None:
             f"{limits.context_tokens} tokens holds",
             "send less text",
         )
-
-
-def _array(value: Any) -> NDArray[np.float32]:
-    """AUDIO as float32 [samples]."""
-    if not isinstance(value, np.ndarray):
-        try:
-            value = np.asarray(value, dtype=np.float32)
-        except (TypeError, ValueError) as error:
-            raise InvalidRequest("AUDIO", value, "it is not a list of numbers", "send float32 samples") from error
-    if value.dtype != np.float32:
-        raise InvalidRequest("AUDIO", f"dtype {value.dtype}", "it must be float32 (FP32)", "convert it, in [-1, 1]")
-    if value.ndim != 1:
-        raise InvalidRequest("AUDIO", f"shape {value.shape}", "it must be mono, of shape [samples]", "mix it to mono")
-    return value
 
 
 def _single(field: Field, value: Any) -> Any:

@@ -244,7 +244,8 @@ class GenerationService:
         reason = reason[:MAX_REASON]
         about = settings.task, settings.mode, settings.seed, timings, code
         prompt = live.request.prompt
-        status = Status(live.id, index, state, reason, *about, len(prompt), live.stream.cached if live.stream else 0)
+        cached = live.stream.cached if live.stream else 0
+        status = Status(live.id, index, state, reason, *about, len(prompt), cached, settings.history_clips)
         live.deltas, live.last_emit = live.deltas + 1, now
         self._tokens += len(tokens)
         if status.final:
