@@ -20,11 +20,19 @@ from vita_audio.checkpoint.configs import LanguageModelConfig
 from vita_audio.engines.tensorrt_llm.block_manager import BlockManager
 from vita_audio.engines.tensorrt_llm.layout import Layout, layout_for
 from vita_audio.engines.tensorrt_llm.packer import Packer
-from vita_audio.engines.tensorrt_llm.tensors import BACKBONE_INPUTS, BACKBONE_STEP, MCTP_INPUTS, MCTP_STEP, TensorSpec
+from vita_audio.engines.tensorrt_llm.tensors import (
+    MCTP_INPUTS,
+    MCTP_STEP,
+    PROMPT_TABLE,
+    TensorSpec,
+    backbone_inputs,
+    backbone_step,
+)
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIG = LanguageModelConfig(1024, 256, 512, 2 + 10, 4, 2, 10, 1024)
-LAYOUT = layout_for(CONFIG, slots=8, context=512, max_num_tokens=128, candidates=64, head_first_id=900)
+LIMITS = {"slots": 8, "context": 512, "max_num_tokens": 128, "candidates": 64, "head_first_id": 900}
+LAYOUT, PLUS = (layout_for(CONFIG, **LIMITS, embedded=embedded) for embedded in (False, True))
 TYPES = {"int32": "int32", "int64": "int64", "float": "float32", "bool": "bool", "bf16": "bfloat16"}
 
 DEFINE = """
@@ -48,8 +56,13 @@ print("\\n" + json.dumps({p: [[t.name, t.dtype, t.shape, t.largest] for t in inp
 """
 
 
+@pytest.fixture(scope="module", params=[LAYOUT, PLUS], ids=["base", "plus"])
+def layout(request: pytest.FixtureRequest) -> Layout:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def defined() -> dict[str, list]:
+def defined(layout: Layout) -> dict[str, list]:
     """[name, type, shape, largest shape] of each input of both networks."""
     if "TRTLLM_SRC" not in os.environ or importlib.util.find_spec("tensorrt_rtx") is None:
         pytest.skip("the dry run needs TRTLLM_SRC and tensorrt-rtx")
@@ -59,6 +72,7 @@ def defined() -> dict[str, list]:
         "max_num_tokens": LAYOUT.max_num_tokens,
         "candidates": LAYOUT.candidates,
         "head_first_id": LAYOUT.head_first_id,
+        "prompt_table_rows": layout.prompt_rows,
     }
     fields = json.dumps({"config": asdict(CONFIG), "options": options})
     command = [sys.executable, "-c", DEFINE, fields]
@@ -67,17 +81,19 @@ def defined() -> dict[str, list]:
 
 
 def made_on_the_device(layout: Layout) -> dict[str, TensorSpec]:
-    """The two MCTP inputs that no packer makes (`device_state.py`)."""
+    """Inputs that no packer makes (`device_state.py`)."""
     return {
+        PROMPT_TABLE: TensorSpec("bfloat16", (layout.prompt_rows, layout.config.hidden_size)),
         "hidden_states_in": TensorSpec("bfloat16", ("tokens", layout.config.hidden_size)),
         "seen": TensorSpec("bool", ("streams", layout.head_rows)),
     }
 
 
 @pytest.mark.parametrize(("part", "layers", "draws"), [("backbone", 2, 1), ("mctp", 10, 10)])
-def test_inputs(defined: dict[str, list], part: str, layers: int, draws: int) -> None:
-    known = BACKBONE_INPUTS if part == "backbone" else MCTP_INPUTS
-    specs = BACKBONE_STEP if part == "backbone" else {**MCTP_STEP, **made_on_the_device(LAYOUT)}
+def test_inputs(layout: Layout, defined: dict[str, list], part: str, layers: int, draws: int) -> None:
+    known = backbone_inputs(layout.embedded) if part == "backbone" else MCTP_INPUTS
+    specs = backbone_step(layout.embedded) if part == "backbone" else MCTP_STEP
+    specs = specs | made_on_the_device(layout)
     largest = {
         "streams": LAYOUT.slots,
         "sampled": LAYOUT.slots,
@@ -101,10 +117,10 @@ def test_inputs(defined: dict[str, list], part: str, layers: int, draws: int) ->
             assert limit >= needed, (name, most, expected)
 
 
-def test_constants_are_of_the_network(defined: dict[str, list]) -> None:
+def test_constants_are_of_the_network(layout: Layout, defined: dict[str, list]) -> None:
     """Every tensor the plugin wants as it was defined at the largest batch, constants included."""
     blocks = BlockManager(LAYOUT.slots, LAYOUT.blocks, LAYOUT.tokens_per_block, LAYOUT.blocks_per_slot)
-    packer = Packer(LAYOUT, blocks, pool_pointer=0)
+    packer = Packer(layout, blocks, pool_pointer=0)
     for part, constants in (("backbone", packer.backbone_constants), ("mctp", packer.mctp_constants)):
         inputs = {name: (dtype, most) for name, dtype, _, most in defined[part]}
         for name, array in constants.items():

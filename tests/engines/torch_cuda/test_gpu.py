@@ -6,6 +6,7 @@ Needs little more than PyTorch and pytest: on a bare GPU machine
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 import torch_cuda_split_attention as split
+from spoken_prompts import spoken_requests
 from vita_audio.checkpoint.configs import LanguageModelConfig
 from vita_audio.checkpoint.random_weights.audio import flow_weights, speech_tokenizer_weights, vocoder_weights
 from vita_audio.checkpoint.sizes import TINY
@@ -27,12 +29,14 @@ from vita_audio.engines.torch_cuda.engine import TorchCudaLanguageModel
 from vita_audio.engines.torch_cuda.kernels.names import NAMES
 from vita_audio.engines.torch_cuda.kernels.operations import operations
 from vita_audio.engines.torch_cuda.kernels.self_check import Case, faulty
+from vita_audio.engines.torch_cuda.sensevoice import TorchCudaSenseVoice
 from vita_audio.engines.torch_cuda.settings import Settings
 from vita_audio.engines.torch_cuda.speech_tokenizer import TorchCudaSpeechTokenizer
 from vita_audio.engines.torch_cuda.weights import load_weights
 from vita_audio.generation.request import GenerationRequest
 from vita_audio.generation.scheduler import Scheduler
 from vita_audio.models.language_model import LanguageModel
+from vita_audio.models.sensevoice import SenseVoice
 
 pytestmark = [
     pytest.mark.gpu,
@@ -67,8 +71,12 @@ def requests(pattern: tuple[int, ...]) -> list[GenerationRequest]:
 
 
 def run(engine: LanguageModelEngine, pattern: tuple[int, ...]) -> list[list[int]]:
+    return scheduled(engine, requests(pattern))
+
+
+def scheduled(engine: LanguageModelEngine, asked: Sequence[GenerationRequest]) -> list[list[int]]:
     scheduler = Scheduler(engine, end_tokens=(), prefill_chunk=32)
-    streams = [scheduler.submit(str(i), r) for i, r in enumerate(requests(pattern))]
+    streams = [scheduler.submit(str(i), r) for i, r in enumerate(asked)]
     while not scheduler.idle:
         scheduler.step()
     return [s.tokens[s.prompt_tokens :] for s in streams]
@@ -83,6 +91,31 @@ def test_captured_blocks_of_speech_give_the_reference_s_tokens() -> None:
     pieces = [(draw.standard_normal((config.num_mel_bins, 960), np.float32), valid) for valid in (960, 701)]
     for ids, piece in zip(engine.tokens_of(pieces), pieces, strict=True):
         assert (ids == reference.tokens(*piece)).mean() > 0.95  # near ties of random codes
+
+
+def test_captured_clips_give_the_reference_s_embeddings() -> None:
+    config, device = TINY.sensevoice, torch.device("cuda")
+    torch.manual_seed(0)
+    model = SenseVoice(config).eval().requires_grad_(False)
+    tables = {name: torch.zeros(560) for name in ("feature_shift", "feature_scale")}
+    engine = TorchCudaSenseVoice(config, model.state_dict() | tables, device)
+    assert engine.prepare(256) == 5
+    for rows in (1, 60, 61, 170, 300):  # the last is longer than what was captured
+        features = np.random.default_rng(rows).standard_normal((rows, 560), np.float32)
+        wanted = model(torch.from_numpy(features)[None], torch.tensor([rows]))[0].numpy()
+        assert np.abs(engine.embeddings(features) - wanted).max() < 1e-4 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+def test_rows_of_embeddings_in_prompts(prepared: bool) -> None:
+    """By the programs that were captured before there was any."""
+    loaded = load_weights(CONFIG, weights(), torch.device("cuda"), torch.float32, prompt_rows=512)
+    engine = TorchCudaLanguageModel(CONFIG, loaded, Settings(4, 256))
+    programs = engine.prepare(32) if prepared else 0
+    spoken = spoken_requests(CONFIG.hidden_size, (1, 10))
+    wanted = TorchLanguageModel(CONFIG, weights(), 4, 256, embedded=True)
+    assert scheduled(engine, spoken) == scheduled(wanted, spoken)
+    assert not prepared or len(engine.programs) == programs
 
 
 @pytest.mark.parametrize("off", [(), ("pdl",), NAMES], ids=["kernels", "kernels_no_pdl", "references"])
@@ -121,7 +154,9 @@ def test_prepared_engine_gives_the_same_tokens() -> None:
     [(torch.float32, 1e-5), (torch.float16, 4e-3), (torch.bfloat16, 3e-2)],
     ids=["float32", "float16", "bfloat16"],
 )
-@pytest.mark.parametrize("size", [*split.SIZES, (28, 4, 128, 132)], ids=lambda size: "x".join(map(str, size[:3])))
+@pytest.mark.parametrize(
+    "size", [*split.SIZES, (14, 2, 64, 132), (28, 4, 128, 132)], ids=lambda size: "x".join(map(str, size[:3]))
+)
 def test_split_attention(size: tuple[int, int, int, int], dtype: torch.dtype, limit: float) -> None:
     assert split.largest_difference(size, "cuda", dtype) < limit
 
