@@ -119,6 +119,11 @@ async def chat_with_sound(case: Case) -> None:
         require("no message.audio", audio is not None)
         check_text("transcript", audio.transcript, case.answer)
         check_speech("wav", pcm_of(base64.b64decode(audio.data)), case.answer_s)
+        earlier = [*fixed["messages"], {"role": "assistant", "audio": {"id": audio.id}}]
+        turns = fixed | {"messages": [*earlier, *fixed["messages"]]}
+        second = await client.chat.completions.create(**turns, audio={"voice": "alloy", "format": "wav"})
+        require("a second turn from the id of an answer", second.choices[0].message.audio.transcript)
+        require("its tokens are cached", second.usage.prompt_tokens_details.cached_tokens > 0)
         request = client.chat.completions.create(**fixed, audio={"voice": "alloy", "format": "pcm16"}, stream=True)
         deltas = [chunk.choices[0].delta async for chunk in await request if chunk.choices]
         parts = [delta.audio for delta in deltas if delta.audio]
