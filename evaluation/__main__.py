@@ -40,6 +40,7 @@ from vita_audio.engines.onnxruntime.audio import OnnxFlow, OnnxVocoder
 from vita_audio.engines.onnxruntime.speech_tokenizer import OnnxSpeechTokenizer
 from vita_audio.machine import describe_machine
 from vita_audio.speech_features import speech_tokens
+from vita_audio.stopping import stop_on_signals
 from vita_audio.text.vocabulary import Vocabulary
 
 
@@ -113,6 +114,7 @@ def _main_of_suites(arguments: list[str], console: Console) -> None:
 def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     console = Console(stderr=True, highlight=False, soft_wrap=True)
+    stop_on_signals()
     try:
         if any(each.partition("=")[0] == "--suite" for each in given):
             _main_of_suites(given, console)
@@ -121,6 +123,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (VitaError, OSError) as error:
         console.print(f"error: {error}", style="red", markup=False)
         return 1
+    except KeyboardInterrupt:
+        console.print("stopped", markup=False)
+        return 130
     return 0
 
 

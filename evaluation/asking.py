@@ -49,14 +49,22 @@ class Asking:
 
 
 def ask(asking: Asking, cases: Sequence[Case], journal: Journal, sounds: Path, done: Callable[[], None]) -> None:
-    """Ask the cases that the journal has no answer to; `done` is called after each.
+    """Ask the cases of `left_to_ask`; `done` is called after each.
 
     Raises:
         EvaluationError: the server cannot be reached for `patience_s`, refuses this client, or a file cannot be
             written. The answers so far are kept.
     """
-    left = [case for case in cases if "skipped" in journal.entries.get(case.id, {"skipped": ""})]
-    asyncio.run(_Run(asking, journal, sounds, done).run(left))
+    asyncio.run(_Run(asking, journal, sounds, done).run(left_to_ask(cases, journal, sounds)))
+
+
+def left_to_ask(cases: Sequence[Case], journal: Journal, sounds: Path) -> list[Case]:
+    """Cases that have no answer yet, were skipped, or whose answer's sound is gone."""
+
+    def answered(entry: dict[str, Any]) -> bool:
+        return "text" in entry and (not entry["sound"] or (sounds / entry["sound"]).is_file())
+
+    return [case for case in cases if not answered(journal.entries.get(case.id, {}))]
 
 
 def sound_name(case_id: str) -> str:

@@ -140,6 +140,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (VitaError, OSError) as error:
         console.print(f"error: {error}", style="red", markup=False)
         return 1
+    except KeyboardInterrupt:
+        console.print("stopped; the same command goes on", markup=False)
+        return 130
     return 0
 
 

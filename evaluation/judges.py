@@ -11,7 +11,7 @@ import shlex
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
@@ -141,6 +141,10 @@ def _map(pool: Executor, judge: Callable[[Path], str], sounds: Sequence[Path]) -
     """In order; what has not begun is dropped when one fails or the caller leaves."""
     try:
         yield from pool.map(judge, sounds)
+    except BrokenExecutor as error:
+        raise EvaluationError("a process of the judge was killed; what it has judged is kept: try again") from error
+    except soundfile.SoundFileError as error:
+        raise EvaluationError(f"{error}; delete this file and run the same command again") from error
     finally:
         pool.shutdown(cancel_futures=True)
 

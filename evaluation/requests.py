@@ -13,6 +13,9 @@ from vita_audio.contract.errors import InvalidRequest
 from vita_client import build_request
 from vita_client.request import Request
 
+#: How much earlier than its last part a recording may end: times are rounded.
+_LATE_S = 0.1
+
 
 def request_of(
     case: Case,
@@ -49,6 +52,11 @@ def _sound(case: Case) -> tuple[NDArray[np.float32] | Path | None, int | None]:
         with soundfile.SoundFile(case.audio) as file:
             file.seek(round(begin_s * file.samplerate))
             frames = round((end_s - begin_s) * file.samplerate)
-            return file.read(frames, dtype="float32", always_2d=True), file.samplerate
+            wave = file.read(max(frames, 0), dtype="float32", always_2d=True)
+            if frames < 1 or len(wave) < frames - _LATE_S * file.samplerate:
+                raise InvalidRequest(
+                    "AUDIO", f"{begin_s:g} to {end_s:g} s of {case.audio}", "the sound has no such part"
+                )
+            return wave, file.samplerate
     except (soundfile.SoundFileError, OSError, RuntimeError) as error:
         raise InvalidRequest("AUDIO", str(case.audio), "its part cannot be read") from error

@@ -22,7 +22,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
-from evaluation.asking import Asking, ask
+from evaluation.asking import Asking, ask, left_to_ask
 from evaluation.case import Case
 from evaluation.errors import EvaluationError
 from evaluation.journal import Journal
@@ -90,7 +90,9 @@ def run(options: argparse.Namespace, console: Console) -> None:
         *Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
         console=console,
     ) as progress:  # fmt: skip
-        _ask(asking, engines, cases, answers, options.out / "sound", _tick(progress, "asking", len(cases), answers))
+        sounds = options.out / "sound"
+        left = len(left_to_ask(cases, answers, sounds))
+        _ask(asking, engines, cases, answers, sounds, _tick(progress, "asking", len(cases), len(cases) - left))
         transcripts = _transcripts(judge, cases, answers, options.out, progress) if judge else {}
     whole = {**identity, **answers.about, "judge": judge.name if judge else None, "scores by": used()}
     scores = score(cases, answers.entries, transcripts, {name: v for name, v in whole.items() if v is not None})
@@ -100,6 +102,9 @@ def run(options: argparse.Namespace, console: Console) -> None:
     for note in scores.notes:
         console.print(f"note: {note}", markup=False)
     console.print(f"{sum(scores.skipped.values())} of {len(cases)} cases skipped; report: {options.out / REPORT}")
+    if not scores.parts:
+        first = answers.entries[cases[0].id]
+        raise EvaluationError(f"no case was scored; the first: {first.get('detail') or next(iter(scores.skipped))}")
 
 
 def _ask(
@@ -111,7 +116,7 @@ def _ask(
     done: Callable[[], None],
 ) -> None:
     """At the server that is given, or at one that is started where there is something to ask."""
-    if all("text" in answers.entries.get(case.id, {}) for case in cases):
+    if not left_to_ask(cases, answers, sounds):
         return
     with ExitStack() as stack:
         url = asking.url
@@ -143,7 +148,8 @@ def _transcripts(
     digest = hashlib.sha256(judge.name.encode()).hexdigest()[:8]
     journal = Journal(out / f"transcripts-{name}-{digest}.jsonl", {"judge": judge.name}, {}, "sound")
     sounds = {case.id: (answers.entries.get(case.id, {}).get("sound", ""), case.language) for case in cases}
-    done = _tick(progress, "judging", sum(bool(sound) for sound, _ in sounds.values()), journal)
+    spoken = [sound for sound, _ in sounds.values() if sound]
+    done = _tick(progress, "judging", len(spoken), sum(sound in journal.entries for sound in spoken))
     for language in sorted({case.language for case in cases}):
         left = [s for s, of in sounds.values() if s and of == language and s not in journal.entries]
         for sound, words in zip(left, judge.transcribe([out / "sound" / s for s in left], language), strict=True):
@@ -152,9 +158,8 @@ def _transcripts(
     return {name: journal.entries[sound]["words"] for name, (sound, _) in sounds.items() if sound}
 
 
-def _tick(progress: Progress, name: str, total: int, journal: Journal) -> Callable[[], None]:
-    before = sum("skipped" not in entry for entry in journal.entries.values())
-    task = progress.add_task(name, total=max(total, 1), completed=min(before, total))
+def _tick(progress: Progress, name: str, total: int, before: int) -> Callable[[], None]:
+    task = progress.add_task(name, total=max(total, 1), completed=before)
     return lambda: progress.advance(task)
 
 

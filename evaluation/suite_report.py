@@ -136,7 +136,7 @@ def picture(scores: SuiteScores, paper: Sequence[PaperRow], earlier: SuiteScores
                     names.append(f"paper, {row.model}")
                     right = max(right, row.percent)
             axes.set_yticks(range(len(names)), names)
-            axes.set_ylim(len(names) - 0.5, -0.5)
+            axes.set_ylim(max(len(names), 1) - 0.5, -0.5)
             axes.set_xlim(0, 100 if is_accuracy(measure) else (right or 100) * 1.1)
             axes.set_xlabel(f"{'right answers' if is_accuracy(measure) else 'error rate'}, %")
             axes.set_title(measure, loc="left")

@@ -28,7 +28,10 @@ def reader(name: str) -> Callable[[Path, str], list[Case]]:
     def read(folder: Path, part: str) -> list[Case]:
         path = find(folder, name, *(f"{place}{name}.csv" for place in (f"eval_datas/{name}/", f"{name}/", "")))
         rows = csv.DictReader(io.StringIO("\n".join(line for _, line in lines(path))))
-        cases = [_case(path, name, number, row) for number, row in enumerate(rows, 2)]
+        try:
+            cases = [_case(path, name, number, row) for number, row in enumerate(rows, 2)]
+        except csv.Error as error:
+            raise EvaluationError(f"{path} cannot be read as CSV: {error}") from error
         if not cases:
             raise EvaluationError(f"{path} is empty")
         return cases

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import threading
 from collections.abc import Iterator
@@ -69,6 +70,8 @@ def test_what_cannot_be_asked_is_skipped_with_a_reason(double: ProtocolDouble, t
     cases = [
         Case("missing", "asr", "en", "x", audio=tmp_path / "none.wav"),
         Case("unreadable", "asr", "en", "x", audio=tmp_path / "noise.wav"),
+        Case("reversed", "asr", "en", "x", audio=tmp_path / "short.wav", span_s=(0.1, 0.0)),
+        Case("too long", "asr", "en", "x", audio=tmp_path / "short.wav", span_s=(0.1, 0.5)),
         Case("beyond", "asr", "en", "x", audio=tmp_path / "short.wav", span_s=(5.0, 6.0)),
         tts(0, "fail"),
         tts(1),
@@ -77,11 +80,24 @@ def test_what_cannot_be_asked_is_skipped_with_a_reason(double: ProtocolDouble, t
     assert entries["missing"]["skipped"] == "the sound is missing"
     assert "libsndfile" in entries["unreadable"]["skipped"]
     assert "cannot be read" in entries["beyond"]["skipped"]
+    for name in ("reversed", "too long"):
+        assert entries[name]["skipped"] == "the request is not valid: the sound has no such part"
+    assert "0.1 to 0.5 s of" in entries["too long"]["detail"]
     assert entries["case/0"]["skipped"].startswith("the request failed: ")
     assert "text" in entries["case/1"]
     assert len(entries) == len(cases)
     tone(tmp_path / "none.wav")  # it is there the next time
     assert "text" in run(double.url, cases[:1], tmp_path).entries["missing"]
+
+
+def test_an_answer_whose_sound_is_gone_is_asked_for_again(double: ProtocolDouble, tmp_path: Path) -> None:
+    cases = [tts(0), tts(1)]
+    entries = run(double.url, cases, tmp_path).entries
+    sound = tmp_path / "sound" / entries["case/1"]["sound"]
+    sound.unlink()
+    run(double.url, cases, tmp_path)
+    assert sound.is_file()
+    assert len(double.requests) == 3
 
 
 def test_a_full_server_is_asked_again(double: ProtocolDouble, tmp_path: Path) -> None:
@@ -120,7 +136,7 @@ def test_a_run_that_was_killed_goes_on(double: ProtocolDouble, tmp_path: Path) -
     def killed() -> None:
         ticks.append(1)
         if len(ticks) == 3:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
         run(double.url, cases, tmp_path / "killed", done=killed)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 import threading
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import soundfile
 
 from evaluation import judges
 from evaluation.errors import EvaluationError
@@ -90,6 +93,18 @@ def test_an_endpoint_that_refuses_or_is_down_is_one_line(sounds: list[Path]) -> 
         server.shutdown()
     with pytest.raises(EvaluationError, match=r"does not answer .*try again"):
         list(make_judge(server.url, "x", 1).transcribe(sounds, "en"))
+
+
+def test_a_judge_whose_process_is_killed_and_a_sound_that_is_none_are_one_line(sounds: list[Path]) -> None:
+    with pytest.raises(EvaluationError, match="a process of the judge was killed"):
+        list(judges._map(ProcessPoolExecutor(1), _die, sounds))
+    sounds[1].write_text("no sound")
+    with pytest.raises(EvaluationError, match=r"c\.flac.*delete this file"):
+        list(judges._map(ThreadPoolExecutor(1), lambda sound: str(soundfile.read(sound)), sounds))
+
+
+def _die(sound: Path) -> str:
+    os._exit(1)
 
 
 def test_another_language_and_another_option_are_refused() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
@@ -106,14 +107,13 @@ def test_a_run_killed_half_way_gives_the_same_report(
             advance()
             ticks.append(1)
             if len(ticks) in (2, 8):  # while asking, and while judging
-                raise KeyboardInterrupt
+                signal.raise_signal(signal.SIGINT)
 
         return killing
 
     monkeypatch.setattr(suite_command, "_tick", tick)
     for _ in range(2):
-        with pytest.raises(KeyboardInterrupt):
-            main([*arguments, "--concurrency", "1", "--out", str(killed)])
+        assert main([*arguments, "--concurrency", "1", "--out", str(killed)]) == 130
     assert len(list(killed.glob("suite.*"))) == 0
     assert main([*arguments, "--concurrency", "1", "--out", str(killed)]) == 0
     assert without_times(killed).replace("in flight: 1", "in flight: 4") == without_times(whole)
@@ -158,6 +158,24 @@ def test_skipped_cases_are_counted(double: ProtocolDouble, tmp_path: Path) -> No
     text = (tmp_path / "out" / "suite.md").read_text()
     assert "- cases: 3, scored 1, skipped 2" in text
     assert "| the sound is missing | 1 |" in text
+
+
+def test_a_run_without_a_score_says_why_and_fails(
+    double: ProtocolDouble, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    MAKERS["libritts"](tmp_path, ["one", "two"])
+    arguments = ["--suite", "libritts", "--data", str(tmp_path), "--url", double.url, "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--max-tokens", "0", *JUDGE]) == 1
+    err = capsys.readouterr().err
+    assert "error: no case was scored; the first: MAX_TOKENS: 0 is not valid" in err
+    assert "| the request is not valid: it must be from 1" in (tmp_path / "out" / "suite.md").read_text()
+
+
+def test_a_note_stands_in_the_report(double: ProtocolDouble, tmp_path: Path) -> None:
+    MAKERS["libritts"](tmp_path, ["one"])
+    arguments = ["--suite", "libritts", "--data", str(tmp_path), "--url", double.url, "--out", str(tmp_path), *JUDGE]
+    assert main([*arguments, "--note", "a busy machine"]) == 0
+    assert "- **a busy machine**" in (tmp_path / "suite.md").read_text()
 
 
 def test_answers_in_another_language_are_noted(double: ProtocolDouble, tmp_path: Path) -> None:

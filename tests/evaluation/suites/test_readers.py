@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,25 @@ def test_the_limit_draws_the_same_cases_each_time(tmp_path: Path) -> None:
     assert first == second
     assert len(first) == 5
     assert [case.id for case in first] != sorted(case.id for case in first)
+
+
+def test_a_speaker_that_was_not_unpacked_is_missing_and_not_left_out(tmp_path: Path) -> None:
+    MAKERS["aishell"](tmp_path, TEXTS)
+    with (tmp_path / "data_aishell/transcript/aishell_transcript_v0.8.txt").open("a", encoding="utf-8") as file:
+        file.write("BAC009S0765W0121 而 对\n")
+    cases = load("aishell", tmp_path)
+    assert [case.audio is not None and case.audio.is_file() for case in cases] == [True, True, True, False]
+    shutil.rmtree(tmp_path / "data_aishell/wav/test/S0764")
+    with pytest.raises(EvaluationError, match=r"unpack wav/\*\.tar\.gz"):
+        load("aishell", tmp_path)
+
+
+def test_questions_that_are_no_csv_are_named(tmp_path: Path) -> None:
+    MAKERS["trivia-qa"](tmp_path, TEXTS)
+    path = tmp_path / "eval_datas/trivia_qa/trivia_qa.csv"
+    path.write_text(path.read_text() + '"' + "a quote that does not end " * 10_000)
+    with pytest.raises(EvaluationError, match=r"trivia_qa\.csv cannot be read as CSV"):
+        load("trivia-qa", tmp_path)
 
 
 def test_a_part_that_the_suite_has_not_is_refused(tmp_path: Path) -> None:
