@@ -67,7 +67,7 @@ lint: $(VENV)/.test
 # Some thousand tests share two cores, and some of them watch a clock: the few that fail are run once more, alone.
 # What fails twice has failed; a run that was stopped, or did not begin, is not tried again.
 test: lint  ## everything that needs no GPU; WORKERS processes share the test files, 0: all in one
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile || { test $$? -eq 1 && \
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder || { test $$? -eq 1 && \
 	  echo 'make test: the tests that failed, once more, alone' && $(BIN)/python -m pytest -v --last-failed; }
 
 # A client's environment is made once, in .clients/; Open WebUI's has 3 GB and takes five minutes.

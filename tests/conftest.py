@@ -24,6 +24,23 @@ ROOT = Path(__file__).resolve().parent.parent
 PROGRAMS = ROOT / "tests" / "helpers" / "programs"
 if shutil.which("flite") is None:
     os.environ["PATH"] += os.pathsep + str(PROGRAMS)
+#: Files of more than half a minute, the longest first. They begin before all others, so that no worker is left with
+#: one of them at the end (`--dist loadfile --no-loadscope-reorder`).
+LONG = (
+    *("training/test_pipeline.py", "engines/torch_cuda/test_compiles.py", "server/test_supervisor.py"),
+    *("server/test_streams.py", "server/test_cancel.py", "benchmarks/test_gpu_session.py", "benchmarks/test_faults.py"),
+    *("generation/test_engines.py", "build_engines/test_conformance.py", "client/test_pipes.py"),
+    *("loadtest/test_locust.py", "engines/torch_cuda/kernels/test_interpreted.py", "benchmarks/test_gpu_serving.py"),
+    *("deploy/test_offline.py", "training/language_model/test_finetune.py", "server/test_outbound.py"),
+    *("loadtest/test_truth.py", "benchmarks/test_paper_tables.py", "engines/torch_cuda/test_dispatch.py"),
+    *("gateway/web/test_page_in_browser.py", "server/test_environment.py", "server/test_lifetime.py"),
+    *("training/test_data.py", "build_engines/test_sources.py", "engines/torch_cuda/kernels/test_linear_compiles.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    begins = {ROOT / "tests" / name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: begins.get(item.path, len(LONG)))
 
 
 @pytest.fixture(scope="session")
