@@ -88,7 +88,10 @@ def test_the_grace_period_covers_the_hook_and_the_drain(
         ("autoscaling.hpa.cpuUtilization", 0),
         ("monitoring.serviceMonitor.interval", "often"),
         ("route.parentRefs", [{"namespace": "x"}]),
-        ("gateway.enabled", True),
+        ("gateway.port", 80),
+        ("gateway.servers", ["voice"]),
+        ("gateway.extraArgs", ["--server=a:1"]),
+        ("gateway.image.tag", "latest"),
     ],
 )
 def test_the_schema_refuses(chart: Any, path: str, value: Any) -> None:
@@ -115,6 +118,9 @@ def test_the_schema_refuses(chart: Any, path: str, value: Any) -> None:
         ("gpu-keda", {"autoscaling.keda.prometheus": ""}, "autoscaling.keda.prometheus is empty"),
         ("gpu-keda", {"monitoring.serviceMonitor.enabled": False}, "needs monitoring.serviceMonitor.enabled"),
         ("gpu-keda", {"route.parentRefs": []}, "route.parentRefs is empty"),
+        ("cpu", {"gateway.enabled": True}, "gateway.keysSecret is empty"),
+        ("cpu", {"gateway.enabled": True, "gateway.keysSecret": "k", "gateway.openAccess": True}, "excludes"),
+        ("cpu", {"gateway": {"enabled": True, "keysSecret": "k", "ingress": {"enabled": True}}}, "host is empty"),
     ],
 )
 def test_values_that_do_not_fit_together_are_refused(

@@ -46,4 +46,15 @@
 {{- if and $v.route.enabled (not $v.route.parentRefs) }}
 {{- fail "route.parentRefs is empty: name the Gateway that takes the route" }}
 {{- end }}
+{{- if $v.gateway.enabled }}
+{{- if and (not $v.gateway.keysSecret) (not $v.gateway.openAccess) }}
+{{- fail "gateway.keysSecret is empty: name a secret whose entry `keys` is a file of API keys, or set gateway.openAccess where the network is trusted" }}
+{{- end }}
+{{- if and $v.gateway.keysSecret $v.gateway.openAccess }}
+{{- fail "gateway.openAccess excludes gateway.keysSecret: set one of them" }}
+{{- end }}
+{{- if and $v.gateway.ingress.enabled (not $v.gateway.ingress.host) }}
+{{- fail "gateway.ingress.host is empty: give the name that browsers and clients use" }}
+{{- end }}
+{{- end }}
 {{- end }}

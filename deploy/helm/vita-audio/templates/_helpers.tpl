@@ -8,6 +8,19 @@ app.kubernetes.io/name: vita-audio
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
+{{- /* A name of its own: services, policies and budgets of the servers select the other one. */ -}}
+{{- define "vita-audio.gatewaySelector" -}}
+app.kubernetes.io/name: vita-audio-gateway
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "vita-audio.gatewayLabels" -}}
+{{ include "vita-audio.gatewaySelector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{- end }}
+
 {{- define "vita-audio.labels" -}}
 {{ include "vita-audio.selector" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
