@@ -6,6 +6,7 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from build_engines.stages import run_build, stages_of
 from gpu_builds import LLM, TORCH, Compilers
 from gpu_machines import CONTAINER
 from server.checks import CannotStart, check_engines
+from vita_audio.checkpoint.language_model import load_language_model
 from vita_audio.checkpoint.random_weights.__main__ import write_random_checkpoint
 from vita_audio.checkpoint.sensevoice import load_sensevoice
 from vita_audio.checkpoint.sizes import TINY
@@ -26,6 +28,7 @@ from vita_audio.engines.manifest import MANIFEST, check_manifest
 from vita_audio.engines.onnxruntime.sensevoice import OnnxSenseVoice
 from vita_audio.engines.registry import open_language_model, open_speech_encoder
 from vita_audio.engines.source import EngineSource
+from vita_audio.engines.tensorrt_llm.reference_executor import ReferenceExecutor
 from vita_audio.engines.torch.weights import SENSEVOICE_FILE, SPEECH_TOKENIZER_FILE, load_weights_file
 from vita_audio.models.sensevoice import SenseVoice
 
@@ -105,9 +108,13 @@ def test_for_tensorrt_llm(plus: Path, tmp_path: Path, compilers: Compilers) -> N
     assert "audio/speech_tokenizer.engine" not in manifest.files
     table_rows = {part: options.prompt_table_rows for part, _, options in compilers.asked}
     assert table_rows == {"backbone": LLM.step_tokens, "mctp": LLM.step_tokens}  # the latter is built without
-    source = EngineSource(tmp_path, manifest)
-    with pytest.raises(EngineError, match=r"tensorrt_llm 1\.2\.1 is not installed"):
-        open_language_model(source, 4)
+    _, tensors = load_language_model(plus / "language_model")
+    with mock.patch(
+        "vita_audio.engines.tensorrt_llm.session.SessionExecutor",
+        lambda folder, layout: ReferenceExecutor(layout, tensors),
+    ):
+        opened = open_language_model(EngineSource(tmp_path, manifest), 4)
+    assert opened.embedded_size == TINY.language_model.hidden_size
 
 
 def test_the_command_says_that_they_are_not_served(
