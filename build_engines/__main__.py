@@ -21,7 +21,6 @@ from build_engines import options as flags
 from build_engines.options import GpuOptions
 from build_engines.pipeline import Build, Stage, StageRecord, is_done, load_record
 from build_engines.stages import run_build, stages_of
-from vita_audio.checkpoint.configs import SENSEVOICE
 from vita_audio.contract.errors import VitaError
 
 _out, _error = Console(highlight=False), Console(stderr=True, highlight=False)
@@ -121,10 +120,6 @@ def main(
             return
         progress = _Progress(build, len(stages))
         run_build(build, stage or (), force, progress.started, progress.ended)
-        if build.speech_input == SENSEVOICE:
-            _out.print(
-                "note: a Plus checkpoint: its engines are built, this version cannot serve them yet", soft_wrap=True
-            )
     except (VitaError, OSError) as error:
         if progress is not None:
             progress.stop()

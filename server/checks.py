@@ -11,7 +11,6 @@ from server.mps import find_mps
 from server.options import MPS, MPS_OFF, PROFILES, ServerOptions, TlsFiles
 from server.ports import is_loopback
 from serving.settings import DEVICES, EQUAL, GPU_PRIORITIES
-from vita_audio.checkpoint.configs import SENSEVOICE
 from vita_audio.contract.errors import EngineError
 from vita_audio.decoding.schedule import DecoderConfig
 from vita_audio.engines.audio_precision import SPEECH_PRECISIONS, check_precision
@@ -102,11 +101,6 @@ def check_engines(
     """
     try:
         manifest = check_manifest(engines, checkpoint, target, device=device, schedule=schedule_fields(DecoderConfig()))
-        if manifest.speech_input == SENSEVOICE:
-            raise CannotStart(
-                f"{engines}: the engines are of a Plus checkpoint ({manifest.checkpoint_name}), which this version "
-                "builds but cannot serve yet; build engines of a base checkpoint"
-            )
         if manifest.gpu is not None:
             check_slots(manifest.gpu, slots)
     except EngineError as error:

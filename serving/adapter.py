@@ -29,7 +29,7 @@ from vita_audio.contract.errors import (
     to_wire,
 )
 from vita_audio.contract.fields import OUTPUTS
-from vita_audio.contract.messages import Cancel, Message, Probe, Released, decode, encode
+from vita_audio.contract.messages import Cancel, Message, Probe, Released, Start, decode, encode
 
 if TYPE_CHECKING:  # of audio_decoder alone: the other models do not load its modules
     from vita_audio.decoding.served_stream import DecodedChunk
@@ -108,34 +108,39 @@ class ModelCalls:
 
     Args:
         once: of a model that accepts each message once.
+        most_rows_bytes: of EMBEDDINGS, in a message that is read.
 
     Raises:
         EngineError: the environment has no secret.
     """
 
-    def __init__(self, once: bool = False) -> None:
-        self._seal = Seal(ServingSettings.from_environment().secret, once)
+    def __init__(self, once: bool = False, most_rows_bytes: int = 0) -> None:
+        self._most_rows_bytes = most_rows_bytes
+        self._seal = Seal(ServingSettings.from_environment().secret, once, MAX_BYTES + most_rows_bytes)
 
     def read(self, request: pb_utils.InferenceRequest) -> Message:
-        """The message of MESSAGE and TOKENS. Raises BadMessage: it is not sealed, or not a message."""
-        text, tokens = self._open(request, "MESSAGE", "TOKENS")
-        return decode(text, tokens.reshape(-1).tolist())
+        """The message of MESSAGE, TOKENS and EMBEDDINGS. Raises BadMessage: it is not sealed, or not a message."""
+        rows = read(request, "EMBEDDINGS")
+        if rows is not None and rows.nbytes > self._most_rows_bytes:
+            raise BadMessage(REFUSAL)
+        text, tokens = self._open(request, "MESSAGE", "TOKENS", b"" if rows is None else rows.tobytes())
+        return decode(text, tokens.reshape(-1).tolist(), rows)
 
     def tensors(self, message: Message) -> list[pb_utils.Tensor]:
-        """MESSAGE and TOKENS of a message."""
+        """MESSAGE and TOKENS of a message, and EMBEDDINGS of a Start."""
         text, ids = encode(message)
         tokens = np.asarray(ids, np.int32)
-        return [
-            _bytes_tensor("MESSAGE", self._seal.seal(text.encode(), tokens.tobytes())),
-            pb_utils.Tensor("TOKENS", tokens),
-        ]
+        rows = [np.ascontiguousarray(message.embeddings, np.float32)] if isinstance(message, Start) else []
+        sealed = self._seal.seal(text.encode(), tokens.tobytes(), b"".join(part.tobytes() for part in rows))
+        tensors = [_bytes_tensor("MESSAGE", sealed), pb_utils.Tensor("TOKENS", tokens)]
+        return [*tensors, *(pb_utils.Tensor("EMBEDDINGS", part) for part in rows)]
 
     def read_speech(self, request: pb_utils.InferenceRequest) -> NDArray[np.float32]:
         """AUDIO of a call of `ask_speech_tokenizer`, mono [samples] at 16 kHz. Raises BadMessage: it is not sealed."""
         return self._open(request, "SEAL", "AUDIO")[1]
 
-    def ask_speech_tokenizer(self, speech: NDArray[np.float32]) -> NDArray[np.int32]:
-        """Mono speech [samples] at 16 kHz -> audio codes.
+    def ask_speech_tokenizer(self, speech: NDArray[np.float32], output: str = "CODES") -> NDArray:
+        """Mono speech [samples] at 16 kHz -> audio codes, or `output` "EMBEDDINGS" of a Plus checkpoint.
 
         Raises:
             EngineError: it was refused.
@@ -143,7 +148,7 @@ class ModelCalls:
         speech = np.ascontiguousarray(speech, np.float32)
         response = pb_utils.InferenceRequest(
             model_name="speech_tokenizer",
-            requested_output_names=["CODES"],
+            requested_output_names=[output],
             inputs=[
                 pb_utils.Tensor("AUDIO", speech),
                 _bytes_tensor("SEAL", self._seal.seal(b"", speech.tobytes())),
@@ -151,7 +156,7 @@ class ModelCalls:
         ).exec()
         if response.has_error():
             raise _refused("speech_tokenizer", response)
-        return pb_utils.get_output_tensor_by_name(response, "CODES").as_numpy()
+        return pb_utils.get_output_tensor_by_name(response, output).as_numpy()
 
     def notify_language_model(self, message: Cancel | Released, model: str = "speech_lm") -> None:
         """Send a message back to the model that generates; returns when it was taken.
@@ -182,12 +187,14 @@ class ModelCalls:
         sealed = self._seal.seal(encode(probe)[0].encode(), tokens.tobytes())
         return send([_bytes_tensor("MESSAGE", sealed), *_outputs(chunk)], final)
 
-    def _open(self, request: pb_utils.InferenceRequest, sealed: str, payload: str) -> tuple[bytes, NDArray]:
+    def _open(
+        self, request: pb_utils.InferenceRequest, sealed: str, payload: str, rows: bytes = b""
+    ) -> tuple[bytes, NDArray]:
         """The text of the input `sealed`, and the input that was sealed with it. Too much is refused uncopied."""
         text, numbers = read(request, sealed), read(request, payload)
         if text is None or numbers is None or text.size != 1 or numbers.nbytes > MAX_BYTES:
             raise BadMessage(REFUSAL)
-        return self._seal.open(text.item(), numbers.tobytes()), numbers
+        return self._seal.open(text.item(), numbers.tobytes(), rows), numbers
 
 
 def _refused(model: str, response: pb_utils.InferenceResponse) -> EngineError:

@@ -21,13 +21,14 @@ from vita_audio.contract.errors import BadMessage, EngineError
 SECRET_BYTES = 32
 _MAC_BYTES, _TIME_BYTES, _NONCE_BYTES = 16, 8, 8
 SEAL_BYTES = 2 * (_MAC_BYTES + _TIME_BYTES + _NONCE_BYTES)
-#: What is sealed together. Checked before anything is hashed: 120 s of speech at 16 kHz and the longest prompt fit.
+#: What is sealed together, but for embeddings. Checked before anything is hashed: 120 s of speech at 16 kHz and the
+#: longest prompt fit.
 MAX_BYTES = 8 << 20
 #: A message is on its way for milliseconds; a model process that stands still for longer is ended.
 MAX_AGE_S = 30.0
 REFUSAL = "this model takes messages of this server's own models only: send requests to vita_audio"
 
-_VERSION = b"vita seal 1\n"
+_VERSION = b"vita seal 2\n"
 
 
 def new_secret() -> str:
@@ -42,37 +43,38 @@ class Seal:
         secret: of this start of the server, from `new_secret`.
         once: accept each seal once. For a model whose messages a client can come by: `prompt`, called directly,
             answers with a Start.
+        most_bytes: opened at once.
 
     Raises:
         EngineError: the secret is missing or too short.
     """
 
-    def __init__(self, secret: str, once: bool = False) -> None:
+    def __init__(self, secret: str, once: bool = False, most_bytes: int = MAX_BYTES) -> None:
         try:
             self._secret = bytes.fromhex(secret)
         except ValueError:
             self._secret = b""
         if len(self._secret) < SECRET_BYTES:
             raise EngineError(f"VITA_SECRET is not {SECRET_BYTES} bytes in hexadecimal: start with `python -m server`")
-        self._once = once
+        self._once, self._most_bytes = once, most_bytes
         self._opened: OrderedDict[bytes, float] = OrderedDict()  # MAC -> when it was opened
 
-    def seal(self, text: bytes, payload: bytes = b"") -> bytes:
-        """`text` with its seal before it; `payload` travels elsewhere and is sealed with it."""
+    def seal(self, text: bytes, payload: bytes = b"", rows: bytes = b"") -> bytes:
+        """`text` with its seal before it; `payload` and `rows` travel elsewhere and are sealed with it."""
         head = (time.monotonic_ns().to_bytes(_TIME_BYTES, "big") + secrets.token_bytes(_NONCE_BYTES)).hex().encode()
-        return self._mac(head, text, payload) + head + text
+        return self._mac(head, text, payload, rows) + head + text
 
-    def open(self, sealed: bytes, payload: bytes = b"") -> bytes:
-        """The text that was sealed together with `payload`.
+    def open(self, sealed: bytes, payload: bytes = b"", rows: bytes = b"") -> bytes:
+        """The text that was sealed together with `payload` and `rows`.
 
         Raises:
             BadMessage: REFUSAL; there is no right seal, or it is too old, or was opened before.
         """
         mac, head = sealed[: 2 * _MAC_BYTES], sealed[2 * _MAC_BYTES : SEAL_BYTES]
         text = sealed[SEAL_BYTES:]
-        if len(mac) + len(head) < SEAL_BYTES or len(text) + len(payload) > MAX_BYTES:
+        if len(mac) + len(head) < SEAL_BYTES or len(text) + len(payload) + len(rows) > self._most_bytes:
             raise BadMessage(REFUSAL)
-        if not hmac.compare_digest(mac, self._mac(head, text, payload)):
+        if not hmac.compare_digest(mac, self._mac(head, text, payload, rows)):
             raise BadMessage(REFUSAL)
         now = time.monotonic()
         if now - int(head[: 2 * _TIME_BYTES], 16) / 1e9 > MAX_AGE_S:
@@ -89,7 +91,7 @@ class Seal:
             raise BadMessage(REFUSAL)
         opened[mac] = now
 
-    def _mac(self, head: bytes, text: bytes, payload: bytes) -> bytes:
-        lengths = len(text).to_bytes(8, "big")
-        whole = b"".join((_VERSION, head, lengths, text, payload))
+    def _mac(self, head: bytes, text: bytes, payload: bytes, rows: bytes) -> bytes:
+        lengths = len(text).to_bytes(8, "big") + len(payload).to_bytes(8, "big")
+        whole = b"".join((_VERSION, head, lengths, text, payload, rows))
         return hmac.digest(self._secret, whole, "sha256")[:_MAC_BYTES].hex().encode()

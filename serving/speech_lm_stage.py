@@ -15,6 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
+import numpy as np
+
 from serving.admission import Admission, AdmissionRecord
 from serving.gpu_share import share_gpu
 from serving.heartbeat import Heartbeats
@@ -25,6 +27,7 @@ from serving.settings import SWITCH, served_engines
 from serving.warm_up import warm_up_generation
 from vita_audio.contract.errors import BadMessage
 from vita_audio.contract.messages import Cancel, Delta, Message, Ping, Probe, Released, Start
+from vita_audio.engines.interface import Embedded
 from vita_audio.engines.registry import open_language_model
 from vita_audio.generation.request import GenerationRequest
 from vita_audio.generation.service import GenerationService
@@ -72,7 +75,13 @@ class SpeechLmStage:
         worker: this model instance, for metrics.
         pulse: of the stage's own thread.
         recorder: of the process.
+        speech_id: <|context_of_audio|> of a Plus checkpoint.
+
+    Attributes:
+        most_rows_bytes: of the embeddings in a Start.
     """
+
+    most_rows_bytes = 0
 
     def __init__(
         self,
@@ -81,8 +90,10 @@ class SpeechLmStage:
         worker: str = "",
         pulse: Pulse | None = None,
         recorder: Recorder | None = None,
+        speech_id: int | None = None,
     ) -> None:
         self._service, self._admission, self._worker = service, admission, worker
+        self._speech_id = speech_id
         self.recorder = recorder or Recorder()
         self.refusals = Refusals(self.recorder, "speech_lm")
         self._meter = GenerationMeter(self.recorder)
@@ -109,9 +120,11 @@ class SpeechLmStage:
         engine, pulse = open_language_model(source, settings.slots), heartbeats.pulse("generation")
         reuse = settings.prefix_cache == SWITCH[0]
         service = GenerationService(engine, manifest.vocabulary.end_tokens, source.prefill_chunk, pulse, reuse, enter)
-        warm_up_generation(service, manifest.limits)
+        warm_up_generation(service, manifest.limits, engine.embedded_size)
         admission = Admission(AdmissionRecord(settings.admission), settings.slots, settings.queue)
-        stage = cls(service, admission, worker, heartbeats.pulse("prober"), recorder)
+        speech_id = manifest.vocabulary.context_of_audio
+        stage = cls(service, admission, worker, heartbeats.pulse("prober"), recorder, speech_id)
+        stage.most_rows_bytes = 4 * engine.embedded_size * manifest.limits.context_tokens
         stage.recorder.set("vita_restarts", settings.restarts)
         stage.recorder.set("vita_slots", settings.slots)
         stage.recorder.set("vita_queue_limit", settings.queue)
@@ -126,7 +139,7 @@ class SpeechLmStage:
 
         Raises:
             InvalidRequest, ServerFull, ServerStopping, ServerUnhealthy: the stream is not taken.
-            BadMessage: `speech_lm` takes no such message.
+            BadMessage: `speech_lm` takes no such message, or its embeddings do not fit its ids.
         """
         if isinstance(message, Start):
             if cancelled():  # no error: Triton 24.10 keeps a refused request whose client is gone
@@ -173,11 +186,20 @@ class SpeechLmStage:
         for stream in list(self._open):
             self._guard(stream, partial(self._close, stream))
 
+    def _embedded(self, start: Start) -> Embedded | None:
+        """The embeddings of a prompt at their places. Raises BadMessage: there are not as many as places."""
+        ids = np.asarray(start.tokens, np.int64)
+        places = np.flatnonzero(ids == (-1 if self._speech_id is None else self._speech_id))
+        if len(places) != len(start.embeddings):
+            raise BadMessage(f"EMBEDDINGS: {len(start.embeddings)} rows are not valid: {len(places)} ids stand for one")
+        return Embedded(places, start.embeddings) if len(places) else None
+
     def _start(self, start: Start, send: Send, cancelled: Callable[[], bool]) -> None:
+        embedded = self._embedded(start)
         stream, now = self._admission.admit(), time.monotonic()
         opened = self._open[stream] = _Open(send, cancelled, now, now)
         try:
-            request = GenerationRequest(start.tokens, start.settings)
+            request = GenerationRequest(start.tokens, start.settings, embedded)
             self._service.submit(stream, request, partial(self._emit, opened, len(start.tokens)))
         except BaseException:
             self._open.pop(stream, None)  # a Probe that could not be sent may have taken it out

@@ -32,7 +32,7 @@ class SpeechStage:
 
     def __init__(self, language_model: SpeechLmStage, decoder: AudioDecoderStage, recorder: Recorder) -> None:
         self.language_model, self._decoder, self.recorder = language_model, decoder, recorder
-        self.refusals = language_model.refusals
+        self.refusals, self.most_rows_bytes = language_model.refusals, language_model.most_rows_bytes
 
     @classmethod
     def serve(cls, worker: str, heartbeats: Heartbeats) -> SpeechStage:

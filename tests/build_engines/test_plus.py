@@ -1,4 +1,4 @@
-"""Builds of a Plus checkpoint: SenseVoice in place of the speech tokenizer, noted in the manifest, not served yet."""
+"""Builds of a Plus checkpoint: SenseVoice in place of the speech tokenizer, noted in the manifest."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from build_engines.pipeline import Build
 from build_engines.stages import run_build, stages_of
 from gpu_builds import LLM, TORCH, Compilers
 from gpu_machines import CONTAINER
-from server.checks import CannotStart, check_engines
+from server.checks import check_engines
 from vita_audio.checkpoint.language_model import load_language_model
 from vita_audio.checkpoint.random_weights.__main__ import write_random_checkpoint
 from vita_audio.checkpoint.sensevoice import load_sensevoice
@@ -74,10 +74,8 @@ def test_for_a_cpu(plus: Path, engines: Path) -> None:
     np.testing.assert_allclose(OnnxSenseVoice(engines).embeddings(features), reference(plus, features), atol=1e-4)
 
 
-def test_the_server_refuses_them(engines: Path) -> None:
-    with pytest.raises(CannotStart) as caught:
-        check_engines(engines, None, "cpu")
-    assert "of a Plus checkpoint (plus), which this version builds but cannot serve yet" in str(caught.value)
+def test_the_server_takes_them(engines: Path) -> None:
+    check_engines(engines, None, "cpu")
 
 
 def test_for_a_gpu(plus: Path, tmp_path: Path, machine: object) -> None:
@@ -117,16 +115,14 @@ def test_for_tensorrt_llm(plus: Path, tmp_path: Path, compilers: Compilers) -> N
     assert opened.embedded_size == TINY.language_model.hidden_size
 
 
-def test_the_command_says_that_they_are_not_served(
+def test_the_command_names_the_encoder(
     plus: Path, engines: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = ["--checkpoint", str(plus), "--out", str(engines)]
     monkeypatch.setattr(sys, "argv", ["build_engines", *arguments])
     with pytest.raises(SystemExit):
         command.run()
-    text = capsys.readouterr().out
-    assert "[2/7] SenseVoice: unchanged" in text
-    assert text.count("note: a Plus checkpoint: its engines are built, this version cannot serve them yet") == 1
+    assert "[2/7] SenseVoice: unchanged" in capsys.readouterr().out
 
 
 def test_a_manifest_whose_parts_disagree(engines: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from vita_audio.contract.request import check, parse_request
 
 FIRST, SECOND = np.full(800, 0.1, np.float32), np.full(500, 0.2, np.float32)
 BOTH = np.concatenate((FIRST, SECOND))
+LONG = np.zeros(1201 * 16_000, np.float32)
 LIMITS = Limits(4096, 4096, 1024, 10, (1, 10, 4, 10))
 
 

@@ -32,7 +32,7 @@ def prompt() -> Callable[[], Any]:
 
 def speech_tokenizer() -> Callable[[], Any]:
     stage = importlib.import_module("serving.speech_tokenizer_stage").SpeechTokenizerStage(_heartbeats())
-    return lambda: stage.codes(SPEECH)
+    return lambda: stage.read(SPEECH)
 
 
 def speech_lm() -> Callable[[], Any]:

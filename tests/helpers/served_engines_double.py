@@ -31,7 +31,8 @@ class NamedHeartbeats(Heartbeats):
 def serve_with_doubles(module: Any, monkeypatch: pytest.MonkeyPatch, folder: Path, gpu: object = None) -> Any:
     """Replace `served_engines` of a stage's module; returns the source it hands out."""
     settings = ServingSettings(folder, SLOTS, QUEUE, THREADS, "cpu", folder / "admission", restarts=RESTARTS)
-    vocabulary, limits = SimpleNamespace(end_tokens=END_TOKENS), SimpleNamespace(context_tokens=CONTEXT)
+    vocabulary = SimpleNamespace(end_tokens=END_TOKENS, context_of_audio=None)
+    limits = SimpleNamespace(context_tokens=CONTEXT)
     manifest = SimpleNamespace(vocabulary=vocabulary, limits=limits)
     source = SimpleNamespace(gpu=gpu, prefill_chunk=CHUNK, decoder_batch=BATCH)
     monkeypatch.setattr(module, "served_engines", lambda: (settings, manifest, source))

@@ -27,14 +27,14 @@ DELTA = Delta(Status("s1", 0, "running"), [5, 6])
 class Stage:
     """Stands for any stage; `act` is what a test has it do."""
 
-    recorder = "recorder"
+    recorder, output, most_rows_bytes = "recorder", "CODES", 1000
 
     def __init__(self, act: Callable[..., Any] | None = None) -> None:
         self.act, self.closed = act, False
         self.served: tuple[Any, ...] = ()
         self.counted: list[Exception] = []
         self.refusals = self
-        self.accept = self.prepare = self.codes = lambda *given: self.act(*given)
+        self.accept = self.prepare = self.read = lambda *given: self.act(*given)
 
     def count(self, error: Exception) -> None:
         self.counted.append(error)

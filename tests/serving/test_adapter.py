@@ -26,7 +26,7 @@ from vita_audio.contract.errors import (
     from_wire,
     to_wire,
 )
-from vita_audio.contract.messages import Cancel, Delta, Probe, Released, Status
+from vita_audio.contract.messages import Cancel, Delta, GenerationSettings, Probe, Released, Start, Status
 from vita_audio.decoding.served_stream import DecodedChunk
 
 
@@ -57,6 +57,7 @@ def adapter(monkeypatch: pytest.MonkeyPatch, called: Called) -> Iterator[ModuleT
     del sys.modules["serving.adapter"]
 
 
+SETTINGS = GenerationSettings("chat", "vanilla", (8192, 0), 50, 0.0, 0, 1.0, 1.0, 1)
 DELTA = Delta(Status("s1", 0, "running"), [5, 6, 7])
 
 
@@ -71,6 +72,25 @@ def test_a_message_reaches_another_model_of_the_server(adapter: ModuleType) -> N
     assert once.read(request) == DELTA
     with pytest.raises(BadMessage, match=REFUSAL):
         once.read(request)
+
+
+def test_embeddings_travel_with_a_start_under_its_seal(adapter: ModuleType) -> None:
+    rows = np.arange(6, dtype=np.float32).reshape(2, 3)
+    tensors = adapter.ModelCalls().tensors(Start(SETTINGS, [5, 6, 6], rows))
+    assert [tensor.name() for tensor in tensors] == ["MESSAGE", "TOKENS", "EMBEDDINGS"]
+    received = adapter.ModelCalls(most_rows_bytes=rows.nbytes).read(InferenceRequest(inputs=tensors))
+    assert np.array_equal(received.embeddings, rows)
+    changed = Tensor("EMBEDDINGS", rows + 1)
+    for inputs, most in (([*tensors[:2], changed], 99), (tensors[:2], 99), (tensors, rows.nbytes - 1), (tensors, 0)):
+        with pytest.raises(BadMessage, match=REFUSAL):
+            adapter.ModelCalls(most_rows_bytes=most).read(InferenceRequest(inputs=inputs))
+
+
+def test_the_speech_of_a_plus_model_comes_as_embeddings(adapter: ModuleType, called: Called) -> None:
+    rows = np.ones((5, 3), np.float32)
+    called.answer = InferenceResponse([Tensor("EMBEDDINGS", rows)])
+    assert adapter.ModelCalls().ask_speech_tokenizer(np.zeros(400, np.float32), output="EMBEDDINGS") is rows
+    assert called.request.requested == ["EMBEDDINGS"]
 
 
 def test_a_model_without_a_secret_does_not_load(adapter: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +120,7 @@ def test_what_is_missing_misshapen_or_too_large_is_refused_uncopied(adapter: Mod
             adapter.ModelCalls().read(InferenceRequest(inputs=inputs))
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.binary(max_size=300), st.lists(st.integers(-(2**31), 2**31 - 1), max_size=5), st.booleans())
 def test_anything_in_a_message_is_refused_sealed_or_not(
     adapter: ModuleType, text: bytes, ids: list[int], is_sealed: bool

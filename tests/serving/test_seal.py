@@ -43,6 +43,16 @@ def test_the_border_between_text_and_payload_is_sealed(text: bytes, payload: byt
     refused(SEAL, whole[:border], whole[border:])
 
 
+@given(BYTES, BYTES, st.integers(1, 200))
+def test_the_border_between_payload_and_rows_is_sealed(payload: bytes, rows: bytes, moved: int) -> None:
+    sealed, whole = SEAL.seal(b"text", payload, rows), payload + rows
+    assert SEAL.open(sealed, payload, rows) == b"text"
+    border = (len(payload) + moved) % (len(whole) + 1)
+    assume(border != len(payload))
+    with pytest.raises(BadMessage, match=REFUSAL):
+        SEAL.open(sealed, whole[:border], whole[border:])
+
+
 @given(st.binary(max_size=300), BYTES)
 def test_anything_else_is_refused(sealed: bytes, payload: bytes) -> None:
     refused(SEAL, sealed, payload)

@@ -8,8 +8,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from language_models import request
@@ -28,9 +30,10 @@ from serving.admission import AdmissionRecord, Load
 from serving.speech_lm_stage import SpeechLmStage
 from speech_lm_bench import Answers, Bench
 from vita_audio.contract.errors import BadMessage, InvalidRequest, ServerFull, ServerStopping
-from vita_audio.contract.messages import Cancel, Delta, Probe, Released, Start, decode, encode
+from vita_audio.contract.messages import Cancel, Delta, Probe, Released, Start, decode, encode, no_embeddings
 from vita_audio.engines.interface import ExtendRow
 from vita_audio.generation.prefix_cache import PrefixStats
+from vita_audio.generation.request import GenerationRequest
 from vita_audio.generation.service import GenerationStats
 from waiting import until
 
@@ -270,6 +273,25 @@ def test_a_message_puts_off_the_next_probe(bench: Bench, monkeypatch: pytest.Mon
     assert opened.checked_s <= time.monotonic()
 
 
+def test_embeddings_stand_in_the_places_of_their_ids(bench: Bench) -> None:
+    taken: list[GenerationRequest] = []
+    service = SimpleNamespace(submit=lambda stream, request, emit: taken.append(request), close=lambda: None)
+    stage = SpeechLmStage(service, bench.admission, speech_id=9)  # type: ignore[arg-type]
+    settings, rows = request([5] * 3, (8192, 0), 4).settings, np.ones((2, 3), np.float32)
+    stage.accept(Start(settings, [5, 9, 9, 6], rows), Answers())
+    (embedded,) = [each.embedded for each in taken]
+    assert embedded is not None
+    assert embedded.places.tolist() == [1, 2]
+    assert embedded.rows is rows
+    for tokens, sent in (([5, 9, 6], rows), ([5, 9], no_embeddings()), ([5, 6], rows)):
+        with pytest.raises(BadMessage, match=r"EMBEDDINGS: \d rows are not valid"):
+            stage.accept(Start(settings, tokens, sent), Answers())
+    with pytest.raises(BadMessage, match="0 ids stand for one"):  # a base checkpoint has no such id
+        bench.stage.accept(Start(settings, [9, 9], rows), Answers())
+    assert bench.load.taken == 1
+    stage.close()
+
+
 @pytest.mark.parametrize(("gpu", "niceness"), [(None, [10]), (object(), [])])
 def test_a_stage_is_what_the_settings_of_its_server_say(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gpu: object, niceness: list[int]
@@ -283,9 +305,11 @@ def test_a_stage_is_what_the_settings_of_its_server_say(
 
         def close(self) -> None: ...
 
-    def open_engine(opened: object, slots: int) -> str:
+    engine = SimpleNamespace(embedded_size=6)
+
+    def open_engine(opened: object, slots: int) -> object:
         called["engine"] = (opened, slots)
-        return "engine"
+        return engine
 
     nice: list[int] = []
     monkeypatch.setattr(speech_lm_stage.os, "nice", nice.append)
@@ -306,9 +330,11 @@ def test_a_stage_is_what_the_settings_of_its_server_say(
     enter()
     assert entered == [("speech_lm", True)] * 2  # where it is opened, and on the service's thread
     assert called["engine"] == (source, SLOTS)
-    assert called["service"] == ("engine", END_TOKENS, CHUNK, heartbeats.pulses["generation"], True, enter)
+    assert called["service"] == (engine, END_TOKENS, CHUNK, heartbeats.pulses["generation"], True, enter)
     assert heartbeats.pulses.keys() == {"generation", "prober"}
     assert called["warm"][0] is stage._service  # type: ignore[index]
+    assert called["warm"][2] == 6  # type: ignore[index]
+    assert stage.most_rows_bytes == 4 * 6 * CONTEXT
     gauges = stage.recorder.take().gauges
     assert gauges == {
         ("vita_restarts", ()): RESTARTS,

@@ -156,7 +156,7 @@ def test_the_decoder_is_opened_first_and_one_recorder_has_all(monkeypatch: pytes
     notify: list[Callable] = []
 
     class Half:
-        refusals = None
+        refusals, most_rows_bytes = None, 0
 
         def accept(self, *given: object) -> None:
             opened.append("told")

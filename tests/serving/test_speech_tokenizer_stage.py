@@ -14,6 +14,8 @@ from serving.speech_tokenizer_stage import SpeechTokenizerStage
 from vita_audio.contract.errors import InvalidRequest
 from vita_audio.speech_features import FeatureBlocks, speech_tokens
 
+MANIFEST = SimpleNamespace(speech_input="speech_tokenizer")
+
 
 @pytest.fixture
 def stage(monkeypatch: pytest.MonkeyPatch) -> SpeechTokenizerStage:
@@ -24,18 +26,18 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> SpeechTokenizerStage:
         assert given is source
         return "engine"
 
-    monkeypatch.setattr(speech_tokenizer_stage, "served_engines", lambda: ("settings", "manifest", source))
+    monkeypatch.setattr(speech_tokenizer_stage, "served_engines", lambda: ("settings", MANIFEST, source))
     monkeypatch.setattr(speech_tokenizer_stage, "open_speech_tokenizer", opened)
     monkeypatch.setattr(speech_tokenizer_stage, "warm_up_speech", warmed.append)
     monkeypatch.setattr(speech_tokenizer_stage, "speech_tokens", lambda engine, speech, made: np.array([len(speech)]))
     stage = SpeechTokenizerStage(Heartbeats())
-    assert warmed == ["engine"]
+    assert warmed == [stage._read]
     return stage
 
 
 @pytest.mark.parametrize("samples", [1, 16_000, 120 * 16_000 + 1])
 def test_codes_are_32_bit(stage: SpeechTokenizerStage, samples: int) -> None:
-    codes = stage.codes(np.zeros(samples, np.float32))
+    codes = stage.read(np.zeros(samples, np.float32))
     assert (codes.dtype, codes.tolist()) == (np.int32, [samples])
 
 
@@ -53,7 +55,7 @@ def test_features_are_kept_from_one_request_to_the_next(
     monkeypatch.setattr(speech_tokenizer_stage, "speech_tokens", tokens)
     speech = np.random.default_rng(0).normal(0, 0.1, 9 * 16_000).astype(np.float32)
     for seconds in (5, 9, 9):
-        stage.codes(speech[: seconds * 16_000])
+        stage.read(speech[: seconds * 16_000])
     assert kept == [2, 4, 4]  # blocks of 4 s and rests: the first block is the same
 
 
@@ -68,7 +70,7 @@ def test_features_are_kept_from_one_request_to_the_next(
 )
 def test_what_no_request_may_have_is_refused(stage: SpeechTokenizerStage, speech: np.ndarray) -> None:
     with pytest.raises(InvalidRequest, match="AUDIO"):
-        stage.codes(speech)
+        stage.read(speech)
 
 
 @pytest.mark.parametrize("lost", [False, True])
@@ -81,5 +83,27 @@ def test_a_lost_gpu_ends_the_process(stage: SpeechTokenizerStage, monkeypatch: p
     monkeypatch.setattr(speech_tokenizer_stage, "speech_tokens", fault)
     monkeypatch.setattr(speech_tokenizer_stage, "gpu_is_lost", lambda error: lost)
     with pytest.raises(RuntimeError, match="launch failure"):
-        stage.codes(np.zeros(100, np.float32))
+        stage.read(np.zeros(100, np.float32))
     assert pulse.ended.is_set() == lost
+
+
+def test_embeddings_of_a_clip_that_comes_again_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[int] = []
+
+    def made(engine: object, speech: np.ndarray) -> np.ndarray:
+        runs.append(len(speech))
+        return np.full((5, 3), speech[0], np.float64)
+
+    manifest = SimpleNamespace(speech_input="sensevoice")
+    monkeypatch.setattr(speech_tokenizer_stage, "served_engines", lambda: ("settings", manifest, "source"))
+    monkeypatch.setattr(speech_tokenizer_stage, "open_speech_encoder", lambda source: "engine")
+    monkeypatch.setattr(speech_tokenizer_stage, "speech_embeddings", made)
+    stage = SpeechTokenizerStage(Heartbeats())
+    assert (stage.output, runs) == ("EMBEDDINGS", [6 * 16_000])  # the warm-up
+    first, other = (np.full(800, value, np.float32) for value in (0.1, 0.2))
+    rows = [stage.read(clip) for clip in (first, other, first.copy())]
+    assert [each.dtype for each in rows] == [np.float32] * 3
+    assert [each[0, 0] for each in rows] == [first[0], other[0], first[0]]
+    assert runs[1:] == [800, 800]
+    with pytest.raises(InvalidRequest, match="AUDIO"):
+        stage.read(np.zeros(0, np.float32))

@@ -67,8 +67,8 @@ def repeated(root: Path = ROOT) -> Iterable[tuple[Path, Callable[[str], str]]]:
     """The files that repeat the table, and how each is brought up to date."""
     yield root / "README.md", with_table
     yield root / "docs" / "conversations.md", partial(with_table, of_conversations=True)
-    for model in ("prompt", ENSEMBLE):
-        yield root / "model_repository" / model / "config.pbtxt", with_inputs
+    for config in ("prompt/config.pbtxt", f"{ENSEMBLE}/config.pbtxt", f"{ENSEMBLE}/configs/one_process.pbtxt"):
+        yield root / "model_repository" / config, with_inputs
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeAlias, TypeVar, cast
 
 from vita_audio.text.interleave import interleave
 from vita_audio.text.tokenizer import TextTokenizer
@@ -21,6 +21,8 @@ FIXED_TEXTS = (SPOKEN_ANSWER_SYSTEM, f"{TTS_INSTRUCTION}\n", f"{ASR_INSTRUCTION}
 ROLE_LINES = tuple(f"{role}\n" for role in ROLES)
 
 A = TypeVar("A")  # how audio is given: codes, or a placeholder
+#: Audio in a prompt.
+Speech: TypeAlias = "Sequence[int] | ContinuousSpeech"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,13 @@ def task_turns(
     return [("user", user)] if system is None else [("system", (system,)), ("user", user)]
 
 
+@dataclass(frozen=True, slots=True)
+class ContinuousSpeech:
+    """Speech of a Plus model: `rows` embeddings stand in the prompt, and <|context_of_audio|> in their places."""
+
+    rows: int
+
+
 class ChatTemplate:
     """Writes conversations for one checkpoint.
 
@@ -79,20 +88,29 @@ class ChatTemplate:
     def __init__(self, tokenizer: TextTokenizer) -> None:
         self._encode, self._vocabulary = tokenizer.encode, tokenizer.vocabulary
 
-    def content(self, parts: Iterable[str | Sequence[int]], ratio: Sequence[int] = ()) -> list[int]:
+    def content(self, parts: Iterable[str | Speech], ratio: Sequence[int] = ()) -> list[int]:
         """Ids of a turn's content.
 
         Args:
-            parts: in order, each text or audio as codes of the speech tokenizer (begin tag, ids, end tag).
+            parts: in order, each text, or audio (begin tag, ids, end tag): codes of the speech tokenizer, or the places
+                of embeddings.
             ratio: interleaves text and audio, as the answers of a mode are (`interleave`); empty leaves their order.
 
         Raises:
-            ValueError: a code outside the vocabulary, text with lone surrogates, or parts that cannot be interleaved.
+            ValueError: a code outside the vocabulary, embeddings where the vocabulary has no place for them, text with
+                lone surrogates, or parts that cannot be interleaved.
         """
         begin, end, ids = self._vocabulary.begin_of_audio, self._vocabulary.end_of_audio, list[int]()
         for part in parts:
-            ids += self._encode(part) if isinstance(part, str) else [begin, *self._vocabulary.audio_ids(part), end]
+            ids += self._encode(part) if isinstance(part, str) else [begin, *self._audio_ids(part), end]
         return interleave(ids, ratio, begin, end) if ratio else ids
+
+    def _audio_ids(self, speech: Speech) -> list[int]:
+        if not isinstance(speech, ContinuousSpeech):
+            return self._vocabulary.audio_ids(speech)
+        if self._vocabulary.context_of_audio is None:
+            raise ValueError("this vocabulary has no <|context_of_audio|>: its speech is codes")
+        return [self._vocabulary.context_of_audio] * speech.rows
 
     def conversation(self, turns: Iterable[Turn]) -> tuple[list[int], list[bool]]:
         """Ids of complete turns, and which of them a model must predict.
@@ -128,17 +146,17 @@ class PromptBuilder:
         self,
         task: str,
         text: str | None = None,
-        audio_codes: Sequence[int] | None = None,
+        speech: Speech | None = None,
         system: str | None = None,
         past: Iterable[int] = (),
     ) -> list[int]:
         """Prompt ids of a request, up to the place where the answer begins.
 
-        Args and errors: `task_turns`, with `audio_codes` of the speech tokenizer; ValueError too for a code outside
-        the vocabulary. `past`: ids of the complete turns before, which then has the system turn, if there is one.
+        Args and errors: `task_turns`, with `speech` in place of `audio`; ValueError too for a code outside the
+        vocabulary. `past`: ids of the complete turns before, which then has the system turn, if there is one.
         """
         past = list(past)
-        turns = task_turns(task, text, audio_codes, system)
+        turns = cast("list[tuple[str, tuple[str | Speech, ...]]]", task_turns(task, text, speech, system))
         written = [Turn(role, self._template.content(parts)) for role, parts in (turns[-1:] if past else turns)]
         return [*past, *self._template.conversation(written)[0], *self._template.opening("assistant")]
 
@@ -156,7 +174,7 @@ class PromptBuilder:
         self,
         task: str,
         text: str | None = None,
-        audio_codes: Sequence[int] | None = None,
+        speech: Speech | None = None,
         system: str | None = None,
         past: Iterable[int] = (),
     ) -> list[int]:
@@ -165,4 +183,4 @@ class PromptBuilder:
         Without the last id of the content: a word may grow, and audio goes on in place of its end tag.
         """
         ends = len(self._template.closing) + len(self._template.opening("assistant"))
-        return self.build(task, text, audio_codes, system, past)[: -ends - 1]
+        return self.build(task, text, speech, system, past)[: -ends - 1]

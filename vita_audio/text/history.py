@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from vita_audio.contract.errors import InvalidRequest
 from vita_audio.text.chat_template import ROLES, ChatTemplate
@@ -22,11 +23,15 @@ _REMEDY = "send PROMPT and TOKENS of the last answer, joined"
 
 @dataclass(frozen=True, slots=True)
 class PastTurn:
-    """One turn: `ids` with its opening, and its end unless it is the last one and was cut; `content` apart."""
+    """One turn: `ids` with its opening, and its end unless it is the last one and was cut; `content` apart.
+
+    `clip_rows`: places of embeddings in it (Plus checkpoints); 0 of a turn without such speech.
+    """
 
     role: str
     ids: tuple[int, ...]
     content: tuple[int, ...]
+    clip_rows: int = 0
 
 
 class HistoryReader:
@@ -90,7 +95,7 @@ class HistoryReader:
             raise InvalidRequest("HISTORY", f"{len(ids)} ids", f"a second system turn begins at id {place}", _REMEDY)
         begin = stop = place + len(self._openings[role])
         while stop < len(ids) and ids[stop] != end_of_turn:
-            if not self._may_stand_in_a_turn(ids[stop]):
+            if not self._may_stand_in_a_turn(ids[stop], role):
                 limit = f"id {stop} ({self._shown(ids, stop)}) stands in no turn of this checkpoint"
                 raise InvalidRequest("HISTORY", f"{len(ids)} ids", limit, _REMEDY)
             stop += 1
@@ -99,7 +104,8 @@ class HistoryReader:
         if written != self._closing[: len(ids) - stop]:
             raise InvalidRequest("HISTORY", f"{len(ids)} ids", f"the turn before id {stop} does not end", _REMEDY)
         if written == self._closing:
-            return PastTurn(role, tuple(ids[place : stop + len(written)]), content), stop + len(written)
+            rows = self._clip_rows(content, begin, len(ids))
+            return PastTurn(role, tuple(ids[place : stop + len(written)]), content, rows), stop + len(written)
         if role != "assistant":
             raise InvalidRequest("HISTORY", f"{len(ids)} ids", f"it ends within a turn of {role}", _REMEDY)
         return self._complete(role, content), len(ids)
@@ -130,8 +136,26 @@ class HistoryReader:
             return content
         return content[:-1] if content[-1] == begin else (*content, end)
 
-    def _may_stand_in_a_turn(self, token: int) -> bool:
+    def _clip_rows(self, content: tuple[int, ...], begin: int, ids: int) -> int:
+        """Places of embeddings in the content of a turn, which begins at id `begin` of `ids`."""
+        v, place, found = self._vocabulary, 0, list[int]()
+        for token, run in groupby(content):
+            stop = place + len(list(run))
+            if token == v.context_of_audio:
+                if content[place - 1 : place] != (v.begin_of_audio,) or content[stop : stop + 1] != (v.end_of_audio,):
+                    limit = f"the speech at id {begin + place} is not between its tags"
+                    raise InvalidRequest("HISTORY", f"{ids} ids", limit, _REMEDY)
+                found.append(stop - place)
+            place = stop
+        if len(found) > 1:
+            limit = f"the turn at id {begin} has {len(found)} clips of speech, and a turn has at most one"
+            raise InvalidRequest("HISTORY", f"{ids} ids", limit, _REMEDY)
+        return sum(found)
+
+    def _may_stand_in_a_turn(self, token: int, role: str) -> bool:
         v = self._vocabulary
+        if token == v.context_of_audio:
+            return role == "user"
         return v.is_text(token) or v.audio_code(token) is not None or token in (v.begin_of_audio, v.end_of_audio)
 
     def _shown(self, ids: Sequence[int], place: int) -> str:

@@ -23,9 +23,9 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         start_logging(args["model_name"])
-        self._calls = ModelCalls(once=True)
         heartbeats = Heartbeats.serve(args["model_name"], args["model_instance_name"])
         self._stage = SpeechLmStage.serve(args["model_instance_name"], heartbeats)
+        self._calls = ModelCalls(once=True, most_rows_bytes=self._stage.most_rows_bytes)
         self._metrics = MetricsPublisher(self._stage.recorder, self._stage.measure, heartbeats)
 
     def execute(self, requests: list[pb_utils.InferenceRequest]) -> None:

@@ -1,4 +1,4 @@
-"""Triton adapter of `serving.speech_tokenizer_stage`: AUDIO (16 kHz) -> CODES."""
+"""Triton adapter of `serving.speech_tokenizer_stage`: AUDIO (16 kHz) -> CODES or EMBEDDINGS."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from serving.speech_tokenizer_stage import SpeechTokenizerStage
 
 
 class TritonPythonModel:
-    """Speech in, audio token codes out."""
+    """Speech in, audio token codes out; or embeddings, which of the two is the checkpoint's."""
 
     def initialize(self, args: dict[str, str]) -> None:
         start_logging(args["model_name"])
@@ -29,8 +29,8 @@ class TritonPythonModel:
 
     def _answer(self, request: pb_utils.InferenceRequest) -> pb_utils.InferenceResponse:
         try:
-            codes = self._stage.codes(self._calls.read_speech(request))
-            return pb_utils.InferenceResponse([pb_utils.Tensor("CODES", codes)])
+            made = self._stage.read(self._calls.read_speech(request))
+            return pb_utils.InferenceResponse([pb_utils.Tensor(self._stage.output, made)])
         except Exception as error:  # noqa: BLE001 - becomes the answer
             self._stage.refusals.count(error)
             return error_response(error)
