@@ -28,7 +28,7 @@ class Sampling:
         return self.temperature == 0.0 or self.top_k == 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Embedded:
     """Rows that the backbone takes at some places in place of the embeddings of the ids there (speech of a Plus model).
 

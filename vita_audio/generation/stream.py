@@ -11,7 +11,7 @@ from vita_audio.engines.interface import ExtendRow
 from vita_audio.generation.request import GenerationRequest
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Stream:
     """Positions: `consumed` is m, the tokens the backbone has run over; `cascaded` is `valid`, the cascade rows that
     need no re-run (docs/model.md, "The fused cascade")."""
