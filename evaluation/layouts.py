@@ -16,6 +16,8 @@ from training.data.answers import WHOLE, words_of
 from vita_audio.checkpoint.file_records import whole_folder
 
 _PART = "test-clean"
+_MARK = "generated.txt"
+_NOTE = "generated speech in the layout of this suite: not the benchmark, so the paper's numbers do not stand beside it"
 
 
 def write_layouts(cases: Sequence[Case], out: Path) -> None:
@@ -25,9 +27,15 @@ def write_layouts(cases: Sequence[Case], out: Path) -> None:
         EvaluationError: `out` is not empty or cannot be written.
     """
     with whole_folder(out, EvaluationError) as folder:
+        (folder / _MARK).write_text(f"{_NOTE}\n", encoding="utf-8")
         _librispeech([case for case in cases if case.kind == "asr"], folder / "LibriSpeech" / _PART)
         _libritts([case for case in cases if case.kind == "tts"], folder / "LibriTTS" / _PART)
         _web_questions([case for case in cases if case.kind == "spoken"], folder / "eval_datas" / "web_questions")
+
+
+def generated(data: Path) -> str:
+    """What a report says of a folder that `write_layouts` wrote; "" of any other."""
+    return _NOTE if (data / _MARK).is_file() else ""
 
 
 def _librispeech(cases: Sequence[Case], folder: Path) -> None:

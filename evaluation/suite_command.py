@@ -27,6 +27,7 @@ from evaluation.case import Case
 from evaluation.errors import EvaluationError
 from evaluation.journal import Journal
 from evaluation.judges import POCKETSPHINX, Judge, make_judge
+from evaluation.layouts import generated
 from evaluation.measures import used
 from evaluation.paper import ROWS
 from evaluation.suite_report import REPORT, load_earlier, write_report
@@ -96,9 +97,10 @@ def run(options: argparse.Namespace, console: Console) -> None:
         transcripts = _transcripts(judge, cases, answers, options.out, progress) if judge else {}
     whole = {**identity, **answers.about, "judge": judge.name if judge else None, "scores by": used()}
     scores = score(cases, answers.entries, transcripts, {name: v for name, v in whole.items() if v is not None})
-    scores.notes += options.note
+    own = generated(options.data)
+    scores.notes += [note for note in (own, *options.note) if note]
     changes = compare(earlier, scores) if earlier else []
-    write_report(options.out, scores, ROWS.get((options.suite, part), ()), earlier, changes)
+    write_report(options.out, scores, () if own else ROWS.get((options.suite, part), ()), earlier, changes)
     for note in scores.notes:
         console.print(f"note: {note}", markup=False)
     console.print(f"{sum(scores.skipped.values())} of {len(cases)} cases skipped; report: {options.out / REPORT}")

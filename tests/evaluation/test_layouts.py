@@ -8,7 +8,7 @@ import pytest
 
 from evaluation.case import Case
 from evaluation.errors import EvaluationError
-from evaluation.layouts import write_layouts
+from evaluation.layouts import generated, write_layouts
 from evaluation.suites.registry import load_suite
 from published_suites import tone
 
@@ -34,6 +34,8 @@ def held_out(folder: Path) -> list[Case]:
 def test_the_readers_read_what_was_written(tmp_path: Path) -> None:
     cases = held_out(tmp_path)
     write_layouts(cases, tmp_path / "out")
+    assert "not the benchmark" in generated(tmp_path / "out")
+    assert generated(tmp_path) == ""
     found = {
         name: load_suite(name, tmp_path / "out", None, None)[1] for name in ("librispeech", "libritts", "web-questions")
     }

@@ -14,6 +14,8 @@ import pytest
 from client_protocol_double import ProtocolDouble, chunk_text
 from evaluation import suite_command
 from evaluation.__main__ import main
+from evaluation.case import Case
+from evaluation.layouts import write_layouts
 from evaluation.paper import ROWS
 from evaluation.suites.registry import SUITES
 from published_suites import MAKERS
@@ -171,11 +173,26 @@ def test_a_run_without_a_score_says_why_and_fails(
     assert "| the request is not valid: it must be from 1" in (tmp_path / "out" / "suite.md").read_text()
 
 
-def test_a_note_stands_in_the_report(double: ProtocolDouble, tmp_path: Path) -> None:
-    MAKERS["libritts"](tmp_path, ["one"])
-    arguments = ["--suite", "libritts", "--data", str(tmp_path), "--url", double.url, "--out", str(tmp_path), *JUDGE]
+def test_notes_stand_in_the_report_and_the_paper_not_beside_generated_speech(
+    double: ProtocolDouble, tmp_path: Path
+) -> None:
+    write_layouts([Case("a", "tts", "en", "one")], tmp_path / "data")
+    arguments = [
+        "--suite",
+        "libritts",
+        "--data",
+        str(tmp_path / "data"),
+        "--url",
+        double.url,
+        "--out",
+        str(tmp_path),
+        *JUDGE,
+    ]
     assert main([*arguments, "--note", "a busy machine"]) == 0
-    assert "- **a busy machine**" in (tmp_path / "suite.md").read_text()
+    text = (tmp_path / "suite.md").read_text()
+    assert "- **a busy machine**" in text
+    assert "- **generated speech in the layout of this suite" in text
+    assert "## The paper" not in text
 
 
 def test_answers_in_another_language_are_noted(double: ProtocolDouble, tmp_path: Path) -> None:
