@@ -4,7 +4,8 @@ The graphs are written node by node rather than traced, because what makes them 
 GroupQueryAttention over caches that are bound in place, merged projections, fused norms, and sampling inside the graph,
 so that a burst is one run with no return to the host between modules (docs/onnx.md, docs/model.md).
 
-    backbone.onnx   tokens [B, S] + caches -> H0 [B, S, hidden], sampled token [B]       (B > 1 only with S = 1)
+    backbone.onnx   tokens [B, S] + caches -> H0 [B, S, hidden], sampled token [B]       (B > 1 only with S = 1);
+                    of a Plus checkpoint also rows of embeddings [N, hidden] and their places
     mctp.onnx       tokens [1, R], H0 rows [1, R, hidden] + caches -> sampled tokens [1, K]
 """
 
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from build_engines.onnxruntime.graph import END, FLOAT, FUSED, INT64, Graph, weights_of
-from vita_audio.checkpoint.configs import LANGUAGE_MODEL, TOKENIZER_FILE, LanguageModelConfig
+from vita_audio.checkpoint.configs import LANGUAGE_MODEL, SENSEVOICE, TOKENIZER_FILE, LanguageModelConfig
 from vita_audio.checkpoint.language_model import load_language_model
 from vita_audio.text.vocabulary import Vocabulary
 
@@ -179,9 +180,14 @@ class _LanguageModelGraph(Graph):
         return g.as_branch(g.op("GatherElements", ids, g.op("Min", chosen, last), axis=1), INT64, ["batch", 1])
 
 
-def _backbone(config: LanguageModelConfig, tensors: Mapping[str, NDArray], banned: Sequence[int]) -> Graph:
+def _backbone(
+    config: LanguageModelConfig, tensors: Mapping[str, NDArray], banned: Sequence[int], embedded: bool
+) -> Graph:
     g = _LanguageModelGraph("backbone", config, tensors, banned)
     x = g.embed(g.input("tokens", INT64, ["batch", "rows"]))
+    if embedded:  # none at all in a decode step: then nothing is written, in place
+        places = g.input("places", INT64, ["embedded", 2])  # (stream of the batch, row)
+        x = g.op("ScatterND", x, places, g.input("embedded", FLOAT, ["embedded", config.hidden_size]))
     caches = g.cache_inputs(config.backbone_layers)
     g.sampling_inputs(draws=1)
     residual: str | None = None
@@ -230,7 +236,8 @@ def run(build: Build, folder: Path, needed: Needed) -> Facts:
     config, tensors = load_language_model(build.checkpoint / LANGUAGE_MODEL)
     vocabulary = Vocabulary.from_tokenizer(build.checkpoint / TOKENIZER_FILE)
     banned = vocabulary.banned_ids(config.vocab_size)
-    export_language_model(config, tensors, folder / LANGUAGE_MODEL, banned_ids=banned)
+    plus = build.speech_input == SENSEVOICE
+    export_language_model(config, tensors, folder / LANGUAGE_MODEL, banned_ids=banned, embedded=plus)
     return {}
 
 
@@ -239,18 +246,20 @@ def export_language_model(
     tensors: Mapping[str, torch.Tensor],
     folder: Path,
     banned_ids: Sequence[int] = (),
+    embedded: bool = False,
 ) -> None:
     """Write backbone.onnx, mctp.onnx (when K > 0) and model.json (sizes) into `folder`.
 
     Args:
         tensors: the checkpoint, released keys (`vita_audio.checkpoint.language_model.load_language_model`).
         banned_ids: token ids that must never be sampled (padding rows of the vocabulary).
+        embedded: the checkpoint is a Plus one: prompts bring rows of embeddings.
     """
     folder.mkdir(parents=True, exist_ok=True)
     arrays = weights_of(tensors)
     if config.tie_word_embeddings:
         arrays.setdefault("lm_head.weight", arrays["model.embed_tokens.weight"])
-    _backbone(config, arrays, banned_ids).save(folder / "backbone.onnx", {}, check=False)
+    _backbone(config, arrays, banned_ids, embedded).save(folder / "backbone.onnx", {}, check=False)
     if config.mctp_modules:
         _mctp(config, arrays, banned_ids).save(folder / "mctp.onnx", {}, check=False)
     (folder / "model.json").write_text(json.dumps(asdict(config), indent=1) + "\n")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -14,7 +15,7 @@ from language_models import ENGINES, make_engine, random_weights, request
 from vita_audio.checkpoint.configs import LanguageModelConfig
 from vita_audio.contract.errors import EngineError
 from vita_audio.engines.cached_tokens import CachedTokens
-from vita_audio.engines.interface import BurstRow, ExtendRow, LanguageModelEngine, Sampling
+from vita_audio.engines.interface import BurstRow, Embedded, ExtendRow, LanguageModelEngine, Sampling
 from vita_audio.generation.request import GenerationRequest
 from vita_audio.generation.scheduler import Scheduler
 from vita_audio.generation.stream import Stream
@@ -151,6 +152,12 @@ def test_a_full_slot_keeps_all_but_its_last_row(engines: dict[str, LanguageModel
             rf"positions \[2, {CONTEXT + 2}\) are not in \[0, context {CONTEXT}\)",
         ),
         (lambda engine: engine.burst([BurstRow(0, 0, 3, [2, 3, 4], K, 1)]), "there are 2; extend first"),
+        (
+            lambda engine: engine.extend(
+                [ExtendRow(0, 2, [4], None, Embedded(np.array([0]), np.zeros((1, 32), "f4")))]
+            ),
+            "embeddings: this checkpoint reads speech as tokens and takes none",
+        ),
     ],
 )
 def test_wrong_calls_are_refused(

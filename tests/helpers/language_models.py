@@ -24,6 +24,12 @@ def random_weights(config: LanguageModelConfig, seed: int = 0) -> dict[str, torc
 
 
 def make_engine(
-    kind: str, config: LanguageModelConfig, tensors: dict[str, torch.Tensor], folder: Path, slots: int, context: int
+    kind: str,
+    config: LanguageModelConfig,
+    tensors: dict[str, torch.Tensor],
+    folder: Path,
+    slots: int,
+    context: int,
+    plus: bool = False,
 ) -> LanguageModelEngine:
-    return ENGINES[kind](config, tensors, slots, context, folder)
+    return ENGINES[kind](config, tensors, slots, context, folder, plus)

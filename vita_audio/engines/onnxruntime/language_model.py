@@ -43,6 +43,7 @@ class OnnxLanguageModel(SlotEngine):
             raise EngineError(f"{folder / 'model.json'}: not readable ({error}); rebuild the engines") from error
         super().__init__(slots, context, self.config.mctp_modules, self.config.vocab_size)
         self._backbone = _Graph(folder / "backbone.onnx", self.config.backbone_layers, self, threads)
+        self.embedded_size = self.config.hidden_size if "embedded" in self._backbone.inputs else 0  # a Plus build
         self._mctp = _Graph(folder / "mctp.onnx", self.mctp_modules, self, threads) if self.mctp_modules else None
         self._hidden: Floats = np.zeros((slots, context, self.config.hidden_size), np.float32)  # H0 of each position
         self._seen = [_SeenIds() for _ in range(slots)]
@@ -78,6 +79,7 @@ class OnnxLanguageModel(SlotEngine):
         slot, stop = row.slot, row.start + len(row.tokens)
         graph = self._backbone
         graph.feed("tokens", np.array([row.tokens], np.int64))
+        self._feed_embedded([row], [0])
         graph.feed_sampling(self._seen[slot : slot + 1], [self._sampling[slot]], [row.index], 1)
         hidden, token = graph.run(slot, 1, np.array([stop - 1], np.int32), stop, ("hidden", "token"))
         self._hidden[slot, row.start : stop] = hidden[0]
@@ -95,6 +97,7 @@ class OnnxLanguageModel(SlotEngine):
             tokens[row.slot], last_row[row.slot], index[row.slot] = row.tokens, row.start, row.index
         graph = self._backbone
         graph.feed("tokens", tokens)
+        self._feed_embedded(rows, [row.slot for row in rows])
         graph.feed_sampling(self._seen[:batch], self._sampling[:batch], index, 1)
         hidden, token = graph.run(0, batch, last_row, int(last_row.max()) + 1, ("hidden", "token"))
         sampled: list[int | None] = []
@@ -102,6 +105,18 @@ class OnnxLanguageModel(SlotEngine):
             self._hidden[row.slot, row.start] = hidden[row.slot, 0]
             sampled.append(None if row.index is None else self._commit(row.slot, int(token[row.slot, 0])))
         return sampled
+
+    def _feed_embedded(self, rows: Sequence[ExtendRow], streams: Sequence[int]) -> None:
+        """`streams`: which of the batch each row is."""
+        if not self.embedded_size:
+            return
+        places, embedded = [np.zeros((0, 2), np.int64)], [np.zeros((0, self.embedded_size), np.float32)]
+        for stream, row in zip(streams, rows, strict=True):
+            if row.embedded is not None:
+                places.append(np.stack([np.full_like(row.embedded.places, stream), row.embedded.places], axis=1))
+                embedded.append(row.embedded.rows)
+        self._backbone.feed("places", np.concatenate(places))
+        self._backbone.feed("embedded", np.concatenate(embedded))
 
     def _commit(self, slot: int, token: int) -> int:
         self._seen[slot].add((token,))
@@ -162,7 +177,8 @@ class _Graph:
     def __init__(self, path: Path, layers: int, engine: OnnxLanguageModel, threads: int) -> None:
         config = engine.config
         self._session = open_session(path, threads)
-        padded = next(i.shape[1] for i in self._session.get_inputs() if i.name == "cos") * 2
+        self.inputs = {i.name: i.shape for i in self._session.get_inputs()}
+        padded = self.inputs["cos"][1] * 2
         shape = (engine.slots, config.num_key_value_heads, engine.context, padded)
         # Untouched pages of np.zeros cost no memory: a long context is paid for only by streams that use it.
         self.caches = {f"{kind}_{i}": np.zeros(shape, np.float32) for i in range(layers) for kind in ("key", "value")}
