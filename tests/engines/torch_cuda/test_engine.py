@@ -1,9 +1,9 @@
-"""The fixed-shape engine on the CPU: everything but the capture itself, against the reference and the golden tokens."""
+"""The fixed-shape engine on the CPU: everything but the capture itself, against the reference (the golden tokens:
+tests/generation/test_engines.py)."""
 
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import subprocess
 import sys
@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 
 from language_models import random_weights, request
 from vita_audio.checkpoint.configs import LanguageModelConfig
-from vita_audio.checkpoint.language_model import load_language_model
 from vita_audio.contract.errors import EngineError
 from vita_audio.contract.modes import NAMED_MODES
 from vita_audio.engines.interface import BurstRow, ExtendRow, LanguageModelEngine, Sampling
@@ -70,19 +69,6 @@ def mixed_requests(pattern: tuple[int, ...]) -> list[GenerationRequest]:
         request([1, 2], pattern, 50, temperature=0.7, seed=2**64 - 1),
         request([1, 2], pattern, 50, repetition_penalty=0.8),
     ]
-
-
-@pytest.mark.parametrize(("name", "chunk"), [("mctp10", 64), ("mctp4", 13)])
-def test_golden_tokens(golden: Path, name: str, chunk: int) -> None:
-    folder = golden / "language_model" / name
-    config, tensors = load_language_model(folder)
-    cases = json.loads((folder / "greedy_tokens.json").read_text())
-    requests = [
-        request(c["prompt"], tuple(c["pattern"]), len(c["tokens"]), repetition_penalty=c["repetition_penalty"])
-        for c in cases
-    ]
-    engine = make(config, tensors, slots=8, context=1024)
-    assert run(engine, requests, chunk) == [c["tokens"] for c in cases]
 
 
 @pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTERNS.keys())
