@@ -30,6 +30,9 @@ def serve(
     server: Annotated[
         list[str] | None, typer.Option(help=f"gRPC address of a server; once for each [default: {DEFAULT.servers[0]}]")
     ] = None,
+    server_name: Annotated[
+        list[str] | None, typer.Option(help="NAME:PORT: all addresses of the name are servers, as they come and go")
+    ] = None,
     server_ca: Annotated[Path | None, typer.Option(help="PEM file: reach the servers by TLS, trust this")] = None,
     server_certificate: Annotated[Path | None, typer.Option(help="PEM file: what to show to the servers")] = None,
     server_key: Annotated[Path | None, typer.Option(help="PEM file: its key")] = None,
@@ -65,7 +68,8 @@ def serve(
         return
     try:
         settings = Settings(
-            servers=tuple(server or DEFAULT.servers),
+            servers=tuple(server or (() if server_name else DEFAULT.servers)),
+            server_names=tuple(server_name or ()),
             server_tls=_tls(server_ca, server_certificate, server_key),
             origins=tuple(origin or ()),
             host_names=tuple(host_name or ()),

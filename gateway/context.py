@@ -33,7 +33,7 @@ class Gateway:
 
     def __init__(self, settings: Settings) -> None:
         self.settings, self.metrics = settings, Metrics()
-        self.upstreams = Upstreams(settings.servers, self.metrics, settings.server_tls)
+        self.upstreams = Upstreams(settings.servers, self.metrics, settings.server_tls, settings.server_names)
         self.keys = None if settings.keys is None else KeyFile(settings.keys)
         self.access = Access(self.metrics)
         self.spoken_answers = SpokenAnswers()

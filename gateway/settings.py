@@ -20,6 +20,7 @@ class Settings:
 
     Args:
         servers: gRPC addresses (HOST:PORT) of servers with the same checkpoint.
+        server_names: NAME:PORT whose addresses are servers, too, asked for again and again.
         server_tls: how they are reached by TLS; None: without.
         host, port: where the gateway listens; port 0 picks a free one.
         wyoming_host, wyoming_port: the same for Wyoming, which has no keys; None: it is not served.
@@ -40,6 +41,7 @@ class Settings:
     """
 
     servers: tuple[str, ...] = (DEFAULT_URL,)
+    server_names: tuple[str, ...] = ()
     server_tls: Tls | None = None
     host: str = LOOPBACK
     port: int = DEFAULT_PORT
@@ -59,10 +61,11 @@ class Settings:
     drain_timeout_s: float = 30.0
 
     def __post_init__(self) -> None:
-        for address in self.servers:
+        given = (*self.servers, *self.server_names)
+        for address in given:
             split_address(address)
-        if not self.servers or len(set(self.servers)) < len(self.servers):
-            raise InvalidRequest("server", self.servers, "it is one address or several, each once")
+        if not given or len(set(given)) < len(given):
+            raise InvalidRequest("server", given, "it is one address or several, each once")
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise InvalidRequest("tls", None, "a certificate and its key belong together", "give both or none")
         for name, file in (("tls_certificate", self.tls_certificate), ("tls_key", self.tls_key)):

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 from gateway.metrics import Metrics
 from vita_client import AsyncClient, Connection, Event, ServerUnavailable, Tls
+from vita_client.address import split_address
 
 _CHECK_INTERVAL_S = 1.0
 #: How long a server that said it is full comes last.
 _FULL_S = 1.0
 _LEAST_TIMEOUT_S = 0.1
+#: How often the addresses of a name are asked for.
+_RESOLVE_INTERVAL_S = 5.0
 _log = logging.getLogger(__name__)
 #: Sends a request, with so many seconds for its answer: a context with its events.
 Ask = Callable[[AsyncClient, float], AbstractAsyncContextManager[Any]]
@@ -29,8 +34,8 @@ class Upstream:
         self.running = self.served = 0
         self.full_until_s = 0.0
         self.fault = ""
-        self._ready = metrics.server_ready.labels(self.address)
-        self._streams = metrics.server_streams.labels(self.address)
+        self._gauges = metrics.server_ready, metrics.server_streams
+        self._ready, self._streams = (gauge.labels(self.address) for gauge in self._gauges)
         self._ready.set(1)
 
     def use(self, change: int) -> None:
@@ -57,6 +62,11 @@ class Upstream:
         self.fault = fault
         self._ready.set(not fault)
 
+    def forget(self) -> None:
+        """It is not coming back."""
+        for gauge in self._gauges:
+            gauge.remove(self.address)
+
     async def watch(self) -> None:
         """Ask for its health, for ever."""
         while True:
@@ -65,12 +75,20 @@ class Upstream:
 
 
 class Upstreams:
-    """Servers with the same checkpoint, so that any of them can go on with any conversation."""
+    """Servers with the same checkpoint, so that any of them can go on with any conversation.
 
-    def __init__(self, addresses: Sequence[str], metrics: Metrics, tls: Tls | None = None) -> None:
+    Args:
+        names: NAME:PORT whose addresses are servers, too; they may come and go while the gateway runs.
+    """
+
+    def __init__(
+        self, addresses: Sequence[str], metrics: Metrics, tls: Tls | None = None, names: Sequence[str] = ()
+    ) -> None:
+        self._metrics, self._tls, self._names = metrics, tls, names
         self._all = [Upstream(Connection(address, tls=tls), metrics) for address in addresses]
+        self._named: dict[str, dict[str, Upstream]] = {name: {} for name in names}
         self._sent_again = metrics.sent_again
-        self._watches: list[asyncio.Task[None]] = []
+        self._tasks: dict[object, asyncio.Task[None]] = {}
 
     @property
     def total(self) -> int:
@@ -142,7 +160,8 @@ class Upstreams:
     def _choose(self, before: AsyncClient | None) -> Upstream:
         usable = [upstream for upstream in self._all if not upstream.fault]
         if not usable:
-            raise ServerUnavailable(f"none of {self.total} servers is ready: {self._all[0].fault}")
+            reason = self._all[0].fault if self._all else f"{', '.join(self._names)} has no address"
+            raise ServerUnavailable(f"none of {self.total} servers is ready: {reason}")
         now_s = time.monotonic()
         usable = [upstream for upstream in usable if upstream.full_until_s <= now_s] or usable
         for upstream in usable:
@@ -157,17 +176,60 @@ class Upstreams:
         return min(others, key=_load, default=None)
 
     def open(self) -> None:
-        """Begin to ask for health; in the loop that uses the clients."""
-        self._watches = [asyncio.create_task(upstream.watch()) for upstream in self._all]
+        """Begin to ask for health, and for addresses; in the loop that uses the clients."""
+        for upstream in self._all:
+            self._tasks[upstream] = asyncio.create_task(upstream.watch())
+        for name in self._names:
+            self._tasks[name] = asyncio.create_task(self._follow(name))
 
     async def close(self) -> None:
-        for watch in self._watches:
-            watch.cancel()
-        for watch in self._watches:
-            with suppress(asyncio.CancelledError):
-                await watch
+        for task in self._tasks.values():
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         for upstream in self._all:
             await upstream.client.close()
+
+    async def _follow(self, name: str) -> None:
+        """Ask for the addresses of a name, for ever. Where there is no answer, the servers stay."""
+        while True:
+            try:
+                found = await _addresses(name)
+            except OSError as error:
+                _log.warning("name not found", extra={"server": name, "reason": str(error)})
+            else:
+                self._found(name, found)
+            await asyncio.sleep(_RESOLVE_INTERVAL_S)
+
+    def _found(self, name: str, addresses: set[str]) -> None:
+        known = self._named[name]
+        for address in sorted(addresses - known.keys()):
+            tls = self._tls and replace(self._tls, server_name=self._tls.server_name or split_address(name)[0])
+            upstream = known[address] = Upstream(Connection(address, tls=tls), self._metrics)
+            self._all.append(upstream)
+            self._tasks[upstream] = asyncio.create_task(upstream.watch())
+            _log.info("server found", extra={"server": address})
+        for address in known.keys() - addresses:
+            self._all.remove(upstream := known.pop(address))
+            self._tasks.pop(upstream).cancel()
+            self._tasks[upstream] = asyncio.create_task(self._leave(upstream))
+
+    async def _leave(self, upstream: Upstream) -> None:
+        """What runs on a server that is no longer named goes on to its end."""
+        try:
+            while upstream.running:
+                await asyncio.sleep(_CHECK_INTERVAL_S)
+        finally:
+            await upstream.client.close()
+        upstream.forget()
+        _log.info("server gone", extra={"server": upstream.address})
+        del self._tasks[upstream]
+
+
+async def _addresses(name: str) -> set[str]:
+    """HOST:PORT for each address of NAME:PORT. Raises OSError: there is none, or no answer."""
+    host, port = split_address(name)
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return {f"[{each[0]}]:{port}" if ":" in str(each[0]) else f"{each[0]}:{port}" for *_, each in found}
 
 
 def _load(upstream: Upstream) -> tuple[int, int]:

@@ -64,7 +64,8 @@ def test_its_command_line_takes_its_arguments(chart: Any, values: Document) -> N
     stop = ["--max-requests=0"]  # so that it does not start
     made = CliRunner().invoke(app, [*known, "--open-access", *stop])
     assert (made.exit_code, made.stderr) == (2, "error: max_requests: 0 is not valid: it is above 0\n")
-    assert "--server=voice-vita-audio:8001" in arguments
+    assert "--server-name=voice-vita-audio-headless:8001" in arguments
+    assert ("Service", "voice-vita-audio-headless") in render(chart, values)
     assert ("--open-access" in arguments) != ("--keys=/keys/keys" in arguments)
     mounts = {mount["mountPath"] for mount in container_of(render(chart, values))["volumeMounts"]}
     for name, path in flags(arguments).items():

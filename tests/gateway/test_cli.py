@@ -45,7 +45,7 @@ def test_every_setting_has_an_option(tmp_path: Path) -> None:
         (tmp_path / name).write_text("")
     pem, keys = str(tmp_path / "a.pem"), str(tmp_path / "keys")
     made = vita_gateway(
-        *("--server", "a:1", "--server", "b:1", "--host", "0.0.0.0", "--port", "1"),
+        *("--server", "a:1", "--server", "b:1", "--server-name", "c:1", "--host", "0.0.0.0", "--port", "1"),
         *("--wyoming-port", "2", "--wyoming-host", "localhost", "--tls-certificate", pem, "--tls-key", pem),
         *("--keys", keys, "--open-access", "--origin", "https://a.example", "--host-name", "voice"),
         *("--max-requests", "3", "--max-body-bytes", "4", "--body-timeout-s", "5", "--request-timeout-s", "6"),

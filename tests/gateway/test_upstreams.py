@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 
 from client_protocol_double import ProtocolDouble
+from gateway import upstreams as upstreams_module
 from gateway.metrics import Metrics
 from gateway.settings import Settings
 from gateway.upstreams import Upstreams
 from gateway_routes import router
 from gateway_runs import served
 from vita_client import AsyncClient, ServerUnavailable
+from vita_client.errors import ClientClosed
 from waiting import until
 
 Test = Callable[[Upstreams], Awaitable[None]]
@@ -177,6 +179,62 @@ def test_one_of_two_servers_dies_under_load_and_another_comes_back_at_its_addres
             until(lambda: speak().status_code == 200 and back.inputs)
         finally:
             back.close()
+
+
+def test_servers_of_a_name_come_and_go(double: ProtocolDouble, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs on one that goes is completed, and the name's other servers take what comes."""
+    other = ProtocolDouble(host="127.0.0.2", port=double.port)
+    name, hosts = f"voice:{double.port}", ["127.0.0.1"]
+
+    async def addresses(asked: str) -> set[str]:
+        assert asked == name
+        if not hosts:
+            raise OSError("no such name")
+        return {f"{host}:{double.port}" for host in hosts}
+
+    monkeypatch.setattr(upstreams_module, "_addresses", addresses)
+    monkeypatch.setattr(upstreams_module, "_RESOLVE_INTERVAL_S", 0.05)
+    monkeypatch.setattr(upstreams_module, "_CHECK_INTERVAL_S", 0.05)
+
+    async def becomes(upstreams: Upstreams, *wanted: str) -> None:
+        while sorted(each.address for each in upstreams._all) != sorted(f"{host}:{double.port}" for host in wanted):
+            await asyncio.sleep(0.01)
+
+    async def inside() -> None:
+        upstreams = Upstreams((), metrics := Metrics(), names=(name,))
+        with pytest.raises(ServerUnavailable, match=f"none of 0 servers is ready: {name} has no address"):
+            await upstreams.client().__aenter__()
+        upstreams.open()
+        try:
+            await becomes(upstreams, "127.0.0.1")
+            async with upstreams.client() as client:
+                hosts[:] = ["127.0.0.2"]
+                await becomes(upstreams, "127.0.0.2")
+                reply = await client.collect("chunks 2", task="tts")
+                assert len(reply.pcm) == 4410
+                async with upstreams.client() as following:
+                    assert address(following) == f"127.0.0.2:{double.port}"
+            gone = {"server": f"127.0.0.1:{double.port}"}
+            while metrics.registry.get_sample_value("vita_gateway_server_ready", gone) is not None:
+                await asyncio.sleep(0.01)
+            with pytest.raises(ClientClosed):
+                client.stream("chunks 2", task="tts")
+            hosts[:] = []  # no answer: the servers stay
+            await asyncio.sleep(0.2)
+            await becomes(upstreams, "127.0.0.2")
+        finally:
+            await upstreams.close()
+
+    try:
+        asyncio.run(asyncio.wait_for(inside(), 60))
+    finally:
+        other.close()
+
+
+def test_the_addresses_of_a_name() -> None:
+    assert "127.0.0.1:8001" in asyncio.run(upstreams_module._addresses("localhost:8001"))
+    with pytest.raises(OSError, match=r"."):
+        asyncio.run(upstreams_module._addresses("no.such.name.invalid:8001"))
 
 
 def test_with_no_server_left_the_answer_is_503_and_health_says_so(double: ProtocolDouble) -> None:
