@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,12 +43,17 @@ class ConversationBase:
 
     @property
     def history(self) -> tuple[int, ...]:
-        """The ids of all turns so far: with them the conversation can go on elsewhere (`resume`)."""
+        """The ids of all turns so far: with them and `clips` the conversation can go on elsewhere (`resume`)."""
         return self._turns.history
 
-    def resume(self, history: tuple[int, ...]) -> None:
-        """Go on from the `history` of another conversation with the same checkpoint."""
-        self._turns.history = tuple(history)
+    @property
+    def clips(self) -> tuple[NDArray[np.float32], ...]:
+        """Speech of earlier turns, at 16 kHz, that goes with `history`; empty unless a Plus checkpoint is served."""
+        return self._turns.clips
+
+    def resume(self, history: tuple[int, ...], clips: Sequence[NDArray[np.float32]] = ()) -> None:
+        """Go on from the `history` and the `clips` of another conversation with the same checkpoint."""
+        self._turns.history, self._turns.clips = tuple(history), tuple(clips)
 
     @property
     def seconds(self) -> float:

@@ -30,7 +30,8 @@ def build_request(text: str | None = None, **fields: Unpack[RequestFields]) -> R
     Args:
         text: what to say, ask or answer to.
         fields: `vita_audio.contract.fields.INPUTS` by keyword; None is "not sent". `audio` is a path, a binary file or
-            an array, `sample_rate` belongs to an array (see `audio.load_speech`).
+            an array, `sample_rate` belongs to an array (see `audio.load_speech`). `history_audio` is at 16 kHz, as
+            AUDIO was sent.
 
     Raises:
         InvalidRequest: names the field, its value and the limit.

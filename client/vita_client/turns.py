@@ -1,7 +1,8 @@
 """What a client keeps of a conversation: the turns so far as ids, and the turn that is being spoken. No network here.
 
 The server keeps nothing. Its first response has the ids of the whole prompt, and these with the answer's are sent with
-the next turn. A turn that failed before its first response is still there and may be sent again.
+the next turn; so is the speech of earlier turns, where the server asks for it. A turn that failed before its first
+response is still there and may be sent again.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from vita_audio.contract.limits import MAX_AUDIO_SECONDS
 from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ, TOKENS_PER_SECOND
 from vita_audio.contract.request import check_field
 from vita_client.audio import mono
-from vita_client.events import Event, PromptIds, TokensDelta
+from vita_client.events import Event, PromptIds, StatusUpdate, TokensDelta
 from vita_client.request import Request, build_request
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 BLOCK_S = 4.0
 #: More than a block has to be there: its last features see a little of what follows.
 _MARGIN_S = 0.2
-_OWN_FIELDS = {"audio", "sample_rate", "history", "heard", "read_only"}
+_OWN_FIELDS = {"audio", "sample_rate", "history", "history_audio", "history_audio_samples", "heard", "read_only"}
 
 
 class Turns:
@@ -45,9 +46,13 @@ class Turns:
             raise InvalidRequest(name, "given", "the conversation sets it itself", "leave it out")
         self._fields = fields
         self.history: tuple[int, ...] = ()
+        #: The speech in the history that has to be sent with it, float32 at 16 kHz; only Plus checkpoints want any.
+        self.clips: tuple[NDArray[np.float32], ...] = ()
         self._heard: int | None = None
         self._prompt: tuple[int, ...] | None = None  # of the answer that is coming
         self._tokens: list[int] = []
+        self._sent: tuple[NDArray[np.float32], ...] = ()  # the clip of its question
+        self._clips_due: int | None = None
         self.answering = False
         self.clear()
 
@@ -104,9 +109,12 @@ class Turns:
         self._heard = int(seconds * TOKENS_PER_SECOND)
 
     def read_ahead(self) -> Request | None:
-        """A request that takes in what is there of the turn, once a further block of speech is complete."""
+        """A request that takes in what is there of the turn, once a further block of speech is complete.
+
+        Where clips have to be sent again, what can be read ahead is what comes before this turn's: once is enough.
+        """
         blocks = int((self.seconds - _MARGIN_S) / BLOCK_S)
-        if blocks <= self._blocks:
+        if blocks <= self._blocks or (self._blocks and self.clips):
             return None
         self._blocks = blocks
         return self._request(None, read_only=1)
@@ -119,7 +127,8 @@ class Turns:
         """
         self._must_be_open("TEXT")
         request = self._request(text, **fields)
-        self.answering, self._prompt, self._tokens = True, None, []
+        self.answering, self._prompt, self._tokens, self._clips_due = True, None, [], None
+        self._sent = (request.values["AUDIO"],) if "AUDIO" in request.values else ()
         return request
 
     def event(self, event: Event) -> None:
@@ -128,11 +137,15 @@ class Turns:
             self._prompt = event.ids
         elif isinstance(event, TokensDelta):
             self._tokens.extend(event.ids)
+        elif isinstance(event, StatusUpdate) and self._clips_due is None:
+            self._clips_due = event.status.history_clips
 
     def end(self) -> None:
         """No more of the answer comes: what came is part of the conversation. May be called more than once."""
         if self.answering and self._prompt is not None:
             self.history, self._heard = (*self._prompt, *self._tokens), None
+            clips = (*self.clips, *self._sent)
+            self.clips = clips[len(clips) - (self._clips_due or 0) :]
             self.clear()
         self.answering = False
 
@@ -142,6 +155,9 @@ class Turns:
             turn["audio"], turn["sample_rate"] = np.concatenate(self._audio), self._rate_hz
         if self.history:
             turn["history"], turn["heard"], turn["system"] = np.asarray(self.history, np.int32), self._heard, None
+            if self.clips:
+                turn["history_audio"] = np.concatenate(self.clips)
+                turn["history_audio_samples"] = [len(clip) for clip in self.clips]
         texts = self._text if text is None else [*self._text, text]
         return build_request(" ".join(texts) if texts else None, **turn)
 

@@ -95,6 +95,7 @@ class Talk:
         self._client: AsyncClient | None = None
         self._conversation: AsyncConversation | None = None
         self._history: tuple[int, ...] = ()
+        self._clips: tuple[Speech, ...] = ()  # what a Plus checkpoint wants with it
         self._parts: list[Part] = []
         self._open: list[Speech] = []  # of the turn that is being spoken
         self._not_given: list[Speech] = []  # to `_conversation`
@@ -209,6 +210,10 @@ class Talk:
         history = self.history if parts is None else ()
         text, speech, fields = self._asked(self._parts if parts is None else parts, wish, bool(history))
         fields["history"] = history or None
+        clips = (self._clips if self._conversation is None else self._conversation.clips) if history else ()
+        if clips:
+            fields["history_audio"] = np.concatenate(clips)
+            fields["history_audio_samples"] = [len(clip) for clip in clips]
         fields["system"] = None if history else wish.instructions or self._system or None
         if len(speech):
             fields["audio"], fields["sample_rate"] = speech, RATE_HZ
@@ -263,14 +268,14 @@ class Talk:
             self._leave()
         if self._conversation is None:
             self._conversation = client.conversation(system=self._system or None)
-            self._conversation.resume(self._history)
+            self._conversation.resume(self._history, self._clips)
             self._stale = True
         return self._conversation
 
     def _leave(self) -> None:
         """Another conversation goes on from the history of this one."""
         if self._conversation is not None:
-            self._history = self._conversation.history
+            self._history, self._clips = self._conversation.history, self._conversation.clips
             self._conversation.stop_reading()
             self._conversation = None
 
