@@ -68,7 +68,7 @@ ENGINES: dict[str, Make] = {
 def check_language_model(
     folder: Path, mistake: Mistake | None = None, families: Collection[str] = tuple(ENGINES)
 ) -> Iterator[Result]:
-    """`greedy_tokens.json` beside a checkpoint: every case alone, then all of them together.
+    """`greedy_tokens.json` beside a checkpoint: cases alone, then all of them together.
 
     Args:
         mistake: run the prompts with speech alone, and make it.
@@ -83,11 +83,14 @@ def check_language_model(
         cases = [replace(case, embedded=None) for case in cases]
     elif mistake == "speech_in_mctp" and cases:
         config, tensors, cases = speech_as_vocabulary(config, tensors, cases)
+    alone = [] if mistake else cases
+    if plus:  # many patterns of few prompts: the last of each
+        alone = list({tuple(case.prompt): case for case in alone}.values())
     context = max((len(case.prompt) + len(case.tokens) for case in cases), default=0) + 1
     with TemporaryDirectory() as scratch:
         for name in families:
             engine = ENGINES[name](config, tensors, SLOTS, context, Path(scratch), plus)
-            for case in cases if mistake is None else ():
+            for case in alone:
                 yield compare_tokens(case.label, name, run_cases(engine, [case])[0], case.tokens)
             for case, made in zip(cases, run_cases(engine, cases), strict=True):
                 yield compare_tokens(case.label, f"{name} batched", made, case.tokens)

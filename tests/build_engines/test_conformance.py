@@ -38,9 +38,20 @@ def test_every_golden_case_passes_on_every_engine(golden: Path) -> None:
         made_by.setdefault(r.case.split()[0], set()).add(r.implementation)
     assert made_by["mctp10"] == made_by["mctp4"] == LANGUAGE_MODELS | {f"{name} batched" for name in LANGUAGE_MODELS}
     assert made_by["plus_mctp4"] == made_by["plus_vanilla"] == made_by["mctp4"]
+    assert made_by["plus"] == ENGINES | {"numpy", "torch_cuda"}
+    spoken = [r.implementation for r in results if "speech" in r.case and r.case.startswith("plus_")]
+    assert {name: spoken.count(f"{name} batched") for name in LANGUAGE_MODELS} == dict.fromkeys(LANGUAGE_MODELS, 29)
+    heard = [r.implementation for r in results if r.case.endswith("from the waveform")]
+    assert {name: heard.count(name) for name in heard} == dict.fromkeys((*ENGINES, "torch_cuda"), 24)
     assert made_by["flow"] == made_by["vocoder"] == ENGINES | {"torch_cuda"}
     assert made_by["speech"] == ENGINES | {"numpy", "torch_cuda"}
     assert len(results) > 500
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_mistake_with_speech_fails_on_every_engine(golden: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(golden / "plus" / "plus_vanilla"), "--mistake", "no_speech"]) == 1
+    assert "0 passed, 16 failed" in capsys.readouterr().out
 
 
 @pytest.fixture

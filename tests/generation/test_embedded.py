@@ -50,6 +50,7 @@ def test_golden_tokens_in_small_chunks(golden: Path, name: str) -> None:
     config, tensors = load_language_model(folder, torch.float32)
     cases = read_cases(folder, config.mctp_modules)
     assert sum(case.embedded is not None for case in cases) == (25 if config.mctp_modules else 4)
+    cases = cases[::3]
     engine = TorchLanguageModel(config, tensors, 4, 192, embedded=True)
     assert run_cases(engine, cases, prefill_chunk=5) == [list(case.tokens) for case in cases]
 
