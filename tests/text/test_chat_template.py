@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +15,7 @@ from vita_audio.text.chat_template import (
     ROLES,
     SPOKEN_ANSWER_SYSTEM,
     ChatTemplate,
+    ContinuousSpeech,
     PromptBuilder,
     Turn,
     task_turns,
@@ -179,3 +182,21 @@ def test_messages_are_worded_as_prompts() -> None:
 def test_unknown_role() -> None:
     with pytest.raises(ValueError, match="role 'human' is not one of system, user, assistant"):
         Turn("human", [])
+
+
+def test_speech_of_a_plus_checkpoint_is_places(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    """As the released prompts have it (docs/plus.md), but for the demo's line break."""
+    write_tokenizer(tmp_path, merges=300, audio_codes=32, seed=0, plus=True)
+    plus = TextTokenizer(tmp_path / "tokenizer.json")
+    v, builder = plus.vocabulary, PromptBuilder(plus)
+    clip = [v.begin_of_audio, *[v.context_of_audio] * 5, v.end_of_audio]
+    start, end = [v.im_start, *plus.encode("user\n")], [v.im_end, *plus.encode("\n")]
+    answer = [v.im_start, *plus.encode("assistant\n")]
+    asked = [*start, *plus.encode("Convert the speech to text.\n"), *clip, *end, *answer]
+    assert builder.build("asr", speech=ContinuousSpeech(5)) == asked
+    chat = builder.build("chat", speech=ContinuousSpeech(5))
+    assert chat[-len([*start, *clip, *end, *answer]) :] == [*start, *clip, *end, *answer]
+    begun = builder.begin("chat", speech=ContinuousSpeech(0))
+    assert begun == chat[: chat.index(v.begin_of_audio) + 1]
+    with pytest.raises(ValueError, match="its speech is codes"):
+        PromptBuilder(tokenizer).build("asr", speech=ContinuousSpeech(5))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from vita_audio.checkpoint.random_weights.tokenizer import write_tokenizer
 from vita_audio.contract.errors import InvalidRequest
-from vita_audio.text.chat_template import ChatTemplate, PromptBuilder, Turn
+from vita_audio.text.chat_template import ChatTemplate, ContinuousSpeech, PromptBuilder, Turn
 from vita_audio.text.history import KEPT_SHARE, HistoryReader
 from vita_audio.text.tokenizer import TextTokenizer
 
@@ -186,3 +186,45 @@ def test_what_is_no_history_is_refused_with_its_place(
 def test_ids_at_random_are_refused(reader: HistoryReader, ids: list[int]) -> None:
     with pytest.raises(InvalidRequest, match="HISTORY"):
         reader.read(ids)
+
+
+@pytest.fixture(scope="module")
+def plus(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
+    folder = tmp_path_factory.mktemp("plus")
+    write_tokenizer(folder, merges=300, audio_codes=32, seed=0, plus=True)
+    return TextTokenizer(folder / "tokenizer.json")
+
+
+def spoken(tokenizer: TextTokenizer, *rows: int) -> tuple[list[int], ChatTemplate]:
+    """A conversation of a Plus checkpoint: a clip of so many places in each turn of the user (0: typed)."""
+    template, turns = ChatTemplate(tokenizer), []
+    for count in rows:
+        said = ContinuousSpeech(count) if count else "Hello."
+        turns += [Turn("user", template.content([said])), Turn("assistant", template.content(["Yes.", [1, 2]]))]
+    return template.conversation(turns)[0], template
+
+
+def test_places_of_speech_are_counted_in_each_turn(plus: TextTokenizer) -> None:
+    ids, template = spoken(plus, 5, 0, 7)
+    turns = HistoryReader(template, plus.vocabulary).read(ids)
+    assert [turn.clip_rows for turn in turns] == [5, 0, 0, 0, 7, 0]
+    assert [token for turn in turns for token in turn.ids] == ids
+    kept = HistoryReader(template, plus.vocabulary).shorten(turns, len(ids) - 1)
+    assert [turn.clip_rows for turn in kept if turn.role == "user"] == [0, 7]
+
+
+def test_speech_where_none_can_be_is_refused(plus: TextTokenizer) -> None:
+    ids, template = spoken(plus, 5)
+    v, reader = plus.vocabulary, HistoryReader(template, plus.vocabulary)
+    assert v.context_of_audio is not None
+    begin, end = ids.index(v.begin_of_audio), ids.index(v.end_of_audio)
+    clip = ids[begin : end + 1]
+    for wrong, words in (
+        ([*ids[:begin], *clip, *ids[begin:]], "has 2 clips of speech, and a turn has at most one"),
+        ([*ids[:begin], *ids[begin + 1 :]], "is not between its tags"),
+        ([*ids[:end], *ids[end + 1 :]], "is not between its tags"),
+        ([*ids[:-3], v.context_of_audio, *ids[-3:]], "stands in no turn"),
+    ):
+        with pytest.raises(InvalidRequest, match=words) as caught:
+            reader.read(wrong)
+        assert caught.value.field == "HISTORY"
