@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.http.stop_sequences import StopSequences
@@ -37,6 +37,7 @@ def test_where_a_text_ends(text: str, sequences: tuple[str, ...], told: str, fou
         assert cut([text[at : at + size] for at in range(0, len(text), size)], *sequences) == (told, found)
 
 
+@settings(deadline=None)
 @given(
     pieces=st.lists(st.text("ab", max_size=4), max_size=8),
     sequences=st.lists(st.text("ab", min_size=1, max_size=3), max_size=3),
