@@ -14,9 +14,11 @@ from serving import prompt_stage
 from serving.admission import Admission, AdmissionRecord
 from serving.heartbeat import Heartbeats
 from serving.prompt_stage import MAX_REQUEST_ID, PromptStage
+from vita_audio.checkpoint.random_weights.tokenizer import write_tokenizer
 from vita_audio.contract.errors import InvalidRequest, ServerFull, ServerStopping
 from vita_audio.engines.interface import Floats
 from vita_audio.engines.manifest import load_manifest
+from vita_audio.sensevoice_features import slot_count
 from vita_audio.text.tokenizer import TextTokenizer
 
 SPEECH = np.random.default_rng(0).normal(0, 0.1, 8000).astype(np.float32)
@@ -248,3 +250,53 @@ def test_a_text_without_a_word_is_refused(stage: PromptStage, text: str, task: s
     with pytest.raises(InvalidRequest, match="no letter and no digit") as caught:
         stage.prepare({"TEXT": text, "TASK": task})
     assert caught.value.field == "TEXT"
+
+
+class PlusEncoder:
+    """Stands for the model `speech_tokenizer` of a Plus checkpoint: a row says how long its clip is."""
+
+    def __init__(self) -> None:
+        self.clips: list[int] = []
+
+    def __call__(self, clip: Floats) -> Floats:
+        self.clips.append(len(clip))
+        return np.full((slot_count(len(clip)), 2), len(clip), np.float32)
+
+
+@pytest.fixture
+def encoder() -> PlusEncoder:
+    return PlusEncoder()
+
+
+@pytest.fixture
+def plus(engines: Path, tmp_path: Path, encoder: PlusEncoder, record: AdmissionRecord) -> PromptStage:
+    write_tokenizer(tmp_path, merges=300, audio_codes=32, seed=0, plus=True)
+    limits = load_manifest(engines).limits
+    return PromptStage(TextTokenizer(tmp_path / "tokenizer.json"), limits, encoder, record)
+
+
+def test_embeddings_of_a_history_and_of_its_turn_come_in_the_order_of_their_places(
+    plus: PromptStage, encoder: PlusEncoder
+) -> None:
+    first = plus.prepare({"AUDIO": SPEECH})
+    places = [slot_count(len(SPEECH)), slot_count(4000)]
+    assert first.embeddings.shape == (places[0], 2)
+    past = {"HISTORY": first.tokens, "HISTORY_AUDIO": SPEECH, "HISTORY_AUDIO_SAMPLES": [len(SPEECH)]}
+    start = plus.prepare({"AUDIO": SPEECH[:4000], **past})
+    assert start.embeddings[:, 0].tolist() == [len(SPEECH)] * places[0] + [4000] * places[1]
+    assert (first.settings.history_clips, start.settings.history_clips) == (1, 2)
+    assert encoder.clips == [len(SPEECH), len(SPEECH), 4000]
+    ahead = plus.prepare({"AUDIO": SPEECH[:4000], "READ_ONLY": 1, **past})
+    assert len(ahead.embeddings) == places[0]  # only what comes before the clip
+    assert ahead.tokens == start.tokens[: len(ahead.tokens)]
+
+
+def test_a_full_server_encodes_no_speech_of_a_history(
+    plus: PromptStage, encoder: PlusEncoder, record: AdmissionRecord
+) -> None:
+    history = plus.prepare({"AUDIO": SPEECH}).tokens
+    Admission(record, slots=1, queue=0).admit()
+    asked = {"TEXT": "Go on.", "HISTORY": history, "HISTORY_AUDIO": SPEECH, "HISTORY_AUDIO_SAMPLES": [len(SPEECH)]}
+    with pytest.raises(ServerFull):
+        plus.prepare(asked)
+    assert len(encoder.clips) == 1
