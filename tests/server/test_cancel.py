@@ -24,8 +24,8 @@ from waiting import until
 
 pytestmark = pytest.mark.server
 
-#: About 0.1 s on a machine that has time for it; the slowest step of a busy one may come between.
-ROOM_S = 0.5
+#: About 0.1 s on a machine that has time for it. On one that has none, a stream of 900 tokens takes far longer.
+ROOM_S = 3.0
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ def test_a_caller_who_hangs_up_while_only_decoding_is_left_makes_room(small: Tri
             assert full(small)
             for stream in streams:
                 stream.cancel()
-        assert until(lambda: not full(small)) < 2 * ROOM_S
+        assert until(lambda: not full(small)) < ROOM_S
         wait_idle(small)
         after = sum(value for key, value in metrics(small).items() if key.startswith("vita_audio_ms"))
         assert after - before < 900 / 12.5 * 1e3, "cancelled streams were decoded to their end"

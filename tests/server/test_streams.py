@@ -22,6 +22,7 @@ from server.options import ROOT, ServerOptions
 from server.processes import descendants
 from triton_probe import in_flight, long_request, metrics, wait_idle
 from vita_client import Client, RequestRejected, ServerUnavailable
+from waiting import until
 
 pytestmark = pytest.mark.server
 
@@ -117,7 +118,7 @@ def test_two_hundred_streams_cancelled_at_random_moments_leave_nothing(engines: 
         assert in_flight(server) == 0
         processes = descendants(server.pid)
         asked = time.monotonic()
-    assert time.monotonic() - asked < 3.0
+    assert time.monotonic() - asked < 8  # 10 s would be the limit of a thread that hangs
     assert not any(descendants(pid) for pid in processes)
 
 
@@ -153,14 +154,14 @@ def test_a_full_server_says_so_at_once_and_serves_on(engines: Path) -> None:
 
         with ThreadPoolExecutor(8) as threads:
             answers = list(threads.map(ask, range(8)))
-        served = [tokens for tokens, _, error in answers if not error]
+        served = [(tokens, seconds) for tokens, seconds, error in answers if not error]
         refused = [(seconds, error) for _, seconds, error in answers if error]
-        assert served == [900, 900]
+        assert [tokens for tokens, _ in served] == [900, 900]
         assert len(refused) == 6
         # A stream whose tokens are complete and whose sound is still being made runs without a slot.
         full = re.compile(r".*server is full \((1 running, 1 waiting|2 running, 0 waiting)\)")
         assert all(full.fullmatch(error) for _, error in refused)
-        assert max(seconds for seconds, _ in refused) < 0.5
+        assert max(seconds for seconds, _ in refused) < min(seconds for _, seconds in served) / 2
         assert set(wait_idle(server).values()) == {0.0}
         assert ask(8)[0] == 900
 
@@ -171,9 +172,7 @@ def test_speech_is_not_tokenized_while_the_server_is_full(engines: Path) -> None
         request = long_request(client)
         with client.stream(**request) as first, client.stream(**request) as second:
             next(iter(first))
-            deadline = time.monotonic() + 5
-            while metrics(server)["vita_places_taken"] < 2 and time.monotonic() < deadline:
-                time.sleep(0.05)
+            until(lambda: metrics(server)["vita_places_taken"] == 2, 60)
             with pytest.raises(ServerUnavailable, match="server is full"):
                 client.collect(audio=SPEECH, timeout_s=10)
             assert next(iter(first)) is not None  # both places were still taken
