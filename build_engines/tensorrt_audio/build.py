@@ -24,7 +24,7 @@ from build_engines.onnxruntime.flow import CONDITION_FILE, VELOCITY_FILE
 from build_engines.onnxruntime.sensevoice import SENSEVOICE_FILE
 from build_engines.onnxruntime.speech_tokenizer import SPEECH_TOKENIZER_FILE
 from build_engines.onnxruntime.vocoder import F0_FILE, VOCODER_FILE
-from build_engines.tensorrt_audio.graphs import standard_graph
+from build_engines.tensorrt_audio.graphs import standard_graph, with_frame_maps
 from build_engines.tensorrt_audio.profiles import (
     Geometries,
     clip_profiles,
@@ -76,7 +76,7 @@ class AudioEngine:
 #: The estimator is nearly all the work of a decode and runs well in float16. The vocoder's exponentials and sines and
 #: the f0 that is summed to a phase are not for float16 (docs/audio.md 2.8).
 DECODER_ENGINES = {
-    FLOW_CONDITION: AudioEngine(CONDITION_FILE, TF32, {"tokens": (BATCH, "tokens"), "frame_token": ("frames",)}),
+    FLOW_CONDITION: AudioEngine(CONDITION_FILE, TF32, {"tokens": (BATCH, "tokens"), "frame_token": (BATCH, "frames")}),
     FLOW_VELOCITY: AudioEngine(
         VELOCITY_FILE, HALF_PRODUCTS, dict.fromkeys(("x", "mu", "cond"), (BATCH, "frames")) | {"t": ()}
     ),
@@ -118,6 +118,7 @@ def plan_engines(
         name: standard_graph(graphs / engine.file, engine.precision == HALF_PRODUCTS)
         for name, engine in engines.items()
     }
+    models[FLOW_CONDITION] = with_frame_maps(models[FLOW_CONDITION])
     metadata = {name: {entry.key: entry.value for entry in model.metadata_props} for name, model in models.items()}
     flow = metadata[FLOW_CONDITION]
     asked = decoder_geometries(config, int(flow["block_tokens"]))
@@ -134,7 +135,6 @@ def plan_engines(
             precision=engines[name].precision,
             inputs=dict(_inputs(model, engines[name].dims)),
             profiles=profiles(geometries, max_batch) if geometries else _speech_profiles(name, metadata[name]),
-            geometries=geometries.running if geometries else (),
             metadata=metadata[name],
         )
         planned[name] = plan, model

@@ -50,6 +50,30 @@ def standard_graph(path: Path, half_products: bool) -> onnx.ModelProto:
     return model
 
 
+def with_frame_maps(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph of the flow's condition with a frame map for each window: frame_token [B, F] in place of [F].
+
+    Windows of a batch are at any place of their streams, and tokens have six or seven frames by their place.
+    """
+    graph = model.graph
+    (maps,) = (value for value in graph.input if value.name == "frame_token")
+    dims = maps.type.tensor_type.shape.dim
+    frames = dims[0].dim_param
+    dims[0].dim_param = "batch"
+    dims.add().dim_param = frames
+    (at,) = (index for index, node in enumerate(graph.node) if maps.name in node.input)
+    gather = graph.node[at]
+    places, axis = f"{gather.name}/places", f"{gather.name}/axis"
+    graph.initializer.append(numpy_helper.from_array(np.array([2], np.int64), axis))
+    unsqueeze = helper.make_node("Unsqueeze", [maps.name, axis], [places])  # [B, F, 1]
+    taken = helper.make_node("GatherND", [gather.input[0], places], gather.output, batch_dims=1)  # [B, F, mels]
+    graph.node.remove(gather)
+    graph.node.insert(at, unsqueeze)
+    graph.node.insert(at + 1, taken)
+    onnx.checker.check_model(model)
+    return model
+
+
 def _standard(node: NodeProto, graph: onnx.GraphProto, widths: dict[str, int]) -> Iterator[NodeProto]:
     kind = (node.domain, node.op_type)
     if kind == (FUSED, "QuickGelu"):  # exported with alpha 1: the SiLU

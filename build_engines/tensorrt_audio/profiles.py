@@ -9,7 +9,7 @@ from typing import TypeVar
 from vita_audio.contract.rates import MEL_HOP_SAMPLES
 from vita_audio.decoding.geometries import all_geometries
 from vita_audio.decoding.schedule import DecoderConfig
-from vita_audio.engines.tensorrt_audio.plan import BATCH, Geometry, Profile
+from vita_audio.engines.tensorrt_audio.plan import BATCH, Geometry, Profile, batch_buckets
 
 Noted = TypeVar("Noted", int, tuple[int, int])
 
@@ -52,7 +52,7 @@ def profiles(geometries: Geometries, max_batch: int) -> tuple[Profile, ...]:
     """
     first, steady = geometries.running[0], geometries.running[-1]
     exact = [first] if first == steady else [first, steady]
-    batch = (1, 1, max_batch)
+    batch = (1, 1, batch_buckets(max_batch)[-1])
     special: list[Profile] = [
         {BATCH: batch, **{name: (length, length, length) for name, length in geometry.items()}} for geometry in exact
     ]

@@ -27,7 +27,7 @@ from build_engines.tensorrt_audio.build import (
     compile_on_cpu,
     plan_engines,
 )
-from build_engines.tensorrt_audio.graphs import standard_graph
+from build_engines.tensorrt_audio.graphs import standard_graph, with_frame_maps
 from build_engines.tensorrt_audio.profiles import decoder_geometries, profiles
 from decoding_doubles import NotingEngines
 from vita_audio.checkpoint.audio_decoder import load_flow, load_vocoder
@@ -59,7 +59,6 @@ from vita_audio.engines.tensorrt_audio.plan import (
     AudioPlan,
     EnginePlan,
     batch_buckets,
-    bucket_of,
     load_plan,
 )
 from vita_audio.models.flow import Flow
@@ -184,6 +183,17 @@ def test_the_rewritten_graphs_compute_the_same(graphs: Path, name: str, tmp_path
             assert np.abs(got - wanted).max() < 1e-5 * np.abs(wanted).max()
 
 
+def test_each_window_has_a_frame_map_of_its_own(graphs: Path, tmp_path: Path) -> None:
+    path = graphs / AUDIO_ENGINES[FLOW_CONDITION].file
+    model = with_frame_maps(standard_graph(path, half_products=False))
+    inputs = inputs_of(FLOW_CONDITION, 55, 2)
+    maps = [inputs["frame_token"], np.minimum(np.arange(55) // 8, 7)]
+    got = run(saved(model, tmp_path), {**inputs, "frame_token": np.stack(maps)})
+    for row, frame_token in enumerate(maps):
+        alone = run(path, {"tokens": inputs["tokens"][row : row + 1], "frame_token": frame_token})
+        assert np.abs(got[row] - alone[0]).max() < 1e-5 * np.abs(alone).max()
+
+
 def test_half_products_stay_close_to_float32(graphs: Path, tmp_path: Path) -> None:
     """6e-4 of the largest value was measured on a CPU, where a step of float16 is 5e-4."""
     assert AUDIO_ENGINES[FLOW_VELOCITY].precision == HALF_PRODUCTS
@@ -224,14 +234,14 @@ def test_profiles_take_every_stream_however_it_arrives(tokens: int, pieces: list
     }
     for engine, found in asked.items():
         made = getattr(geometries, engine)
-        plan = EnginePlan("float32", {}, profiles(made, MAX_BATCH), made.running, {})
+        plan = EnginePlan("float32", {}, profiles(made, MAX_BATCH), {})
         for geometry in found:
             plan.profile_of({BATCH: MAX_BATCH, **geometry})  # raises when none fits
 
 
 def test_first_and_steady_chunks_have_profiles_of_their_own(plans: dict[str, EnginePlan]) -> None:
     velocity = plans[FLOW_VELOCITY]
-    frames = [geometry["frames"] for geometry in velocity.geometries]
+    frames = [geometry["frames"] for geometry in decoder_geometries(DecoderConfig(), 10).velocity.running]
     assert frames[0] == 55  # 8 tokens
     assert [velocity.profile_of({BATCH: 1, "frames": f}) for f in (frames[0], frames[-1], frames[0] + 1)] == [0, 1, 2]
     with pytest.raises(EngineError, match=f"frames is {frames[-1] + 1}, the engine was built for 6 to {frames[-1]}"):
@@ -246,7 +256,7 @@ def test_shapes_follow_the_geometry(plans: dict[str, EnginePlan]) -> None:
         "x": (2, mels, 55), "mu": (2, mels, 55), "cond": (2, mels, 55), "t": (1,),
     }  # fmt: skip
     assert plans[FLOW_CONDITION].shapes({BATCH: 2, "tokens": 8, "frames": 55}) == {
-        "tokens": (2, 8), "frame_token": (55,),
+        "tokens": (2, 8), "frame_token": (2, 55),
     }  # fmt: skip
     assert plans[VOCODER].shapes({BATCH: 1, "frames": 38, "samples": 9728})["source"] == (1, 9728)
     assert plans[SPEECH_TOKENIZER].profile_of({BATCH: 1, "frames": 2}) == 0
@@ -259,34 +269,37 @@ def test_shapes_follow_the_geometry(plans: dict[str, EnginePlan]) -> None:
 
 def test_batches_are_padded_to_buckets() -> None:
     assert batch_buckets(8) == [1, 2, 4, 8]
-    assert batch_buckets(6) == [1, 2, 4, 6]
-    assert [bucket_of(batch, 6) for batch in (1, 2, 3, 5, 6)] == [1, 2, 4, 6, 6]
-    with pytest.raises(EngineError, match="built for 1 to 6"):
-        bucket_of(7, 6)
+    assert batch_buckets(6) == [1, 2, 4, 8]
+    assert batch_buckets(1) == [1]
+    made = decoder_geometries(DecoderConfig(), 10).velocity
+    assert [profile[BATCH] for profile in profiles(made, 6)] == [(1, 1, 8)] * 3
 
 
 def test_every_captured_geometry_has_a_profile(plans: dict[str, EnginePlan]) -> None:
-    captured = {name: plan.captured(MAX_BATCH) for name, plan in plans.items()}
-    assert {name: len(geometries) for name, geometries in captured.items()} == {
-        FLOW_CONDITION: 16, FLOW_VELOCITY: 16, VOCODER_F0: 12, VOCODER: 12, SPEECH_TOKENIZER: 0, SENSEVOICE: 0,
+    made = decoder_geometries(DecoderConfig(), 10)
+    decoder = {FLOW_CONDITION: made.condition, FLOW_VELOCITY: made.velocity, VOCODER_F0: made.f0, VOCODER: made.vocoder}
+    assert {name: len(geometries.running) for name, geometries in decoder.items()} == {
+        FLOW_CONDITION: 4, FLOW_VELOCITY: 4, VOCODER_F0: 3, VOCODER: 3,
     }  # fmt: skip
-    for name, geometries in captured.items():
-        for geometry in geometries:
-            plans[name].profile_of(geometry)
-            assert all(min(shape) >= 1 for shape in plans[name].shapes(geometry).values())
+    for name, geometries in decoder.items():
+        for geometry in geometries.every:
+            for batch in batch_buckets(MAX_BATCH):
+                plans[name].profile_of({**geometry, BATCH: batch})
+                assert all(min(shape) >= 1 for shape in plans[name].shapes({**geometry, BATCH: batch}).values())
 
 
 def test_geometries_of_engine_calls(plans: dict[str, EnginePlan]) -> None:
     """What the runtime asks for is what the plan names."""
     mel, source = np.zeros((2, 80, 38), np.float32), np.zeros((2, 9728), np.float32)
     asked = {
-        FLOW_CONDITION: window_geometry(np.zeros((2, 8), np.int64), np.zeros(55, np.int64)),
+        FLOW_CONDITION: window_geometry(np.zeros((2, 8), np.int64), np.zeros((2, 55), np.int64)),
         FLOW_VELOCITY: mel_geometry(np.zeros((2, 80, 55), np.float32)),
         VOCODER: wave_geometry(mel, source),
     }
     assert plans[SENSEVOICE].profile_of(clip_geometry(np.zeros((3, 560), np.float32))) == 0
     for name, geometry in asked.items():
-        assert geometry in plans[name].captured(MAX_BATCH)
+        plans[name].shapes(geometry)
+        plans[name].profile_of(geometry)
 
 
 def test_engines_without_a_plan_or_tensorrt_are_refused(plans: dict[str, EnginePlan], tmp_path: Path) -> None:
@@ -306,7 +319,7 @@ def test_the_plan_survives_its_file(plans: dict[str, EnginePlan], tmp_path: Path
     plan = AudioPlan("10.14.1.48", "9.0", MAX_BATCH, plans)
     (tmp_path / "tensorrt_audio.json").write_text(plan.to_json())
     assert load_plan(tmp_path) == plan
-    for text, told in (("{}", "format is None"), ("[", "not a plan"), ('{"format": 1}', "engines")):
+    for text, told in (("{}", "format is None"), ("[", "not a plan"), ('{"format": 2}', "engines")):
         (tmp_path / "tensorrt_audio.json").write_text(text)
         with pytest.raises(EngineError, match=told):
             load_plan(tmp_path)

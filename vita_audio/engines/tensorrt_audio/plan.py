@@ -1,4 +1,4 @@
-"""What the audio engines on TensorRT were built for: shapes, profiles and chunk geometries. Written by the builder.
+"""What the audio engines on TensorRT were built for: shapes and profiles. Written by the builder.
 
 No TensorRT here: the builder, the runtime and their tests share it (`tensorrt_audio.json` beside the engines).
 """
@@ -14,7 +14,7 @@ from typing import Any
 from vita_audio.contract.errors import EngineError
 
 PLAN_FILE = "tensorrt_audio.json"
-FORMAT = 1
+FORMAT = 2
 FLOW_CONDITION, FLOW_VELOCITY = "flow_condition", "flow_velocity"
 VOCODER_F0, VOCODER = "vocoder_f0", "vocoder"
 SPEECH_TOKENIZER, SENSEVOICE = "speech_tokenizer", "sensevoice"
@@ -34,14 +34,12 @@ class EnginePlan:
         precision: "float32", "tf32" (products may use TF32) or "half products" (float16, the rest float32).
         inputs: name -> dimensions, names for free ones.
         profiles: the most special ones first, the one that takes everything last.
-        geometries: those that running streams have, batch left out; each gets a CUDA graph for every batch bucket.
         metadata: what the exporter wrote into the graph.
     """
 
     precision: str
     inputs: dict[str, tuple[int | str, ...]]
     profiles: tuple[Profile, ...]
-    geometries: tuple[Geometry, ...]
     metadata: dict[str, str]
 
     def shapes(self, geometry: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
@@ -50,10 +48,6 @@ class EnginePlan:
             name: tuple(geometry[size] if isinstance(size, str) else size for size in dims)
             for name, dims in self.inputs.items()
         }
-
-    def captured(self, max_batch: int) -> list[Geometry]:
-        """Every geometry that gets a CUDA graph, `batch` included."""
-        return [{**geometry, BATCH: batch} for geometry in self.geometries for batch in batch_buckets(max_batch)]
 
     def profile_of(self, geometry: Mapping[str, int]) -> int:
         """Index of the most special profile that takes a geometry.
@@ -117,19 +111,11 @@ def load_plan(folder: Path) -> AudioPlan:
 
 
 def batch_buckets(max_batch: int) -> list[int]:
-    """Batch sizes that have CUDA graphs: powers of two, and the largest."""
+    """Batch sizes that have CUDA graphs: powers of two, to the first that holds `max_batch`."""
     buckets = [1]
-    while buckets[-1] * 2 <= max_batch:
+    while buckets[-1] < max_batch:
         buckets.append(buckets[-1] * 2)
-    return buckets if buckets[-1] == max_batch else [*buckets, max_batch]
-
-
-def bucket_of(batch: int, max_batch: int) -> int:
-    """The smallest bucket that holds `batch`. Raises EngineError when none does."""
-    for bucket in batch_buckets(max_batch):
-        if batch <= bucket:
-            return bucket
-    raise EngineError(f"batch is {batch}, the engine was built for 1 to {max_batch}; decode fewer streams at once")
+    return buckets
 
 
 def _engine_plan(record: dict[str, Any]) -> EnginePlan:
@@ -137,6 +123,5 @@ def _engine_plan(record: dict[str, Any]) -> EnginePlan:
         precision=record["precision"],
         inputs={name: tuple(dims) for name, dims in record["inputs"].items()},
         profiles=tuple({name: tuple(r) for name, r in profile.items()} for profile in record["profiles"]),
-        geometries=tuple(record["geometries"]),
         metadata=record["metadata"],
     )

@@ -1,8 +1,8 @@
-"""Runs one TensorRT audio engine: a CUDA graph for each chunk geometry, plain calls for others.
+"""Runs one TensorRT audio engine on tensors of the device, inside CUDA graphs of the streaming decoder or outside.
 
-**Not run on a GPU yet.** Written for TensorRT 10.14 (docs/tensorrt_llm.md 1.2). Every captured geometry has an
-execution context of its own, as TensorRT asks for; all contexts of an engine share one scratch memory, since they never
-run at the same time.
+**Not run on a GPU yet.** Written for TensorRT 10.14 (docs/tensorrt_llm.md 1.2). What a graph uses is never changed
+again, as TensorRT asks for: an execution context and buffers of its own for each geometry. Any other call has a context
+of its profile and new buffers. All contexts of an engine share one scratch memory: they never run at the same time.
 """
 
 from __future__ import annotations
@@ -13,17 +13,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from vita_audio.contract.errors import EngineError
-from vita_audio.engines.tensorrt_audio.plan import BATCH, AudioPlan, EnginePlan, Geometry, bucket_of
+from vita_audio.engines.preparing import NoMemory
+from vita_audio.engines.tensorrt_audio.plan import AudioPlan, EnginePlan, Geometry
+from vita_audio.engines.torch_cuda.cuda_graphs import is_capturing
 
-Arrays = Mapping[str, NDArray[Any]]
+Tensors = Mapping[str, Tensor]
 
 
 class Device:
-    """One GPU, one stream, one TensorRT runtime; checks that a plan's engines were built for it.
+    """One GPU and one TensorRT runtime; checks that a plan's engines were built for it.
 
     Raises:
         EngineError: TensorRT or a GPU is missing, or the engines were built for another one.
@@ -46,8 +47,25 @@ class Device:
         self.tensorrt = tensorrt
         self.torch = torch.device("cuda", index)
         torch.cuda.set_device(self.torch)  # engines are loaded onto the current device
-        self.stream = torch.cuda.Stream(self.torch)
+        self._own = torch.cuda.Stream(self.torch)
         self.runtime = tensorrt.Runtime(tensorrt.Logger(tensorrt.Logger.WARNING))
+
+    def select(self, context: Any, profile: int) -> bool:
+        """Set the profile of a context; False where it has none such."""
+        return context.set_optimization_profile_async(profile, torch.cuda.current_stream(self.torch).cuda_stream)
+
+    def execute(self, context: Any) -> bool:
+        """Enqueue a context in the order of the current stream; False where TensorRT refuses.
+
+        On the default stream TensorRT would make the host wait, so another one takes its place there.
+        """
+        current = torch.cuda.current_stream(self.torch)
+        if current != torch.cuda.default_stream(self.torch):
+            return context.execute_async_v3(current.cuda_stream)
+        self._own.wait_stream(current)
+        taken = context.execute_async_v3(self._own.cuda_stream)
+        current.wait_stream(self._own)
+        return taken
 
 
 class Session:
@@ -57,15 +75,13 @@ class Session:
         device: where it runs.
         path: the `.engine` file.
         plan: what it was built for.
-        max_batch: windows of one call.
 
     Raises:
         EngineError: the file is missing, not for this TensorRT, or does not have the plan's inputs.
     """
 
-    def __init__(self, device: Device, path: Path, plan: EnginePlan, max_batch: int) -> None:
+    def __init__(self, device: Device, path: Path, plan: EnginePlan) -> None:
         trt, self._device, self.plan, self._path = device.tensorrt, device, plan, path
-        self._max_batch = max_batch
         try:
             self._engine = device.runtime.deserialize_cuda_engine(path.read_bytes())
         except OSError as error:
@@ -76,37 +92,43 @@ class Session:
         inputs = {name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT}
         if inputs != set(plan.inputs):
             raise EngineError(f"{path}: its inputs are {sorted(inputs)}, the plan says {sorted(plan.inputs)}; rebuild")
-        self._outputs = [name for name in names if name not in inputs]
+        (self._output,) = (name for name in names if name not in inputs)
+        self._types = {name: self._dtype(name) for name in names}
         self._scratch = torch.empty(max(1, self._engine.device_memory_size_v2), dtype=torch.uint8, device=device.torch)
         self._plain: dict[int, Any] = {}
-        with torch.cuda.stream(device.stream):
-            self._captured = {_key(sizes): _Program(self, sizes, capture=True) for sizes in plan.captured(max_batch)}
-        device.stream.synchronize()
+        self._kept: dict[tuple[tuple[str, int], ...], Program] = {}
 
-    def program(self, geometry: Geometry) -> _Program:
-        """The program that takes a geometry: captured, and maybe for a larger batch, or made for this call."""
-        batch = geometry[BATCH]
-        if batch <= self._max_batch:
-            padded = {**geometry, BATCH: bucket_of(batch, self._max_batch)}
-            captured = self._captured.get(_key(padded))
-            if captured is not None:
-                return captured
-        return _Program(self, geometry, capture=False)
+    def __len__(self) -> int:
+        """Geometries that CUDA graphs use."""
+        return len(self._kept)
 
-    def run(self, geometry: Geometry, arrays: Arrays) -> NDArray[Any]:
-        """One call with inputs of exactly this geometry; the engine's one output, rows beyond the batch left out."""
-        with torch.cuda.stream(self._device.stream):
-            program = self.program(geometry)
-            program.load(arrays)
-            program.enqueue()
-            return program.read(geometry[BATCH])
+    def __call__(self, geometry: Geometry, inputs: Tensors) -> Tensor:
+        """The engine's one output for inputs of exactly this geometry; valid until its next call of the geometry."""
+        program = self.program(geometry)
+        program.load(inputs)
+        return program.run()
 
-    @property
-    def stream(self) -> torch.cuda.Stream:
-        return self._device.stream
+    def program(self, geometry: Geometry) -> Program:
+        """Inputs, output and context of a geometry: those of the CUDA graphs that have it, else new ones.
+
+        Raises:
+            EngineError: the engine was not built for it.
+            NoMemory: the GPU has none for another context.
+        """
+        key = tuple(sorted(geometry.items()))
+        if key in self._kept:
+            return self._kept[key]
+        profile = self.plan.profile_of(geometry)
+        kept = is_capturing()
+        context = self._new_context(profile) if kept else self._plain_context(profile)
+        program = Program(self._device, context, self._path)
+        program.bind(self.plan.shapes(geometry), self._output, self._types)
+        if kept:
+            self._kept[key] = program
+        return program
 
     def _plain_context(self, profile: int) -> Any:
-        """The context of a profile for calls that are not captured; its shapes change from call to call."""
+        """The context of a profile for calls outside graphs; its shapes change from call to call."""
         if profile not in self._plain:
             self._plain[profile] = self._new_context(profile)
         return self._plain[profile]
@@ -116,10 +138,9 @@ class Session:
         trt = self._device.tensorrt
         context = self._engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         if context is None:
-            raise EngineError(f"{self._path}: no memory for another execution context; lower --max-batch and rebuild")
+            raise NoMemory(f"{self._path.name}: the GPU has no memory for another execution context")
         context.set_device_memory(self._scratch.data_ptr(), self._scratch.numel())
-        stream = torch.cuda.current_stream(self._device.torch).cuda_stream
-        if not context.set_optimization_profile_async(profile, stream):
+        if not self._device.select(context, profile):
             raise EngineError(f"{self._path}: has no profile {profile}; build the audio engines again")
         return context
 
@@ -128,49 +149,31 @@ class Session:
         return torch.from_numpy(np.empty(0, trt.nptype(self._engine.get_tensor_dtype(name)))).dtype
 
 
-class _Program:
-    """Inputs and output at fixed addresses for one geometry; one launch each call when captured."""
+class Program:
+    """Inputs and output at fixed addresses for one geometry. The engine reads inputs and writes the output only."""
 
-    def __init__(self, session: Session, geometry: Geometry, capture: bool) -> None:
-        plan, device = session.plan, session._device.torch
-        profile = plan.profile_of(geometry)
-        context = self._context = session._new_context(profile) if capture else session._plain_context(profile)
-        self._path, self._graph = session._path, None  # type: Path, torch.cuda.CUDAGraph | None
-        self.inputs = {
-            name: torch.zeros(shape, dtype=session._dtype(name), device=device)
-            for name, shape in plan.shapes(geometry).items()
-        }
-        for name, tensor in self.inputs.items():
-            if not context.set_input_shape(name, tuple(tensor.shape)):
-                raise EngineError(f"{self._path}: {name} cannot be {list(tensor.shape)}; build the audio engines again")
-        (output,) = session._outputs
-        self.output = torch.empty(tuple(context.get_tensor_shape(output)), dtype=session._dtype(output), device=device)
+    def __init__(self, device: Device, context: Any, path: Path) -> None:
+        self._device, self._context, self._path = device, context, path
+        self.inputs: dict[str, Tensor] = {}
+
+    def bind(self, shapes: Mapping[str, tuple[int, ...]], output: str, types: Mapping[str, torch.dtype]) -> None:
+        """Make the buffers. Raises EngineError where TensorRT does not take a shape."""
+        context, device = self._context, self._device.torch
+        for name, shape in shapes.items():
+            self.inputs[name] = torch.zeros(shape, dtype=types[name], device=device)
+            if not context.set_input_shape(name, shape):
+                raise EngineError(f"{self._path}: {name} cannot be {list(shape)}; build the audio engines again")
+        self.output = torch.empty(tuple(context.get_tensor_shape(output)), dtype=types[output], device=device)
         for name, tensor in (*self.inputs.items(), (output, self.output)):
             context.set_tensor_address(name, tensor.data_ptr())
-        if capture:
-            for _ in range(2):  # TensorRT sets itself up for new shapes in the first call
-                self.enqueue()
-            torch.cuda.current_stream(device).synchronize()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=torch.cuda.current_stream(device), capture_error_mode="thread_local"):
-                self.enqueue()
-            self._graph = graph
 
-    def load(self, arrays: Arrays) -> None:
-        """Copy inputs to the device; the rows that pad a batch keep what they held, which no other row sees."""
-        for name, array in arrays.items():
-            self.inputs[name][: len(array)].copy_(torch.from_numpy(np.ascontiguousarray(array)))
+    def load(self, inputs: Tensors) -> None:
+        """Copy inputs to where the engine reads them."""
+        for name, tensor in inputs.items():
+            self.inputs[name].copy_(tensor)
 
-    def enqueue(self) -> None:
-        if self._graph is not None:
-            self._graph.replay()
-        elif not self._context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
+    def run(self) -> Tensor:
+        """Enqueue the engine; its output."""
+        if not self._device.execute(self._context):
             raise EngineError(f"{self._path}: TensorRT refused the call; its log says why")
-
-    def read(self, rows: int, tensor: Tensor | None = None) -> NDArray[Any]:
-        """The first rows of the output, or of a tensor of the same batch, on the host; waits for them."""
-        return (self.output if tensor is None else tensor)[:rows].cpu().numpy()
-
-
-def _key(geometry: Geometry) -> tuple[tuple[str, int], ...]:
-    return tuple(sorted(geometry.items()))
+        return self.output

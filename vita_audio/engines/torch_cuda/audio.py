@@ -6,10 +6,8 @@ some 3 000 small kernels, and launched one by one they keep a CPU core busy long
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,29 +18,12 @@ from vita_audio.engines.arrays import Array
 from vita_audio.engines.audio_precision import BF16, FLOAT32, FP16, TF32, check_precision
 from vita_audio.engines.limits import check_condition
 from vita_audio.engines.torch.audio import TorchFlow, TorchVocoder, tensor_float_32
-from vita_audio.engines.torch_cuda.device_arrays import DeviceArrays
+from vita_audio.engines.torch_cuda.device_arrays import DeviceArrays, on_device
 from vita_audio.engines.torch_cuda.estimator import FusedEstimator
 from vita_audio.engines.torch_cuda.kernels.audio_operations import audio_operations
 from vita_audio.engines.torch_cuda.vocoder import FusedVocoder
 
 ESTIMATOR_TYPES = {FP16: torch.float16, BF16: torch.bfloat16}
-
-
-def on_device(method: Callable[..., Tensor]) -> Callable[..., Any]:
-    """A method of tensors that also takes NumPy arrays, and then answers with one."""
-
-    @wraps(method)
-    @torch.inference_mode()
-    def call(self: Any, first: Array, *rest: Any) -> Any:
-        if not isinstance(first, np.ndarray):
-            return method(self, first, *rest)
-        given = (
-            torch.from_numpy(np.ascontiguousarray(value)).to(self._device) if isinstance(value, np.ndarray) else value
-            for value in (first, *rest)
-        )
-        return method(self, *given).cpu().numpy()
-
-    return call
 
 
 class TorchCudaFlow(TorchFlow):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from contextvars import ContextVar
 from typing import TypeVar
 
 import numpy as np
@@ -17,6 +18,13 @@ Fields = dict[str, tuple[tuple[int, ...], int]]
 Function = Callable[[Mapping[str, Tensor]], Tensor | None]
 
 Made = TypeVar("Made")
+
+_capturing: ContextVar[bool] = ContextVar("capturing", default=False)
+
+
+def is_capturing() -> bool:
+    """Whether this thread captures a function, or runs it once before: an engine keeps what the graph will use."""
+    return _capturing.get()
 
 
 class Capturer:
@@ -35,6 +43,15 @@ class Capturer:
         """The graph of `function`, and what it makes: valid after each replay until another graph of the pool runs."""
         graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
+        outside = _capturing.set(True)
+        try:
+            output = self._captured(function, graph)
+        finally:
+            _capturing.reset(outside)
+        current.wait_stream(self._stream)
+        return graph, output
+
+    def _captured(self, function: Callable[[], Made], graph: torch.cuda.CUDAGraph) -> Made:
         with torch.cuda.stream(self._stream):
             function()  # kernels are compiled and workspaces allocated outside the capture
             # thread_local: other threads of the process may use the GPU meanwhile. Not `torch.cuda.graph`: it empties
@@ -47,8 +64,7 @@ class Capturer:
                     graph.capture_end()
                 raise
             graph.capture_end()
-        current.wait_stream(self._stream)
-        return graph, output
+        return output
 
 
 class Program:

@@ -7,8 +7,9 @@ kernel by kernel.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vita_audio.engines.arrays import Function, Inputs, Made, Reading
+from vita_audio.engines.arrays import Array, Function, Inputs, Made, Reading
 from vita_audio.engines.preparing import NoMemory
 from vita_audio.engines.torch_cuda.cuda_graphs import Capturer
 from vita_audio.engines.torch_cuda.memory import is_out_of_memory
@@ -25,6 +26,23 @@ from vita_audio.engines.torch_cuda.shapes import power_of_two
 _ALIGNMENT = 16  # bytes; of the fields of the input buffer
 
 _Key = tuple[tuple[int, ...], ...]
+
+
+def on_device(method: Callable[..., Tensor]) -> Callable[..., Any]:
+    """A method of tensors that also takes NumPy arrays, and then answers with one; its object has a `_device`."""
+
+    @wraps(method)
+    @torch.inference_mode()
+    def call(self: Any, first: Array, *rest: Any) -> Any:
+        if not isinstance(first, np.ndarray):
+            return method(self, first, *rest)
+        given = (
+            torch.from_numpy(np.ascontiguousarray(value)).to(self._device) if isinstance(value, np.ndarray) else value
+            for value in (first, *rest)
+        )
+        return method(self, *given).cpu().numpy()
+
+    return call
 
 
 class DeviceArrays:
@@ -144,7 +162,7 @@ class Arriving:
     """A result on its way to pinned memory of the host: another call may overwrite it on the device meanwhile."""
 
     def __init__(self, result: Tensor) -> None:
-        self._host = result.to("cpu", non_blocking=True)
+        self._host = result.to("cpu", non_blocking=True, copy=True)
         self._arrived = torch.cuda.Event() if result.is_cuda else None
         if self._arrived is not None:
             self._arrived.record()
