@@ -21,6 +21,7 @@ from server.mps import CONTROL, LOGS, PIPES, SERVER, Mps, find_mps
 from server.options import ROOT, ServerOptions
 from server.processes import descendants, is_alive, model_processes
 from vita_client import Client, ServerUnavailable
+from waiting import until
 
 #: Nearly every token is as likely as the one that would end the stream.
 LONG: dict[str, Any] = {"text": "hello " * 100, "task": "tts", "mode": "vanilla", "max_tokens": 1024}
@@ -90,6 +91,7 @@ def test_a_daemon_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(mps, "QUESTION_S", 0.3)
     before = folders()
     daemon = Mps(str(DOUBLE / CONTROL), tmp_path / "log")
+    until(lambda: "Starting" in daemon._last_words(), 60)
     with pytest.raises(CannotStart, match=r"^--mps: \S+ has not answered for 0.5 s: \[time Control\] Starting"):
         daemon.wait_until_ready()
     with pytest.raises(CannotStart, match="does not answer any more"):
