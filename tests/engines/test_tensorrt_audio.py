@@ -163,7 +163,7 @@ def test_streams_of_random_schedules_have_the_bytes_of_the_networks_called_direc
 
 
 def test_streams_sound_as_those_of_the_host(runtime: Runtime, tmp_path: Path) -> None:
-    """NumPy's cosine and PyTorch's differ in the last bit, and the flow's time is float64 there: 3 of 32767 were seen."""
+    """Cosines differ in the last bit; the flow's time is float64 there. 3 of 32767 were seen."""
     host = StreamingDecoder(FLOW, VOCODER, CONFIG)
     assert not isinstance(host.flow, SolvingFlowEngine)
     for expected, found in zip(sounds(host, 9, 3), sounds(prepared(runtime, tmp_path, 2), 9, 3), strict=True):
