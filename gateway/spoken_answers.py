@@ -1,6 +1,7 @@
 """Spoken answers of chats, by the id that their callers got, so that a conversation can go on from one of them.
 
-In the memory of one gateway, for an hour, and within bounds: the oldest go first. No sound is kept.
+In the memory of one gateway, for an hour, and within bounds: the oldest go first. Of the sound only that of
+the user's turns is kept, and only for a Plus checkpoint, whose next turn needs it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 KEPT_S = 3600
-MAX_ANSWERS, MAX_IDS = 4096, 8 << 20
+MAX_ANSWERS, MAX_BYTES = 4096, 64 << 20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,6 +27,7 @@ class SpokenAnswer:
         history: int32 [ids], the conversation up to its end; empty if the server did not send it.
         transcript: its words.
         expires_s: Unix time.
+        clips: the speech that has to be sent with the history; each float32 [samples], at 16 kHz.
     """
 
     key: str
@@ -33,6 +35,11 @@ class SpokenAnswer:
     history: NDArray[np.int32]
     transcript: str
     expires_s: float
+    clips: tuple[NDArray[np.float32], ...] = ()
+
+    @property
+    def size_bytes(self) -> int:
+        return self.history.nbytes + sum(clip.nbytes for clip in self.clips)
 
 
 class SpokenAnswers:
@@ -43,7 +50,7 @@ class SpokenAnswers:
     """
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
-        self._clock, self._ids = clock, 0
+        self._clock, self._bytes = clock, 0
         self._answers: dict[str, SpokenAnswer] = {}  # the oldest first
 
     def expiry(self) -> int:
@@ -52,9 +59,9 @@ class SpokenAnswers:
 
     def keep(self, answer_id: str, answer: SpokenAnswer) -> None:
         self._answers[answer_id] = answer
-        self._ids += len(answer.history)
-        while self._answers and (len(self._answers) > MAX_ANSWERS or self._ids > MAX_IDS or self._oldest_expired()):
-            self._ids -= len(self._answers.pop(next(iter(self._answers))).history)
+        self._bytes += answer.size_bytes
+        while self._answers and (len(self._answers) > MAX_ANSWERS or self._bytes > MAX_BYTES or self._oldest_expired()):
+            self._bytes -= self._answers.pop(next(iter(self._answers))).size_bytes
 
     def find(self, answer_id: str, key: str) -> SpokenAnswer | None:
         """An answer that was made for this key; None: there is none, or no longer."""

@@ -65,7 +65,9 @@ async def _pieces(request: Request, question: Question, completion: Completion) 
         yield completion.end(stream)
     if completion.audio_id:
         expires_s = gateway.spoken_answers.expiry()
-        answer = SpokenAnswer(asker.key.name, question.asked, completion.history, completion.text, expires_s)
+        due = 0 if stream.status is None else stream.status.history_clips
+        clips = question.clips[len(question.clips) - due :]
+        answer = SpokenAnswer(asker.key.name, question.asked, completion.history, completion.text, expires_s, clips)
         gateway.spoken_answers.keep(completion.audio_id, answer)
 
 

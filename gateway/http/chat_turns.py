@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gateway.errors import GatewayError
 from gateway.http.chat_request import ChatRequest, Message
@@ -30,11 +31,17 @@ _Placed = tuple[int, Message]  # a message, and its place among all
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Question:
-    """A request to the server; `asked` is the digest of the messages it was made of."""
+    """A request to the server.
+
+    Attributes:
+        asked: digest of the messages it was made of.
+        clips: all of its speech that is known, earlier turns first; each float32 [samples], at 16 kHz.
+    """
 
     text: str | None
     fields: RequestFields
     asked: bytes
+    clips: tuple[NDArray[np.float32], ...] = ()
 
 
 def question_of(request: ChatRequest, find: Find) -> Question:
@@ -61,8 +68,11 @@ def question_of(request: ChatRequest, find: Find) -> Question:
     }
     system = [(place, each) for place, each in enumerate(request.messages) if each.role in ("system", "developer")]
     words = [text for _, each in now for text in each.texts]
+    clips: tuple[NDArray[np.float32], ...] = ()
     if before and (kept := _continued(request.messages, before[-1], find)) is not None:
-        fields["history"] = kept.history
+        fields["history"], clips = kept.history, kept.clips
+        if clips:
+            fields["history_audio"], fields["history_audio_samples"] = np.concatenate(clips), [len(c) for c in clips]
         words[:0] = [text for place, each in system if place > before[-1][0] for text in each.texts]
     else:
         fields["messages"] = _in_words(before, find)
@@ -71,10 +81,11 @@ def question_of(request: ChatRequest, find: Find) -> Question:
     if not sounds and not any(text.strip() for _, each in now for text in each.texts):
         raise InvalidRequest("messages", "nothing", "the last one has text or input_audio", "say something")
     if sounds:
-        fields["audio"] = np.concatenate([decode(_decoded(data), "input_audio") for _, data in sounds])
+        fields["audio"] = speech = np.concatenate([decode(_decoded(data), "input_audio") for _, data in sounds])
         fields["sample_rate"] = INPUT_SAMPLE_RATE_HZ
+        clips = (*clips, speech)
     fields["task"] = "chat" if sounds or request.with_sound else "text"
-    return Question("\n".join(words) or None, fields, _digest(request.messages))
+    return Question("\n".join(words) or None, fields, _digest(request.messages), clips)
 
 
 def _continued(messages: Sequence[Message], last: _Placed, find: Find) -> SpokenAnswer | None:

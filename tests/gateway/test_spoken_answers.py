@@ -33,7 +33,7 @@ def test_an_answer_is_found_by_its_own_key_until_it_expires() -> None:
     assert answers.find("a", "ada") is None
     answers.keep("b", answer(answers))
     assert set(answers._answers) == {"b"}
-    assert answers._ids == 3
+    assert answers._bytes == 12
 
 
 def test_the_oldest_go_when_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,9 +45,9 @@ def test_the_oldest_go_when_there_are_too_many(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_oldest_go_when_they_are_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spoken_answers, "MAX_IDS", 10)
+    monkeypatch.setattr(spoken_answers, "MAX_BYTES", 40)
     answers = SpokenAnswers(Clock())
     for name, ids in (("a", 4), ("b", 4), ("c", 4), ("d", 11)):
         answers.keep(name, answer(answers, ids))
-        assert answers._ids <= 10
+        assert answers._bytes <= 40
     assert not answers._answers  # the last one alone is too long

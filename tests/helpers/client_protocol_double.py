@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
+from dataclasses import replace
 
 import grpc
 import numpy as np
@@ -191,14 +192,19 @@ def chunks(inputs: Inputs, context: grpc.ServicerContext, count: str, delay_s: s
     yield message(final=True)
 
 
-def _turn(inputs: Inputs, context: grpc.ServicerContext, count: str, delay_s: str = "0") -> Iterator[Message]:
-    """`chunks` of a conversation: the prompt is the history, and the number of turns so far; the answer 0, 1, ..."""
+def _turn(
+    inputs: Inputs, context: grpc.ServicerContext, count: str, delay_s: str = "0", clips: str = "0"
+) -> Iterator[Message]:
+    """`chunks` of a conversation: the prompt is the history, and the number of turns so far; the answer 0, 1, ...
+
+    The next turn has to bring the last `clips` clips of speech.
+    """
     history = np.asarray(inputs.get("HISTORY", ())).tolist()
     prompt = [*history, 1000 + len([token for token in history if token >= 1000])]
     reading = bool(inputs.get("READ_ONLY"))
     for index in range(0 if reading else int(count)):
         last = index == int(count) - 1
-        status = _status(inputs, index, "done" if last else "running")
+        status = replace(_status(inputs, index, "done" if last else "running"), history_clips=int(clips))
         sent = [] if index else prompt
         yield message(chunk_text(0, index), [index], chunk_pcm(0, index), status, prompt=sent)
         time.sleep(float(delay_s))

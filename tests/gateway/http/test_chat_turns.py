@@ -72,6 +72,22 @@ def test_a_spoken_conversation_goes_on_from_the_id_of_the_last_answer(client: Op
         assert np.asarray(sent.get("HISTORY", ())).tolist() == history
 
 
+def test_the_speech_that_a_plus_checkpoint_needs_again_goes_with_the_next_turn(
+    client: OpenAI, double: ProtocolDouble
+) -> None:
+    double.otherwise = double.spoken = "turn 2 0 2"  # the last two clips
+    messages: list[dict[str, Any]] = []
+    for turn in range(4):
+        messages.append(user(*[QUESTION] * (1 + turn % 2)))  # turns of one and of two recordings
+        answer = ask(client, *messages, **ALOUD).choices[0].message.audio
+        messages.append({"role": "assistant", "audio": {"id": answer.id}})
+    lengths = [np.asarray(sent.get("HISTORY_AUDIO_SAMPLES", ())).tolist() for sent in double.inputs]
+    one, two = QUESTION_SAMPLES, 2 * QUESTION_SAMPLES
+    assert lengths == [[], [one], [one, two], [two, one]]
+    again, first = np.asarray(double.inputs[1]["HISTORY_AUDIO"]), np.asarray(double.inputs[0]["AUDIO"])
+    assert np.array_equal(again, first)
+
+
 def test_a_streamed_answer_is_kept_too_and_the_whole_message_may_be_sent_back(
     client: OpenAI, double: ProtocolDouble
 ) -> None:
