@@ -79,4 +79,5 @@ def _gpu_record(build: Build, facts: Facts) -> GpuRecord:
         candidates=min(options.candidates, rows - first_id),
         head_first_id=first_id,
         banned_ids=tuple(Vocabulary.from_dict(facts["vocabulary"]).banned_ids(rows)),
+        bytes_beside_slots=facts["bytes_beside_slots"],
     )

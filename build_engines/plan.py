@@ -56,6 +56,7 @@ RESERVE_BYTES = 3 * GIB
 TORCH_CUDA_RESERVE_BYTES = 2 * GIB
 #: Assumed: a TensorRT build holds the weights it read, the network's copy and the serialised engine.
 BUILD_COPIES = 3
+_PROGRAMS = "programs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,11 @@ class GpuPlan:
     stream_share: float
     host_stream: int
     host_build: int
+
+    @property
+    def beside_slots(self) -> int:
+        """Memory of each GPU for networks and buffers, without the programs, which a language model counts itself."""
+        return sum(self.weights.values()) + sum(self.buffers.values()) - self.buffers.get(_PROGRAMS, 0)
 
     @property
     def fixed(self) -> int:
@@ -209,7 +215,7 @@ def _plan_torch_cuda(sizes: Sizes, options: GpuOptions, context: int) -> GpuPlan
         weights={"language model": stored} | audio,
         buffers={
             "padding rows": slot_bytes(config, 1, 2),
-            "programs": programs_bytes(config, limits, chunk, 2),
+            _PROGRAMS: programs_bytes(config, limits, chunk, 2),
             **({"prompt rows": prompt_rows_bytes(config, limits, chunk, 2)} if sizes.sensevoice else {}),
             **audio_buffers(sizes, options.streams, options.audio_batch, context),
         },

@@ -27,7 +27,7 @@ from build_engines.machine import check_gpu, check_gpu_memory, check_host, machi
 from build_engines.manifest import make_manifest
 from build_engines.options import GpuOptions
 from build_engines.pipeline import Build
-from build_engines.plan import plan_build
+from build_engines.plan import GpuPlan, plan_build
 from build_engines.sizes import Sizes
 from build_engines.torch_cuda.formats import Fp8Parts, encode, outline
 from vita_audio.checkpoint.check import CheckpointSizes
@@ -107,8 +107,7 @@ def _write(
     )
     facts["limits"] = make_limits(build, facts).to_dict()
     sizes = Sizes(build.checkpoint.name, *size.networks, vocabulary.text_tokens, pattern)
-    _check_machine(build, sizes, device, machine)
-    facts |= machine_facts(build.gpu, machine)
+    facts |= machine_facts(build.gpu, machine, _checked_plan(build, sizes, device, machine))
     files = file_records(folder, [_TOKENIZER_FILE])
     start_s = time.monotonic()
     parts = Fp8Parts.of(build.gpu, build.gpu.head_first_id(pattern, vocabulary.text_tokens))
@@ -138,14 +137,15 @@ def _networks(
         yield name, {key: (tuple(tensor.shape), tensor.dtype) for key, tensor in tensors.items()}, tensors.items()
 
 
-def _check_machine(build: Build, sizes: Sizes, device: torch.device, machine: GpuMachine) -> None:
-    """As a build does, but that engines drawn on a CPU may be for no GPU."""
+def _checked_plan(build: Build, sizes: Sizes, device: torch.device, machine: GpuMachine) -> GpuPlan:
+    """Checked as a build checks it, but that engines drawn on a CPU may be for no GPU."""
     build.gpu.check()
     plan = plan_build(sizes, build.gpu, build.context_tokens)
     if device.type != "cpu":
         check_gpu(build.gpu, machine)
         check_gpu_memory(plan, machine)
     check_host(plan, build.out)
+    return plan
 
 
 def main(

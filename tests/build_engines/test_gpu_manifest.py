@@ -46,6 +46,7 @@ def engines(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"banned_ids": [1]}, CONTAINER, "gpu.banned_ids is '1 ids' but its vocabulary bans"),
         ({"head_first_id": 10**6}, CONTAINER, "gpu.head_first_id is 1000000 but the model has"),
         ({"candidates": 0}, CONTAINER, "gpu.candidates is 0 but the MCTP head has"),
+        ({"bytes_beside_slots": -1}, CONTAINER, "gpu.bytes_beside_slots is -1 but it is bytes of a GPU's memory"),
     ],
 )
 def test_the_server_refuses_by_field(

@@ -25,8 +25,11 @@ from vita_audio.decoding.decoder import StreamingDecoder
 from vita_audio.decoding.schedule import DecoderConfig
 from vita_audio.decoding.stream_buffers import StreamBuffers, ring_frames
 from vita_audio.engines.arrays import HostArrays
+from vita_audio.engines.gpu_room import room_bytes
 from vita_audio.engines.torch_cuda import device_arrays
 from vita_audio.engines.torch_cuda.audio import TorchCudaFlow, TorchCudaVocoder
+from vita_audio.engines.torch_cuda.memory import check_memory, programs_bytes, slot_bytes
+from vita_audio.engines.torch_cuda.shapes import Limits
 from vita_audio.models.flow import Flow
 from vita_audio.models.vocoder import Vocoder
 from vita_audio.text.vocabulary import BASE
@@ -205,6 +208,25 @@ def test_what_fits_fits_and_one_more_does_not(memory: int, streams: int) -> None
 
 
 PLAN = plan()
+
+
+@pytest.mark.parametrize("fp8", [False, True])
+@given(memory=st.integers(30, 200), streams=st.integers(1, 256))
+@settings(max_examples=30, deadline=None)
+def test_what_the_plan_lets_through_starts(fp8: bool, memory: int, streams: int) -> None:
+    """On a GPU that holds nothing else, in whatever order the processes of the server load their engines."""
+    config, total = RELEASED.language_model, memory * GIB
+    made = plan(engine="torch_cuda", streams=streams, mctp_head_format="fp8" if fp8 else "bf16")
+    assert made.beside_slots + made.buffers["programs"] + made.reserve == made.fixed
+    try:
+        made.check_fit(total, "this GPU")
+    except EngineError:
+        return
+    limits = Limits(streams, config.mctp_modules, 4096)
+    programs, language_model = programs_bytes(config, limits, 256, 2), made.weights["language model"]
+    for loaded in (language_model, made.beside_slots):  # alone yet; after all others
+        room = room_bytes(total - loaded, total, made.beside_slots)
+        check_memory(streams, 4096, slot_bytes(config, 4096, 2), programs, room)
 
 
 def test_audio_weights_are_those_of_the_files(tmp_path: Path) -> None:

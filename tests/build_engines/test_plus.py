@@ -109,7 +109,7 @@ def test_for_tensorrt_llm(plus: Path, tmp_path: Path, compilers: Compilers) -> N
     _, tensors = load_language_model(plus / "language_model")
     with mock.patch(
         "vita_audio.engines.tensorrt_llm.session.SessionExecutor",
-        lambda folder, layout: ReferenceExecutor(layout, tensors),
+        lambda folder, layout, bytes_beside: ReferenceExecutor(layout, tensors),
     ):
         opened = open_language_model(EngineSource(tmp_path, manifest), 4)
     assert opened.embedded_size == TINY.language_model.hidden_size

@@ -9,7 +9,6 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -44,7 +43,6 @@ from vita_audio.engines.registry import (
     open_speech_tokenizer,
 )
 from vita_audio.engines.source import EngineSource
-from vita_audio.engines.tensorrt_audio.audio import TensorRtFlow
 from vita_audio.engines.tensorrt_llm import session
 from vita_audio.engines.tensorrt_llm.language_model import TensorRtLlmLanguageModel
 from vita_audio.engines.tensorrt_llm.layout import Layout
@@ -132,17 +130,18 @@ def test_tensorrt_llm(
     rounded = {key: value.bfloat16().float() for key, value in tensors.items()}
     gpu = source.gpu
     assert gpu is not None
-    asked: list[tuple[Path, Layout]] = []
+    asked: list[tuple[Path, Layout, int]] = []
 
-    def executor(folder: Path, layout: Layout) -> ReferenceExecutor:
-        asked.append((folder, layout))
+    def executor(folder: Path, layout: Layout, bytes_beside: int) -> ReferenceExecutor:
+        asked.append((folder, layout, bytes_beside))
         return ReferenceExecutor(layout, rounded, gpu.banned_ids)
 
     monkeypatch.setattr(session, "SessionExecutor", executor)
     served = changed(source, engine="tensorrt_llm", candidates=20)
     engine = open_language_model(served, slots=2)
     assert isinstance(engine, TensorRtLlmLanguageModel)
-    ((folder, layout),) = asked
+    ((folder, layout, bytes_beside),) = asked
+    assert bytes_beside == gpu.bytes_beside_slots > 0
     assert folder == source.folder / "language_model"
     assert (layout.slots, layout.context, layout.max_num_tokens) == (2, 128, 64)
     assert (layout.candidates, layout.head_first_id) == (20, 0)
@@ -153,7 +152,7 @@ def test_the_audio_only_head_of_the_build_is_served(source: EngineSource, monkey
     """Ids that the MCTP modules may emit, and ids that never come out, are those of the manifest, in both families."""
     layouts: list[Layout] = []
 
-    def executor(folder: Path, layout: Layout) -> None:
+    def executor(folder: Path, layout: Layout, bytes_beside: int) -> None:
         layouts.append(layout)
 
     monkeypatch.setattr(session, "SessionExecutor", executor)
@@ -164,6 +163,8 @@ def test_the_audio_only_head_of_the_build_is_served(source: EngineSource, monkey
     engine = open_language_model(changed(source, head_first_id=24, banned_ids=(3, 5)), slots=2)
     assert isinstance(engine, TorchCudaLanguageModel)
     assert engine.settings.first_mctp_id == 24
+    assert source.gpu is not None
+    assert engine.settings.bytes_beside == source.gpu.bytes_beside_slots
 
 
 def test_cpu(engines: Path) -> None:
@@ -225,40 +226,6 @@ def test_a_flow_that_solves_itself_gives_the_same_sound(
     assert len(solved) == 3  # decodes at 8, 20 and 25 tokens
     assert all(len(times) == 5 and times[0] == 0.0 and times[-1] == pytest.approx(1.0) for times in solved)
     assert np.abs(at_once.astype(int) - step_by_step.astype(int)).max() <= 1  # of 32767
-
-
-class CpuProgram:
-    """In place of a TensorRT program: the same buffers, filled by the reference flow."""
-
-    def __init__(self, flow: FlowEngine, geometry: dict[str, int]) -> None:
-        shape = (geometry["batch"], flow.mel_channels, geometry["frames"])
-        self.inputs = {name: torch.zeros(shape) for name in ("x", "mu", "cond")} | {"t": torch.zeros(1)}
-        self.output = torch.zeros(shape)
-        self._flow = flow
-
-    def load(self, arrays: dict[str, np.ndarray]) -> None:
-        for name, array in arrays.items():
-            self.inputs[name][: len(array)].copy_(torch.from_numpy(array))
-
-    def enqueue(self) -> None:
-        x, mu, cond = (self.inputs[name].numpy() for name in ("x", "mu", "cond"))
-        self.output.copy_(torch.from_numpy(self._flow.velocity(x, mu, cond, float(self.inputs["t"]))))
-
-    def read(self, rows: int, tensor: torch.Tensor) -> np.ndarray:
-        return tensor[:rows].numpy().copy()
-
-
-def test_the_solver_on_the_device_takes_the_same_steps(source: EngineSource) -> None:
-    """`TensorRtFlow.solve` over buffers of the CPU, against one `velocity` call after the other."""
-    flow, vocoder = open_audio_decoder(source)
-    served = object.__new__(TensorRtFlow)  # its own way in needs a GPU
-    served.mel_channels, served.block_tokens, served.vocab_size = flow.mel_channels, flow.block_tokens, 256
-    served.condition = flow.condition  # type: ignore[method-assign]
-    served._velocity = SimpleNamespace(stream=None, program=partial(CpuProgram, flow))  # type: ignore[assignment]
-    assert isinstance(served, SolvingFlowEngine)
-    at_once, step_by_step = (_sound(StreamingDecoder(f, vocoder)) for f in (served, StepByStep(flow)))
-    assert np.abs(at_once.astype(int) - step_by_step.astype(int)).max() <= 1  # of 32767
-    assert np.abs(at_once).max() > 100
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="TensorRT is installed")
@@ -369,7 +336,7 @@ folder = Path(sys.argv[1])
 manifest = check_manifest(folder, target="gpu", device="cpu")
 source = EngineSource(folder, manifest, device="cpu")
 speech = open_speech_tokenizer(source)
-warm_up_speech(speech)
+warm_up_speech(lambda clip: speech_tokens(speech, clip))
 stage = PromptStage(TextTokenizer(folder / "tokenizer.json"), manifest.limits, lambda clip: speech_tokens(speech, clip))
 prompt = stage.prepare({"AUDIO": np.full(8000, 0.1, np.float32)})
 service = GenerationService(open_language_model(source, 1), manifest.vocabulary.end_tokens, source.prefill_chunk)

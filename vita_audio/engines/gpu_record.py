@@ -35,6 +35,8 @@ class GpuRecord:
         candidates: the largest top-k that is drawn from.
         head_first_id: first id of the MCTP head; 0 is the full head.
         banned_ids: ids that never come out.
+        bytes_beside_slots: memory of the GPU for all networks and their buffers, of speech too, but not for slots and
+            programs of the language model; by the plan of the build (`build_engines/plan.py`).
     """
 
     engine: str
@@ -51,6 +53,7 @@ class GpuRecord:
     candidates: int
     head_first_id: int
     banned_ids: tuple[int, ...]
+    bytes_beside_slots: int
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> GpuRecord:

@@ -200,6 +200,8 @@ def _gpu_incompatibilities(manifest: Manifest, machine: GpuMachine | None) -> It
         yield "gpu.head_first_id", gpu.head_first_id, f"the model has {rows} rows"
     if not 1 <= gpu.candidates <= rows - gpu.head_first_id:
         yield "gpu.candidates", gpu.candidates, f"the MCTP head has {rows - gpu.head_first_id} rows"
+    if gpu.bytes_beside_slots < 0:
+        yield "gpu.bytes_beside_slots", gpu.bytes_beside_slots, "it is bytes of a GPU's memory"
 
 
 def _schedule_incompatibilities(manifest: Manifest, running: Mapping[str, Any]) -> Iterator[tuple[str, object, str]]:

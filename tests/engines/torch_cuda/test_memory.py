@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 from language_models import random_weights
 from vita_audio.checkpoint.configs import LanguageModelConfig
 from vita_audio.contract.errors import EngineError
+from vita_audio.engines.gpu_room import room_bytes
 from vita_audio.engines.torch_cuda import engine as engine_module
 from vita_audio.engines.torch_cuda.cuda_graphs import Program
 from vita_audio.engines.torch_cuda.engine import TorchCudaLanguageModel
@@ -105,6 +108,25 @@ def test_another_failure_is_not_taken_for_memory() -> None:
     with failing(RuntimeError("CUDA error: an illegal memory access")), pytest.raises(RuntimeError, match="illegal"):
         small_engine().prepare(16)
     assert not is_out_of_memory(ValueError("out of memory"))
+
+
+def test_slots_leave_the_room_of_all_else_that_the_server_loads() -> None:
+    """A GPU of 80 GiB, all of it free yet: 40 GiB are for networks and buffers of every process."""
+    each, programs = slot_bytes(SEVEN_B, 4096, 2), seven_b(150)
+    head = torch.zeros(SEVEN_B.vocab_size, 1)
+    device = SimpleNamespace(type="cuda")
+    weights: Any = SimpleNamespace(mctp_head=head, embedding=SimpleNamespace(device=device, element_size=lambda: 2))
+    with mock.patch("torch.cuda.mem_get_info", return_value=(79 * GIB, 80 * GIB)):
+        Settings(150, 4096).check(SEVEN_B, weights)
+        with pytest.raises(EngineError, match=rf"of 40\.0 GiB .*: {slots_that_fit(40 * GIB, each, programs)} fit"):
+            Settings(150, 4096, bytes_beside=40 * GIB).check(SEVEN_B, weights)
+
+
+@given(free=st.integers(0, 1 << 37), used=st.integers(0, 1 << 37), beside=st.integers(0, 1 << 38))
+def test_room_is_never_more_than_either_bound(free: int, used: int, beside: int) -> None:
+    room = room_bytes(free, free + used, beside)
+    assert room == 0 or (room <= free and room + beside <= free + used)
+    assert room in (0, free, free + used - beside)
 
 
 def small_engine() -> TorchCudaLanguageModel:

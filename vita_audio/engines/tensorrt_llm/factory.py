@@ -18,4 +18,5 @@ def language_model(source: EngineSource, slots: int) -> TensorRtLlmLanguageModel
         )
     limits = slots, source.context_tokens, gpu.max_num_tokens, gpu.candidates, gpu.head_first_id
     layout = layout_for(config, *limits, embedded=source.manifest.speech_input == SENSEVOICE)
-    return TensorRtLlmLanguageModel(session.SessionExecutor(source.folder / "language_model", layout), gpu.banned_ids)
+    executor = session.SessionExecutor(source.folder / "language_model", layout, bytes_beside=gpu.bytes_beside_slots)
+    return TensorRtLlmLanguageModel(executor, gpu.banned_ids)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vita_audio.contract.errors import EngineError
+from vita_audio.engines.gpu_room import room_bytes
 from vita_audio.engines.tensorrt_llm.engine import Engine
 from vita_audio.engines.tensorrt_llm.engine_record import VERSION, read_pair
 from vita_audio.engines.tensorrt_llm.executor import Tensors
@@ -29,6 +30,7 @@ class SessionExecutor:
         folder: holds backbone/ and (K > 0) mctp/, each with config.json and rank0.engine.
         layout: sizes; checked against what the engines were built for.
         device: index of the GPU.
+        bytes_beside: memory of the GPU that all else of the server takes (`GpuRecord.bytes_beside_slots`).
 
     Raises:
         EngineError: tensorrt_llm is missing or of another version, an engine file is missing, an engine was built for
@@ -36,7 +38,7 @@ class SessionExecutor:
             the layout.
     """
 
-    def __init__(self, folder: Path, layout: Layout, device: int = 0) -> None:
+    def __init__(self, folder: Path, layout: Layout, device: int = 0, bytes_beside: int = 0) -> None:
         session = _session_class()
         backbone, mctp = read_pair(folder, layout)  # takes no time, engines do
         self.layout = layout
@@ -59,10 +61,10 @@ class SessionExecutor:
             self._logits = torch.empty(layout.slots, config.vocab_size, device=self.device)
             shape = (layout.slots, config.mctp_modules)
             self._tokens = torch.empty(shape, dtype=torch.int32, device=self.device)
-        free, _ = torch.cuda.mem_get_info(self.device)
+        room = room_bytes(*torch.cuda.mem_get_info(self.device), bytes_beside)
         kv_bytes, hidden_bytes = self.kv_dtype.itemsize, self.hidden_dtype.itemsize
         sizes = PoolSizes(config, kv_bytes, hidden_bytes, layout.tokens_per_block)
-        sizes.check_fit(layout.slots, layout.context, free)  # the pool is allocated next
+        sizes.check_fit(layout.slots, layout.context, room)  # the pool is allocated next
 
     def stream(self) -> AbstractContextManager[object]:
         return torch.cuda.stream(self._stream)

@@ -40,11 +40,16 @@ def language_model(source: EngineSource, slots: int) -> TorchCudaLanguageModel:
     plus = source.manifest.speech_input == SENSEVOICE
     prompt_rows = most_rows(limits, source.prefill_chunk) if plus else 0
     weights = load_weights(config, StoredTensors(source.folder / WEIGHTS_FILE), device, dtype, prompt_rows)
-    first_mctp_id, banned_ids = (source.gpu.head_first_id, source.gpu.banned_ids) if source.gpu else (0, ())
+    gpu = source.gpu
     settings = Settings(
-        slots, source.context_tokens, first_mctp_id, kernels_off=source.kernels_off, folder=source.folder
+        slots,
+        source.context_tokens,
+        gpu.head_first_id if gpu else 0,
+        kernels_off=source.kernels_off,
+        bytes_beside=gpu.bytes_beside_slots if gpu else 0,
+        folder=source.folder,
     )
-    engine = TorchCudaLanguageModel(config, weights, settings, banned_ids)
+    engine = TorchCudaLanguageModel(config, weights, settings, gpu.banned_ids if gpu else ())
     engine.prepare(source.prefill_chunk)
     return engine
 

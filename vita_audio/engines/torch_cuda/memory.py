@@ -61,12 +61,15 @@ def slots_that_fit(free: int, each: int, programs: int) -> int:
 
 
 def check_memory(slots: int, context: int, each: int, programs: int, free: int) -> None:
-    """Raises EngineError unless `slots` of `each` bytes, and their programs, fit `free` bytes of the GPU."""
+    """Raises EngineError unless `slots` of `each` bytes, and their programs, fit `free` bytes of the GPU.
+
+    All else that the server holds there is taken off `free` before (`gpu_room.py`).
+    """
     fit = slots_that_fit(free, each, programs)
     if slots > fit:
         raise EngineError(
             f"slots: {slots} x {context} tokens need {slots * each / GIB:.1f} GiB, and {programs / GIB:.1f} GiB for "
-            f"their programs, of {free / GIB:.1f} GiB free on the GPU: {fit} fit; {REMEDY}"
+            f"their programs, of {free / GIB:.1f} GiB free on the GPU beside all else: {fit} fit; {REMEDY}"
         )
 
 

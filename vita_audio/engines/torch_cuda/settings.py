@@ -10,6 +10,7 @@ import torch
 
 from vita_audio.checkpoint.configs import LanguageModelConfig
 from vita_audio.contract.errors import EngineError
+from vita_audio.engines.gpu_room import room_bytes
 from vita_audio.engines.source import GPU_PREFILL_CHUNK
 from vita_audio.engines.torch_cuda.fp8 import rows
 from vita_audio.engines.torch_cuda.memory import check_memory, programs_bytes, slot_bytes
@@ -29,6 +30,7 @@ class Settings:
             first on a CUDA device where the GPU language Triton is installed.
         capture: CUDA graphs on a CUDA device; no meaning elsewhere.
         kernels_off: names of `kernels/operations.py` that run as their reference, to find a kernel that is wrong.
+        bytes_beside: memory of the GPU that all else of the server takes (`GpuRecord.bytes_beside_slots`).
         folder: of the engines: what is measured on this GPU is kept there. None measures nothing.
     """
 
@@ -38,6 +40,7 @@ class Settings:
     attention: Literal["auto", "rectangle", "split"] = "auto"
     capture: bool = True
     kernels_off: frozenset[str] = frozenset()
+    bytes_beside: int = 0
     folder: Path | None = None
 
     def check(self, config: LanguageModelConfig, weights: Weights) -> None:
@@ -57,8 +60,8 @@ class Settings:
                 "MCTP modules begins; build the engines again"
             )
         if weights.embedding.device.type == "cuda":
-            free, _ = torch.cuda.mem_get_info(weights.embedding.device)
-            check_memory(self.slots, self.context, *self.memory(config, weights.embedding.element_size()), free)
+            room = room_bytes(*torch.cuda.mem_get_info(weights.embedding.device), self.bytes_beside)
+            check_memory(self.slots, self.context, *self.memory(config, weights.embedding.element_size()), room)
 
     def memory(self, config: LanguageModelConfig, element_size: int) -> tuple[int, int]:
         """Device memory in bytes: of one slot, and (estimated) of all programs that are prepared."""
