@@ -21,7 +21,7 @@ from benchmarks import scale_out
 from benchmarks.balancer import CONFIG, Balancer
 from server.haproxy import find_haproxy
 from server.launch import TritonServer
-from triton_probe import metrics, wait_idle
+from triton_probe import long_request, metrics, wait_idle
 from vita_audio.contract.fields import ENSEMBLE
 from vita_client import Client, ServerUnavailable
 
@@ -112,7 +112,7 @@ def test_a_cancelled_stream_is_cancelled_behind_the_balancer(server: TritonServe
     cancelled = 'vita_streams_ended_total{reason="cancelled",stage="speech_lm"}'
     before = metrics(server).get(cancelled, 0)
     with Client(balancer.url) as client:
-        stream = client.stream(**two_hundred_tokens(client))
+        stream = client.stream(**long_request(client))  # so that it is not generated before it is cancelled
         next(stream)
         stream.cancel()
     assert set(wait_idle(server).values()) == {0.0}
