@@ -37,7 +37,7 @@ def captured_bytes(sizes: Sizes, max_batch: int) -> int:
     made = decoder_geometries(DecoderConfig(), sizes.flow.block_size)
 
     def condition(batch: int, g: Geometry) -> int:  # ids and frame map are 8 bytes, the rest float32
-        return 8 * (batch * g["tokens"] + g["frames"]) + 4 * batch * mels * g["frames"]
+        return 8 * batch * (g["tokens"] + g["frames"]) + 4 * batch * mels * g["frames"]
 
     def velocity(batch: int, g: Geometry) -> int:  # x, mu, cond in, v out, and the time
         return 4 * (4 * batch * mels * g["frames"] + 1)

@@ -51,16 +51,15 @@ def run(build: Build, folder: Path, needed: Needed) -> Facts:
     if options.engine == TENSORRT_LLM:
         load_scales(options.scales, language_model_plans(sizes, options).values())  # there, and complete
     check_host(plan, build.out, {name for number, name in _WRITTEN[options.engine].items() if build.has_run(number)})
-    return machine_facts(options, machine, plan)
+    return machine_facts(options, machine)
 
 
-def machine_facts(options: GpuOptions, machine: GpuMachine, plan: GpuPlan) -> Facts:
-    """What later stages need of the machine, which may have no GPU, and of the plan for it."""
-    facts: Facts = {
+def machine_facts(options: GpuOptions, machine: GpuMachine) -> Facts:
+    """What later stages need to know of the machine, which may have no GPU."""
+    facts = {
         "gpu": machine.gpus[0].name if machine.gpus else NONE,
         "compute_capability": machine.compute_capability,
         "container": machine.container,
-        "bytes_beside_slots": plan.beside_slots,
     }
     if options.engine == TENSORRT_LLM:
         facts |= {"tensorrt": machine.tensorrt, "tensorrt_llm": machine.tensorrt_llm}

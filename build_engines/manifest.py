@@ -6,6 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from build_engines.plan import GpuPlan, plan_build
+from build_engines.sizes import read_sizes
 from vita_audio.checkpoint.file_records import FileRecord, combined_sha256
 from vita_audio.contract.errors import EngineError
 from vita_audio.contract.limits import Limits
@@ -29,17 +31,23 @@ def run(build: Build, folder: Path, needed: Needed) -> Facts:
                 raise EngineError(f"{file}: changed or gone since stage {number} made it: run --stage {number}")
             if not file.is_relative_to(build.graphs):
                 files[name] = FileRecord(sha256, file.stat().st_size)
-    made = make_manifest(build, needed.facts, files, combined_sha256(build.checkpoint_files))
+    plan = None
+    if build.target == "gpu":
+        plan = plan_build(read_sizes(build.checkpoint), build.gpu, build.context_tokens)
+    made = make_manifest(build, needed.facts, files, combined_sha256(build.checkpoint_files), plan)
     (folder / MANIFEST).write_text(made.to_json(), encoding="utf-8")
     return {}
 
 
-def make_manifest(build: Build, facts: Facts, files: dict[str, FileRecord], checkpoint_sha256: str) -> Manifest:
+def make_manifest(
+    build: Build, facts: Facts, files: dict[str, FileRecord], checkpoint_sha256: str, plan: GpuPlan | None
+) -> Manifest:
     """The manifest of a build.
 
     Args:
         facts: of the checkpoint, the limits and, for a GPU, the machine.
         files: path -> record of all that is served.
+        plan: of a build for a GPU.
     """
     return Manifest(
         target=build.target,
@@ -52,11 +60,11 @@ def make_manifest(build: Build, facts: Facts, files: dict[str, FileRecord], chec
         limits=Limits.from_dict(facts["limits"]),
         files=files,
         schedule=schedule_fields(DecoderConfig()),
-        gpu=_gpu_record(build, facts) if build.target == "gpu" else None,
+        gpu=None if plan is None else _gpu_record(build, facts, plan),
     )
 
 
-def _gpu_record(build: Build, facts: Facts) -> GpuRecord:
+def _gpu_record(build: Build, facts: Facts, plan: GpuPlan) -> GpuRecord:
     """What GPU engines are built for."""
     options = build.gpu
     first_id = options.head_first_id(facts["default_pattern"], facts["vocabulary"]["text_tokens"])
@@ -79,5 +87,5 @@ def _gpu_record(build: Build, facts: Facts) -> GpuRecord:
         candidates=min(options.candidates, rows - first_id),
         head_first_id=first_id,
         banned_ids=tuple(Vocabulary.from_dict(facts["vocabulary"]).banned_ids(rows)),
-        bytes_beside_slots=facts["bytes_beside_slots"],
+        bytes_beside_slots=plan.beside_slots,
     )

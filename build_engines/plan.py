@@ -89,8 +89,12 @@ class GpuPlan:
 
     @property
     def beside_slots(self) -> int:
-        """Memory of each GPU for networks and buffers, without the programs, which a language model counts itself."""
-        return sum(self.weights.values()) + sum(self.buffers.values()) - self.buffers.get(_PROGRAMS, 0)
+        """Memory of each GPU for networks and buffers, without the programs, which a language model counts itself.
+
+        With the reserve, where streams may have all that is left.
+        """
+        reserve = self.reserve if self.stream_share == 1.0 else 0
+        return sum(self.weights.values()) + sum(self.buffers.values()) - self.buffers.get(_PROGRAMS, 0) + reserve
 
     @property
     def fixed(self) -> int:

@@ -107,7 +107,8 @@ def _write(
     )
     facts["limits"] = make_limits(build, facts).to_dict()
     sizes = Sizes(build.checkpoint.name, *size.networks, vocabulary.text_tokens, pattern)
-    facts |= machine_facts(build.gpu, machine, _checked_plan(build, sizes, device, machine))
+    plan = _checked_plan(build, sizes, device, machine)
+    facts |= machine_facts(build.gpu, machine)
     files = file_records(folder, [_TOKENIZER_FILE])
     start_s = time.monotonic()
     parts = Fp8Parts.of(build.gpu, build.gpu.head_first_id(pattern, vocabulary.text_tokens))
@@ -116,7 +117,7 @@ def _write(
         before_s, start_s = start_s, time.monotonic()
         on_file(name, files[name], start_s - before_s)
     checkpoint_sha256 = combined_sha256({name: record.sha256 for name, record in files.items()})
-    manifest = make_manifest(build, facts, files, checkpoint_sha256)
+    manifest = make_manifest(build, facts, files, checkpoint_sha256, plan)
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
 

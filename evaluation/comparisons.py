@@ -75,7 +75,7 @@ def compare_all(options: argparse.Namespace, console: Console) -> None:
         data = options.out / f"data-{options.limit}"
         make_data(held_out_config(options.limit), data, console)
         write_layouts(load_cases(data, options.limit), suites)
-    place = options.out / checkpoint
+    place = options.out / f"{checkpoint}-{options.limit}"
     engines = _engines(options.checkpoint, place)
     about = {"checkpoint": f"{options.checkpoint.name} ({checkpoint})", "judge": options.judge, "notes": options.note}
     about |= {"machine": describe_machine(), "revision": revision()}

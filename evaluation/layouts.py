@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import shutil
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,7 +36,13 @@ def write_layouts(cases: Sequence[Case], out: Path) -> None:
 
 def generated(data: Path) -> str:
     """What a report says of a folder that `write_layouts` wrote; "" of any other."""
-    return _NOTE if (data / _MARK).is_file() else ""
+    data = data.resolve()  # a suite's own folder in it, or a part of that, may have been named
+    return _NOTE if any((folder / _MARK).is_file() for folder in (data, *data.parents[:3])) else ""
+
+
+def _number(case: Case) -> str:
+    """In a file's name: of what the case says, so that answers to other data are never taken for answers to it."""
+    return f"{zlib.crc32(repr((case.id, case.reference, case.question)).encode()):010}"
 
 
 def _librispeech(cases: Sequence[Case], folder: Path) -> None:
@@ -45,8 +52,8 @@ def _librispeech(cases: Sequence[Case], folder: Path) -> None:
         chapter = folder / str(speaker) / "1"
         chapter.mkdir(parents=True)
         lines = []
-        for number, case in enumerate(case for case in cases if case.voice == voice):
-            name = f"{speaker}-1-{number:04}"
+        for case in (case for case in cases if case.voice == voice):
+            name = f"{speaker}-1-{_number(case)}"
             lines.append(f"{name} {' '.join(words_of(case.reference)).upper()}\n")
             shutil.copyfile(_sound(case), chapter / f"{name}.flac")
         (chapter / f"{speaker}-1.trans.txt").write_text("".join(lines), encoding="utf-8")
@@ -55,9 +62,9 @@ def _librispeech(cases: Sequence[Case], folder: Path) -> None:
 def _libritts(cases: Sequence[Case], folder: Path) -> None:
     chapter = folder / "1" / "1"
     chapter.mkdir(parents=True)
-    for number, case in enumerate(cases):
+    for case in cases:
         text = f"{case.reference}\n"
-        (chapter / f"1_1_{number:06}_000000.normalized.txt").write_text(text, encoding="utf-8")
+        (chapter / f"1_1_{_number(case)}_000000.normalized.txt").write_text(text, encoding="utf-8")
 
 
 def _web_questions(cases: Sequence[Case], folder: Path) -> None:
@@ -65,10 +72,10 @@ def _web_questions(cases: Sequence[Case], folder: Path) -> None:
     with (folder / "web_questions.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["question", "answers", "audio_filename"])
-        for number, case in enumerate(cases):
-            shutil.copyfile(_sound(case), folder / "audios" / f"{number:04}.flac")
+        for case in cases:
+            shutil.copyfile(_sound(case), folder / "audios" / f"{_number(case)}.flac")
             answers = "; ".join(answer.lstrip(WHOLE) for answer in case.answers)
-            writer.writerow([case.question, answers, f"{number:04}.flac"])
+            writer.writerow([case.question, answers, f"{_number(case)}.flac"])
 
 
 def _sound(case: Case) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 _BUCKETS_S = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2, 5, 10, 30)
@@ -42,3 +44,9 @@ class Metrics:
             ("server",),
             registry=registry,
         )
+
+    def forget(self, server: str) -> None:
+        """Nothing more is said of a server."""
+        for metric in (self.server_ready, self.server_streams, self.sent_again):
+            with suppress(KeyError):  # it has never lost a request, say
+                metric.remove(server)

@@ -34,8 +34,8 @@ class Upstream:
         self.running = self.served = 0
         self.full_until_s = 0.0
         self.fault = ""
-        self._gauges = metrics.server_ready, metrics.server_streams
-        self._ready, self._streams = (gauge.labels(self.address) for gauge in self._gauges)
+        self._ready = metrics.server_ready.labels(self.address)
+        self._streams = metrics.server_streams.labels(self.address)
         self._ready.set(1)
 
     def use(self, change: int) -> None:
@@ -62,11 +62,6 @@ class Upstream:
         self.fault = fault
         self._ready.set(not fault)
 
-    def forget(self) -> None:
-        """It is not coming back."""
-        for gauge in self._gauges:
-            gauge.remove(self.address)
-
     async def watch(self) -> None:
         """Ask for its health, for ever."""
         while True:
@@ -87,6 +82,7 @@ class Upstreams:
         self._metrics, self._tls, self._names = metrics, tls, names
         self._all = [Upstream(Connection(address, tls=tls), metrics) for address in addresses]
         self._named: dict[str, dict[str, Upstream]] = {name: {} for name in names}
+        self._leaving: dict[tuple[str, str], Upstream] = {}  # by name and address; something still runs on them
         self._sent_again = metrics.sent_again
         self._tasks: dict[object, asyncio.Task[None]] = {}
 
@@ -186,7 +182,7 @@ class Upstreams:
         for task in self._tasks.values():
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
-        for upstream in self._all:
+        for upstream in (*self._all, *self._leaving.values()):
             await upstream.client.close()
 
     async def _follow(self, name: str) -> None:
@@ -194,7 +190,7 @@ class Upstreams:
         while True:
             try:
                 found = await _addresses(name)
-            except OSError as error:
+            except (OSError, UnicodeError) as error:  # the latter of a label that no name may have
                 _log.warning("name not found", extra={"server": name, "reason": str(error)})
             else:
                 self._found(name, found)
@@ -202,26 +198,31 @@ class Upstreams:
 
     def _found(self, name: str, addresses: set[str]) -> None:
         known = self._named[name]
-        for address in sorted(addresses - known.keys()):
+        for address in sorted(addresses - {each.address for each in self._all}):
             tls = self._tls and replace(self._tls, server_name=self._tls.server_name or split_address(name)[0])
-            upstream = known[address] = Upstream(Connection(address, tls=tls), self._metrics)
+            if (upstream := self._leaving.pop((name, address), None)) is None:
+                upstream = Upstream(Connection(address, tls=tls), self._metrics)
+            else:  # it is back, before what runs on it has ended
+                self._tasks.pop(upstream).cancel()
+            known[address] = upstream
             self._all.append(upstream)
             self._tasks[upstream] = asyncio.create_task(upstream.watch())
             _log.info("server found", extra={"server": address})
         for address in known.keys() - addresses:
             self._all.remove(upstream := known.pop(address))
+            self._leaving[name, address] = upstream
             self._tasks.pop(upstream).cancel()
-            self._tasks[upstream] = asyncio.create_task(self._leave(upstream))
+            self._tasks[upstream] = asyncio.create_task(self._leave(name, upstream))
 
-    async def _leave(self, upstream: Upstream) -> None:
+    async def _leave(self, name: str, upstream: Upstream) -> None:
         """What runs on a server that is no longer named goes on to its end."""
-        try:
-            while upstream.running:
-                await asyncio.sleep(_CHECK_INTERVAL_S)
-        finally:
-            await upstream.client.close()
-        upstream.forget()
+        while upstream.running:
+            await asyncio.sleep(_CHECK_INTERVAL_S)
+        del self._leaving[name, upstream.address]
+        if all(each.address != upstream.address for each in (*self._all, *self._leaving.values())):
+            self._metrics.forget(upstream.address)
         _log.info("server gone", extra={"server": upstream.address})
+        await upstream.client.close()
         del self._tasks[upstream]
 
 

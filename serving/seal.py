@@ -93,5 +93,7 @@ class Seal:
 
     def _mac(self, head: bytes, text: bytes, payload: bytes, rows: bytes) -> bytes:
         lengths = len(text).to_bytes(8, "big") + len(payload).to_bytes(8, "big")
-        whole = b"".join((_VERSION, head, lengths, text, payload, rows))
-        return hmac.digest(self._secret, whole, "sha256")[:_MAC_BYTES].hex().encode()
+        made = hmac.new(self._secret, digestmod="sha256")
+        for part in (_VERSION, head, lengths, text, payload, rows):  # one by one: rows of a history are not copied
+            made.update(part)
+        return made.digest()[:_MAC_BYTES].hex().encode()

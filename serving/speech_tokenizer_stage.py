@@ -88,6 +88,6 @@ class _Embeddings:
         key = hashlib.sha256(speech.tobytes()).digest()
         if (found := self._made.get(key)) is not None:
             return found
-        rows = np.ascontiguousarray(speech_embeddings(self._engine, speech), np.float32)
+        rows = np.array(speech_embeddings(self._engine, speech), np.float32)  # a view would keep the padding of a clip
         self._made.put(key, rows, rows.nbytes)
         return rows

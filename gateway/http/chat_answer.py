@@ -70,7 +70,8 @@ class Completion:
         """What is left at the end of the answer."""
         if (status := stream.status) is not None:
             self._prompt_tokens, self._cached_tokens = status.prompt_tokens, status.cached_tokens
-            self._reason = "length" if status.reason in ("max_tokens", "context_limit") else "stop"
+            cut = status.reason in ("max_tokens", "context_limit") and not self.stopped
+            self._reason = "length" if cut else "stop"
         return self._told(self._stops.finish()), b"" if self._encoder is None else self._encoder.finish()
 
     def whole(self, sound: bytes) -> dict[str, Any]:

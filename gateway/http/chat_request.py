@@ -8,8 +8,8 @@ from pydantic import BaseModel, Field, field_validator
 
 from gateway.http.speech import Voice
 
-#: OpenAI's own bound.
-_MAX_STOPS = 4
+#: The first is OpenAI's own bound. All text that comes is searched for them.
+_MAX_STOPS, _MAX_STOP_CHARACTERS = 4, 1000
 
 
 class InputAudio(BaseModel):
@@ -99,8 +99,10 @@ class ChatRequest(BaseModel):
     @classmethod
     def _stops(cls, stop: str | list[str] | None) -> list[str]:
         stops = [stop] if isinstance(stop, str) else stop or []
-        if len(stops) > _MAX_STOPS or not all(stops):
-            raise ValueError(f"there are at most {_MAX_STOPS} stop sequences, each of one character or more")
+        if len(stops) > _MAX_STOPS or not all(0 < len(each) <= _MAX_STOP_CHARACTERS for each in stops):
+            raise ValueError(
+                f"there are at most {_MAX_STOPS} stop sequences, each of 1 to {_MAX_STOP_CHARACTERS} characters"
+            )
         return stops
 
     @property

@@ -37,5 +37,5 @@ class StopSequences:
 
     def _begun(self, text: str) -> int:
         """How many of the last characters begin a sequence."""
-        begun = (n for each in self._sequences for n in range(len(each) - 1, 0, -1) if text.endswith(each[:n]))
-        return max(begun, default=0)
+        most = [(each, min(len(each) - 1, len(text))) for each in self._sequences]
+        return max((n for each, longest in most for n in range(longest, 0, -1) if text.endswith(each[:n])), default=0)

@@ -287,7 +287,7 @@ def test_captured_calls() -> None:
     """One bucket of one geometry more: the plan of a batch of 2 adds the batch of 2 to that of 1."""
     sizes = released_sizes()
     one, two = captured_bytes(sizes, 1), captured_bytes(sizes, 2)
-    assert 2 * one < two <= 3 * one  # frame maps and times do not grow with the batch
+    assert 2 * one < two <= 3 * one  # times do not grow with the batch
     assert captured_bytes(sizes, 3) > two
 
 

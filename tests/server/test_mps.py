@@ -176,7 +176,10 @@ def helpers(server: Foreground) -> dict[str, int]:
     """The processes of MPS below a launcher."""
     found: dict[str, int] = {}
     for pid in descendants(server.process.pid):
-        line = Path(f"/proc/{pid}/cmdline").read_text()
+        try:
+            line = Path(f"/proc/{pid}/cmdline").read_text()
+        except FileNotFoundError:  # it has ended meanwhile
+            continue
         if "guard.py" not in line:
             found |= {name: pid for name in (CONTROL, SERVER) if name in line}
     return found
