@@ -219,10 +219,10 @@ class Upstreams:
         while upstream.running:
             await asyncio.sleep(_CHECK_INTERVAL_S)
         del self._leaving[name, upstream.address]
+        await upstream.client.close()
         if all(each.address != upstream.address for each in (*self._all, *self._leaving.values())):
             self._metrics.forget(upstream.address)
         _log.info("server gone", extra={"server": upstream.address})
-        await upstream.client.close()
         del self._tasks[upstream]
 
 

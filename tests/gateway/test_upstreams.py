@@ -233,6 +233,51 @@ def test_servers_of_a_name_come_and_go(double: ProtocolDouble, monkeypatch: pyte
         other.close()
 
 
+def test_a_server_that_is_back_before_its_streams_have_ended_is_the_same(
+    double: ProtocolDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its figures stay, what runs on it counts, and two names, or its address besides, make it no second server."""
+    there = f"127.0.0.1:{double.port}"
+    found = {"one:1": {there}, "two:1": {there}}
+
+    async def addresses(asked: str) -> set[str]:
+        return found[asked]
+
+    monkeypatch.setattr(upstreams_module, "_addresses", addresses)
+    monkeypatch.setattr(upstreams_module, "_RESOLVE_INTERVAL_S", 0.02)
+
+    async def becomes(upstreams: Upstreams, total: int) -> None:
+        while upstreams.total != total:
+            await asyncio.sleep(0.01)
+
+    async def inside() -> None:
+        upstreams = Upstreams((), metrics := Metrics(), names=tuple(found))
+        upstreams.open()
+        try:
+            await becomes(upstreams, 1)
+            async with upstreams.client() as client:
+                found.update({"one:1": set(), "two:1": set()})
+                await becomes(upstreams, 0)
+                found["one:1"] = {there}
+                await becomes(upstreams, 1)
+                async with upstreams.client() as again:
+                    assert again is client
+                    running = metrics.registry.get_sample_value
+                    assert running("vita_gateway_server_streams_running", {"server": there}) == 2
+            await asyncio.sleep(0.1)
+            assert metrics.registry.get_sample_value("vita_gateway_server_ready", {"server": there}) == 1
+            assert (await client.health()).ready
+        finally:
+            await upstreams.close()
+        given = Upstreams((there,), Metrics(), names=("one:1",))
+        given.open()
+        await asyncio.sleep(0.1)
+        assert given.total == 1
+        await given.close()
+
+    asyncio.run(asyncio.wait_for(inside(), 60))
+
+
 def test_the_addresses_of_a_name() -> None:
     assert "127.0.0.1:8001" in asyncio.run(upstreams_module._addresses("localhost:8001"))
     with pytest.raises(OSError, match=r"."):
