@@ -22,6 +22,7 @@ from torch import Tensor
 from build_engines import options as flags
 from build_engines.checked import checked_facts
 from build_engines.command import errors_reported
+from build_engines.gpu_manifest import gpu_record
 from build_engines.limits import make_limits
 from build_engines.machine import check_gpu, check_gpu_memory, check_host, machine_facts
 from build_engines.manifest import make_manifest
@@ -117,7 +118,7 @@ def _write(
         before_s, start_s = start_s, time.monotonic()
         on_file(name, files[name], start_s - before_s)
     checkpoint_sha256 = combined_sha256({name: record.sha256 for name, record in files.items()})
-    manifest = make_manifest(build, facts, files, checkpoint_sha256, plan)
+    manifest = make_manifest(build, facts, files, checkpoint_sha256, gpu_record(build, facts, plan))
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
 

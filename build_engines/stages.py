@@ -69,7 +69,7 @@ def gpu_stages(options: GpuOptions) -> tuple[Stage, ...]:
     manifest = Stage(
         len(before) + 1,
         "manifest",
-        "build_engines.manifest:run",
+        "build_engines.gpu_manifest:run",
         reads=(".",),
         needs=tuple(stage.number for stage in before),
         options=(

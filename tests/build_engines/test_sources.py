@@ -170,7 +170,7 @@ CHECK = "check checkpoint"
         ("cpu", "build_engines/pipeline.py", set()),
         ("cpu", "build_engines/tensorrt_llm/formats.py", set()),
         ("tensorrt_llm", "vita_audio/decoding/schedule.py", {"check machine", "audio engines", "manifest"}),
-        ("tensorrt_llm", "vita_audio/decoding/flow_stream.py", {"check machine", "audio engines"}),
+        ("tensorrt_llm", "vita_audio/decoding/flow_stream.py", {"check machine", "audio engines", "manifest"}),
         (
             "tensorrt_llm",
             "build_engines/tensorrt_llm/networks/mctp.py",
