@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from training.device import has_bfloat16
+
 _POLYNOMIAL = (3.4445, -4.7750, 2.0315)  # of the published quintic iteration, and its iterations
 _ITERATIONS = 5
 
@@ -59,8 +61,11 @@ class Muon(Optimizer):
 
 
 def orthogonal(x: Tensor) -> Tensor:
-    """Matrices [n, rows, columns] -> bfloat16, like them but with all singular values near 1 (Newton-Schulz)."""
-    x = x.bfloat16()
+    """Matrices [n, rows, columns] -> like them but with all singular values near 1 (Newton-Schulz).
+
+    In bfloat16 where the hardware multiplies it, else float32: a CPU without it takes minutes for a step.
+    """
+    x = x.bfloat16() if has_bfloat16(x.device) else x.float()
     wide = x.shape[1] <= x.shape[2]
     x = x if wide else x.mT
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from training.language_model import muon
 from training.language_model.forward import TrainedLanguageModel
 from training.language_model.initialise import random_weights
 from training.language_model.loop import muon_of
@@ -19,7 +20,14 @@ CONFIG = LanguageModelConfig(
 )  # fmt: skip
 
 
-def test_equal_to_the_library() -> None:
+@pytest.fixture(params=[False, True], ids=["float32", "bfloat16"])
+def bfloat16(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether the hardware multiplies bfloat16."""
+    monkeypatch.setattr(muon, "has_bfloat16", lambda device: request.param)
+    return bool(request.param)
+
+
+def test_equal_to_the_library(bfloat16: bool) -> None:
     draw = torch.Generator().manual_seed(0)
     shapes = [(8, 24), (24, 8), (8, 24), (16, 16)]
     start = [torch.randn(shape, generator=draw) for shape in shapes]
@@ -35,13 +43,15 @@ def test_equal_to_the_library() -> None:
     for a, b, before in zip(ours, theirs, start, strict=True):
         moved = (b - before).abs().max()
         assert moved > 0.01
-        assert (a - b).abs().max() < 0.05 * moved  # both iterate in bfloat16, in another order
+        assert (a - b).abs().max() < 0.05 * moved  # the library iterates in bfloat16, in another order
 
 
-def test_directions_are_near_orthogonal() -> None:
+def test_directions_are_near_orthogonal(bfloat16: bool) -> None:
     x = torch.randn(3, 12, 40, generator=torch.Generator().manual_seed(1))
     for matrices in (x, x.mT):
-        values = torch.linalg.svdvals(orthogonal(matrices).float())
+        directions = orthogonal(matrices)
+        assert directions.dtype == (torch.bfloat16 if bfloat16 else torch.float32)
+        values = torch.linalg.svdvals(directions.float())
         assert values.min() > 0.5
         assert values.max() < 1.4
 
