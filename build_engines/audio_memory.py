@@ -9,8 +9,6 @@ from torch import nn
 
 from build_engines.sizes import Sizes
 from build_engines.tensorrt_audio.profiles import Geometries, decoder_geometries
-from vita_audio.contract.limits import MAX_AUDIO_SECONDS
-from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ
 from vita_audio.decoding.geometries import all_geometries
 from vita_audio.decoding.schedule import DecoderConfig
 from vita_audio.decoding.stream_buffers import ring_bytes, ring_frames
@@ -22,7 +20,7 @@ from vita_audio.models.flow import Flow
 from vita_audio.models.sensevoice import SenseVoice
 from vita_audio.models.speech_tokenizer import SpeechTokenizer
 from vita_audio.models.vocoder import Vocoder
-from vita_audio.sensevoice_features import slot_count
+from vita_audio.sensevoice_features import most_slots
 
 #: Kernels of the decoder's two functions, of 4 flow steps, and of a layer of the speech tokenizer or of SenseVoice
 #: (counted by dispatch: `tests/engines/torch_cuda/test_dispatch.py`).
@@ -112,7 +110,7 @@ def audio_weights(sizes: Sizes) -> dict[str, int]:
 
 def longest_clip(context: int) -> int:
     """Embeddings of the longest clip that a request of `context` tokens may have."""
-    return min(context, slot_count(int(MAX_AUDIO_SECONDS * INPUT_SAMPLE_RATE_HZ)))
+    return min(context, most_slots())
 
 
 def encoder_bytes(sizes: Sizes, rows: int) -> dict[str, int]:

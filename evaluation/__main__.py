@@ -15,6 +15,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from rich.progress import track
 
 from evaluation.asr_evaluators import AsrEvaluators, Wave
 from evaluation.case import KINDS, Case
+from evaluation.command import run_command
 from evaluation.dialogues import hold_all, load_dialogues, score_dialogues
 from evaluation.errors import EvaluationError
 from evaluation.held_out import load_cases
@@ -32,7 +34,6 @@ from evaluation.serving import Outcome, ask_all
 from server.launch import TritonServer
 from server.options import ServerOptions
 from training.data.manifest import ChatSample, read_chat
-from vita_audio.contract.errors import VitaError
 from vita_audio.contract.modes import NAMED_MODES, parse_mode
 from vita_audio.decoding.decoder import StreamingDecoder
 from vita_audio.engines.manifest import load_manifest
@@ -40,7 +41,6 @@ from vita_audio.engines.onnxruntime.audio import OnnxFlow, OnnxVocoder
 from vita_audio.engines.onnxruntime.speech_tokenizer import OnnxSpeechTokenizer
 from vita_audio.machine import describe_machine
 from vita_audio.speech_features import speech_tokens
-from vita_audio.stopping import stop_on_signals
 from vita_audio.text.vocabulary import Vocabulary
 
 
@@ -113,20 +113,8 @@ def _main_of_suites(arguments: list[str], console: Console) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    stop_on_signals()
-    try:
-        if any(each.partition("=")[0] == "--suite" for each in given):
-            _main_of_suites(given, console)
-        else:
-            _main_of_generated_data(given, console)
-    except (VitaError, OSError) as error:
-        console.print(f"error: {error}", style="red", markup=False)
-        return 1
-    except KeyboardInterrupt:
-        console.print("stopped", markup=False)
-        return 130
-    return 0
+    of_suite = any(each.partition("=")[0] == "--suite" for each in given)
+    return run_command(partial(_main_of_suites if of_suite else _main_of_generated_data, given))
 
 
 def _main_of_generated_data(arguments: list[str], console: Console) -> None:

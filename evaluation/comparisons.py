@@ -16,12 +16,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from evaluation import suite_command
+from evaluation.command import run_command
 from evaluation.errors import EvaluationError
 from evaluation.held_out import load_cases
 from evaluation.layouts import write_layouts
@@ -30,9 +32,7 @@ from training.config import load_config
 from training.data.generate import run as make_data
 from training.data.settings import DataConfig
 from vita_audio.checkpoint.file_records import checkpoint_sha256
-from vita_audio.contract.errors import VitaError
 from vita_audio.machine import describe_machine, revision
-from vita_audio.stopping import stop_on_signals
 
 SUITES = ("librispeech", "libritts", "web-questions")
 RECORD = "comparisons.json"
@@ -133,17 +133,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--concurrency", type=int, default=2, help="requests in flight")
     parser.add_argument("--judge", default="pocketsphinx", help="as of --suite")
     parser.add_argument("--note", action="append", default=[], help="for the reports, such as what else ran meanwhile")
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    stop_on_signals()
-    try:
-        compare_all(parser.parse_args(arguments), console)
-    except (VitaError, OSError) as error:
-        console.print(f"error: {error}", style="red", markup=False)
-        return 1
-    except KeyboardInterrupt:
-        console.print("stopped; the same command goes on", markup=False)
-        return 130
-    return 0
+    options = parser.parse_args(arguments)
+    return run_command(partial(compare_all, options), "stopped; the same command goes on")
 
 
 if __name__ == "__main__":

@@ -158,8 +158,7 @@ class Upstreams:
         if not usable:
             reason = self._all[0].fault if self._all else f"{', '.join(self._names)} has no address"
             raise ServerUnavailable(f"none of {self.total} servers is ready: {reason}")
-        now_s = time.monotonic()
-        usable = [upstream for upstream in usable if upstream.full_until_s <= now_s] or usable
+        usable = self._not_full() or usable
         for upstream in usable:
             if upstream.client is before:
                 return upstream
@@ -167,9 +166,12 @@ class Upstreams:
 
     def _another(self, lost: Upstream) -> Upstream | None:
         """The least loaded that is ready and not full; None if there is none but `lost`."""
+        return min((each for each in self._not_full() if each is not lost), key=_load, default=None)
+
+    def _not_full(self) -> list[Upstream]:
+        """Those that are ready and have not just said that they are full."""
         now_s = time.monotonic()
-        others = [each for each in self._all if each is not lost and not each.fault and each.full_until_s <= now_s]
-        return min(others, key=_load, default=None)
+        return [upstream for upstream in self._all if not upstream.fault and upstream.full_until_s <= now_s]
 
     def open(self) -> None:
         """Begin to ask for health, and for addresses; in the loop that uses the clients."""

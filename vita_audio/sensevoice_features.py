@@ -12,6 +12,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from vita_audio.contract.limits import MAX_AUDIO_SECONDS
 from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ
 from vita_audio.engines.interface import Floats, SpeechEncoderEngine
 
@@ -35,6 +36,11 @@ def frame_count(samples: int) -> int:
 def slot_count(samples: int) -> int:
     """Places of a clip of `samples` (at 16 kHz, at least 1) in the prompt: rows of features, and the queries."""
     return -(-frame_count(samples) // STRIDE) + QUERIES
+
+
+def most_slots() -> int:
+    """Places of the longest clip that a request may have."""
+    return slot_count(int(MAX_AUDIO_SECONDS * INPUT_SAMPLE_RATE_HZ))
 
 
 def speech_embeddings(engine: SpeechEncoderEngine, samples: Floats, dither: float = DITHER) -> Floats:

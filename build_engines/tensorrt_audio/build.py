@@ -35,8 +35,6 @@ from build_engines.tensorrt_audio.profiles import (
 from vita_audio.checkpoint.file_records import write_atomically
 from vita_audio.checkpoint.sizes import SpeechInput
 from vita_audio.contract.errors import EngineError
-from vita_audio.contract.limits import MAX_AUDIO_SECONDS
-from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ
 from vita_audio.decoding.schedule import DecoderConfig
 from vita_audio.engines.tensorrt_audio.plan import (
     BATCH,
@@ -52,7 +50,7 @@ from vita_audio.engines.tensorrt_audio.plan import (
     Profile,
 )
 from vita_audio.engines.torch.weights import AUDIO_FOLDER
-from vita_audio.sensevoice_features import QUERIES, slot_count
+from vita_audio.sensevoice_features import QUERIES, most_slots
 
 if TYPE_CHECKING:
     from build_engines.pipeline import Build, Facts, Needed
@@ -144,7 +142,7 @@ def plan_engines(
 def _speech_profiles(name: str, metadata: dict[str, str]) -> tuple[Profile, ...]:
     if name == SPEECH_TOKENIZER:
         return speech_profiles(int(metadata["max_frames"]))
-    return clip_profiles(slot_count(int(MAX_AUDIO_SECONDS * INPUT_SAMPLE_RATE_HZ)) - QUERIES)
+    return clip_profiles(most_slots() - QUERIES)
 
 
 def build_engine(

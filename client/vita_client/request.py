@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from vita_audio.contract.errors import InvalidRequest
 from vita_audio.contract.fields import INPUTS, RequestFields
@@ -47,6 +50,13 @@ def build_request(text: str | None = None, **fields: Unpack[RequestFields]) -> R
     elif rate_hz is not None:
         raise InvalidRequest("SAMPLE_RATE", rate_hz, "it belongs to AUDIO, which is missing", "leave it out")
     return Request(check(inputs))
+
+
+def past_speech(clips: Sequence[NDArray[np.float32]]) -> RequestFields:
+    """The fields that bring the speech of earlier turns, each [samples] at 16 kHz; none without any."""
+    if not clips:
+        return {}
+    return {"history_audio": np.concatenate(clips), "history_audio_samples": [len(clip) for clip in clips]}
 
 
 def check_timeout(timeout_s: float) -> float:

@@ -19,7 +19,7 @@ from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ, TOKENS_PER_SECOND
 from vita_audio.contract.request import check_field
 from vita_client.audio import mono
 from vita_client.events import Event, PromptIds, StatusUpdate, TokensDelta
-from vita_client.request import Request, build_request
+from vita_client.request import Request, build_request, past_speech
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -155,9 +155,7 @@ class Turns:
             turn["audio"], turn["sample_rate"] = np.concatenate(self._audio), self._rate_hz
         if self.history:
             turn["history"], turn["heard"], turn["system"] = np.asarray(self.history, np.int32), self._heard, None
-            if self.clips:
-                turn["history_audio"] = np.concatenate(self.clips)
-                turn["history_audio_samples"] = [len(clip) for clip in self.clips]
+            turn.update(past_speech(self.clips))
         texts = self._text if text is None else [*self._text, text]
         return build_request(" ".join(texts) if texts else None, **turn)
 

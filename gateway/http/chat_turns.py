@@ -24,6 +24,7 @@ from gateway.voices import mode_of
 from vita_audio.contract.errors import InvalidRequest
 from vita_audio.contract.fields import RequestFields
 from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ
+from vita_client.request import past_speech
 
 Find = Callable[[str], SpokenAnswer | None]
 _Placed = tuple[int, Message]  # a message, and its place among all
@@ -71,8 +72,7 @@ def question_of(request: ChatRequest, find: Find) -> Question:
     clips: tuple[NDArray[np.float32], ...] = ()
     if before and (kept := _continued(request.messages, before[-1], find)) is not None:
         fields["history"], clips = kept.history, kept.clips
-        if clips:
-            fields["history_audio"], fields["history_audio_samples"] = np.concatenate(clips), [len(c) for c in clips]
+        fields.update(past_speech(clips))
         words[:0] = [text for place, each in system if place > before[-1][0] for text in each.texts]
     else:
         fields["messages"] = _in_words(before, find)

@@ -22,6 +22,7 @@ from vita_audio.contract.errors import InvalidRequest, VitaError
 from vita_audio.contract.fields import RequestFields
 from vita_audio.contract.limits import MAX_AUDIO_SECONDS
 from vita_client import AsyncClient, AsyncConversation, AsyncStream, Event, ServerUnavailable, TextDelta
+from vita_client.request import past_speech
 
 #: Gives a client for one answer; where it can the one given, of the answer before.
 Connect = Callable[[AsyncClient | None], AbstractAsyncContextManager[AsyncClient]]
@@ -211,9 +212,7 @@ class Talk:
         text, speech, fields = self._asked(self._parts if parts is None else parts, wish, bool(history))
         fields["history"] = history or None
         clips = (self._clips if self._conversation is None else self._conversation.clips) if history else ()
-        if clips:
-            fields["history_audio"] = np.concatenate(clips)
-            fields["history_audio_samples"] = [len(clip) for clip in clips]
+        fields.update(past_speech(clips))
         fields["system"] = None if history else wish.instructions or self._system or None
         if len(speech):
             fields["audio"], fields["sample_rate"] = speech, RATE_HZ

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,20 +10,24 @@ import pytest
 from server.__main__ import parse_options
 from server.checks import check_numbers, check_remote
 from server.guarded import END_S
-from systemd_units import SYSTEMD, analyze, command, environment, sections, service
+from systemd_units import (
+    SYSTEMD,
+    analyze,
+    command,
+    environment,
+    installed_copy,
+    needs_systemd,
+    sections,
+    service,
+)
 
 UNIT = SYSTEMD / "vita-audio.service"
-
-needs_systemd = pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed")
 
 
 @pytest.fixture
 def installed(tmp_path: Path) -> Path:
     """The unit with programs and folders of this machine, and the drop-in beside it."""
-    text = UNIT.read_text().replace("/opt/vita-audio/.venv/bin/python", sys.executable)
-    unit = tmp_path / UNIT.name
-    unit.write_text(text.replace("WorkingDirectory=/opt/vita-audio", f"WorkingDirectory={tmp_path}"))
-    return unit
+    return installed_copy(UNIT, tmp_path)
 
 
 @needs_systemd

@@ -18,6 +18,7 @@ import torch
 from build_engines.options import GpuOptions
 from build_engines.pipeline import Build
 from build_engines.stages import run_build
+from generation_doubles import generate
 from gpu_machines import CONTAINER, without_onnx
 from language_models import ENGINES, request
 from server.checks import check_engines
@@ -52,7 +53,6 @@ from vita_audio.engines.torch.language_model import TorchLanguageModel
 from vita_audio.engines.torch_cuda.audio import TorchCudaFlow
 from vita_audio.engines.torch_cuda.engine import TorchCudaLanguageModel
 from vita_audio.engines.torch_cuda.factory import device_of
-from vita_audio.generation.scheduler import Scheduler
 
 
 @pytest.fixture(scope="module")
@@ -86,15 +86,11 @@ def with_engines(source: EngineSource, **families: Any) -> EngineSource:
 
 def tokens(engine: LanguageModelEngine) -> list[list[int]]:
     """A greedy and a sampling stream, together."""
-    scheduler = Scheduler(engine, end_tokens=(), prefill_chunk=16)
     requests = [
         request(list(range(20, 50)), (1, 10, 4, 10), 40),
         request([5, 6], (1, 4, 3, 8), 40, temperature=0.9, top_k=5, seed=3),
     ]
-    streams = [scheduler.submit(str(i), r) for i, r in enumerate(requests)]
-    while not scheduler.idle:
-        scheduler.step()
-    return [s.tokens[s.prompt_tokens :] for s in streams]
+    return generate(engine, requests, 16)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from build_engines.onnxruntime.sensevoice import run
 from build_engines.pipeline import Build, Needed
-from sensevoice_golden import CLIPS, golden_embeddings, golden_features, golden_sensevoice
+from sensevoice_golden import CLIPS, golden_embeddings, golden_features, golden_sensevoice, relative
 from vita_audio.checkpoint.cmvn import read_cmvn
 from vita_audio.checkpoint.configs import LANGUAGE_MODEL
 from vita_audio.contract.errors import EngineError
@@ -22,11 +22,6 @@ from vita_audio.engines.registry import open_speech_encoder
 from vita_audio.engines.source import EngineSource
 from vita_audio.models.sensevoice import SenseVoice
 from vita_audio.sensevoice_features import slot_count, speech_embeddings
-
-
-def relative(got: np.ndarray, wanted: np.ndarray) -> float:
-    assert got.shape == wanted.shape
-    return float(np.abs(got - wanted).max() / np.abs(wanted).max())
 
 
 @pytest.fixture(scope="module")

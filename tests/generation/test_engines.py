@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from build_engines.onnxruntime.language_model import export_language_model
+from generation_doubles import generate
 from language_models import ENGINES, make_engine, random_weights, request
 from vita_audio.checkpoint.configs import LanguageModelConfig
 from vita_audio.checkpoint.language_model import load_language_model
@@ -19,7 +20,6 @@ from vita_audio.engines.interface import LanguageModelEngine
 from vita_audio.engines.onnxruntime.language_model import OnnxLanguageModel
 from vita_audio.engines.sampling import uniforms
 from vita_audio.engines.torch.language_model import TorchLanguageModel
-from vita_audio.generation.request import GenerationRequest
 from vita_audio.generation.scheduler import Scheduler
 
 CONFIG = LanguageModelConfig(300, 64, 96, 3 + 10, 4, 2, 10, 512)
@@ -39,14 +39,6 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LanguageModel
     return {kind: make_engine(kind, CONFIG, TENSORS, folder, slots=4, context=256) for kind in ENGINES}
 
 
-def run(engine: LanguageModelEngine, requests: list[GenerationRequest], chunk: int = 64) -> list[list[int]]:
-    scheduler = Scheduler(engine, end_tokens=(), prefill_chunk=chunk)
-    streams = [scheduler.submit(str(i), r) for i, r in enumerate(requests)]
-    while not scheduler.idle:
-        scheduler.step()
-    return [s.tokens[s.prompt_tokens :] for s in streams]
-
-
 @pytest.mark.parametrize("kind", ENGINES)
 @pytest.mark.parametrize("name", ["mctp10", "mctp4"])
 def test_golden_tokens_of_prompts_in_small_chunks(golden: Path, tmp_path: Path, name: str, kind: str) -> None:
@@ -59,7 +51,7 @@ def test_golden_tokens_of_prompts_in_small_chunks(golden: Path, tmp_path: Path, 
         request(c["prompt"], tuple(c["pattern"]), len(c["tokens"]), repetition_penalty=c["repetition_penalty"])
         for c in cases
     ]
-    assert run(engine, requests, chunk=13) == [c["tokens"] for c in cases]
+    assert generate(engine, requests, chunk=13) == [c["tokens"] for c in cases]
 
 
 @pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTERNS.keys())
@@ -70,9 +62,9 @@ def test_engines_agree_when_sampling(engines: dict[str, LanguageModelEngine], pa
         request([1, 2], pattern, 50, temperature=0.7, seed=2**64 - 1),
         request([1, 2], pattern, 50, repetition_penalty=0.8),
     ]
-    expected = run(engines["torch"], requests)
+    expected = generate(engines["torch"], requests)
     for kind in ENGINES:
-        assert run(engines[kind], requests) == expected, kind
+        assert generate(engines[kind], requests) == expected, kind
     assert len({tuple(tokens) for tokens in expected}) == len(requests)
 
 
@@ -94,7 +86,7 @@ def test_batched_equals_single(engines: dict[str, LanguageModelEngine], kind: st
     )
     requests = data.draw(st.lists(one, min_size=2, max_size=7))
     delays = data.draw(st.lists(st.integers(0, 6), min_size=len(requests), max_size=len(requests)))
-    alone = [run(engine, [r], chunk=32)[0] for r in requests]
+    alone = [generate(engine, [r], chunk=32)[0] for r in requests]
     scheduler = Scheduler(engine, (), prefill_chunk=32)
     streams = []
     for r, delay in zip(requests, delays, strict=True):
@@ -121,7 +113,7 @@ def test_other_sizes(config: LanguageModelConfig, tmp_path: Path) -> None:
     modules = config.mctp_modules
     pattern = (1, modules, 2, max(0, modules - 1))
     requests = [request([3, 1, 4, 1, 5], pattern, 30), request([9, 2], (8192, 0), 30, temperature=1.0, seed=5)]
-    made = [run(make_engine(kind, config, tensors, tmp_path, 2, 64), requests, chunk=16) for kind in ENGINES]
+    made = [generate(make_engine(kind, config, tensors, tmp_path, 2, 64), requests, chunk=16) for kind in ENGINES]
     assert all(tokens == made[0] for tokens in made)
 
 
@@ -129,9 +121,9 @@ def test_banned_ids_never_come_out(tmp_path: Path) -> None:
     banned = [i for i in range(CONFIG.vocab_size) if i % 3]
     export_language_model(CONFIG, TENSORS, tmp_path, banned)
     requests = [request([1], (1, 10), 60, temperature=5.0, seed=s) for s in range(4)]
-    made = run(OnnxLanguageModel(tmp_path, 4, 128), requests)
+    made = generate(OnnxLanguageModel(tmp_path, 4, 128), requests)
     assert all(token % 3 == 0 for tokens in made for token in tokens)
-    assert made == run(TorchLanguageModel(CONFIG, TENSORS, 4, 128, banned), requests)
+    assert made == generate(TorchLanguageModel(CONFIG, TENSORS, 4, 128, banned), requests)
 
 
 def test_missing_engine_files_are_named(tmp_path: Path) -> None:

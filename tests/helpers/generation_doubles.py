@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from vita_audio.contract.messages import Delta, GenerationSettings, Status
-from vita_audio.engines.interface import BurstRow, ExtendRow, Sampling
+from vita_audio.engines.interface import BurstRow, ExtendRow, LanguageModelEngine, Sampling
 from vita_audio.generation.request import GenerationRequest
 from vita_audio.generation.scheduler import Scheduler
 
@@ -51,6 +51,17 @@ class CountingEngine:
 
     def _token(self, position: int) -> int:
         return 1 if position == self.end_at else 10 + position
+
+
+def generate(
+    engine: LanguageModelEngine, requests: Sequence[GenerationRequest], chunk: int = 64, end: Collection[int] = ()
+) -> list[list[int]]:
+    """The new tokens of requests that run together."""
+    scheduler = Scheduler(engine, end, prefill_chunk=chunk)
+    streams = [scheduler.submit(str(i), asked) for i, asked in enumerate(requests)]
+    while not scheduler.idle:
+        scheduler.step()
+    return [stream.tokens[stream.prompt_tokens :] for stream in streams]
 
 
 def drive(scheduler: Scheduler) -> None:

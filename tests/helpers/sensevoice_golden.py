@@ -16,6 +16,13 @@ CLIPS = ("0.03", "0.5", "1.37", "4.2")
 _PREFIXES = {"model.audio_model.model.": "tower.", "model.audio_projection.": "projector."}
 
 
+def relative(got: np.ndarray, wanted: np.ndarray) -> float:
+    """The largest error, as a share of the largest value; float32 of the same shape."""
+    assert got.shape == wanted.shape
+    assert got.dtype == np.float32
+    return float(np.abs(got - wanted).max() / np.abs(wanted).max())
+
+
 def encoder_conf(plus: Path) -> dict[str, object]:
     conf: dict[str, object] = yaml.safe_load((plus / "sensevoice" / "config.yaml").read_text())["encoder_conf"]
     return conf

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
+import pytest
+
 SYSTEMD = Path(__file__).resolve().parents[2] / "deploy" / "systemd"
+
+needs_systemd = pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed")
 
 Sections = dict[str, dict[str, list[str]]]
 
@@ -44,6 +50,14 @@ def command(unit: Path) -> list[str]:
     """ExecStart as systemd splits it."""
     text = re.sub(r"\$(\w+)", lambda found: environment(unit)[found[1]], service(unit)["ExecStart"])
     return shlex.split(text)
+
+
+def installed_copy(unit: Path, folder: Path) -> Path:
+    """A unit in `folder`, with programs and folders of this machine."""
+    text = unit.read_text().replace("/opt/vita-audio/.venv/bin/python", sys.executable)
+    copy = folder / unit.name
+    copy.write_text(text.replace("WorkingDirectory=/opt/vita-audio", f"WorkingDirectory={folder}"))
+    return copy
 
 
 def analyze(*arguments: str) -> subprocess.CompletedProcess[str]:

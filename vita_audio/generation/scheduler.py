@@ -69,8 +69,9 @@ class Scheduler:
             )
         if not 0 <= min(prompt) <= max(prompt) < engine.vocab_size:
             raise InvalidRequest("PROMPT_IDS", [min(prompt), max(prompt)], f"ids in [0, {engine.vocab_size})")
-        if request.embedded is not None:  # in a step they would fail every stream
-            check_embedded(request.embedded, len(prompt), engine.embedded_size)
+        embedded = request.embedded  # checked when the request was made, but against no engine
+        if embedded is not None and embedded.rows.shape[-1] != engine.embedded_size:  # in a step all would fail
+            check_embedded(embedded, len(prompt), engine.embedded_size)
         most = max(request.settings.pattern[1::2])
         if most > engine.mctp_modules:
             raise InvalidRequest("MODE", request.settings.mode, f"this model has {engine.mctp_modules} MCTP modules")

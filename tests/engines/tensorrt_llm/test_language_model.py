@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from generation_doubles import generate
 from language_models import random_weights, request
 from vita_audio.checkpoint.configs import LanguageModelConfig
 from vita_audio.checkpoint.language_model import load_language_model
@@ -55,11 +56,7 @@ def engine_of(
 
 
 def run(engine: LanguageModelEngine, requests: list[GenerationRequest], chunk: int = 32, end: tuple = ()) -> list:
-    scheduler = Scheduler(engine, end, prefill_chunk=chunk)
-    streams = [scheduler.submit(str(i), r) for i, r in enumerate(requests)]
-    while not scheduler.idle:
-        scheduler.step()
-    return [s.tokens[s.prompt_tokens :] for s in streams]
+    return generate(engine, requests, chunk, end)
 
 
 def test_golden_tokens(golden: Path) -> None:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from generation_doubles import generate
 from language_models import random_weights
 from spoken_prompts import AUDIO, spoken_requests
 from vita_audio.checkpoint.configs import LanguageModelConfig
 from vita_audio.contract.errors import EngineError
-from vita_audio.engines.interface import BurstRow, Embedded, ExtendRow, LanguageModelEngine, Sampling
+from vita_audio.engines.interface import BurstRow, Embedded, ExtendRow, Sampling
 from vita_audio.engines.tensorrt_llm.block_manager import BlockManager
 from vita_audio.engines.tensorrt_llm.executor import Tensors
 from vita_audio.engines.tensorrt_llm.language_model import TensorRtLlmLanguageModel
@@ -22,8 +23,6 @@ from vita_audio.engines.tensorrt_llm.packer import Packer
 from vita_audio.engines.tensorrt_llm.reference_executor import ReferenceExecutor
 from vita_audio.engines.tensorrt_llm.tensors import PROMPT_TABLE, backbone_inputs, backbone_step
 from vita_audio.engines.torch.language_model import TorchLanguageModel
-from vita_audio.generation.request import GenerationRequest
-from vita_audio.generation.scheduler import Scheduler
 
 CONFIG = LanguageModelConfig(300, 32, 48, 2 + 4, 4, 2, 4, 512)
 TENSORS = random_weights(CONFIG)
@@ -35,16 +34,8 @@ def plus_layout() -> Layout:
     return layout_for(CONFIG, SLOTS, CONTEXT, MOST, tokens_per_block=8, embedded=True)
 
 
-def run(engine: LanguageModelEngine, requests: Sequence[GenerationRequest], chunk: int) -> list[list[int]]:
-    scheduler = Scheduler(engine, end_tokens=(), prefill_chunk=chunk)
-    streams = [scheduler.submit(str(i), one) for i, one in enumerate(requests)]
-    while not scheduler.idle:
-        scheduler.step()
-    return [stream.tokens[stream.prompt_tokens :] for stream in streams]
-
-
 def reference(chunk: int) -> list[list[int]]:
-    return run(TorchLanguageModel(CONFIG, TENSORS, SLOTS, CONTEXT, embedded=True), REQUESTS, chunk)
+    return generate(TorchLanguageModel(CONFIG, TENSORS, SLOTS, CONTEXT, embedded=True), REQUESTS, chunk)
 
 
 @pytest.mark.parametrize("chunk", [7, 32])
@@ -52,7 +43,7 @@ def test_tokens_are_the_reference_s(chunk: int) -> None:
     """Clips cut anywhere, several streams in a call; 4 streams of 32 tokens are more than a call takes."""
     engine = TensorRtLlmLanguageModel(ReferenceExecutor(plus_layout(), TENSORS))
     assert engine.embedded_size == CONFIG.hidden_size
-    assert run(engine, REQUESTS, chunk) == reference(chunk)
+    assert generate(engine, REQUESTS, chunk) == reference(chunk)
 
 
 class Corrupted(ReferenceExecutor):
@@ -84,7 +75,7 @@ def plain_ids(inputs: dict[str, torch.Tensor]) -> None:
 
 @pytest.mark.parametrize("change", [no_table, rows_in_another_order, plain_ids])
 def test_the_reference_executor_notices_wrong_rows(change: Callable[[dict[str, torch.Tensor]], None]) -> None:
-    made = run(TensorRtLlmLanguageModel(Corrupted(change)), REQUESTS, 32)
+    made = generate(TensorRtLlmLanguageModel(Corrupted(change)), REQUESTS, 32)
     wanted = reference(32)
     assert made[1] != wanted[1], "of two clips"
     assert made[2] == wanted[2], "of ids alone"

@@ -17,11 +17,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from generation_doubles import generate
 from language_models import random_weights, request
 from vita_audio.checkpoint.configs import LanguageModelConfig
 from vita_audio.contract.errors import EngineError
 from vita_audio.contract.modes import NAMED_MODES
-from vita_audio.engines.interface import BurstRow, ExtendRow, LanguageModelEngine, Sampling
+from vita_audio.engines.interface import BurstRow, ExtendRow, Sampling
 from vita_audio.engines.torch.language_model import TorchLanguageModel
 from vita_audio.engines.torch_cuda import engine as engine_module
 from vita_audio.engines.torch_cuda.engine import TorchCudaLanguageModel
@@ -54,14 +55,6 @@ def engine() -> TorchCudaLanguageModel:
     return make()
 
 
-def run(engine: LanguageModelEngine, requests: list[GenerationRequest], chunk: int = 64) -> list[list[int]]:
-    scheduler = Scheduler(engine, end_tokens=(), prefill_chunk=chunk)
-    streams = [scheduler.submit(str(i), r) for i, r in enumerate(requests)]
-    while not scheduler.idle:
-        scheduler.step()
-    return [s.tokens[s.prompt_tokens :] for s in streams]
-
-
 def mixed_requests(pattern: tuple[int, ...]) -> list[GenerationRequest]:
     return [
         request([5, 6, 7], pattern, 50, temperature=0.9, top_k=20, top_p=0.9, seed=11),
@@ -74,8 +67,8 @@ def mixed_requests(pattern: tuple[int, ...]) -> list[GenerationRequest]:
 @pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTERNS.keys())
 def test_samples_as_the_reference(engine: TorchCudaLanguageModel, pattern: tuple[int, ...]) -> None:
     requests = mixed_requests(pattern)
-    expected = run(TorchLanguageModel(CONFIG, TENSORS, 4, 256), requests)
-    assert run(engine, requests) == expected
+    expected = generate(TorchLanguageModel(CONFIG, TENSORS, 4, 256), requests)
+    assert generate(engine, requests) == expected
     assert len({tuple(tokens) for tokens in expected}) == len(requests)
 
 
@@ -107,7 +100,7 @@ def test_batched_equals_single(engine: TorchCudaLanguageModel, data: st.DataObje
         scheduler.step()
     for r, stream in zip(requests, streams, strict=True):
         made = stream.tokens[stream.prompt_tokens :]
-        assert made == run(engine, [r], chunk=32)[0][: len(made)]
+        assert made == generate(engine, [r], chunk=32)[0][: len(made)]
 
 
 def test_a_shorter_burst_is_run_again(engine: TorchCudaLanguageModel) -> None:
@@ -140,8 +133,8 @@ def test_other_sizes(config: LanguageModelConfig) -> None:
     tensors, modules = random_weights(config, seed=3), config.mctp_modules
     pattern = (1, modules, 2, max(0, modules - 1))
     requests = [request([3, 1, 4, 1, 5], pattern, 30), request([9, 2], (8192, 0), 30, temperature=1.0, seed=5)]
-    made = run(make(config, tensors, 2, 64), requests, chunk=16)
-    assert made == run(TorchLanguageModel(config, tensors, 2, 64), requests, chunk=16)
+    made = generate(make(config, tensors, 2, 64), requests, chunk=16)
+    assert made == generate(TorchLanguageModel(config, tensors, 2, 64), requests, chunk=16)
 
 
 def test_long_prompts_are_cut(monkeypatch: pytest.MonkeyPatch, engine: TorchCudaLanguageModel) -> None:
@@ -154,11 +147,11 @@ def test_long_prompts_are_cut(monkeypatch: pytest.MonkeyPatch, engine: TorchCuda
         return shape_of(spans, *arguments, **named)
 
     monkeypatch.setattr(engine, "_shape", note)
-    expected = run(engine, requests, chunk=200)
+    expected = generate(engine, requests, chunk=200)
     assert max(longest) == 150
     longest.clear()
     monkeypatch.setattr(engine_module, "MAX_STREAM_ROWS", 24)
-    assert run(engine, requests, chunk=200) == expected
+    assert generate(engine, requests, chunk=200) == expected
     assert max(longest) == 24
 
 
@@ -166,9 +159,9 @@ def test_audio_only_head_equals_banning_the_text() -> None:
     """Sliced to the ids from 120 on, MCTP modules say what the full head says when all others are forbidden to it."""
     text = list(range(120))
     requests = mixed_requests((1, 10))
-    made = run(make(banned=text, first_mctp_id=120), requests)
-    assert made == run(make(banned=text), requests)
-    free = run(make(first_mctp_id=120), requests)
+    made = generate(make(banned=text, first_mctp_id=120), requests)
+    assert made == generate(make(banned=text), requests)
+    free = generate(make(first_mctp_id=120), requests)
     assert all(token >= 120 for tokens in free for i, token in enumerate(tokens) if i % 11)
     assert any(token < 120 for tokens in free for token in tokens[::11])
 
@@ -176,7 +169,7 @@ def test_audio_only_head_equals_banning_the_text() -> None:
 def test_padding_changes_nothing_a_stream_owns() -> None:
     """What capturing relies on: every program, run on neutral inputs, leaves caches, hidden states and seen ids."""
     engine = make()
-    run(engine, mixed_requests((1, 10, 4, 10)))
+    generate(engine, mixed_requests((1, 10, 4, 10)))
     state = engine.forward
     before = [state.cache[:, :-1].clone(), state.hidden[:-1].clone(), state.seen[:-1].clone()]
     assert len(engine._programs) > 6
@@ -199,7 +192,7 @@ def test_prepared_programs_cover_what_streams_run() -> None:
         for i, length in enumerate(lengths)
         for pattern in PATTERNS.values()
     ]
-    run(engine, loads)
+    generate(engine, loads)
     assert set(engine._programs) == prepared
 
 
@@ -226,7 +219,7 @@ def test_nothing_is_captured_while_streams_run(sampled: bool, chunk: int) -> Non
         request([5, 6, 7] if sampled else [5] * 150, (1, 10), 20, temperature=temperature, seed=3),
         request([9], (1, 10), 20, temperature=temperature, top_k=100, top_p=0.9),
     ]
-    assert run(engine, requests, chunk) == run(TorchLanguageModel(CONFIG, TENSORS, 4, 256), requests, chunk)
+    assert generate(engine, requests, chunk) == generate(TorchLanguageModel(CONFIG, TENSORS, 4, 256), requests, chunk)
     assert (len(engine._programs) == before) == sampled
     assert len(captured) == before
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import torch_cuda_split_attention as split
+from generation_doubles import generate
 from spoken_prompts import spoken_requests
 from vita_audio.checkpoint.configs import LanguageModelConfig
 from vita_audio.checkpoint.random_weights.audio import flow_weights, speech_tokenizer_weights, vocoder_weights
@@ -34,7 +35,6 @@ from vita_audio.engines.torch_cuda.settings import Settings
 from vita_audio.engines.torch_cuda.speech_tokenizer import TorchCudaSpeechTokenizer
 from vita_audio.engines.torch_cuda.weights import load_weights
 from vita_audio.generation.request import GenerationRequest
-from vita_audio.generation.scheduler import Scheduler
 from vita_audio.models.language_model import LanguageModel
 from vita_audio.models.sensevoice import SenseVoice
 
@@ -75,11 +75,7 @@ def run(engine: LanguageModelEngine, pattern: tuple[int, ...]) -> list[list[int]
 
 
 def scheduled(engine: LanguageModelEngine, asked: Sequence[GenerationRequest]) -> list[list[int]]:
-    scheduler = Scheduler(engine, end_tokens=(), prefill_chunk=32)
-    streams = [scheduler.submit(str(i), r) for i, r in enumerate(asked)]
-    while not scheduler.idle:
-        scheduler.step()
-    return [s.tokens[s.prompt_tokens :] for s in streams]
+    return generate(engine, asked, 32)
 
 
 def test_captured_blocks_of_speech_give_the_reference_s_tokens() -> None:

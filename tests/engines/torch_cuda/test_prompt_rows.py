@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from unittest import mock
 
@@ -10,19 +9,18 @@ import numpy as np
 import pytest
 import torch
 
+from generation_doubles import generate
 from language_models import random_weights
 from spoken_prompts import AUDIO, spoken_requests
 from vita_audio.checkpoint.configs import LanguageModelConfig
 from vita_audio.contract.errors import EngineError
-from vita_audio.engines.interface import Embedded, ExtendRow, LanguageModelEngine, Sampling
+from vita_audio.engines.interface import Embedded, ExtendRow, Sampling
 from vita_audio.engines.torch.language_model import TorchLanguageModel
 from vita_audio.engines.torch_cuda import engine as engine_module
 from vita_audio.engines.torch_cuda.engine import TorchCudaLanguageModel
 from vita_audio.engines.torch_cuda.settings import Settings
 from vita_audio.engines.torch_cuda.shapes import Limits, most_rows
 from vita_audio.engines.torch_cuda.weights import load_weights
-from vita_audio.generation.request import GenerationRequest
-from vita_audio.generation.scheduler import Scheduler
 
 CONFIG = LanguageModelConfig(300, 64, 96, 2 + 4, 4, 2, 4, 512)
 TENSORS = random_weights(CONFIG)
@@ -39,30 +37,24 @@ def make(
 REQUESTS = spoken_requests(CONFIG.hidden_size, (1, 4))
 
 
-def run(engine: LanguageModelEngine, requests: Sequence[GenerationRequest], chunk: int) -> list[list[int]]:
-    scheduler = Scheduler(engine, end_tokens=(), prefill_chunk=chunk)
-    streams = [scheduler.submit(str(i), one) for i, one in enumerate(requests)]
-    while not scheduler.idle:
-        scheduler.step()
-    return [stream.tokens[stream.prompt_tokens :] for stream in streams]
-
-
 @pytest.mark.parametrize("chunk", [7, 32, 200])
 def test_tokens_are_the_reference_s(chunk: int) -> None:
     """Clips cut anywhere, in steps of few rows, in groups and alone; also where the engine cuts a chunk again."""
-    wanted = run(TorchLanguageModel(CONFIG, TENSORS, SLOTS, CONTEXT, embedded=True), REQUESTS, chunk)
-    assert run(make(), REQUESTS, chunk) == wanted
+    wanted = generate(TorchLanguageModel(CONFIG, TENSORS, SLOTS, CONTEXT, embedded=True), REQUESTS, chunk)
+    assert generate(make(), REQUESTS, chunk) == wanted
     with mock.patch.object(engine_module, "MAX_STREAM_ROWS", 24):
-        assert run(make(), REQUESTS, chunk) == wanted
+        assert generate(make(), REQUESTS, chunk) == wanted
     plain = [replace(one, embedded=None) for one in REQUESTS]
-    assert all(a != b for a, b, one in zip(wanted, run(make(), plain, chunk), REQUESTS, strict=True) if one.embedded)
+    assert all(
+        a != b for a, b, one in zip(wanted, generate(make(), plain, chunk), REQUESTS, strict=True) if one.embedded
+    )
 
 
 def test_a_head_that_is_the_embedding_draws_no_row_of_a_prompt() -> None:
     tied = replace(CONFIG, tie_word_embeddings=True)
     tensors = random_weights(tied)
-    wanted = run(TorchLanguageModel(tied, tensors, SLOTS, CONTEXT, embedded=True), REQUESTS, 32)
-    assert run(make(config=tied, tensors=tensors), REQUESTS, 32) == wanted
+    wanted = generate(TorchLanguageModel(tied, tensors, SLOTS, CONTEXT, embedded=True), REQUESTS, 32)
+    assert generate(make(config=tied, tensors=tensors), REQUESTS, 32) == wanted
 
 
 def test_programs_are_those_of_prompts_without_speech() -> None:
@@ -70,7 +62,7 @@ def test_programs_are_those_of_prompts_without_speech() -> None:
     spoken_engine, plain_engine = make(), make(rows=0)
     assert spoken_engine.prepare(32) == plain_engine.prepare(32)
     prepared = set(spoken_engine.programs)
-    run(spoken_engine, REQUESTS, 32)
+    generate(spoken_engine, REQUESTS, 32)
     assert set(spoken_engine.programs) == prepared == set(plain_engine.programs)
 
 

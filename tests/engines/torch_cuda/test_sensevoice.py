@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from sensevoice_golden import CLIPS, golden_embeddings, golden_features, golden_sensevoice
+from sensevoice_golden import CLIPS, golden_embeddings, golden_features, golden_sensevoice, relative
 from vita_audio.contract.errors import EngineError
 from vita_audio.contract.limits import MAX_AUDIO_SECONDS
 from vita_audio.engines.torch_cuda.sensevoice import SLOT_COUNTS, TorchCudaSenseVoice, prepared_slots
@@ -18,12 +18,6 @@ from vita_audio.models.sensevoice import SenseVoice
 from vita_audio.sensevoice_features import slot_count
 
 TABLES = {"feature_shift": torch.full((560,), 2.0), "feature_scale": torch.full((560,), 3.0)}
-
-
-def relative(got: np.ndarray, wanted: np.ndarray) -> float:
-    assert got.shape == wanted.shape
-    assert got.dtype == np.float32
-    return float(np.abs(got - wanted).max() / np.abs(wanted).max())
 
 
 def make(model: SenseVoice, precision: str = "float32") -> TorchCudaSenseVoice:
