@@ -80,7 +80,7 @@ mutation: $(VENV)/.test  ## small bugs put into a copy of the code, those that n
 bench: engines  ## time to first audio, real-time factor and where each millisecond goes
 	$(BIN)/python -m benchmarks.serving --engines $(ENGINES)
 
-results: engines $(VENV)/.test  ## every CPU table of docs/results.md on this revision; about 30 minutes, goes on where it stopped
+results: engines $(VENV)/.test  ## every CPU table of docs/results.md on this revision; about 35 minutes, goes on where it stopped
 	$(BIN)/python -m benchmarks.results --engines $(ENGINES)
 
 # RATE is the last step's, in streams a second: half of what two cores carry at this promise.
