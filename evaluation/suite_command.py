@@ -2,8 +2,8 @@
 
     python -m evaluation --suite librispeech --data DIR --url HOST:PORT --mode boost --limit 200 --out DIR
 
-Writes suite.md, suite.json, suite.svg, answers.jsonl, transcripts.jsonl and sound/. The same command continues after a
-stop.
+Writes suite.md, suite.json, suite.svg, answers.jsonl, transcripts-*.jsonl and sound/. The same command continues after
+a stop.
 """
 
 from __future__ import annotations

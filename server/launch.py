@@ -37,7 +37,7 @@ class TritonServer:
     Example::
 
         with TritonServer(ServerOptions(engines=engines, grpc_port=0, metrics_port=0)) as server:
-            client = VitaClient(server.grpc_url)
+            client = Client(server.grpc_url)
 
     Args:
         restarts: how often a server in whose place this one starts has failed, for its metrics.
