@@ -64,7 +64,7 @@ def audio_buffers(sizes: Sizes, streams: int, max_batch: int, context: int) -> d
     """Device memory of torch_cuda's audio engines beside their weights: state of streams and of speech, and graphs.
 
     Args:
-        streams: of the language model. The decoder has room for twice as many, and those that end, at least.
+        streams: of the language model.
         context: tokens of a stream, which bound a clip of SenseVoice.
     """
     made = all_geometries(DecoderConfig(), sizes.flow.block_size)
@@ -72,7 +72,7 @@ def audio_buffers(sizes: Sizes, streams: int, max_batch: int, context: int) -> d
     windows = batches * len(made.running.windows) + len(made.ends.windows)
     chunks = batches * len(made.running.chunks) + len(made.ends.chunks)
     nodes = windows * _MEL_NODES + chunks * _PCM_NODES
-    buffers = {"decoder streams": decoder_state_bytes(sizes) * (2 * (streams + streams // 4) + 32)}
+    buffers = {"decoder streams": decoder_streams_bytes(sizes, streams)}
     if clips := sizes.sensevoice:  # which keeps nothing between clips
         counts = prepared_slots(context)
         nodes += len(counts) * (clips.num_blocks + clips.tp_blocks) * _SPEECH_LAYER_NODES
@@ -83,6 +83,11 @@ def audio_buffers(sizes: Sizes, streams: int, max_batch: int, context: int) -> d
         nodes += len(batch_buckets(MOST_PIECES)) * block_sizes(speech).most_blocks * speech.layers * _SPEECH_LAYER_NODES
         buffers["speech tokenizer states"] = state_bytes(speech)
     return buffers | {"audio graphs": nodes * NODE_BYTES}
+
+
+def decoder_streams_bytes(sizes: Sizes, streams: int) -> int:
+    """Of the decoder on a GPU: room for twice `streams` of the language model, and those that end, at least."""
+    return decoder_state_bytes(sizes) * (2 * (streams + streams // 4) + 32)
 
 
 def decoder_state_bytes(sizes: Sizes) -> int:

@@ -25,7 +25,7 @@ from build_engines.audio_memory import (
     audio_buffers,
     audio_weights,
     captured_bytes,
-    decoder_state_bytes,
+    decoder_streams_bytes,
     encoder_bytes,
     longest_clip,
 )
@@ -48,7 +48,8 @@ from vita_audio.engines.torch_cuda.shapes import Limits
 GIB = 1 << 30
 #: GiB of common GPUs (24, 48, 80, 141, 180 GB as sold), less what their drivers keep.
 COMMON_GIB = (22.5, 44.5, 79.5, 139.5, 178.0)
-#: TensorRT-LLM: assumed, not measured: contexts of three processes (about 0.5 GiB each), kernels, workspaces.
+#: TensorRT-LLM: assumed, not measured: contexts of three processes (about 0.5 GiB each), kernels, workspaces, graphs of
+#: the audio.
 RESERVE_BYTES = 3 * GIB
 #: torch_cuda, beyond all that is counted: three contexts, pools of the audio graphs, workspaces. Measured with a 7B and
 #: 64 slots on an H100, before speech had states: 7.2 GiB with 0.8 of programs and what `audio_buffers` counts, of which
@@ -71,7 +72,6 @@ class GpuPlan:
         reserve: assumed for all that cannot be computed.
         stream: of one stream of `context` tokens, on each GPU.
         stream_share: of the memory that weights, buffers and reserve leave, for streams.
-        host_stream: decoder state of one stream in the server's own memory.
         host_build: memory of this machine that the build takes at most.
     """
 
@@ -84,7 +84,6 @@ class GpuPlan:
     reserve: int
     stream: int
     stream_share: float
-    host_stream: int
     host_build: int
 
     @property
@@ -189,13 +188,13 @@ def _plan_tensorrt_llm(sizes: Sizes, options: GpuOptions, context: int) -> GpuPl
             **({"prompt table": 2 * rows * config.hidden_size} if sizes.sensevoice else {}),
             "activations of a step": 2 * rows * _widest_row(sizes, options),  # of a layer and of the one before it
             "MCTP logits": 4 * options.streams * (config.vocab_size - plans[Part.MCTP].head_first_id),
+            "decoder streams": decoder_streams_bytes(sizes, options.streams),
             "captured audio calls": captured_bytes(sizes, options.audio_batch),
             **encoder_bytes(sizes, longest_clip(context)),
         },
         reserve=RESERVE_BYTES,
         stream=pool.bytes_per_stream(context),
         stream_share=1.0,
-        host_stream=decoder_state_bytes(sizes),
         host_build=BUILD_COPIES * max(ranks.values()),
     )
 
@@ -226,7 +225,6 @@ def _plan_torch_cuda(sizes: Sizes, options: GpuOptions, context: int) -> GpuPlan
         reserve=TORCH_CUDA_RESERVE_BYTES,
         stream=slot_bytes(config, context, 2),
         stream_share=SLOTS_SHARE,
-        host_stream=decoder_state_bytes(sizes),
         host_build=BUILD_COPIES * max(largest, *audio.values()),
     )
 
@@ -298,8 +296,7 @@ def main(
     first_id = options.head_first_id(sizes.pattern, sizes.text_tokens)
     notes = [
         f"MCTP head: {f'from id {first_id} on (audio only)' if first_id else 'full'}",
-        f"one more stream: {plan.stream / GIB:.3f} GiB; decoder state of a stream on the host: "
-        f"{plan.host_stream / 1024:.0f} KiB",
+        f"one more stream: {plan.stream / GIB:.3f} GiB",
         f"building: {plan.disk / GIB:.1f} GiB of disk, up to {plan.host_build / GIB:.0f} GiB of memory (assumed)",
     ]
     if tp > 1:

@@ -101,7 +101,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> tuple[ServerOptions
         "--speech-precision",
         choices=SPEECH_PRECISIONS,
         default=default.speech_precision,
-        help="of the speech tokenizer of torch_cuda engines; only float32 always gives the reference's tokens",
+        help="of what takes speech in on torch_cuda engines; only float32 always gives the reference's tokens",
     )
     add("--threads", type=int, default=default.threads, help="CPU threads of each engine process")
     add("--tls-cert", type=Path, help="PEM certificate: serve gRPC over TLS")

@@ -7,7 +7,7 @@ from vita_audio.contract.errors import EngineError
 from vita_audio.engines.torch_cuda.shapes import Limits, most_rows, prepared_shapes
 
 GIB = 1 << 30
-#: Of what weights and programs leave: the rest is for the decoder and the speech tokenizer, which share the GPU.
+#: Of what weights, programs and the other networks leave: the rest is for contexts and pools, which nothing counts.
 SLOTS_SHARE = 0.9
 #: Kernels of a call at most, those that run as their references included: of a backbone layer, of an MCTP module, and
 #: around them (counted by dispatch; `expectations.LAUNCHES` of the benchmarks).
