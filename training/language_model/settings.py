@@ -96,6 +96,8 @@ class LanguageModelTraining:
         optimizer: adamw, or muon: Muon for the matrices inside layers and projections, AdamW for all other weights.
         local_layers: so many first layers start out with heads that attend to the tokens just before
             (`random_weights`).
+        blend: of what stage 4 exports, the share that it trained; the rest are the weights it started from. What was
+            learnt before fades less with 0.5 to 0.8 when a finished checkpoint trains on (WiSE-FT, arXiv 2109.01903).
         compile: fuse the arithmetic of each layer (torch.compile; on a CPU it needs a C++ compiler).
     """
 
@@ -114,6 +116,7 @@ class LanguageModelTraining:
     workers: int = 0
     optimizer: str = "adamw"
     local_layers: int = 0
+    blend: float = 1.0
     compile: bool = False
 
     def __post_init__(self) -> None:
@@ -131,6 +134,8 @@ class LanguageModelTraining:
             faults.append(f"optimizer: {self.optimizer!r} must be {' or '.join(OPTIMIZERS)}")
         if not 0 <= self.local_layers <= self.model.backbone_layers:
             faults.append(f"local_layers: {self.local_layers} must be 0 to {self.model.backbone_layers}")
+        if not 0 < self.blend <= 1:
+            faults.append(f"blend: {self.blend} must be a share above 0, at most 1")
         for number, stage in enumerate(self.stages, 1):
             if unknown := sorted({task for _, mixture in stage.phases for task in mixture} - set(TASKS)):
                 faults.append(f"stage{number}.mixture: {', '.join(unknown)} unknown; tasks are {', '.join(TASKS)}")

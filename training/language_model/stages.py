@@ -84,12 +84,13 @@ def train_stage(config: LanguageModelTraining, number: int, tokens: Path, previo
     stream = BatchStream(packs, ahead=0 if device.type == "cpu" else 2 * settings.accumulation)
     held_out = held_out_batches(TokenSet.load(tokens / TEST), config.held_out_samples, settings.length, seed=0)
     if previous is None:
-        model.load_state_dict(random_weights(sizes, config.seed, config.local_layers))
+        start = random_weights(sizes, config.seed, config.local_layers)
     else:
         found, tensors = load_language_model(previous)
         if with_modules(found, 0) != backbone:
             raise TrainingError(f"{previous}: has the sizes {asdict(found)}, not those of the configuration {sizes}")
-        model.load_state_dict(add_modules(found, tensors, modules, config.seed)[1])
+        start = add_modules(found, tensors, modules, config.seed)[1]
+    model.load_state_dict(start)
     place = Place(device, workers=worker_count(config.workers, device, settings.accumulation))
     mctp_rate = config.mctp_rate if number == 4 else 1.0
     optimizers: list[Optimizer] = [optimizer_of(model, settings.run, mctp_rate)]
@@ -119,6 +120,8 @@ def train_stage(config: LanguageModelTraining, number: int, tokens: Path, previo
     export = folder / EXPORT
     pattern = config.trained_mode.pattern if modules == config.model.mctp_modules else NAMED_MODES["vanilla"]
     weights = {key: value.detach().float().cpu() for key, value in model.state_dict().items()}
+    if number == 4 and config.blend < 1:
+        weights = {key: torch.lerp(start[key].float(), value, config.blend) for key, value in weights.items()}
     write_released(export, sizes, vocabulary, weights, pattern, tokens)
     return export
 
