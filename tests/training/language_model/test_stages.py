@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -94,6 +95,16 @@ def test_modules_grow_and_frozen_weights_stay(trained: dict[int, Path]) -> None:
         assert torch.equal(third[name], value), name
     assert not torch.equal(second["model.layers.3.mlp.up_proj.weight"], third["model.layers.3.mlp.up_proj.weight"])
     assert not torch.equal(third["model.embed_tokens.weight"], fourth["model.embed_tokens.weight"])
+
+
+def test_what_stage_4_exports_is_a_blend(tokens: Path, trained: dict[int, Path], tmp_path: Path) -> None:
+    shutil.copytree(trained[4].parent, tmp_path / "stage4")
+    blended = weights(train_stage(replace(settings(), blend=0.25), 4, tokens, trained[3], tmp_path / "stage4"))
+    start, end = weights(trained[3]), weights(trained[4])
+    for name, value in blended.items():
+        assert torch.allclose(value, 0.75 * start[name] + 0.25 * end[name], atol=1e-6), name
+    with pytest.raises(TrainingError, match=r"language_model\.blend: 0 must be a share above 0"):
+        replace(settings(), blend=0)
 
 
 def test_new_modules_are_copies() -> None:
