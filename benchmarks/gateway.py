@@ -50,7 +50,7 @@ MORE_MS, IDLE_SHARE, BARGE_IN_MS = 15.0, 0.05, 400.0
 _SLOTS, _QUEUE = 1, 4
 _TEXT, _QUESTION, _MAX_TOKENS = "The window is open.", "What is four plus three?", 60
 #: The small checkpoint goes on for a minute after this, where it decodes token by token.
-_ENDLESS, _ENDLESS_MODEL = "hello " * 60, "vita-audio-vanilla"
+_ENDLESS, _ENDLESS_MODEL = "spoon " * 100, "vita-audio-vanilla"
 _WARM_UP = 2
 _RATE_HZ = 24_000
 _PIECE_S = 0.02
