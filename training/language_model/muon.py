@@ -63,7 +63,7 @@ class Muon(Optimizer):
 def orthogonal(x: Tensor) -> Tensor:
     """Matrices [n, rows, columns] -> like them but with all singular values near 1 (Newton-Schulz).
 
-    In bfloat16 where the hardware multiplies it, else float32: on a CPU without it a whole step took three times as long.
+    In bfloat16 where the hardware multiplies it, else float32: without them a step took three times as long.
     """
     x = x.bfloat16() if has_bfloat16(x.device) else x.float()
     wide = x.shape[1] <= x.shape[2]
