@@ -87,7 +87,12 @@ def audio_buffers(sizes: Sizes, streams: int, max_batch: int, context: int) -> d
 
 def decoder_streams_bytes(sizes: Sizes, streams: int) -> int:
     """Of the decoder on a GPU: room for twice `streams` of the language model, and those that end, at least."""
-    return decoder_state_bytes(sizes) * (2 * (streams + streams // 4) + 32)
+    return decoder_state_bytes(sizes) * 32 + decoder_bytes_per_stream(sizes) * streams
+
+
+def decoder_bytes_per_stream(sizes: Sizes) -> int:
+    """What one more stream of the language model adds to the decoder: a quarter more may end, twice as many have room."""
+    return decoder_state_bytes(sizes) * 5 // 2
 
 
 def decoder_state_bytes(sizes: Sizes) -> int:

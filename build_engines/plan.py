@@ -25,6 +25,7 @@ from build_engines.audio_memory import (
     audio_buffers,
     audio_weights,
     captured_bytes,
+    decoder_bytes_per_stream,
     decoder_streams_bytes,
     encoder_bytes,
     longest_clip,
@@ -68,7 +69,8 @@ class GpuPlan:
         files: what lies in the engines folder, in the order it is written.
         scratch: what the build keeps beside it for a next run, and may be deleted.
         weights: in the memory of each GPU.
-        buffers: of steps and of captured audio calls, in the memory of each GPU; they do not grow with streams.
+        buffers: of steps and of captured audio calls, in the memory of each GPU, for `streams`.
+        stream_buffers: what one more stream adds to `buffers`; programs, which grow in steps, left out.
         reserve: assumed for all that cannot be computed.
         stream: of one stream of `context` tokens, on each GPU.
         stream_share: of the memory that weights, buffers and reserve leave, for streams.
@@ -81,6 +83,7 @@ class GpuPlan:
     scratch: dict[str, int]
     weights: dict[str, int]
     buffers: dict[str, int]
+    stream_buffers: int
     reserve: int
     stream: int
     stream_share: float
@@ -110,14 +113,15 @@ class GpuPlan:
         return sum(self.files.values()) + sum(self.scratch.values())
 
     def streams_that_fit(self, memory: int) -> int:
-        """Streams of `context` tokens on GPUs of `memory` bytes; 0 when not even the weights fit."""
-        return max(0, int((memory - self.fixed) * self.stream_share)) // self.stream
+        """Streams of `context` tokens on GPUs of `memory` bytes; 0 when not even the weights and one stream fit."""
+        room = memory - self.fixed + self.streams * self.stream_buffers
+        return int(max(0, room) / (self.stream / self.stream_share + self.stream_buffers))
 
     def check_fit(self, memory: int, where: str) -> None:
         """Raises EngineError, with the number of streams that do fit, when the asked ones do not."""
         fit = self.streams_that_fit(memory)
         if fit < self.streams:
-            remedy = "ask for fewer or shorter ones" if fit else "the weights alone are too large"
+            remedy = "ask for fewer or shorter ones" if fit else "weights and buffers alone are too large"
             raise EngineError(
                 f"--streams: {self.streams} streams of {self.context} tokens need {_gib(self.total)} "
                 f"({_gib(sum(self.weights.values()))} of them weights), {where} has {_gib(memory)}; {fit} fit: "
@@ -175,6 +179,7 @@ def _plan_tensorrt_llm(sizes: Sizes, options: GpuOptions, context: int) -> GpuPl
     kv_bytes = 1 if options.fp8_kv_cache else 2
     pool = PoolSizes(config, kv_bytes=kv_bytes, tensor_parallel=options.tp)
     rows = options.step_tokens
+    logits = 4 * (config.vocab_size - plans[Part.MCTP].head_first_id)
     return GpuPlan(
         streams=options.streams,
         context=context,
@@ -187,11 +192,12 @@ def _plan_tensorrt_llm(sizes: Sizes, options: GpuOptions, context: int) -> GpuPl
             "hidden states of a step": 2 * rows * config.hidden_size,
             **({"prompt table": 2 * rows * config.hidden_size} if sizes.sensevoice else {}),
             "activations of a step": 2 * rows * _widest_row(sizes, options),  # of a layer and of the one before it
-            "MCTP logits": 4 * options.streams * (config.vocab_size - plans[Part.MCTP].head_first_id),
+            "MCTP logits": options.streams * logits,
             "decoder streams": decoder_streams_bytes(sizes, options.streams),
             "captured audio calls": captured_bytes(sizes, options.audio_batch),
             **encoder_bytes(sizes, longest_clip(context)),
         },
+        stream_buffers=decoder_bytes_per_stream(sizes) + logits,
         reserve=RESERVE_BYTES,
         stream=pool.bytes_per_stream(context),
         stream_share=1.0,
@@ -222,6 +228,7 @@ def _plan_torch_cuda(sizes: Sizes, options: GpuOptions, context: int) -> GpuPlan
             **({"prompt rows": prompt_rows_bytes(config, limits, chunk, 2)} if sizes.sensevoice else {}),
             **audio_buffers(sizes, options.streams, options.audio_batch, context),
         },
+        stream_buffers=decoder_bytes_per_stream(sizes),
         reserve=TORCH_CUDA_RESERVE_BYTES,
         stream=slot_bytes(config, context, 2),
         stream_share=SLOTS_SHARE,

@@ -189,10 +189,14 @@ class TritonServer:
         metrics = read_metrics(self.options.metrics_host, self.options.metrics_port)
         return int(sum(value for name, value in metrics.items() if name.startswith(STREAMS)))
 
-    def drain(self) -> bool:
-        """Take no new streams and wait for the running ones, at most `exit_timeout_s`. False when some are left."""
+    def refuse(self) -> None:
+        """Take no new streams from now on."""
         if self.admission is not None:
             self.admission.drain()
+
+    def drain(self) -> bool:
+        """Take no new streams and wait for the running ones, at most `exit_timeout_s`. False when some are left."""
+        self.refuse()
         deadline = time.monotonic() + self.options.exit_timeout_s
         idle = 0
         while idle < 2:  # twice, because a stream may be on its way from one stage to the next

@@ -164,6 +164,7 @@ class Supervisor:
     def _drain(self, watch: Watch) -> int:
         """Refuse new streams, let running ones end, and end. Returns the exit status."""
         server, complete = self._server, [False]
+        server.refuse()  # before it is said
         self._say(f"draining, at most {server.options.exit_timeout_s} s; once more stops now")
 
         def drain() -> None:

@@ -68,7 +68,7 @@ def test_too_little_memory_says_how_many_streams_fit(
     assert ran(Build(checkpoint, tmp_path / "gpu", "gpu", gpu=options))[-1] == 12
     machine(replace(CONTAINER, gpus=(replace(H100, memory_bytes=2 << 30),)))
     text = refusal(Build(checkpoint, tmp_path / "small", "gpu", gpu=LLM))
-    assert "0 fit: the weights alone are too large" in text
+    assert "0 fit: weights and buffers alone are too large" in text
 
 
 def test_too_little_disk_and_too_little_memory_of_the_host(
