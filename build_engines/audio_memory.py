@@ -91,7 +91,7 @@ def decoder_streams_bytes(sizes: Sizes, streams: int) -> int:
 
 
 def decoder_bytes_per_stream(sizes: Sizes) -> int:
-    """What one more stream of the language model adds to the decoder: a quarter more may end, twice as many have room."""
+    """What one more stream of the language model adds there: a quarter more may end, and twice as many have room."""
     return decoder_state_bytes(sizes) * 5 // 2
 
 
