@@ -17,7 +17,6 @@ STEPS_PER_MS = 10
 MAX_MS = 3_600_000.0
 #: Two significant digits: a cell is at most 1/128 of its value wide, and never narrower than one step.
 SIGNIFICANT_DIGITS = 2
-RELATIVE_ERROR = 1 / 128
 
 PERCENTILES = (50.0, 90.0, 95.0, 99.0)
 

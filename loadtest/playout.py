@@ -7,7 +7,6 @@ ones at once.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -36,13 +35,11 @@ class Underrun:
 class Playout:
     """How a stream was played.
 
-    `runs`: (first sample, time it is played) of each stretch without a gap. `lead`: (time, seconds of sound in hand)
-    just before and just after each arrival; before an arrival that came late it is negative.
+    `lead`: (time, seconds of sound in hand) just before and just after each arrival; before an arrival that came late
+    it is negative.
     """
 
-    sample_rate_hz: int
     samples: int
-    runs: tuple[tuple[int, float], ...]
     underruns: tuple[Underrun, ...]
     lead: tuple[tuple[float, float], ...]
 
@@ -56,37 +53,23 @@ class Playout:
         before = [seconds for _, seconds in self.lead[2::2]]
         return min(before) if before else None
 
-    def played_at_s(self, sample: int) -> float:
-        """When this sample is played.
-
-        Raises:
-            IndexError: there is no such sample.
-        """
-        if not 0 <= sample < self.samples:
-            raise IndexError(f"sample {sample} of {self.samples}")
-        first, at_s = self.runs[bisect_right(self.runs, sample, key=lambda run: run[0]) - 1]
-        return at_s + (sample - first) / self.sample_rate_hz
-
 
 def play(chunks: Sequence[Chunk], sample_rate_hz: int, prebuffer_s: float = 0.0) -> Playout:
     """Play chunks as they came; empty ones are nothing."""
-    runs: list[tuple[int, float]] = []
     underruns: list[Underrun] = []
     lead: list[tuple[float, float]] = []
     count, end_s = 0, 0.0  # samples so far, and when the last of them has been played
+    first, at_s = 0, 0.0  # since the last gap: the first sample, and when it is played
     for chunk in chunks:
         if not chunk.samples:
             continue
         if not count:
-            end_s = chunk.arrived_s + prebuffer_s
-            runs.append((0, end_s))
+            at_s = end_s = chunk.arrived_s + prebuffer_s
         lead.append((chunk.arrived_s, end_s - chunk.arrived_s))
         if chunk.arrived_s > end_s + _ROUNDING_S:
             underruns.append(Underrun(end_s, chunk.arrived_s - end_s, count))
-            runs.append((count, chunk.arrived_s))
-            end_s = chunk.arrived_s
+            first, at_s = count, chunk.arrived_s
         count += chunk.samples
-        first, at_s = runs[-1]
         end_s = at_s + (count - first) / sample_rate_hz
         lead.append((chunk.arrived_s, end_s - chunk.arrived_s))
-    return Playout(sample_rate_hz, count, tuple(runs), tuple(underruns), tuple(lead))
+    return Playout(count, tuple(underruns), tuple(lead))

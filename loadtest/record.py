@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from loadtest.driver import CANCELLED, Record
 from vita_audio.contract.errors import ServerFull, ServerStopping, ServerUnhealthy
@@ -12,7 +12,6 @@ from vita_audio.contract.errors import ServerFull, ServerStopping, ServerUnhealt
 #: done: to its end. interrupted: the user barged in. rejected: a full or stopping server refused it. failed: any other
 #: error. unfinished: still running when the run ended.
 Outcome = Literal["done", "interrupted", "rejected", "failed", "unfinished"]
-OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 REFUSALS = (ServerFull.default_code, ServerStopping.default_code, ServerUnhealthy.default_code)
 
 

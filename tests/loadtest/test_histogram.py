@@ -7,8 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loadtest.errors import LoadTestError
-from loadtest.histogram import MAX_MS, PERCENTILES, RELATIVE_ERROR, STEPS_PER_MS, Histogram
+from loadtest.histogram import MAX_MS, PERCENTILES, STEPS_PER_MS, Histogram
 
+#: The width of a cell.
+RELATIVE_ERROR = 1 / 128
 values = st.lists(st.floats(0, MAX_MS), min_size=1, max_size=60)
 
 

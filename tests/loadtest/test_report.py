@@ -6,7 +6,7 @@ import json
 import random
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from xml.etree import ElementTree
 
 import pytest
@@ -22,7 +22,7 @@ from loadtest.histogram import Histogram
 from loadtest.options import Settings
 from loadtest.picture import Picture, Series, draw, figure_html
 from loadtest.picture import _fill as fill
-from loadtest.record import OUTCOMES, StreamRecord
+from loadtest.record import Outcome, StreamRecord
 from loadtest.report.files import read_figures, write_report
 from loadtest.report.page import page
 from loadtest.report.summary import Run, by_running, over_time, summary
@@ -34,7 +34,7 @@ from loadtest_runs import read_streams
 
 def stream(number: int, **fields: Any) -> StreamRecord:
     random_ = random.Random(number)
-    outcome = random_.choice(OUTCOMES)
+    outcome = random_.choice(get_args(Outcome))
     spoken = outcome in ("done", "interrupted")
     known: dict[str, Any] = {
         "scenario": random_.choice(("tts", "asr", SLOW_READER)), "seed": number, "start_s": random_.uniform(0, 20),
