@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtest.errors import wrong
-from loadtest.shapes import SHAPES, LoadPlan, load_plan
+from loadtest.shapes import SHAPES, LoadPlan, Phase, load_plan
 from loadtest.slo import Slo
 from loadtest.workload import DEFAULT_MIX, UserProfile, parse_mix
 from vita_audio.contract.modes import parse_mode
@@ -79,10 +79,9 @@ class Settings:
     def plan(self) -> LoadPlan:
         return load_plan(self.shape, self.run_time_s, self.warm_up_s)
 
-    @property
-    def full_rate_hz(self) -> float | None:
-        """Streams per second at full load; None in a closed loop, where the server decides."""
-        return self.users * self.source_rate_hz if self.loop == "open" else None
+    def rate_hz(self, phase: Phase) -> float | None:
+        """Streams per second in a phase; None in a closed loop, where the server decides."""
+        return phase.users(self.users) * self.source_rate_hz if self.loop == "open" else None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -59,7 +59,7 @@ class PlannedShape(LoadTestShape):
 
     def tick(self) -> tuple[int, float] | None:
         phase = self._plan.at(self.get_run_time())
-        return None if phase is None else (max(1, round(self._users * phase.share)), SPAWN_RATE)
+        return None if phase is None else (phase.users(self._users), SPAWN_RATE)
 
 
 class Session:

@@ -25,6 +25,10 @@ class Phase:
     end_s: float
     share: float
 
+    def users(self, most: int) -> int:
+        """How many there are where `most` are the full load."""
+        return max(1, round(most * self.share))
+
 
 @dataclass(frozen=True, slots=True)
 class LoadPlan:

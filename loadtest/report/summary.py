@@ -60,7 +60,7 @@ def summary(run: Run) -> dict[str, Any]:
         "phases": [
             {
                 "phase": phase.name,
-                "offered_per_s": None if settings.full_rate_hz is None else settings.full_rate_hz * phase.share,
+                "offered_per_s": settings.rate_hz(phase),
                 **figures(tally.phases[phase.name]),
             }
             for phase in settings.plan.phases

@@ -62,7 +62,7 @@ def tally_of(streams: list[StreamRecord]) -> Tally:
 
 
 def run_of(streams: list[StreamRecord], aborted: str = "") -> Run:
-    settings_ = Settings("localhost:1", shape="steps", run_time_s=20, slo=Slo(500, 0.1, 0.1))
+    settings_ = Settings("localhost:1", users=7, shape="steps", run_time_s=20, slo=Slo(500, 0.1, 0.1))
     load = GeneratorLoad(0.1, 0.2, 0.5, Histogram.of([1.0, 2.0]))
     about = {"command": "locust <script>", "date": "today", "settings": {"loop": "open"}}
     return Run(about, settings_, tally_of(streams), {"this process": load}, 20.0, aborted)
@@ -225,7 +225,8 @@ def test_a_report_is_whole_and_reads_back(tmp_path: Path) -> None:
     assert sum(figures["scenarios"][name]["streams"] for name in ("tts", "asr")) == figures["streams"]["measured"]
     assert figures["scenarios"]["all"]["stages_ms_per_audio_s"]["lm"] == pytest.approx(3.25 / 2.0)
     assert figures["streams"]["at_once"] > 0
-    assert [phase["offered_per_s"] for phase in figures["phases"]] == pytest.approx([0.02, 0.04])
+    # A fifth and two fifths of 7 users with 0.1 streams per second each: there are no parts of users.
+    assert [phase["offered_per_s"] for phase in figures["phases"]] == pytest.approx([0.1, 0.3])
     back = read_streams(tmp_path / "a")
     assert len(back) == 60
     assert back[3].ttfa_ms == pytest.approx(streams[3].ttfa_ms, abs=1e-3)
