@@ -69,8 +69,10 @@ def turns(url: str, count: int, repeats: int) -> Row:
     with Client(url) as client:
         for seed in range(repeats):
             talk = client.conversation(seed=seed, max_tokens=_MAX_TOKENS)
+            # A question of its own: the first turn of the conversation before is still there, and would be found whole.
+            shifted = np.roll(samples, seed * int(_CHUNK_S * rate))
             for each in seen:
-                talk.append_audio(samples, rate)
+                talk.append_audio(shifted, rate)
                 reply = talk.respond().collect()
                 assert reply.status is not None
                 reused, read = reused + reply.status.cached_tokens, read + reply.status.prompt_tokens

@@ -16,7 +16,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from server.errors import CannotStart
+from server.errors import CannotStart, refusals_named
 from server.haproxy import Haproxy, find_haproxy, version_of
 from server.options import FRONT_AUTO, FRONT_OFF, ServerOptions, TlsFiles
 from server.ports import address_of, url_of
@@ -35,6 +35,7 @@ LARGEST_MESSAGE_BYTES = int(MAX_AUDIO_SECONDS * MAX_SAMPLE_RATE_HZ) * 4 + (4 << 
 LARGE_MESSAGE_BYTES, LARGE_STREAMS = 8 << 20, 4
 #: Calls beyond slots and queue which Triton may be refusing at one moment, and questions for health and metadata.
 SPARE_STREAMS, QUESTIONS = 32, 64
+QUESTION_BYTES = 4096
 MAX_CONNECTIONS = 1000
 #: How long a caller may neither send nor read while something is due from it.
 SILENT_CALLER_S = 120
@@ -61,6 +62,9 @@ REFUSALS = {
         f"AUDIO: a message of %[var(txn.bytes)] bytes is not valid: at most {LARGEST_MESSAGE_BYTES}, which are "
         f"{MAX_AUDIO_SECONDS:g} s at {MAX_SAMPLE_RATE_HZ} Hz; send less, or at a lower rate",
         "AUDIO",
+    ),
+    "LONG_QUESTION": _refusal(
+        "invalid_request", f"a question of %[var(txn.bytes)] bytes is not valid: it has at most {QUESTION_BYTES}"
     ),
     "FULL": _refusal("server_full", "server is full: too many calls are open; ask another server"),
     "UNHEALTHY": _refusal("unhealthy", "a part of the server is being started again; ask again in a few seconds"),
@@ -113,7 +117,8 @@ class Front:
             CannotStart: HAProxy does not start; with its reason.
         """
         self._log = log
-        self._haproxy.start(self._variables(), log)
+        with refusals_named():
+            self._haproxy.start(self._variables(), log)
 
     @property
     def pids(self) -> list[int]:
@@ -128,7 +133,8 @@ class Front:
         """
         if self._haproxy.unguarded:
             try:
-                self._haproxy.start_again(self._variables(), self._log)
+                with refusals_named():  # its certificate may be gone
+                    self._haproxy.start_again(self._variables(), self._log)
             except CannotStart as error:
                 return str(error)
         self._stillness.look(time.monotonic())
@@ -159,6 +165,7 @@ class Front:
             "VITA_STREAMS": str(streams),
             "VITA_LARGE_STREAMS": str(LARGE_STREAMS),
             "VITA_QUESTIONS": str(QUESTIONS),
+            "VITA_QUESTION_BYTES": str(QUESTION_BYTES),
             "VITA_SILENT_CALLER_S": str(SILENT_CALLER_S),
             "VITA_FIRST_MESSAGE_S": str(FIRST_MESSAGE_S),
             "VITA_LARGEST_BYTES": str(LARGEST_MESSAGE_BYTES),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -83,6 +85,13 @@ class Haproxy:
         Raises:
             CannotStart: it ended, or was not ready in time; with the reason it gave.
         """
+        try:
+            self._start(variables, log)
+        except CannotStart:
+            self.stop()
+            raise
+
+    def _start(self, variables: Mapping[str, str], log: Path) -> None:
         assert self._belongings is not None, "started after stop"
         before = log.stat().st_size if log.exists() else 0
         command = ["/bin/sh", "-c", KEEP, "sh", str(self._program), "-db", "-f", str(self._config)]
@@ -92,7 +101,9 @@ class Haproxy:
         while not self._answers():
             said = log.read_bytes()[before:].decode(errors="replace")
             if ENDED in said or time.monotonic() > deadline:
-                self.stop()
+                with contextlib.suppress(ProcessLookupError):  # not through its guard, which would remove the folder
+                    os.kill(self._process.pid, signal.SIGKILL)
+                self._process.wait()
                 raise CannotStart(f"{self._program}: HAProxy did not start: {_reason(said)}")
             time.sleep(POLL_S)
 
@@ -102,12 +113,12 @@ class Haproxy:
         return self._process is not None and self._process.exit_code is not None
 
     def start_again(self, variables: Mapping[str, str], log: Path) -> None:
-        """End what runs without a guard, and `start`. Raises CannotStart."""
+        """End what runs without a guard, and start. Raises CannotStart; the folder stays, and it can be tried again."""
         assert self._belongings is not None, "started after stop"
         if self._process is not None:
             self._process.end()
         kill_processes(self._belongings.prefix)
-        self.start(variables, log)
+        self._start(variables, log)
 
     def _answers(self) -> bool:
         try:

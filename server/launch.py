@@ -14,7 +14,7 @@ from server.errors import CannotStart, refusals_named
 from server.guarded import GuardedProcess
 from server.locate import find_shared_python, find_triton
 from server.memory import held_bytes
-from server.metrics import STREAMS, read_metrics
+from server.metrics import PLACES, STREAMS, read_metrics
 from server.mps import Mps, find_mps
 from server.options import ServerOptions
 from server.ports import claim_ports, url_of
@@ -181,13 +181,13 @@ class TritonServer:
         self._triton = GuardedProcess(arguments, environment, self.log_file, own.prefix)
 
     def live_streams(self) -> int:
-        """Streams in any stage, running or waiting.
+        """Streams in any stage, running or waiting, and those whose last sound is on its way (they have a place).
 
         Raises:
             OSError: the server does not answer.
         """
         metrics = read_metrics(self.options.metrics_host, self.options.metrics_port)
-        return int(sum(value for name, value in metrics.items() if name.startswith(STREAMS)))
+        return int(sum(value for name, value in metrics.items() if name.startswith((STREAMS, PLACES))))
 
     def refuse(self) -> None:
         """Take no new streams from now on."""

@@ -7,6 +7,8 @@ import http.client
 PREFIX = "vita_"
 #: Streams by stage and state; all zero when nothing is going on.
 STREAMS = "vita_streams{"
+#: Streams from their admission until the decoder has released them, just before their last sound leaves.
+PLACES = "vita_places_taken"
 READ_TIMEOUT_S = 2.0
 
 

@@ -19,11 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vita_audio.contract.errors import ServerFull, ServerStopping
+from vita_audio.contract.rates import TOKENS_PER_SECOND
 
 #: A record that was not refreshed for so long is that of a process that has died: its fault is not "full".
 STALE_S = 2.0
-#: A stream whose tokens are complete counts until its sound is made; without a word from the decoder, so long.
-LONGEST_DECODING_S = 60.0
+#: A stream whose tokens are complete counts until its sound is made; without a word from the decoder, so long, and as
+#: long as a decoder takes that is `SLOWEST` times slower than the sound is played.
+LONGEST_DECODING_S, SLOWEST = 60.0, 4.0
 
 _DRAINING, _REFRESHED_MS, _LIMIT, _TAKEN, _WAITING = range(5)  # 64-bit words; the first is the launcher's
 _BYTES = 8 * 5
@@ -95,7 +97,7 @@ class Admission:
         self._lock = threading.Lock()
         self._admitted = 0
         self._generating: set[str] = set()
-        self._decoding: dict[str, float] = {}  # since when, by time.monotonic
+        self._decoding: dict[str, float] = {}  # until when at most, by time.monotonic
         self.refresh()
 
     def admit(self) -> str:
@@ -117,13 +119,13 @@ class Admission:
             self._publish()
             return stream
 
-    def start_decoding(self, stream: str) -> bool:
-        """The tokens of a stream are complete: it stays until `release`. False if it was released before."""
+    def start_decoding(self, stream: str, tokens: int = 0) -> bool:
+        """The `tokens` of a stream are complete: it stays until `release`. False if it was released before."""
         with self._lock:
             if stream not in self._generating:
                 return False
             self._generating.remove(stream)
-            self._decoding[stream] = time.monotonic()
+            self._decoding[stream] = time.monotonic() + LONGEST_DECODING_S + SLOWEST * tokens / TOKENS_PER_SECOND
             self._publish()
             return True
 
@@ -137,10 +139,10 @@ class Admission:
             return known
 
     def overdue(self) -> list[str]:
-        """Streams that have been decoding for longer than LONGEST_DECODING_S."""
+        """Streams that have been decoding for longer than any decoder takes that is alive."""
         with self._lock:
-            begun_before = time.monotonic() - LONGEST_DECODING_S
-            return [stream for stream, begun in self._decoding.items() if begun < begun_before]
+            now = time.monotonic()
+            return [stream for stream, until in self._decoding.items() if until < now]
 
     def load(self) -> Load:
         with self._lock:

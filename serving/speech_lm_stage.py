@@ -62,6 +62,7 @@ class _Open:
     checked_s: float
     lock: threading.Lock = field(default_factory=threading.Lock)
     probe_s: float = WAITING_PROBE_S
+    tokens: int = 0
     decoding: bool = False
     closed: bool = False
 
@@ -210,7 +211,8 @@ class SpeechLmStage:
         """Measure and send one Delta; runs on the service's thread."""
         self._meter.delta(delta, prompt_tokens)
         stream, state = delta.status.stream, delta.status.state
-        decoding = state == "done" and self._admission.start_decoding(stream)
+        opened.tokens += len(delta.tokens)
+        decoding = state == "done" and self._admission.start_decoding(stream, opened.tokens)
         over = delta.status.final and not decoding
         try:
             with opened.lock:

@@ -32,7 +32,7 @@ def train(
     config: Annotated[str, typer.Option(help="small, tiny, or a YAML file of your own.")] = "small",
     only: Annotated[str | None, typer.Option(help="Only this part; what it needs must be done.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the training; default: out/training-CONFIG.")] = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="Result; default: checkpoints/CONFIG.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Result; default: OUT/checkpoint.")] = None,
     changes: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, may be repeated.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what is in --out.")] = False,
     list_only: Annotated[bool, typer.Option("--list", help="Show the parts and what is done; train nothing.")] = False,
@@ -66,7 +66,7 @@ def train(
         init = asked or InitFrom.read(folder) if list_only else init_training(asked, settings, folder)
         if init_from is not None and parts is not None:
             typed += ["--init-from", init_from.as_posix(), "--train", parts]
-        result = checkpoint or Path("checkpoints") / name
+        result = checkpoint or folder / "checkpoint"
         planned = parts_of(settings, init, folder, result, shlex.join(typed))
         if list_only:
             for part in planned:

@@ -254,7 +254,7 @@ def _other_mels(folder: Path) -> None:
             _edit_json("language_model/generation_config.json", repetition_penalty="1"),
             "repetition_penalty: '1' must be",
         ),
-        (_edit_json("language_model/generation_config.json", repetition_penalty=11), "above 0, at most 10"),
+        (_edit_json("language_model/generation_config.json", repetition_penalty=11), "from 0.01 to 10"),
         (_edit_json("language_model/generation_config.json", text_normalization="all"), "must be none or words"),
         (_smaller_codebook, "audio vocabularies differ: .* 256, .* 128, .* 256"),
         (_edit_yaml("sample_rate: 22050", "sample_rate: 24000"), "makes 24000 Hz"),

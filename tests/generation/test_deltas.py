@@ -109,6 +109,14 @@ def test_settings_of_a_request_reach_the_engine() -> None:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(("asked", "temperature"), [(1e-40, 0.0), (9e-5, 0.0), (1e-4, 1e-4), (0.0, 0.0)])
+def test_a_temperature_next_to_zero_is_zero(asked: float, temperature: float) -> None:
+    """Its inverse is beyond float32, and a softmax of such logits has no number in it."""
+    engine = CountingEngine()
+    Scheduler(engine, ()).submit("s", request([5], BOOST, 9, asked))
+    assert engine.opened[0].temperature == temperature
+
+
 @pytest.mark.parametrize("prompt", [1, 5, 40, 150])
 @pytest.mark.parametrize("pattern", [BOOST, VANILLA, TURBO, (2, 3, 1, 7)])
 def test_every_token_has_a_draw_of_its_own(prompt: int, pattern: tuple[int, ...]) -> None:

@@ -10,6 +10,7 @@ from language_models import request
 from pulses import RecordedPulse
 from vita_audio.contract.errors import ServerUnhealthy
 from vita_audio.contract.messages import Delta
+from vita_audio.generation import scheduler
 from vita_audio.generation import service as module
 from vita_audio.generation.service import GenerationService
 from waiting import until
@@ -151,6 +152,27 @@ def test_a_lost_gpu_ends_the_process_and_a_step_that_failed_does_not(monkeypatch
     monkeypatch.setattr(engine, "extend", fault)
     for lost, code in ((False, "engine_error"), (True, "unhealthy")):
         monkeypatch.setattr(module, "gpu_is_lost", lambda error, lost=lost: lost)
+        service.submit(f"s{lost}", request([5] * 3, (8192, 0), 20), emit)
+        until(lambda: last)
+        assert last.pop() == ("failed", code)
+        assert pulse.ended.wait(10 if lost else 0.05) == lost
+
+
+def test_a_gpu_that_was_lost_while_no_stream_ran_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next stream's `begin` is the first call that fails; a slot that could not be begun alone is no such case."""
+    engine, pulse, service = make(monkeypatch)
+    last: list[tuple[str, str]] = []
+
+    def emit(delta: Delta) -> None:
+        if delta.status.final:
+            last.append((delta.status.state, delta.status.code))
+
+    def fault(*_: object) -> int:
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    monkeypatch.setattr(engine, "begin", fault)
+    for lost, code in ((False, "engine_error"), (True, "unhealthy")):
+        monkeypatch.setattr(scheduler, "gpu_is_lost", lambda error, lost=lost: lost)
         service.submit(f"s{lost}", request([5] * 3, (8192, 0), 20), emit)
         until(lambda: last)
         assert last.pop() == ("failed", code)

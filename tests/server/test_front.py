@@ -25,7 +25,7 @@ from client_twins import TWINS
 from fronts import Fronted, Stub, channel
 from server import front as front_module
 from server.command import triton_arguments
-from server.front import LARGEST_MESSAGE_BYTES, find_front
+from server.front import LARGEST_MESSAGE_BYTES, QUESTION_BYTES, find_front
 from server.locate import Triton
 from server.options import ServerOptions, TlsFiles
 from server.ports import claim_ports
@@ -317,6 +317,33 @@ def test_one_that_cannot_be_replaced_is_a_fault(fresh: Callable[..., Fronted], m
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert "HAProxy did not start" in fault
+    monkeypatch.undo()
+    assert fronted.front.revive() is None  # at the next look; Triton's socket is still there
+    assert works(fronted.url)
+
+
+def test_a_certificate_that_is_gone_is_a_fault(fresh: Callable[..., Fronted], monkeypatch: pytest.MonkeyPatch) -> None:
+    fronted = fresh().open()
+
+    def gone(self: front_module.Front) -> dict[str, str]:
+        raise FileNotFoundError(2, "No such file or directory", "tls.key")
+
+    monkeypatch.setattr(front_module.Front, "_variables", gone)
+    os.kill(parent(parent(fronted.front.pids[0])), signal.SIGKILL)
+    deadline = time.monotonic() + SECONDS
+    while (fault := fronted.front.revive()) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert fault.startswith("tls.key: No such file or directory")
+
+
+def test_a_question_that_is_too_long_is_refused(shared: Fronted) -> None:
+    question = service_pb2.ModelReadyRequest(name="x" * QUESTION_BYTES)
+    with channel(shared.url) as open_channel:
+        code, details = refusal(lambda: [Stub(open_channel).ModelReady(question, timeout=SECONDS)])
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    told = f"a question of {question.ByteSize()} bytes is not valid: it has at most {QUESTION_BYTES}"
+    assert details == f"[vita:invalid_request] {told}"
 
 
 def _opens(port: int) -> bool:

@@ -169,11 +169,13 @@ def test_a_record_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
 
 
 def test_streams_whose_sound_takes_too_long_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    deciding = Admission(AdmissionRecord(None), 2, 0)
-    decoding, _ = deciding.admit(), deciding.admit()
-    deciding.start_decoding(decoding)
-    assert deciding.overdue() == []
-    monkeypatch.setattr(admission, "LONGEST_DECODING_S", 0.0)
-    time.sleep(0.01)
-    assert deciding.overdue() == [decoding]
-    assert deciding.load() == Load(1, 0, 1)
+    """A long answer has longer: four times what its sound lasts, besides a minute."""
+    now = [1000.0]
+    monkeypatch.setattr(admission.time, "monotonic", lambda: now[0])
+    deciding = Admission(AdmissionRecord(None), 3, 0)
+    short, long, _ = (deciding.admit() for _ in range(3))
+    deciding.start_decoding(short)
+    deciding.start_decoding(long, tokens=1000)  # 80 s of sound
+    for now[0], overdue in ((1059.0, []), (1061.0, [short]), (1379.0, [short]), (1381.0, [short, long])):
+        assert deciding.overdue() == overdue
+    assert deciding.load() == Load(1, 0, 2)

@@ -149,6 +149,7 @@ def test_released_ends_no_stream_that_is_still_generating(bench: Bench) -> None:
 
 def test_a_stream_that_is_not_released_leaves_after_a_while(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(admission, "LONGEST_DECODING_S", 0.05)
+    monkeypatch.setattr(admission, "SLOWEST", 0.0)
     answers = bench.start()
     until(lambda: answers.closed)
     assert bench.load.taken == 0

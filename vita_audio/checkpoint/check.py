@@ -27,7 +27,7 @@ from vita_audio.checkpoint.sensevoice import check_sensevoice
 from vita_audio.checkpoint.speech_input import check_speech_input
 from vita_audio.checkpoint.speech_tokenizer import load_speech_tokenizer
 from vita_audio.contract.errors import CheckpointError, InvalidRequest
-from vita_audio.contract.limits import DEFAULT_REPETITION_PENALTY, MAX_REPETITION_PENALTY
+from vita_audio.contract.limits import DEFAULT_REPETITION_PENALTY, MAX_REPETITION_PENALTY, MIN_REPETITION_PENALTY
 from vita_audio.contract.modes import NAMED_MODES, mode_of
 from vita_audio.contract.rates import OUTPUT_SAMPLE_RATE_HZ
 from vita_audio.text.normalization import NONE, TEXT_NORMALIZATIONS
@@ -148,10 +148,9 @@ def default_repetition_penalty(path: Path) -> float:
         CheckpointError: the file is not JSON, or the penalty is no number above 0 up to the contract's limit.
     """
     value = _generation_setting(path, "repetition_penalty", DEFAULT_REPETITION_PENALTY)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MAX_REPETITION_PENALTY:
-        raise CheckpointError(
-            f"{path}: repetition_penalty: {value!r} must be a number above 0, at most {MAX_REPETITION_PENALTY:g}"
-        )
+    low, high = MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise CheckpointError(f"{path}: repetition_penalty: {value!r} must be a number from {low:g} to {high:g}")
     return float(value)
 
 

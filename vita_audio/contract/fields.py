@@ -22,6 +22,7 @@ from vita_audio.contract.limits import (
     MAX_REPETITION_PENALTY,
     MAX_SAMPLE_RATE_HZ,
     MIN_AUDIO_SECONDS,
+    MIN_REPETITION_PENALTY,
     MIN_SAMPLE_RATE_HZ,
     Limits,
 )
@@ -163,7 +164,7 @@ INPUTS = (
     Field("TOP_K", "INT32", "draw from the k likeliest", "0 is off", low=0, high=1_000_000,
           default=_of_tts(TTS_TOP_K, 0), default_words=f"0; tts: {TTS_TOP_K}"),
     Field("TOP_P", "FP32", "draw from this share", "1 is off", low=0, low_excluded=True, high=1, default=1.0),
-    Field("REPETITION_PENALTY", "FP32", "for tokens seen before", "1 is off", low=0, low_excluded=True,
+    Field("REPETITION_PENALTY", "FP32", "for tokens seen before", "1 is off", low=MIN_REPETITION_PENALTY,
           high=MAX_REPETITION_PENALTY,
           default=lambda task, limits: limits.repetition_penalty, default_words="the checkpoint's"),
     # A drawn seed is reported in every STATUS; 32 bits are short enough to type again.

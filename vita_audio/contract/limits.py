@@ -14,7 +14,8 @@ MIN_AUDIO_SECONDS, MAX_AUDIO_SECONDS = 0.02, 120.0
 MAX_AUDIO_PEAK = 4.0
 #: No prose has more characters in a token; longer text is refused before the work of tokenising it.
 MAX_CHARACTERS_PER_TOKEN = 16
-MAX_REPETITION_PENALTY = 10.0
+#: A penalty near 0 would lift what a vocabulary bans, at -1e30, into the range of logits.
+MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY = 0.01, 10.0
 #: Of a history, before its oldest turns are dropped.
 MAX_HISTORY_TOKENS = 65_536
 #: Of all clips in a history together: at 16 kHz they fit into a message.

@@ -10,6 +10,9 @@ from vita_audio.engines.cached_tokens import check_embedded
 from vita_audio.engines.interface import Embedded, Sampling
 from vita_audio.generation.content_keys import content_keys
 
+#: Below this temperature the likeliest id is drawn whatever else there is, and its inverse is beyond float32.
+COLDEST = 1e-4
+
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
@@ -36,4 +39,5 @@ class GenerationRequest:
     @property
     def sampling(self) -> Sampling:
         s = self.settings
-        return Sampling(s.temperature, s.top_k, s.top_p, s.repetition_penalty, s.seed)
+        temperature = s.temperature if s.temperature >= COLDEST else 0.0
+        return Sampling(temperature, s.top_k, s.top_p, s.repetition_penalty, s.seed)

@@ -17,6 +17,7 @@ from collections.abc import Collection, Sequence
 from vita_audio.contract.errors import InvalidRequest
 from vita_audio.contract.messages import State
 from vita_audio.engines.cached_tokens import check_embedded
+from vita_audio.engines.gpu_fault import gpu_is_lost
 from vita_audio.engines.interface import BurstRow, LanguageModelEngine
 from vita_audio.generation.prefix_cache import PrefixCache
 from vita_audio.generation.request import GenerationRequest
@@ -104,6 +105,8 @@ class Scheduler:
             try:
                 cascaded = self.engine.begin(slot, stream.request.sampling, keep)
             except Exception as error:  # this stream's fault or bad luck: the others go on, the slot stays free
+                if gpu_is_lost(error):
+                    raise
                 log.exception("stream %s: the engine cannot begin in slot %d", stream.id, slot)
                 self.prefixes.forget(slot)
                 stream.end("failed", f"language model failed: {type(error).__name__}: {error}")
