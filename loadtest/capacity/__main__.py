@@ -8,17 +8,18 @@ keeps the promise, 2 a wrong option or no server.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from loadtest.capacity.point import DRAIN_S, OVERHEAD_S, LoadPoint, run_point
 from loadtest.capacity.search import SearchResult, search
-from loadtest.errors import wrong
+from loadtest.errors import LoadTestError, wrong
 from loadtest.options import MAX_RATE_HZ, check_rate
 from loadtest.picture import Picture, Series, write
 from loadtest.slo import Slo
@@ -35,9 +36,14 @@ def main(arguments: list[str] | None = None) -> int:
         check_rate("--highest-rate", options.highest_rate)
         if options.point_seconds < 5 or options.budget_seconds < options.point_seconds:
             raise wrong("--point-seconds", options.point_seconds, "it is from 5 to --budget-seconds")
-        found = answer(*measure(options, slo, passed_on), slo, options.price_per_hour)
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "capacity.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        load = functools.partial(_load, options, slo, passed_on)
+        result = measure(options, load)
+        found = answer(result, [], slo, options.price_per_hour)
+        _write(options.out, found)
+        if options.overload and result.kept_hz:
+            points, not_measured = beyond(load, result.kept_hz)
+            found = answer(result, points, slo, options.price_per_hour, not_measured)
+            _write(options.out, found)
         for name, picture in pictures(found).items():
             if not picture.empty:
                 write(options.out / f"capacity_{name}.svg", picture)
@@ -48,45 +54,67 @@ def main(arguments: list[str] | None = None) -> int:
     return 0 if found["capacity_per_s"] else 1
 
 
-def measure(
-    options: argparse.Namespace, slo: Slo, passed_on: Sequence[str]
-) -> tuple[SearchResult[LoadPoint], list[LoadPoint]]:
-    """The search, and with `--overload` points beyond what it found.
+def measure(options: argparse.Namespace, load: Callable[[float], LoadPoint]) -> SearchResult[LoadPoint]:
+    """The search, which leaves time for the points of `--overload`.
 
     Raises:
         LoadTestError: a load point could not be measured.
     """
-    promise = [
-        "--slo-ttfa-p95-ms", repr(slo.ttfa_p95_ms), "--slo-underrun-rate", repr(slo.underrun_rate),
-        "--slo-loss-rate", repr(slo.loss_rate), *passed_on,
-    ]  # fmt: skip
-    warm_up_s = min(5.0, options.point_seconds / 4)
-    point_s = options.point_seconds + warm_up_s + DRAIN_S / 2 + OVERHEAD_S
-    overload = OVERLOAD if options.overload else ()
+    point_s = options.point_seconds + _warm_up_s(options) + DRAIN_S / 2 + OVERHEAD_S
+    points_left = 1 + len(OVERLOAD) * options.overload
     end_s = time.monotonic() + options.budget_seconds
-
-    def load(rate_hz: float) -> LoadPoint:
-        folder = options.out / f"rate-{rate_hz:.4f}"
-        point = run_point(options.url, rate_hz, options.point_seconds, warm_up_s, folder, promise)
-        print(f"{rate_hz:.3f} streams/s: {'kept' if point.kept else 'missed'}", file=sys.stderr)
-        return point
 
     def probe(rate_hz: float) -> tuple[bool, LoadPoint]:
         point = load(rate_hz)
         return point.kept, point
 
-    result = search(
+    return search(
         probe,
         options.lowest_rate,
         options.highest_rate,
-        has_time=lambda: time.monotonic() + (1 + len(overload)) * point_s < end_s,
+        has_time=lambda: time.monotonic() + points_left * point_s < end_s,
         ratio=options.ratio,
     )
-    return result, [load(share * result.kept_hz) for share in overload] if result.kept_hz else []
+
+
+def beyond(load: Callable[[float], LoadPoint], kept_hz: float) -> tuple[list[LoadPoint], list[str]]:
+    """Points beyond the capacity, and why others of them could not be measured: a server may well break there."""
+    points, problems = list[LoadPoint](), list[str]()
+    rates_hz = {min(share * kept_hz, MAX_RATE_HZ) for share in OVERLOAD}
+    for rate_hz in sorted(rates_hz - {kept_hz}):
+        try:
+            points.append(load(rate_hz))
+        except LoadTestError as error:
+            problems.append(str(error))
+    return points, problems
+
+
+def _load(options: argparse.Namespace, slo: Slo, passed_on: Sequence[str], rate_hz: float) -> LoadPoint:
+    promise = [
+        "--slo-ttfa-p95-ms", repr(slo.ttfa_p95_ms), "--slo-underrun-rate", repr(slo.underrun_rate),
+        "--slo-loss-rate", repr(slo.loss_rate), *passed_on,
+    ]  # fmt: skip
+    folder = options.out / f"rate-{rate_hz:.4f}"
+    point = run_point(options.url, rate_hz, options.point_seconds, _warm_up_s(options), folder, promise)
+    print(f"{rate_hz:.3f} streams/s: {'kept' if point.kept else 'missed'}", file=sys.stderr)
+    return point
+
+
+def _warm_up_s(options: argparse.Namespace) -> float:
+    return min(5.0, float(options.point_seconds) / 4)
+
+
+def _write(folder: Path, found: Mapping[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "capacity.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 def answer(
-    result: SearchResult[LoadPoint], overload: Sequence[LoadPoint], slo: Slo, price_per_hour: float | None
+    result: SearchResult[LoadPoint],
+    overload: Sequence[LoadPoint],
+    slo: Slo,
+    price_per_hour: float | None,
+    not_measured: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The capacity with the points it was found by, as plain data. Rates in streams per second."""
     points = sorted((point.seen for point in result.points), key=lambda point: point.rate_hz)
@@ -101,6 +129,7 @@ def answer(
         "stopped": result.stopped,
         "points": [point.row() for point in points],
         "overload": [point.row() for point in overload],
+        "overload_not_measured": list(not_measured),
         "bottleneck": bottleneck(points[0].stages_ms(), heaviest.stages_ms()),
         "streams_at_once": at_capacity.get("streams_at_once"),
         "audio_s_per_s": audio_s_per_s,
@@ -131,6 +160,7 @@ def text(found: Mapping[str, Any]) -> str:
             + ("kept" if point["kept"] else "missed")
             + ("" if point["generator_kept_up"] else " (the generator was too slow: do not trust this point)")
         )
+    lines += [f"not measured: {problem}" for problem in found["overload_not_measured"]]
     capacity, missed = _number(found["capacity_per_s"], ".2f"), _number(found["missed_at_per_s"], ".2f")
     return "\n".join(
         [

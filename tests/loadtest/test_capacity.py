@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loadtest.capacity.__main__ import answer, bottleneck, main, pictures, text
+import loadtest.capacity.__main__ as capacity
+from loadtest.capacity.__main__ import answer, beyond, bottleneck, main, pictures, text
 from loadtest.capacity.point import LoadPoint
 from loadtest.capacity.search import Point, SearchResult, search
 from loadtest.errors import LoadTestError
@@ -106,6 +107,35 @@ def test_an_answer_without_a_capacity(tmp_path: Path) -> None:
     found = answer(SearchResult(None, 0.5, (Point(0.5, False, point),), "lowest rate broken"), [], PROMISE, 1.0)
     assert (found["capacity_per_s"], found["streams_at_once"], found["cost_per_audio_hour"]) == (None, None, None)
     assert "capacity of one server: - streams/s (missed at 0.50; the search ended: lowest rate broken)" in text(found)
+
+
+def test_an_overload_that_breaks_the_server_leaves_the_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run_point(url: str, rate_hz: float, *_: object) -> LoadPoint:
+        if rate_hz < 10:
+            return load_point(rate_hz, tmp_path)
+        assert json.loads((tmp_path / "capacity.json").read_text())["capacity_per_s"] == 8.0
+        if rate_hz > 15:
+            raise LoadTestError(f"the load point at {rate_hz:.3g} streams/s is not complete: no server")
+        return load_point(rate_hz, tmp_path, ttfa_ms=900)
+
+    monkeypatch.setattr(capacity, "run_point", run_point)
+    rates = ["--lowest-rate", "4", "--highest-rate", "8"]
+    assert main([*rates, "--ttfa-p95-ms", "400", "--overload", "--out", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "capacity.json").read_text())
+    assert [point["rate_per_s"] for point in found["overload"]] == [12.0]
+    assert found["overload_not_measured"] == ["the load point at 16 streams/s is not complete: no server"]
+    printed = capsys.readouterr().out
+    assert "capacity of one server: 8.00" in printed
+    assert "not measured: the load point at 16 streams/s is not complete: no server" in printed
+
+
+@pytest.mark.parametrize(("kept_hz", "offered_hz"), [(400.0, [600.0, 800.0]), (600.0, [900.0, 1000.0]), (1000.0, [])])
+def test_no_overload_is_beyond_what_may_be_offered(kept_hz: float, offered_hz: list[float], tmp_path: Path) -> None:
+    offered = list[float]()
+    beyond(lambda rate_hz: offered.append(rate_hz) or load_point(1.0, tmp_path), kept_hz)
+    assert offered == offered_hz
 
 
 def test_the_bottleneck_is_the_stage_that_grows() -> None:
