@@ -10,7 +10,10 @@ WORKERS ?= 2
 # Engines that come with a checkpoint, as their difference from it: restored without PyTorch.
 PACKAGED := $(wildcard $(CHECKPOINT)-engines-cpu)
 
-.PHONY: demo serve web test clients lint mutation bench results soak conformance loadtest scale-out plan clean
+.PHONY: help demo serve web test clients lint mutation bench results soak conformance loadtest scale-out plan clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -83,9 +86,9 @@ bench: engines  ## time to first audio, real-time factor and where each millisec
 results: engines $(VENV)/.test  ## every CPU table of docs/results.md on this revision; about 35 minutes, goes on where it stopped
 	$(BIN)/python -m benchmarks.results --engines $(ENGINES)
 
-# RATE is the last step's, in streams a second: half of what two cores carry at this promise.
+# RATE is the last step's, in streams a second; what two cores carried at this promise: docs/results.md, "Load test in steps".
 loadtest: $(VENV)/.loadtest  ## at most 3 minutes against a running `make serve`; report in out/loadtest/run
-	timeout --signal=INT 180 $(BIN)/python -m loadtest --url $(or $(URL),localhost:8001) --rate $(or $(RATE),1) \
+	timeout --signal=INT 180 $(BIN)/python -m loadtest --url $(or $(URL),localhost:8001) --rate $(or $(RATE),0.8) \
 		--shape steps --warm-up 10 --run-time 110 --drain 15 --prebuffer-ms 60 --slo-ttfa-p95-ms 300 --out out/loadtest/run
 
 soak: engines $(VENV)/.loadtest  ## a server under steady load for MINUTES: memory, threads, streams left behind
@@ -94,7 +97,7 @@ soak: engines $(VENV)/.loadtest  ## a server under steady load for MINUTES: memo
 scale-out: engines  ## two servers behind a balancer, one of them killed (needs haproxy)
 	$(BIN)/python -m benchmarks.scale_out --engines $(ENGINES)
 
-plan: $(VENV)/.build  ## what a GPU build of $(CHECKPOINT) would take: files, memory, streams that fit
+plan: $(VENV)/.build  ## what a GPU build of CHECKPOINT would take: files, memory, streams that fit
 	$(BIN)/python -m build_engines plan --checkpoint $(CHECKPOINT)
 
 conformance: $(VENV)/.build  ## golden data through every engine available here

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from dataclasses import fields
 from pathlib import Path
 
 from server.locate import Triton
@@ -93,22 +94,15 @@ def serving_settings(options: ServerOptions, folder: Path, secret: str, restarts
         secret: seals the messages between its models.
         restarts: failed starts and servers in whose place this one is.
     """
-    return ServingSettings(
-        engines=options.engines.absolute(),
-        slots=options.slots,
-        queue=options.queue,
-        prefix_cache=options.prefix_cache,
-        kernels_off=options.kernels_off,
-        decoder_precision=options.decoder_precision,
-        speech_precision=options.speech_precision,
-        gpu_priority=options.gpu_priority,
-        threads=options.threads,
-        device=options.device,
-        admission=folder / "admission",
-        heartbeats=folder / "heartbeats",
-        restarts=restarts,
-        secret=secret,
-    )
+    asked = {each.name: getattr(options, each.name) for each in fields(ServingSettings) if hasattr(options, each.name)}
+    of_this_start = {
+        "engines": options.engines.absolute(),
+        "admission": folder / "admission",
+        "heartbeats": folder / "heartbeats",
+        "restarts": restarts,  # the option of that name is how many there may be
+        "secret": secret,
+    }
+    return ServingSettings(**asked | of_this_start)
 
 
 def triton_environment(settings: ServingSettings, stub_python: Path, library_folders: list[Path]) -> dict[str, str]:

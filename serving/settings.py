@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 from vita_audio.contract.errors import EngineError
 from vita_audio.engines.audio_precision import FLOAT32, SPEECH_PRECISIONS, TF32, check_precision
@@ -93,19 +94,9 @@ class ServingSettings:
         names = [entry.name for entry in fields(cls) if environment.get(_variable(entry.name))]
         if "engines" not in names:
             raise EngineError("VITA_ENGINES is not set: start the server with `python -m server`, or set it")
-        kinds: dict[str, type] = {
-            "engines": Path,
-            "device": str,
-            "admission": Path,
-            "heartbeats": Path,
-            "secret": str,
-            "prefix_cache": str,
-            "kernels_off": str,
-            "gpu_priority": str,
-            "decoder_precision": str,
-            "speech_precision": str,
-        }
-        return cls(**{name: kinds.get(name, int)(environment[_variable(name)]) for name in names})
+        kinds = get_type_hints(cls)  # int, str, Path, or Path | None
+        read = {name: next(iter(get_args(kinds[name])), kinds[name]) for name in names}
+        return cls(**{name: kind(environment[_variable(name)]) for name, kind in read.items()})
 
 
 def _variable(name: str) -> str:

@@ -306,10 +306,5 @@ class Run:
                 signal.signal(number, handler)
 
 
-def is_done(folder: Path) -> bool:
-    """Whether a part of this folder ran to its end."""
-    return (folder / "done.json").exists()
-
-
 def _shown(values: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in values.items())

@@ -12,7 +12,7 @@ from tritonclient.grpc import service_pb2_grpc
 
 from benchmarks.faults.bench import Bench
 from benchmarks.faults.nonsense import Message, inner_message, public_message
-from benchmarks.faults.rows import Row, counted, telling, unfair
+from benchmarks.faults.rows import HUNG, Row, counted, telling, unfair
 from benchmarks.faults.seen import Seen, Watch
 from benchmarks.server_process import ServerProcess
 from loadtest.clock import now_s
@@ -71,7 +71,7 @@ def nonsense(bench: Bench, whom: str, make: Callable[[Random], Message]) -> Row:
 def judged(answers: list[Answer], seen: Seen, whom: str) -> list[str]:
     """Complaints."""
     wrong = unfair(seen.codes, frozenset({DONE})) + telling(text for each in answers for text in each.texts)
-    hung = [each for each in answers if each.code == "deadline_exceeded"]
+    hung = [each for each in answers if each.code == HUNG]
     lost = [each for each in answers if each.code in ("unavailable", "cancelled", "unknown")]
     more = [each for each in answers if each.finals > 1]
     served = [each for each in answers if each.data] if whom == "the inner models" else []

@@ -17,7 +17,7 @@ from torch import nn
 
 from training.errors import Stopped, TrainingError
 from training.logs import Table, duration
-from training.run import Run, RunSettings, Shuffle, adamw, clip, is_done, set_seeds, step_generator
+from training.run import Run, RunSettings, Shuffle, adamw, clip, set_seeds, step_generator
 from training.snapshots import Snapshots
 
 SETTINGS = RunSettings(steps=12, learning_rate=0.05, weight_decay=0.1, log_every=2, save_every=5, evaluate_every=6)
@@ -62,9 +62,9 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     whole = train(tmp_path / "whole")
     with pytest.raises(Stopped, match="step 7 of 12"):
         train(tmp_path / "parts", stop_at=7)
-    assert not is_done(tmp_path / "parts")
+    assert not (tmp_path / "parts" / "done.json").exists()
     parts = train(tmp_path / "parts")
-    assert is_done(tmp_path / "parts")
+    assert (tmp_path / "parts" / "done.json").exists()
     for name, value in whole.items():
         torch.testing.assert_close(parts[name], value, rtol=0, atol=0)
     assert steps_of(tmp_path / "parts" / "log.csv") == [2, 4, 6, 8, 10, 12]

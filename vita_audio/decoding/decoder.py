@@ -228,7 +228,7 @@ class StreamingDecoder:
             row = window_shapes(self._buffers, tokens, frames, self.config, self.flow.mel_channels)
             self._make_mel.prepare(stacked([row] * batch))
         for geometry in sorted(geometries.chunks, key=lambda chunk: -chunk.wave):
-            row = chunk_shapes(self._buffers, geometry, self.vocoder.harmonics)
+            row = chunk_shapes(geometry, self.vocoder.harmonics)
             self._make_pcm.prepare({**stacked([row] * batch), "f0_frames": _f0_frames(geometry)})
 
     def _due(self, state: StreamState) -> Decode | None:

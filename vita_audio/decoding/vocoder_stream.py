@@ -144,7 +144,7 @@ def chunk_inputs(
     }
 
 
-def chunk_shapes(buffers: StreamBuffers, geometry: VocoderGeometry, harmonics: int) -> dict[str, NDArray[Any]]:
+def chunk_shapes(geometry: VocoderGeometry, harmonics: int) -> dict[str, NDArray[Any]]:
     """Zeros in place of `chunk_inputs`."""
     ints, source = np.int64, geometry.source
     return {

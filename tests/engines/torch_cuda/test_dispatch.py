@@ -271,7 +271,7 @@ def test_what_is_captured_of_a_decode_never_waits_for_the_host(make: Callable[..
     chunk = VocoderGeometry(f0=43, before=0, source=38, wave=38)
     rows = {
         "_make_mel": window_shapes(decoder._buffers, TOKENS, FRAMES, decoder.config, 80),
-        "_make_pcm": chunk_shapes(decoder._buffers, chunk, 9),
+        "_make_pcm": chunk_shapes(chunk, 9),
     }[program]
     given = {name: torch.empty((4, *row.shape), dtype=_torch_type(row), device=DEVICE) for name, row in rows.items()}
     given["f0_frames"] = torch.empty(chunk.source, dtype=torch.int64, device=DEVICE)
