@@ -1,7 +1,7 @@
 """The public contract of the `vita_audio` ensemble: one row for each request field and each output.
 
 Server, client, command line, README and the models' config.pbtxt read these rows or are checked against them
-(docs/interfaces.md 7).
+(docs/contract.md).
 """
 
 from __future__ import annotations
