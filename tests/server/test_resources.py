@@ -140,7 +140,8 @@ def test_a_server_that_is_short_of_room_says_so(
         pytest.skip("needs unshare")
     if done.returncode == 77 or "unshare:" in done.stderr:
         pytest.skip(f"no mount namespace here: {done.stderr.strip()}")
-    assert done.stderr.startswith(f"vita-audio server: cannot start: {problem}")
-    assert done.stderr.count("\n") == 1
+    # A server of another test may just have been killed: what it left is swept, which has a line of its own.
+    (line,) = [line for line in done.stderr.splitlines() if "what dead servers left" not in line]
+    assert line.startswith(f"vita-audio server: cannot start: {problem}")
     assert done.returncode == 1
     assert os.listdir(tmp_path / "disk") == []
