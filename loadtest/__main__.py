@@ -90,23 +90,28 @@ def _passed_on(given: list[str]) -> list[str]:
 
 
 def _run(command: list[str], limit_s: float) -> int:
-    """Locust as a child, ended by force after `limit_s`; Ctrl-C and SIGTERM let it end its streams and report."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """Locust as a child, ended by force after `limit_s`; Ctrl-C, SIGTERM and SIGHUP let it end streams and report."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+            signal.signal(number, signal.default_int_handler)
+    # Where this process is killed, Linux sends locust SIGINT, to which it listens also where a shell has this one ignore
+    # it (in the background). Not SIGTERM: for that a headless locust has no handler while a shape runs.
+    command = ["env", "--default-signal=INT", "setpriv", "--pdeathsig", "INT", *command]
     path = os.pathsep.join(filter(None, [str(ROOT), str(ROOT / "client"), os.environ.get("PYTHONPATH")]))
     # A session of its own: Ctrl-C in a terminal must reach locust once, through us.
     child = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, start_new_session=True)
     try:
-        return child.wait(timeout=limit_s)
-    except KeyboardInterrupt:
-        child.send_signal(signal.SIGINT)  # a headless locust has no handler for SIGTERM while a shape runs
-        return child.wait(timeout=_GRACE_S)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        print(f"error: the load test did not end within {limit_s:g} s and was ended by force", file=sys.stderr)
+        try:
+            return child.wait(timeout=limit_s)
+        except KeyboardInterrupt:
+            child.send_signal(signal.SIGINT)
+            return child.wait(timeout=_GRACE_S)
+    except subprocess.TimeoutExpired as error:
+        print(f"error: the load test did not end within {error.timeout:g} s and was ended by force", file=sys.stderr)
         return 1
     finally:
         if child.poll() is None:
-            child.kill()
+            os.killpg(child.pid, signal.SIGKILL)  # workers too
 
 
 if __name__ == "__main__":

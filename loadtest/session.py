@@ -110,6 +110,9 @@ class Session:
     def init(self) -> None:
         """Check the options where they come from the command line; choose the shape; offer the report in the web UI."""
         environment, runner = self._environment, self._environment.runner
+        # Gevent would print Ctrl-C before it acts on it, and lose it where nobody reads that: the terminal is closed.
+        hub = gevent.get_hub()
+        hub.NOT_ERROR = (*hub.NOT_ERROR, KeyboardInterrupt)
         if self._makes_streams:
             init_gevent()  # once in each process, after locust has forked its workers
         if isinstance(runner, WorkerRunner):

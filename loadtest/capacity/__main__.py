@@ -24,6 +24,7 @@ from loadtest.options import MAX_RATE_HZ, check_rate
 from loadtest.picture import Picture, Series, write
 from loadtest.slo import Slo
 from vita_audio.contract.errors import VitaError
+from vita_audio.stopping import stop_on_signals
 
 OVERLOAD = (1.5, 2.0)
 
@@ -217,4 +218,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    stop_on_signals()  # so that the load ends too
     sys.exit(main())

@@ -80,15 +80,29 @@ def run_point(
     ]  # fmt: skip
     name = f"the load point at {rate_hz:.3g} streams/s"
     try:
-        run = subprocess.run(
-            command, cwd=ROOT, capture_output=True, text=True, timeout=seconds + warm_up_s + DRAIN_S + _GRACE_S
-        )
+        code, printed = _run(command, seconds + warm_up_s + DRAIN_S + _GRACE_S)
     except subprocess.TimeoutExpired as error:
         raise LoadTestError(f"{name} did not end within {error.timeout:g} s") from error
     if not (folder / FIGURES).exists():
-        reason = (run.stderr or run.stdout).strip().splitlines() or [f"exit code {run.returncode}"]
+        reason = printed.strip().splitlines() or [f"exit code {code}"]
         raise LoadTestError(f"{name} failed: {reason[-1].removeprefix('error: ')}")
     figures = read_figures(folder)
     if figures["aborted"]:
         raise LoadTestError(f"{name} is not complete: {figures['aborted']}")
     return LoadPoint(rate_hz, folder, figures)
+
+
+def _run(command: Sequence[str], limit_s: float) -> tuple[int, str]:
+    """Exit code and what was printed. The load ends with this process, whether an error, a signal or a kill ends it."""
+    child = subprocess.Popen(
+        ["setpriv", "--pdeathsig", "TERM", *command],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,  # Ctrl-C reaches it once, through us
+    )  # fmt: skip
+    try:
+        out, errors = child.communicate(timeout=limit_s)
+    except BaseException:
+        child.terminate()  # it lets locust report, within its own limit
+        child.communicate()
+        raise
+    return child.returncode, errors or out
