@@ -112,7 +112,8 @@ def _serving(record: Record) -> str:
     return (
         markdown_table(SPEED, map(speed_cells, record["rows"]))
         + "\nWhere the time to first audio goes, medians in ms. With several streams the stages of one overlap, so "
-        "that the rest (hops and scheduling) can be negative there.\n\n"
+        "that the rest (hops and scheduling; its share of TTFA) can be negative there. Per response: the rest of any "
+        "response of a stream, not only of the first.\n\n"
         + markdown_table(WHERE, map(where_cells, record["rows"]))
         + f"\nReady after {record['start_s']:.1f} s; resident memory {record['resident_mib_idle']:.0f} MiB idle, "
         f"{record['resident_mib_loaded']:.0f} MiB after the run.\n"
@@ -231,7 +232,8 @@ def _share(value: float | None) -> str:
 _TABLES: dict[str, tuple[str, str, Callable[[Record], str]]] = {
     "serving": (
         "Served speed and streams at once",
-        "Closed loop: each client sends a spoken question of 1.7 s when its last answer has ended.",
+        "Closed loop: each client sends a spoken question of 1.7 s when its last answer has ended. RTF: real-time "
+        "factor. LM alone: tokens of a stream for each second between its slot and its last token.",
         _serving,
     ),
     "load_steps": (
@@ -250,7 +252,8 @@ _TABLES: dict[str, tuple[str, str, Callable[[Record], str]]] = {
         "Each row has a server of its own under load: three callers, short streams and health checks all the time. "
         "Seconds count from the fault: until the server is seen not ready, until the last stream that it cost has "
         "ended, until a stream is answered again. Right: not ready and all ended within 2 s, back within 15 s, nothing "
-        "left after 5 s, and every end an error that says to try again; or no caller noticed anything.",
+        "left after 5 s, and every end an error that says to try again; or no caller noticed anything. `sh` is the "
+        "shell through which HAProxy is kept running, or Triton starts a model process.",
         faults_table,
     ),
     "long_soak": (
@@ -266,8 +269,8 @@ _TABLES: dict[str, tuple[str, str, Callable[[Record], str]]] = {
     ),
     "conversation": (
         "Conversations",
-        "One caller on four slots: the same spoken question as every turn; questions that are appended while they are "
-        "spoken, from their end to the first sound; then four callers at once who take turns in more conversations "
+        "One caller on four slots: the same spoken question as every turn, another one in each conversation; questions "
+        "that are appended while they are spoken, from their end to the first sound; then four callers at once who take turns in more conversations "
         "than there are slots; greedy conversations with each turn at one of two servers, drawn at random; clips of "
         "28 s that go on by 4 s.",
         _conversation,
