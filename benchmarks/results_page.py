@@ -270,9 +270,9 @@ _TABLES: dict[str, tuple[str, str, Callable[[Record], str]]] = {
     "conversation": (
         "Conversations",
         "One caller on four slots: the same spoken question as every turn, another one in each conversation; questions "
-        "that are appended while they are spoken, from their end to the first sound; then four callers at once who take turns in more conversations "
-        "than there are slots; greedy conversations with each turn at one of two servers, drawn at random; clips of "
-        "28 s that go on by 4 s.",
+        "that are appended while they are spoken, from their end to the first sound; then four callers at once who "
+        "take turns in more conversations than there are slots; greedy conversations with each turn at one of two "
+        "servers, drawn at random; clips of 28 s that go on by 4 s.",
         _conversation,
     ),
     "gateway": (
