@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 
 import torch
 from torch import nn
@@ -103,6 +104,11 @@ def decoder_state_bytes(sizes: Sizes) -> int:
 
 def audio_weights(sizes: Sizes) -> dict[str, int]:
     """float32; TensorRT keeps the flow's products in half of it."""
+    return dict(_audio_weights(sizes))
+
+
+@lru_cache(maxsize=8)  # a build asks several times, for each of its stages
+def _audio_weights(sizes: Sizes) -> dict[str, int]:
     parts: dict[str, tuple[type[nn.Module], object]] = {
         "flow": (Flow, sizes.flow),
         "vocoder": (Vocoder, sizes.vocoder),
