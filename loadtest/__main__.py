@@ -94,8 +94,8 @@ def _run(command: list[str], limit_s: float) -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup
             signal.signal(number, signal.default_int_handler)
-    # Where this process is killed, Linux sends locust SIGINT, to which it listens also where a shell has this one ignore
-    # it (in the background). Not SIGTERM: for that a headless locust has no handler while a shape runs.
+    # Where this process is killed, Linux sends locust SIGINT, to which it listens also where a shell has this one
+    # ignore it (in the background). Not SIGTERM: for that a headless locust has no handler while a shape runs.
     command = ["env", "--default-signal=INT", "setpriv", "--pdeathsig", "INT", *command]
     path = os.pathsep.join(filter(None, [str(ROOT), str(ROOT / "client"), os.environ.get("PYTHONPATH")]))
     # A session of its own: Ctrl-C in a terminal must reach locust once, through us.

@@ -259,7 +259,7 @@ class Session:
         while runner is not None and self._start_s == start_s and not self._stopped_because:
             gevent.sleep(1.0)
             second = int(now_s() - self._start_s)
-            last = [self._total.windows[s] for s in range(second - _GONE_S, second) if s in self._total.windows]
+            last = self._total.last_windows(second, _GONE_S)
             over, unreachable = sum(w.over for w in last), sum(w.unreachable for w in last)
             if second >= _GONE_S and over == unreachable >= _GONE_STREAMS:
                 self._stopped_because = f"no server at {self.settings.url} for {_GONE_S} s: {unreachable} streams lost"

@@ -1,7 +1,7 @@
 """Everything measured in a run: a lone process counts its streams itself, a worker sends them to its master.
 
-Bounded: histograms and counts grow with scenarios, phases and seconds, not with streams; single streams are kept up
-to a limit.
+Bounded: histograms and counts grow with scenarios and phases, not with streams; single streams and windows of time are
+kept up to a limit.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from loadtest.window import Window
 
 #: Single streams kept for `streams.csv`, curves kept for the picture, kinds of errors distinguished.
 MAX_STREAMS, MAX_CURVES, MAX_ERRORS = 50_000, 40, 50
+#: Windows of time: a longer run has wider ones. 21 KiB each.
+MAX_WINDOWS = 3600
 #: Later turns of conversations are counted as this one.
 LAST_TURN = 10
 #: A scenario whose reader is slow on purpose: its figures say nothing about the server.
@@ -34,12 +36,16 @@ class Counter(Protocol):
 
 @dataclass(slots=True)
 class Tally:
-    """`warm_up` counts streams that were measured and left out of every figure but the curves over time."""
+    """`warm_up` counts streams that were measured and left out of every figure but the curves over time.
+
+    `windows`: by the second they begin with, each `window_s` long.
+    """
 
     scenarios: dict[str, Group] = field(default_factory=dict)
     phases: dict[str, Group] = field(default_factory=dict)
     turns: dict[int, Group] = field(default_factory=dict)
     windows: dict[int, Window] = field(default_factory=dict)
+    window_s: int = 1
     errors: dict[str, int] = field(default_factory=dict)
     streams: list[StreamRecord] = field(default_factory=list)
     streams_left_out: int = 0
@@ -98,8 +104,21 @@ class Tally:
         for stream, at_s, unreachable in message["over"]:
             self.over(StreamRecord(**stream), at_s, unreachable)
 
+    def last_windows(self, second: int, seconds: int) -> list[Window]:
+        """Those in which the `seconds` before `second` are."""
+        begins = {s - s % self.window_s for s in range(second - seconds, second)}
+        return [self.windows[begin] for begin in begins if begin in self.windows]
+
     def _window(self, at_s: float) -> Window:
-        return self.windows.setdefault(int(at_s), Window())
+        while at_s >= MAX_WINDOWS * self.window_s:
+            self.window_s *= 2
+            windows, self.windows = self.windows, {}
+            for begin, window in windows.items():
+                self._window(begin).merge(window)
+        begin = int(at_s) // self.window_s * self.window_s
+        if begin not in self.windows:
+            self.windows[begin] = Window()
+        return self.windows[begin]
 
     def _count_error(self, kind: str, count: int) -> None:
         kind = kind if kind in self.errors or len(self.errors) < MAX_ERRORS else "other kinds"

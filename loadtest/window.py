@@ -1,4 +1,4 @@
-"""One second of a run: what began in it, what ended in it. Windows of several processes add up."""
+"""A second of a long run, or a few: what began in it, what ended in it. Windows add up."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _COUNTS = ("sent", "over", "unreachable", "offered", "lost", "broken", "spoken")
 
 @dataclass(slots=True)
 class Window:
-    """`sent`, `over`: streams sent and ended in this second. The rest belongs to the streams *meant to start* in it.
+    """`sent`, `over`: streams sent and ended in this window. The rest belongs to the streams *meant to start* in it.
 
     `unreachable`: of those that ended here, how many found no server or lost it.
     """

@@ -92,7 +92,8 @@ def pictures(run: Mapping[str, Any]) -> dict[str, Picture]:
         for broken, name, colour in ((False, "without underrun", 0), (True, "with underrun", 1))
         for curve in run["lead"] if curve["broken"] == broken
     ]  # fmt: skip
-    late = [Series("P95 of each second", _points(time, "second", "ttfa_p95_ms"), line=False)]
+    width = f"{run['window_s']} s" if run.get("window_s", 1) > 1 else "second"
+    late = [Series(f"P95 of each {width}", _points(time, "second", "ttfa_p95_ms"), line=False)]
     cdf = "% of streams"
     return {
         "ttfa": Picture("TTFA of all streams", "ms", cdf, [Series("", [(x, y) for x, y in run["ttfa_cdf"]])]),

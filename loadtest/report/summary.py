@@ -67,8 +67,9 @@ def summary(run: Run) -> dict[str, Any]:
             if phase.name in tally.phases
         ],
         "turns": [{"turn": turn, **figures(group)} for turn, group in sorted(tally.turns.items())],
-        "by_running": by_running(tally.windows),
-        "over_time": over_time(tally.windows),
+        "by_running": by_running(tally.windows, tally.window_s),
+        "over_time": over_time(tally.windows, tally.window_s),
+        "window_s": tally.window_s,
         "ttfa_cdf": cdf(total.histogram("ttfa")),
         "lead": [
             {
@@ -110,29 +111,29 @@ def figures(group: Group) -> dict[str, Any]:
     }
 
 
-def over_time(windows: Mapping[int, Window]) -> list[dict[str, Any]]:
-    """One row for each second: streams running at its end, offered and lost, TTFA of those meant to start in it."""
+def over_time(windows: Mapping[int, Window], window_s: int = 1) -> list[dict[str, Any]]:
+    """A row for each window: streams running at its end, offered and lost per s, TTFA of those meant to start in it."""
     rows, running = [], 0
-    for second in range(min(windows, default=0), max(windows, default=-1) + 1):
+    for second in range(min(windows, default=0), max(windows, default=-1) + 1, window_s):
         window = windows.get(second) or Window()
         running += window.sent - window.over
         rows.append(
             {
                 "second": second,
                 "running": running,
-                "offered": window.offered,
-                "lost": window.lost,
+                "offered": window.offered / window_s,
+                "lost": window.lost / window_s,
                 "ttfa_p95_ms": window.ttfa.percentile(95),
             }
         )
     return rows
 
 
-def by_running(windows: Mapping[int, Window]) -> list[dict[str, Any]]:
-    """TTFA and underruns against the streams that ran in the second in which a stream was meant to start."""
+def by_running(windows: Mapping[int, Window], window_s: int = 1) -> list[dict[str, Any]]:
+    """TTFA and underruns against the streams that ran in the window in which a stream was meant to start."""
     classes: dict[int, tuple[float, Window]] = {}
     running = 0
-    for second in range(min(windows, default=0), max(windows, default=-1) + 1):
+    for second in range(min(windows, default=0), max(windows, default=-1) + 1, window_s):
         window = windows.get(second) or Window()
         mean = running + (window.sent - window.over) / 2
         running += window.sent - window.over

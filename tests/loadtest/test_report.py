@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 from html.parser import HTMLParser
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
+import loadtest.tally
 from loadtest.compare import main as compare
 from loadtest.driver import Record, Response
 from loadtest.errors import LoadTestError
@@ -24,7 +26,7 @@ from loadtest.picture import Picture, Series, draw, figure_html
 from loadtest.picture import _fill as fill
 from loadtest.record import Outcome, StreamRecord
 from loadtest.report.files import read_figures, write_report
-from loadtest.report.page import page
+from loadtest.report.page import page, pictures
 from loadtest.report.summary import Run, by_running, over_time, summary
 from loadtest.slo import Slo, verdict
 from loadtest.tally import MAX_CURVES, MAX_ERRORS, SLOW_READER, Counter, Outbox, Tally
@@ -173,6 +175,25 @@ def test_running_streams_and_load_classes() -> None:
     classes = by_running(windows)
     assert [(c["running"], c["streams"]) for c in classes] == [(1.0, 1), (2.0, 1)]
     assert classes[1]["ttfa_p95_ms"] == pytest.approx(100, rel=0.01)
+
+
+def test_a_long_run_has_wider_windows_not_more_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loadtest.tally, "MAX_WINDOWS", 10)
+    streams = [
+        stream(second, start_s=float(second), scenario="tts", outcome="done", ttfa_ms=100.0, total_ms=500.0)
+        for second in range(75)
+    ]
+    tally, backwards = tally_of(streams), tally_of(streams[::-1])
+    assert (tally.window_s, sorted(tally.windows)) == (8, list(range(0, 80, 8)))
+    rows = over_time(tally.windows, tally.window_s)
+    assert rows == over_time(backwards.windows, backwards.window_s)
+    assert [(row["second"], row["offered"], row["running"]) for row in rows[:2]] == [(0, 1.0, 0), (8, 1.0, 0)]
+    assert sum(window.ttfa.count for window in tally.windows.values()) == 75
+    assert sum(each["streams"] for each in by_running(tally.windows, tally.window_s)) == 75
+    assert sum(window.over for window in tally.last_windows(75, 10)) == 11  # in whole windows: from 64 s on
+    figures = summary(dataclasses.replace(run_of([]), tally=tally))
+    assert figures["window_s"] == 8
+    assert pictures(figures)["ttfa_time"].series[0].name == "P95 of each 8 s"
 
 
 def test_kinds_of_errors_are_bounded() -> None:
