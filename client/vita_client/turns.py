@@ -15,7 +15,13 @@ from numpy.typing import NDArray
 from vita_audio.contract.errors import InvalidRequest
 from vita_audio.contract.fields import RequestFields
 from vita_audio.contract.limits import MAX_AUDIO_SECONDS
-from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ, TOKENS_PER_SECOND
+from vita_audio.contract.rates import (
+    FRAMES_PER_TOKEN_DENOMINATOR,
+    FRAMES_PER_TOKEN_NUMERATOR,
+    INPUT_SAMPLE_RATE_HZ,
+    MEL_HOP_SAMPLES,
+    OUTPUT_SAMPLE_RATE_HZ,
+)
 from vita_audio.contract.request import check_field
 from vita_client.audio import mono
 from vita_client.events import Event, PromptIds, StatusUpdate, TokensDelta
@@ -28,6 +34,8 @@ if TYPE_CHECKING:
 BLOCK_S = 4.0
 #: More than a block has to be there: its last features see a little of what follows.
 _MARGIN_S = 0.2
+#: What was heard is often told in whole milliseconds, rounded either way.
+_ROUNDING_S = 0.001
 _OWN_FIELDS = {"audio", "sample_rate", "history", "history_audio", "history_audio_samples", "heard", "read_only"}
 
 
@@ -106,7 +114,7 @@ class Turns:
         self._must_be_open("HEARD")
         if not self.history or not 0 <= seconds < float("inf"):
             raise InvalidRequest("HEARD", seconds, "it is seconds of the last answer, from 0", "leave it out")
-        self._heard = int(seconds * TOKENS_PER_SECOND)
+        self._heard = whole_tokens(seconds + _ROUNDING_S)
 
     def read_ahead(self) -> Request | None:
         """A request that takes in what is there of the turn, once a further block of speech is complete.
@@ -162,3 +170,9 @@ class Turns:
     def _must_be_open(self, field: str) -> None:
         if self.answering:
             raise InvalidRequest(field, None, "an answer is still coming", "read it to its end, or cancel it")
+
+
+def whole_tokens(seconds: float) -> int:
+    """Of how many audio tokens all sound is in the first `seconds`: the inverse of `output_samples`."""
+    frames = round(seconds * OUTPUT_SAMPLE_RATE_HZ) // MEL_HOP_SAMPLES
+    return ((frames + 1) * FRAMES_PER_TOKEN_DENOMINATOR - 1) // FRAMES_PER_TOKEN_NUMERATOR

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
@@ -23,6 +24,8 @@ from vita_client import Pcm, TextDelta
 MAX_ASIDES = 4
 #: Sound goes out in pieces of this length at most, so that little of it is under way when it is interrupted.
 _PIECE_SAMPLES = 11_025
+#: A listener says in whole milliseconds, rounded either way, how much was heard.
+_ROUNDING_S = 0.001
 _LOG = logging.getLogger(__name__)
 
 
@@ -32,6 +35,7 @@ class _Running:
     def __init__(self, response: Response, task: asyncio.Task[None] | None = None) -> None:
         self.response, self.task = response, task
         self.answer: Answer | None = None
+        self.sound_s = math.inf  # of the whole answer, once it is complete
 
     def sent_s(self) -> float:
         return 0.0 if self.answer is None else self.answer.playout.sent_s
@@ -52,7 +56,7 @@ class Answering:
 
     Args:
         use: what the caller's key has left, and what is used of it.
-        at_end: called when a response of the conversation is over.
+        at_end: called when a response of the conversation is over, or its sound is cut.
     """
 
     def __init__(
@@ -111,8 +115,12 @@ class Answering:
         if (active := self._active) is not None:
             active.cancel("turn_detected")
             self._over(active)
-        if self.playing_s() and self._last is not None and self._last.answer is not None:
-            self.truncate(self._last.response.item_id, self._last.answer.playout.heard_s(time.monotonic()))
+        if self.playing_s() and (last := self._last) is not None and last.answer is not None:
+            heard_s = last.answer.playout.heard_s(time.monotonic())
+            if last.response.item_id in self._items:
+                self.truncate(last.response.item_id, heard_s)
+            else:
+                self._cut(last, heard_s)
 
     def truncate(self, item_id: str, heard_s: float) -> None:
         """Of an answer only the first seconds were heard.
@@ -149,11 +157,20 @@ class Answering:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _cut(self, last: _Running, heard_s: float) -> None:
+        """Of the last answer no more was heard, nor will be; never more than an earlier cut has left."""
+        heard_s = min(heard_s, last.sent_s())
+        whole = 0 < last.sound_s <= heard_s + _ROUNDING_S
+        if last.answer is not None:
+            last.answer.playout.stop(heard_s)
+        self._outbox.discard(last.response.id)
         if last is self._active:
             last.cancel("client_cancelled")
             self._over(last)
-        with contextlib.suppress(VitaError):  # the model's memory has nothing of it
-            self._talk.heard(min(heard_s, last.sent_s()) * last.response.terms.speed)
+        else:
+            self._at_end()  # its sound ends now
+        if not whole:
+            with contextlib.suppress(VitaError):  # the model's memory has nothing of it
+                self._talk.heard(heard_s * last.response.terms.speed)
 
     def _start(self, terms: Terms, ask: Callable[[], Awaitable[Answer]]) -> _Running:
         running = _Running(Response(terms, self._outbox, self._items))
@@ -191,10 +208,11 @@ class Answering:
         """Send what the model says; yields after each event."""
         response, terms = running.response, running.response.terms
         in_conversation = terms.conversation_id is not None
-        writer = SoundWriter(terms.audio_format["type"], terms.speed)
+        writer, made_s = SoundWriter(terms.audio_format["type"], terms.speed), 0.0
 
         def send(sound: bytes) -> None:
-            seconds = writer.seconds(sound)
+            nonlocal made_s
+            made_s += (seconds := writer.seconds(sound))
 
             def on_sent() -> None:
                 now_s = time.monotonic()
@@ -221,6 +239,7 @@ class Answering:
             yield
         if not response.finished:
             send(writer.finish())
+            running.sound_s = made_s
 
     def _over(self, running: _Running) -> None:
         self._asides.pop(running.response.id, None)

@@ -48,7 +48,12 @@ async def realtime(websocket: WebSocket, model: str = "", intent: str = "") -> N
             await websocket.accept(subprotocol="realtime" if "realtime" in offered else None)
             outbox = Outbox()
             servers = gateway.upstreams
-            talk = Talk(servers.client, mode=mode_of(model), ready=lambda: servers.ready)
+            talk = Talk(
+                servers.client,
+                mode=mode_of(model),
+                ready=lambda: servers.ready,
+                timeout_s=gateway.settings.request_timeout_s,
+            )
             protocol = Protocol(_new_session(model, intent), talk, outbox, use)
             try:
                 await _serve(websocket, protocol, outbox, gateway.draining)

@@ -44,6 +44,9 @@ class Items:
             del self._items[next(iter(self._items))]
         return previous_id
 
+    def __contains__(self, item_id: str) -> bool:
+        return item_id in self._items
+
     def get(self, item_id: str | None, param: str = "item_id") -> Item:
         """Raises EventError: there is none of this id."""
         if item_id is None or item_id not in self._items:

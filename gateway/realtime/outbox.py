@@ -34,7 +34,7 @@ class Outbox:
     def __init__(self, max_bytes: int = 1 << 20, patience_s: float = 20.0) -> None:
         self._max_bytes, self._patience_s = max_bytes, patience_s
         self._waiting: deque[_Waiting] = deque()
-        self._bytes = 0
+        self._bytes, self._sending = 0, False
         self._some, self._room = asyncio.Event(), asyncio.Event()
         self._room.set()
 
@@ -49,6 +49,11 @@ class Outbox:
         self._waiting = deque(entry for entry in self._waiting if entry.sound_of != response_id)
         self._count(-sum(len(entry.text) for entry in dropped))
 
+    @property
+    def empty(self) -> bool:
+        """Whether everything was sent."""
+        return not self._waiting and not self._sending
+
     async def room(self) -> None:
         """Wait until there is room. Raises NotRead."""
         if not self._room.is_set():
@@ -61,7 +66,9 @@ class Outbox:
                 await self._some.wait()
             entry = self._waiting.popleft()
             self._count(-len(entry.text))
+            self._sending = True
             await self._patiently(send(entry.text))
+            self._sending = False
             if entry.on_sent is not None:
                 entry.on_sent()
 

@@ -71,8 +71,8 @@ class Protocol:
 
     @property
     def busy(self) -> bool:
-        """Whether an answer is being made, or what was said written down."""
-        return self._answering.active or bool(self._transcriptions)
+        """Whether an answer is being made, what was said written down, or something of it still waits to be sent."""
+        return self._answering.active or bool(self._transcriptions) or not self._outbox.empty
 
     async def close(self) -> None:
         """The client is gone: end everything on the server."""
@@ -306,10 +306,12 @@ class Protocol:
     # Silence
 
     def _wait_for_speech(self) -> None:
-        """An answer is over, or the session changed: the user is expected to say something."""
+        """An answer is over or cut, or the session changed: the user is expected to say something."""
         self._stop_waiting()
         detection = self._input.turn_detection
-        if self._closed or detection is None or not detection.idle_timeout_ms or self._answering.active:
+        if self._closed or detection is None or not detection.idle_timeout_ms:
+            return
+        if self._answering.active or self._listener.speaking:
             return
         playing_s = self._answering.playing_s()
         self._idle_from_ms = self._listener.position_ms + int(playing_s * 1000)

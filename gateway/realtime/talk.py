@@ -22,6 +22,7 @@ from vita_audio.contract.errors import InvalidRequest, VitaError
 from vita_audio.contract.fields import RequestFields
 from vita_audio.contract.limits import MAX_AUDIO_SECONDS
 from vita_client import AsyncClient, AsyncConversation, AsyncStream, Event, ServerUnavailable, TextDelta
+from vita_client.channel import DEFAULT_TIMEOUT_S
 from vita_client.request import past_speech
 
 #: Gives a client for one answer; where it can the one given, of the answer before.
@@ -87,21 +88,29 @@ class Talk:
         system: who answers, and how; empty for the checkpoint's own.
         mode: how answers are decoded; None for the server's default.
         ready: how many servers `connect` has a client of.
+        timeout_s: of each answer.
     """
 
     def __init__(
-        self, connect: Connect, system: str = "", mode: str | None = None, ready: Callable[[], int] = lambda: 0
+        self,
+        connect: Connect,
+        system: str = "",
+        mode: str | None = None,
+        ready: Callable[[], int] = lambda: 0,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
     ) -> None:
         self._connect, self._system, self._mode, self._ready = connect, system, mode, ready
+        self._timeout_s = timeout_s
+        self._next_system: str | None = None  # of what was changed during the first answer
         self._client: AsyncClient | None = None
         self._conversation: AsyncConversation | None = None
         self._history: tuple[int, ...] = ()
         self._clips: tuple[Speech, ...] = ()  # what a Plus checkpoint wants with it
         self._parts: list[Part] = []
         self._open: list[Speech] = []  # of the turn that is being spoken
-        self._not_given: list[Speech] = []  # to `_conversation`
+        self._not_given: list[Speech] = []  # to `_conversation`; empty while that is stale
         self._stale = False  # what `_conversation` was given is no longer what was said
-        self._answering = False
+        self._answering: object | None = None  # of the answer that is coming
         self._giving: asyncio.Task[None] | None = None
 
     @property
@@ -116,7 +125,9 @@ class Talk:
 
     def set_system(self, system: str) -> None:
         """Who answers, and how. A conversation that has begun gets it with its next turn."""
-        if system != self._system:
+        if self._answering and not self.history:
+            self._next_system = system  # the end of this answer shows whether the conversation has begun
+        elif system != self._system:
             self._system = system
             if not self.history:
                 self._leave()
@@ -134,23 +145,24 @@ class Talk:
         """
         if at == sum(map(len, self._open)):
             self._open.append(speech)
-            self._not_given.append(speech)
+            self._add_not_given(speech)
             self._give()
 
     def forget(self) -> None:
         """What `hear` was given is no part of the conversation."""
         if self._open:
-            self._open, self._stale = [], True
+            self._open = []
+            self._is_stale()
 
     def commit(self, item_id: str, speech: Speech) -> None:
         """A whole turn of speech; what `hear` was given is its beginning. Of all that waits the last 120 s count."""
         heard, self._open = sum(map(len, self._open)), []
-        self._not_given.append(speech[heard:])
+        self._add_not_given(speech[heard:])
         self._add(Part(item_id, speech=speech))
 
     def say_speech(self, item_id: str, speech: Speech) -> None:
         """Add speech to what is to be answered, apart from what is being spoken."""
-        self._stale = True
+        self._is_stale()
         self._add(Part(item_id, speech=speech))
 
     def _add(self, part: Part) -> None:
@@ -158,13 +170,21 @@ class Talk:
         while sum(len(part.speech) for part in self._parts) > _MAX_SPEECH_SAMPLES:
             oldest = next(part for part in self._parts if len(part.speech))
             self._parts.remove(oldest)
-            self._stale = True
+            self._is_stale()
+
+    def _add_not_given(self, speech: Speech) -> None:
+        if not self._stale:
+            self._not_given.append(speech)
+
+    def _is_stale(self) -> None:
+        self._not_given, self._stale = [], True
 
     def remove(self, item_id: str) -> bool:
         """Take back what was said and has no answer; whether it was there."""
         left = [part for part in self._parts if part.item_id != item_id]
-        removed = len(left) < len(self._parts)
-        self._parts, self._stale = left, self._stale or removed
+        if removed := len(left) < len(self._parts):
+            self._parts = left
+            self._is_stale()
         return removed
 
     def heard(self, seconds: float) -> None:
@@ -183,23 +203,27 @@ class Talk:
             await asyncio.wait({self._giving})
         lease = AsyncExitStack()
         conversation = self._over(await lease.enter_async_context(self._connect(self._client)))
-        parts, before = list(self._parts), conversation.history
+        parts, before, this_answer = list(self._parts), conversation.history, object()
 
         def at_end() -> None:
-            if self._answering:
-                self._answering, self._stale = False, True
+            if self._answering is this_answer:  # it is called more than once, also when the next answer is coming
+                self._answering = None
+                self._is_stale()
                 if conversation.history is not before:
                     self._parts = [part for part in self._parts if part not in parts]
+                if (system := self._next_system) is not None:
+                    self._next_system = None
+                    self.set_system(system)
                 self._give()
 
         try:
             text, speech, fields = self._asked(parts, wish, bool(before))
             if self._stale or self._open or self._not_given:
                 conversation.clear()
-                self._stale = True
+                self._is_stale()
                 if len(speech):
                     fields["audio"], fields["sample_rate"] = speech, RATE_HZ
-            self._answering = True
+            self._answering = this_answer
             return Answer(await conversation.respond(text, **fields), lease, at_end)
         except BaseException:
             at_end()
@@ -219,7 +243,7 @@ class Talk:
         lease = AsyncExitStack()
         client = await lease.enter_async_context(self._connect(self._client))
         try:
-            return Answer(client.stream(text, **fields), lease, lambda: None)
+            return Answer(client.stream(text, timeout_s=self._timeout_s, **fields), lease, lambda: None)
         except BaseException:
             await lease.aclose()
             raise
@@ -228,7 +252,7 @@ class Talk:
         """The words of `speech`, piece by piece. Raises VitaError."""
         async with (
             self._connect(self._client) as client,
-            client.stream(task="asr", audio=speech, sample_rate=RATE_HZ) as stream,
+            client.stream(task="asr", audio=speech, sample_rate=RATE_HZ, timeout_s=self._timeout_s) as stream,
         ):
             async for event in stream:
                 if isinstance(event, TextDelta):
@@ -266,9 +290,9 @@ class Talk:
             self._client = client
             self._leave()
         if self._conversation is None:
-            self._conversation = client.conversation(system=self._system or None)
+            self._conversation = client.conversation(system=self._system or None, timeout_s=self._timeout_s)
             self._conversation.resume(self._history, self._clips)
-            self._stale = True
+            self._is_stale()
         return self._conversation
 
     def _leave(self) -> None:
@@ -302,7 +326,7 @@ class Talk:
                 try:
                     await conversation.append_audio(speech, RATE_HZ)
                 except BaseException:
-                    self._stale = True
+                    self._is_stale()
                     raise
 
 

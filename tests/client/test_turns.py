@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vita_audio.contract.messages import Status
+from vita_audio.contract.rates import OUTPUT_SAMPLE_RATE_HZ, output_samples
 from vita_client import PromptIds, StatusUpdate
 from vita_client.request import Request
-from vita_client.turns import BLOCK_S, Turns
+from vita_client.turns import BLOCK_S, Turns, whole_tokens
 
 CLIPS = [np.full(800 * number, 0.1 * number, np.float32) for number in (1, 2, 3)]
 
@@ -78,3 +81,23 @@ def test_clips_go_on_elsewhere_with_their_history() -> None:
     answered(turns, 1, CLIPS[2])
     other.history, other.clips = turns.history, turns.clips
     assert sent(other.respond("Go on.")) == [2400]
+
+
+@given(st.integers(0, 20_000))
+def test_sound_of_exactly_so_many_tokens_was_heard_whole(tokens: int) -> None:
+    """Also told in whole milliseconds; a little less than a token's sound is a token less."""
+    seconds = output_samples(tokens) / OUTPUT_SAMPLE_RATE_HZ
+    turns = Turns()
+    answered(turns, 0)
+    for told in (seconds, round(seconds * 1000) / 1000, int(seconds * 1000) / 1000):
+        turns.heard(told)
+        assert turns.respond("Go on.").values["HEARD"] == tokens
+        turns.end()
+    if tokens:
+        assert whole_tokens(seconds - 0.005) == tokens - 1
+
+
+@given(st.floats(0, 3600))
+def test_more_seconds_are_never_fewer_tokens(seconds: float) -> None:
+    tokens, samples = whole_tokens(seconds), round(seconds * OUTPUT_SAMPLE_RATE_HZ)
+    assert output_samples(tokens) <= samples < output_samples(tokens + 1)
