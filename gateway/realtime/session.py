@@ -35,11 +35,14 @@ class Pcma(BaseModel):
 Format = Annotated[Pcm | Pcmu | Pcma, Field(discriminator="type")]
 
 
+_RULES = TurnRules()
+
+
 class ServerVad(BaseModel):
     type: Literal["server_vad"] = "server_vad"
-    threshold: float = Field(default=0.5, ge=0, le=1)
-    prefix_padding_ms: int = Field(default=300, ge=0, le=5000)
-    silence_duration_ms: int = Field(default=500, ge=0, le=20_000)
+    threshold: float = Field(default=_RULES.threshold, ge=0, le=1)
+    prefix_padding_ms: int = Field(default=_RULES.prefix_padding_ms, ge=0, le=5000)
+    silence_duration_ms: int = Field(default=_RULES.silence_duration_ms, ge=0, le=20_000)
     idle_timeout_ms: int | None = Field(default=None, ge=1000, le=60_000)
     create_response: bool = True
     interrupt_response: bool = True

