@@ -54,14 +54,15 @@ def run_talk(options: StreamOptions, turns: Iterable[Turn], make_view: Callable[
 
 
 def _answer(talk: Conversation, sound: SoundFile, play: bool, view: View) -> None:
-    player = Player() if play else None
+    player, before = Player() if play else None, talk.history
     try:
         with interruptible(talk.respond) as stream:
             consume(stream, sound, player, view, last=False)
     except KeyboardInterrupt:
         if player is not None:
             player.stop()
-            talk.heard(player.played_s)
+            if talk.history is not before:
+                talk.heard(player.played_s)
         talk.clear()  # of a turn that was interrupted before its first response
         return
     except BaseException:

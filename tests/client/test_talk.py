@@ -122,6 +122,31 @@ def test_an_answer_counts_as_far_as_it_was_played(double: ProtocolDouble, monkey
     assert double.inputs[1]["HEARD"] == 6
 
 
+@pytest.mark.parametrize("text", ["turn 3", "hang"])
+def test_an_answer_that_was_interrupted_before_it_began_leaves_the_one_before_it_alone(
+    double: ProtocolDouble, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    """The first turn, too: there is nothing that could have been heard of it."""
+    from vita_client import talk as module
+
+    def interrupted(stream: Any, *rest: Any, **more: Any) -> None:
+        stream.cancel()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "Player", Played)
+    with Client(double.url) as client:
+        talk = client.conversation()
+        if text != "hang":
+            talk.respond(text).collect()
+        talk.append_text("hang")
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "consume", interrupted)
+            _answer(talk, module.SoundFile(cli.StreamOptions()), play=True, view=View())
+        talk.respond("turn 1").collect()
+    assert "HEARD" not in double.inputs[-1]
+    assert double.inputs[-1]["TEXT"] == "turn 1"
+
+
 class Microphone:
     """An input device that gives 0.1 s for each block as soon as it is started."""
 
