@@ -35,7 +35,7 @@ ROOMS = (
             _files("generation", "stream", "deltas"),
             (
                 *_files("generation", "pulse", "prompts", "service"),
-                "tests/generation/test_engines.py::test_golden_tokens[mctp4-13-onnxruntime]",
+                "tests/generation/test_engines.py::test_golden_tokens_of_prompts_in_small_chunks[mctp4-onnxruntime]",
             ),
         ),
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -153,6 +154,10 @@ def test_the_report_counts_what_ran_and_shows_survivors() -> None:
 
 
 def test_rooms_have_code_and_tests_that_exist() -> None:
+    single = [each for room in ROOMS for run in room.runs for each in run if "::" in each]
+    collect = [sys.executable, "-m", "pytest", "--collect-only", "-q", *single]
+    found = subprocess.run(collect, cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
+    assert found[: len(single)] == single != []
     for room in ROOMS:
         named = [each.partition("::")[0] for run in room.runs for each in run if each.startswith("tests/")]
         assert len(named) >= len(room.runs) > 0
