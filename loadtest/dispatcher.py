@@ -41,9 +41,9 @@ class UserStream:
     def failure(self) -> VitaError | None:
         return self._drive.failure
 
-    def run(self, client: Sender) -> Record:
+    def run(self, client: Sender, sent_s: float | None) -> Record:
         try:
-            return self._drive.run(client)
+            return self._drive.run(client, sent_s)
         finally:
             if self._barge_in is not None:
                 self._barge_in.cancel()
@@ -97,16 +97,21 @@ class Dispatcher:
         talk = Talk(self._client, self._settings.timeout_s, self._settings.prebuffer_s)
         begin_s = intended_s
         for number, (turn, think_s) in enumerate(zip(planned.turns, planned.think_s, strict=True), 1):
-            asked_s = talk.speak(turn.request, begin_s, self._closing)
-            if asked_s is None:
+            spoken = talk.speak(turn.request, begin_s, self._closing)
+            if spoken is None:
                 return
-            stream = self._run(turn, asked_s, talk, number)
+            stream = self._run(turn, spoken[0], talk, number, spoken[1])
             if stream.error or self._closing.is_set():
                 return
             begin_s = talk.listen(stream, turn.barge_in_s, think_s)
 
     def _run(
-        self, planned: UserRequest, intended_s: float, sender: Sender | None = None, turn: int = 0
+        self,
+        planned: UserRequest,
+        intended_s: float,
+        sender: Sender | None = None,
+        turn: int = 0,
+        sent_s: float | None = None,
     ) -> StreamRecord:
         start_s = intended_s - self._start_s
         phase = self._plan.at(start_s)
@@ -125,12 +130,12 @@ class Dispatcher:
                 f"this generator process holds {len(self._running)} streams, the limit; raise --max-streams, or add "
                 "workers", code="generator_full",
             )  # fmt: skip
-            unsent = Record(now_s(), now_s(), code=full.code, error=f"{full.code}: {full}")
+            unsent = Record(sent_s or now_s(), now_s(), code=full.code, error=f"{full.code}: {full}")
             return self._end(blank.measured(unsent, intended_s, 0.0, False), full)
         stream = UserStream(planned, self._settings.timeout_s)
         self._running.add(stream)
         try:
-            record = stream.run(sender or self._client)
+            record = stream.run(sender or self._client, sent_s)
         finally:
             self._running.discard(stream)
         measured = blank.measured(record, intended_s, self._settings.prebuffer_s, stream.unfinished)

@@ -2,7 +2,8 @@
 
 TTFA (time to first audio): from the moment the request is sent to the arrival of the first response that holds audible
 sound, which is at least one sample above -60 dB of full scale (`is_audible`). The network and the server's queue are in
-it, a player's buffer is not. Needs the base install only.
+it, a player's buffer is not. A turn that was sent while it was spoken counts from the end of speaking. Needs the base
+install only.
 """
 
 from __future__ import annotations
@@ -171,9 +172,13 @@ class Drive:
         if self._stream is not None:
             self._stream.cancel()
 
-    def run(self, client: Sender) -> Record:
-        """Send and follow to the end. A stream that fails is a record too, never an exception."""
-        sent_s = now_s()
+    def run(self, client: Sender, sent_s: float | None = None) -> Record:
+        """Send and follow to the end. A stream that fails is a record too, never an exception.
+
+        Args:
+            sent_s: the moment that times count from, where it is not now.
+        """
+        sent_s = now_s() if sent_s is None else sent_s
         try:
             with client.send(self._request, timeout_s=self._timeout_s) as stream:
                 self._begin(stream)

@@ -17,7 +17,8 @@ REFUSALS = (ServerFull.default_code, ServerStopping.default_code, ServerUnhealth
 
 @dataclass(frozen=True, slots=True)
 class StreamRecord:
-    """Times in ms count from sending unless they say otherwise; None where it never came.
+    """Times in ms count from sending unless they say otherwise, of a conversation's turn from the end of speaking; None
+    where it never came.
 
     Args:
         start_s: the intended start, in seconds since the run began.

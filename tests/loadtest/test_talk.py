@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import gevent
 import numpy as np
 import pytest
 
+import loadtest.talk
 from client_protocol_double import ProtocolDouble
 from loadtest.clock import now_s
 from loadtest.dispatcher import Dispatcher
@@ -19,10 +21,11 @@ from loadtest.options import Settings
 from loadtest.record import StreamRecord
 from loadtest.report.page import page
 from loadtest.report.summary import Run, summary
+from loadtest.talk import Talk
 from loadtest.tally import LAST_TURN, Tally
 from loadtest.workload import CONVERSATION, UserProfile, UserRequest, UserTalk, Workload
 from loadtest_runs import Known, ended, load
-from vita_client import Client, build_request
+from vita_client import Client, Conversation, build_request
 
 VOICE = [np.full(8_000, 0.1, np.float32)]
 
@@ -72,6 +75,76 @@ def test_each_turn_goes_on_from_the_last_and_is_sent_when_it_was_spoken(double: 
     assert all(late - early >= 0.95 for early, late in pairwise(starts))
     assert now_s() - begin_s >= 2.4
     assert tally.total().streams == 3
+
+
+class Room:
+    """A client, its conversation and the user's waits, with a clock: appending takes as long as `blocks_s` say."""
+
+    def __init__(self, now_s: float = 0.0, late_s: float = 0.0, blocks_s: Sequence[float] = ()) -> None:
+        self.now_s, self.late_s, self.blocks_s = now_s, late_s, list(blocks_s)
+        self.history, self.heard_s = (1,), list[float]()
+
+    def conversation(self, timeout_s: float) -> Room:
+        return self
+
+    def append_audio(self, samples: object) -> None:
+        self.now_s += self.blocks_s.pop(0)
+
+    def heard(self, seconds: float) -> None:
+        self.heard_s.append(seconds)
+
+    def wait(self, timeout: float) -> bool:
+        self.now_s += timeout + self.late_s
+        return False
+
+
+@pytest.mark.parametrize(
+    ("now_s", "blocks_s", "spoken_s"),
+    [
+        (0.0, (0.0, 0.0), 0.51),
+        (0.0, (1.0, 0.0), 0.51),  # the server's slowness is not the caller's
+        (1.0, (0.0, 0.0), 1.02),  # the generator's own lateness is
+        (1.0, (1.0, 0.0), 1.02),
+    ],
+)
+def test_a_caller_has_finished_speaking_whether_or_not_the_server_reads_as_fast(
+    now_s: float, blocks_s: Sequence[float], spoken_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room: Any = Room(now_s, 0.01, blocks_s)
+    monkeypatch.setattr(loadtest.talk, "now_s", lambda: room.now_s)
+    talk = Talk(room, 60.0, 0.0)
+    assert talk.speak(turn(1, seconds=0.5).request, 0.0, room) == pytest.approx((0.5, spoken_s))
+
+
+def test_what_appending_waits_for_is_in_the_times(double: ProtocolDouble, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Conversation, "append_audio", slow_append(Conversation.append_audio, 0.6))
+    (stream,), _ = held(double, UserTalk((turn(1, seconds=0.25),), (0.0,)))
+    assert stream.first_pcm_ms is not None
+    assert stream.first_pcm_ms >= 600 > stream.start_delay_ms
+
+
+def slow_append(append: Callable[..., None], seconds: float) -> Callable[..., None]:
+    def slow(self: Conversation, samples: object) -> None:
+        append(self, samples)
+        gevent.sleep(seconds)
+
+    return slow
+
+
+@pytest.mark.parametrize(
+    ("barge_in_s", "next_s", "heard_s"),
+    [(None, 1.5, []), (2.5, 0.5, [1.5]), (1.5, 0.0, [1.0]), (0.25, 0.0, [0.25])],
+)
+def test_an_answer_with_a_break_is_listened_to_for_longer(
+    barge_in_s: float | None, next_s: float, heard_s: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second of sound, a second of silence, and a second of sound that has just come."""
+    room: Any = Room(now_s=100.0)
+    monkeypatch.setattr(loadtest.talk, "now_s", lambda: room.now_s)
+    lead = ((0.1, 0.0), (0.1, 1.0), (2.1, -1.0), (2.1, 1.0))
+    answer = record(1, 100.0, 0, total_ms=2100.0, audio_s=2.0, underruns=1, underrun_s=1.0, lead=lead)
+    assert Talk(room, 60.0, 0.0).listen(answer, barge_in_s, think_s=0.5) == pytest.approx(100.0 + next_s)
+    assert room.heard_s == pytest.approx(heard_s)
 
 
 def test_who_cuts_in_speaks_at_once_and_has_heard_no_more(double: ProtocolDouble) -> None:
