@@ -110,11 +110,12 @@ class AsyncClient(ClientBase[AsyncStream]):
         text: str | Iterable[str] | AsyncIterable[str],
         *,
         timeout_s: float = DEFAULT_TIMEOUT_S,
+        total_s: float | None = None,
         headers: Mapping[str, str] | None = None,
         **fields: Unpack[RequestFields],
     ) -> AsyncReading:
         """As `Client.read`; the text may also be an async iterable of chunks, read while it is still being written."""
-        return AsyncReading(self, text, timeout_s=timeout_s, headers=headers, **fields)
+        return AsyncReading(self, text, timeout_s=timeout_s, total_s=total_s, headers=headers, **fields)
 
     async def health(self) -> Health:
         """As `Client.health`."""

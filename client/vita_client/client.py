@@ -123,6 +123,7 @@ class Client(ClientBase[Stream]):
         text: str | Iterable[str],
         *,
         timeout_s: float = DEFAULT_TIMEOUT_S,
+        total_s: float | None = None,
         headers: Mapping[str, str] | None = None,
         **fields: Unpack[RequestFields],
     ) -> Reading:
@@ -130,13 +131,13 @@ class Client(ClientBase[Stream]):
 
         Args:
             text: whole, or in chunks; for more of it the iteration waits.
-            timeout_s: deadline of each sentence. headers: of each request.
+            timeout_s: deadline of each sentence. total_s: of all together. headers: of each request.
             fields: as `stream`, of task tts. Equal `seed`, equal reading.
 
         Raises:
             InvalidRequest: a field is wrong; nothing was sent.
         """
-        return Reading(self, text, timeout_s=timeout_s, headers=headers, **fields)
+        return Reading(self, text, timeout_s=timeout_s, total_s=total_s, headers=headers, **fields)
 
     def health(self) -> Health:
         """Whether the server and the model are ready; never raises for a server that is not there."""

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 #: Added to the seed for each sentence; large and odd, so that texts with neighbouring seeds share none.
 _SEED_STEP = 0x9E3779B97F4A7C15
+#: For a sentence that comes when the time of the whole is over: it fails by its deadline, as any other.
+_LEAST_TIMEOUT_S = 0.1
 
 
 @dataclass(slots=True)
@@ -56,10 +58,12 @@ class ReadingBase:
         text: object,
         *,
         timeout_s: float = DEFAULT_TIMEOUT_S,
+        total_s: float | None = None,
         headers: Mapping[str, str] | None = None,
         **fields: Unpack[RequestFields],
     ) -> None:
         self._client, self._headers, self._timeout_s = client, headers, check_timeout(timeout_s)
+        self._total_s = None if total_s is None else check_timeout(total_s)
         if (fields.get("task") or "tts") != "tts":
             raise InvalidRequest("TASK", fields["task"], "a text is read aloud by tts", "leave it out")
         fields["task"] = "tts"
@@ -105,7 +109,10 @@ class ReadingBase:
             return _Sentence(self._sent, text, request, self._stream(request), self._current is not None)
 
     def _stream(self, request: Request) -> Any:
-        return self._client.send(request, timeout_s=self._timeout_s, headers=self._headers)
+        timeout_s = self._timeout_s
+        if self._total_s is not None:
+            timeout_s = min(timeout_s, max(_LEAST_TIMEOUT_S, self._total_s - self._elapsed_ms() / 1e3))
+        return self._client.send(request, timeout_s=timeout_s, headers=self._headers)
 
     def _begin(self, sentence: _Sentence | None) -> None:
         """The sentence whose events come now; None when there are no more."""

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field, field_validator
 
 from gateway.http.speech import Voice
+from gateway.sound.encode import FileFormat
 
 #: The first is OpenAI's own bound. All text that comes is searched for them.
 _MAX_STOPS, _MAX_STOP_CHARACTERS = 4, 1000
@@ -62,7 +63,7 @@ class Message(BaseModel):
 
 class AudioParams(BaseModel):
     voice: Voice = "vita"
-    format: Literal["mp3", "opus", "aac", "flac", "wav", "pcm16"] = "wav"
+    format: Literal[FileFormat, "pcm16"] = "wav"
 
 
 class StreamOptions(BaseModel):
@@ -82,13 +83,13 @@ class ChatRequest(BaseModel):
     messages: Annotated[list[Message], Field(min_length=1, max_length=1000)]
     modalities: list[Literal["text", "audio"]] | None = None
     audio: AudioParams | None = None
-    stream: bool = False
+    stream: bool | None = False
     stream_options: StreamOptions | None = None
     max_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    seed: Annotated[int, Field(ge=0, lt=2**64)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
     n: Literal[1] | None = None
     stop: str | list[str] | None = None
     response_format: ResponseFormat | None = None

@@ -23,6 +23,7 @@ from gateway.spoken_answers import SpokenAnswer
 from gateway.voices import mode_of
 from vita_audio.contract.errors import InvalidRequest
 from vita_audio.contract.fields import RequestFields
+from vita_audio.contract.limits import MAX_AUDIO_SECONDS
 from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ
 from vita_client.request import past_speech
 
@@ -65,8 +66,10 @@ def question_of(request: ChatRequest, find: Find) -> Question:
         "max_tokens": request.max_completion_tokens or request.max_tokens,
         "temperature": request.temperature,
         "top_p": request.top_p,
-        "seed": request.seed,
+        "seed": None if request.seed is None else request.seed % 2**64,
     }
+    if request.top_p == 0:  # of what is likeliest only: the server has no such share
+        fields["temperature"], fields["top_p"] = 0.0, None
     system = [(place, each) for place, each in enumerate(request.messages) if each.role in ("system", "developer")]
     words = [text for _, each in now for text in each.texts]
     clips: tuple[NDArray[np.float32], ...] = ()
@@ -81,11 +84,21 @@ def question_of(request: ChatRequest, find: Find) -> Question:
     if not sounds and not any(text.strip() for _, each in now for text in each.texts):
         raise InvalidRequest("messages", "nothing", "the last one has text or input_audio", "say something")
     if sounds:
-        fields["audio"] = speech = np.concatenate([decode(_decoded(data), "input_audio") for _, data in sounds])
+        fields["audio"] = speech = _heard([data for _, data in sounds])
         fields["sample_rate"] = INPUT_SAMPLE_RATE_HZ
         clips = (*clips, speech)
     fields["task"] = "chat" if sounds or request.with_sound else "text"
     return Question("\n".join(words) or None, fields, _digest(request.messages), clips)
+
+
+def _heard(sounds: Sequence[str]) -> NDArray[np.float32]:
+    """Files in base64, joined. Raises InvalidRequest: one of them cannot be used, or they are too long together."""
+    clips: list[NDArray[np.float32]] = []
+    left_s = MAX_AUDIO_SECONDS
+    for data in sounds:
+        clips.append(decode(_decoded(data), "input_audio", left_s))
+        left_s -= len(clips[-1]) / INPUT_SAMPLE_RATE_HZ
+    return np.concatenate(clips)
 
 
 def _continued(messages: Sequence[Message], last: _Placed, find: Find) -> SpokenAnswer | None:

@@ -13,12 +13,12 @@ from pydantic import BaseModel, Field
 
 from gateway.context import caller, gateway_of
 from gateway.http.streams import HEADERS, begun, event_stream
-from gateway.sound.encode import CONTENT_TYPES, Encoder
+from gateway.sound.encode import CONTENT_TYPES, Encoder, Format
 from gateway.voices import VOICE, check_model, check_voice, mode_of
+from vita_audio.contract.fields import RequestFields
 from vita_client import AsyncClient, AsyncReading, Pcm, StatusUpdate, TokensDelta
 
 router = APIRouter(tags=["audio"])
-Format = Literal["mp3", "opus", "aac", "flac", "wav", "pcm"]
 
 
 class VoiceId(BaseModel):
@@ -64,7 +64,8 @@ async def _spoken(request: Request, asked: SpeechRequest, usage: dict[str, int])
     prompts: dict[str, int] = {}  # tokens, of each sentence's stream
 
     def read(client: AsyncClient, timeout_s: float) -> AsyncReading:
-        return client.read(asked.input, seed=asked.seed, mode=mode_of(asked.model), timeout_s=timeout_s)
+        fields: RequestFields = {"seed": asked.seed, "mode": mode_of(asked.model)}
+        return client.read(asked.input, timeout_s=timeout_s, total_s=timeout_s, **fields)
 
     with contextlib.closing(Encoder(asked.response_format, asked.speed)) as encoder:
         async with (

@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-import numpy as np
 from fastapi import APIRouter, Form, Request, Response, UploadFile
 from fastapi.responses import JSONResponse, PlainTextResponse
-from numpy.typing import NDArray
 
 from gateway.context import caller, gateway_of
 from gateway.http.streams import event_stream, while_connected
@@ -42,52 +41,68 @@ async def transcriptions(
     no times: verbose_json has no segments, srt and vtt have one.
     """
     check_model(model)
-    speech = await asyncio.to_thread(decode, await file.read(), "file")
-    seconds = len(speech) / INPUT_SAMPLE_RATE_HZ
-    words, usage = _words(request, speech, temperature, mode_of(model)), {"type": "duration", "seconds": round(seconds)}
+    heard = _Heard()
+    words = _words(request, await file.read(), heard, temperature, mode_of(model))
     if stream:
-        return await event_stream(request, _events(words, usage))
+        return await event_stream(request, _events(words, heard))
     text = (await while_connected(request, _joined(words))).strip()
     if response_format == "json":
-        return JSONResponse({"text": text, "usage": usage})
+        return JSONResponse({"text": text, "usage": heard.usage})
     if response_format == "text":
         return PlainTextResponse(f"{text}\n")
     if response_format == "verbose_json":
-        verbose = {"task": "transcribe", "language": language, "duration": seconds, "text": text, "usage": usage}
-        return JSONResponse(verbose)
-    return PlainTextResponse(_subtitles(text, seconds, response_format))
+        return JSONResponse(
+            {
+                "task": "transcribe",
+                "language": language,
+                "duration": heard.seconds,
+                "text": text,
+                "usage": heard.usage,
+            }
+        )
+    return PlainTextResponse(_subtitles(text, heard.seconds, response_format))
+
+
+@dataclass(slots=True)
+class _Heard:
+    """How long the speech is, once it is decoded."""
+
+    seconds: float = 0.0
+
+    @property
+    def usage(self) -> dict[str, Any]:
+        return {"type": "duration", "seconds": round(self.seconds)}
 
 
 async def _words(
-    request: Request, speech: NDArray[np.float32], temperature: float, mode: str | None
+    request: Request, file: bytes, heard: _Heard, temperature: float, mode: str | None
 ) -> AsyncIterator[str]:
     gateway = gateway_of(request)
-    fields: RequestFields = {
-        "task": "asr", "audio": speech, "sample_rate": INPUT_SAMPLE_RATE_HZ, "temperature": temperature, "mode": mode,
-    }  # fmt: skip
+    async with gateway.access.stream(caller(request)):  # before the work of decoding, which its key's limits bound
+        speech = await asyncio.to_thread(decode, file, "file")
+        heard.seconds = len(speech) / INPUT_SAMPLE_RATE_HZ
+        fields: RequestFields = {"task": "asr", "audio": speech, "sample_rate": INPUT_SAMPLE_RATE_HZ}
+        fields |= {"temperature": temperature, "mode": mode}
 
-    def listen(client: AsyncClient, timeout_s: float) -> AsyncStream:
-        return client.stream(timeout_s=timeout_s, **fields)
+        def listen(client: AsyncClient, timeout_s: float) -> AsyncStream:
+            return client.stream(timeout_s=timeout_s, **fields)
 
-    async with (
-        gateway.access.stream(caller(request)),
-        aclosing(gateway.upstreams.events(listen, gateway.settings.request_timeout_s)) as events,
-    ):
-        async for event in events:
-            if isinstance(event, TextDelta):
-                yield event.text
+        async with aclosing(gateway.upstreams.events(listen, gateway.settings.request_timeout_s)) as events:
+            async for event in events:
+                if isinstance(event, TextDelta):
+                    yield event.text
 
 
 async def _joined(words: AsyncIterator[str]) -> str:
     return "".join([piece async for piece in words])
 
 
-async def _events(words: AsyncIterator[str], usage: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+async def _events(words: AsyncIterator[str], heard: _Heard) -> AsyncIterator[dict[str, Any]]:
     text = ""
     async for piece in words:
         text += piece
         yield {"type": "transcript.text.delta", "delta": piece}
-    yield {"type": "transcript.text.done", "text": text, "usage": usage}
+    yield {"type": "transcript.text.done", "text": text, "usage": heard.usage}
 
 
 def _subtitles(text: str, seconds: float, kind: str) -> str:

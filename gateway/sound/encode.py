@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal
 
 import av
 import numpy as np
@@ -13,8 +13,11 @@ from numpy.typing import NDArray
 from gateway.sound.resample import Resampler
 
 RATE_HZ = 24_000
+#: Formats that say what they are; and all of them.
+FileFormat = Literal["mp3", "opus", "aac", "flac", "wav"]
+Format = Literal[FileFormat, "pcm"]
 #: The Content-Type of each format.
-CONTENT_TYPES = {
+CONTENT_TYPES: dict[Format, str] = {
     "mp3": "audio/mpeg",
     "opus": "audio/ogg",
     "aac": "audio/aac",
@@ -23,7 +26,7 @@ CONTENT_TYPES = {
     "pcm": "audio/pcm",
 }
 #: FFmpeg's container and codec, and its options.
-_CODECS: dict[str, tuple[str, str, dict[str, str]]] = {
+_CODECS: dict[Format, tuple[str, str, dict[str, str]]] = {
     "mp3": ("mp3", "libmp3lame", {"write_xing": "0"}),
     "opus": ("ogg", "libopus", {}),
     "aac": ("adts", "aac", {}),
@@ -37,11 +40,11 @@ class Encoder:
     """int16 [samples] at 22 050 Hz in pieces -> bytes of one file, without a seam between the pieces; `close` it.
 
     Args:
-        name: one of `CONTENT_TYPES`.
+        name: of its format.
         speed: of the speech, from 0.25 to 4.
     """
 
-    def __init__(self, name: str, speed: float = 1.0) -> None:
+    def __init__(self, name: Format, speed: float = 1.0) -> None:
         self._resampler = Resampler(RATE_HZ, speed)
         self._file: _Raw | _Compressed = _Compressed(*_CODECS[name]) if name in _CODECS else _Raw(name == "wav")
 

@@ -139,7 +139,8 @@ def test_too_much_speech_is_refused(client: OpenAI, gateway_url: str) -> None:
     message = user(*[QUESTION] * 65)
     body = {"model": MODEL, "messages": [message]}
     answer = httpx.post(f"{gateway_url}/v1/chat/completions", json=body, timeout=60)
-    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "audio")
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "input_audio")
+    assert "at most 120 s are taken" in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("stream", [False, True])

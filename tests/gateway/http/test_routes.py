@@ -213,6 +213,13 @@ def test_chat_in_text(http: httpx.Client, double: ProtocolDouble) -> None:
     assert [chunk["choices"][0]["finish_reason"] for chunk in chunks][-2:] == [None, "stop"]
 
 
+def test_chat_takes_what_openai_takes(http: httpx.Client, double: ProtocolDouble) -> None:
+    answer = chat(http, user("chunks 1"), top_p=0, temperature=1, seed=-1, stream=None)
+    assert answer.json()["object"] == "chat.completion"
+    sent = double.inputs[0]
+    assert (sent["TEMPERATURE"], sent.get("TOP_P"), sent["SEED"]) == (0, None, 2**64 - 1)
+
+
 def test_chat_with_sound_in_and_out(http: httpx.Client, double: ProtocolDouble) -> None:
     fields = {"modalities": ["text", "audio"], "audio": {"voice": "alloy", "format": "wav"}}
     message = chat(http, spoken(), **fields).json()["choices"][0]["message"]

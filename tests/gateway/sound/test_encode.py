@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import io
 import wave
+from typing import get_args
 
 import numpy as np
 import pytest
 import soxr
 
+from gateway.http.chat_request import AudioParams
+from gateway.http.speech import SpeechRequest
+from gateway.sound import encode
 from gateway.sound.decode import decode
-from gateway.sound.encode import CONTENT_TYPES, RATE_HZ, Encoder
+from gateway.sound.encode import CONTENT_TYPES, RATE_HZ, Encoder, FileFormat, Format
 from vita_audio.contract.rates import OUTPUT_SAMPLE_RATE_HZ
 
 SECONDS = 2.0
@@ -18,7 +22,7 @@ TIME = np.arange(round(SECONDS * OUTPUT_SAMPLE_RATE_HZ)) / OUTPUT_SAMPLE_RATE_HZ
 TONE = (8_000 * np.sin(2 * np.pi * 440 * TIME)).astype(np.int16)
 
 
-def encoded(name: str, piece: int = 1_764, speed: float = 1.0) -> bytes:
+def encoded(name: Format, piece: int = 1_764, speed: float = 1.0) -> bytes:
     encoder = Encoder(name, speed)
     pieces = [encoder.push(TONE[start : start + piece]) for start in range(0, len(TONE), piece)]
     return b"".join(pieces) + encoder.finish()
@@ -41,7 +45,7 @@ def test_pieces_leave_no_seam(piece: int) -> None:
 
 
 @pytest.mark.parametrize("name", CONTENT_TYPES)
-def test_a_file_has_the_sound(name: str) -> None:
+def test_a_file_has_the_sound(name: Format) -> None:
     file = encoded(name)
     if name == "pcm":
         samples = soxr.resample(np.frombuffer(file, "<i2") / 32_768, RATE_HZ, 16_000)
@@ -54,7 +58,7 @@ def test_a_file_has_the_sound(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CONTENT_TYPES)
-def test_a_file_begins_before_its_sound_ends(name: str) -> None:
+def test_a_file_begins_before_its_sound_ends(name: Format) -> None:
     encoder = Encoder(name)
     assert sum(len(encoder.push(TONE[:4_410])) for _ in range(5)) > 100  # of one second
     encoder.close()
@@ -74,8 +78,15 @@ def test_another_speed_keeps_the_pitch(speed: float) -> None:
 
 
 @pytest.mark.parametrize("name", CONTENT_TYPES)
-def test_nothing_is_a_file_too(name: str) -> None:
+def test_nothing_is_a_file_too(name: Format) -> None:
     file = Encoder(name).finish()
     assert len(file) < 10_000
     if name == "wav":
         assert file.startswith(b"RIFF")
+
+
+def test_the_lists_of_formats_agree() -> None:
+    speech, chat = SpeechRequest.model_json_schema(), AudioParams.model_json_schema()
+    assert tuple(CONTENT_TYPES) == get_args(Format) == tuple(speech["properties"]["response_format"]["enum"])
+    assert (*get_args(FileFormat), "pcm16") == tuple(chat["properties"]["format"]["enum"])
+    assert set(encode._CODECS) < set(get_args(FileFormat))
