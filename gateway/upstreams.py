@@ -65,7 +65,11 @@ class Upstream:
     async def watch(self) -> None:
         """Ask for its health, for ever."""
         while True:
-            self.found((await self.client.health()).reason)
+            try:
+                fault = (await self.client.health()).reason
+            except Exception as error:  # noqa: BLE001 - whatever it is, the server is asked again
+                fault = f"its health cannot be asked for: {type(error).__name__}: {error}"
+            self.found(fault)
             await asyncio.sleep(_CHECK_INTERVAL_S)
 
 
@@ -191,20 +195,25 @@ class Upstreams:
         """Ask for the addresses of a name, for ever. Where there is no answer, the servers stay."""
         while True:
             try:
-                found = await _addresses(name)
+                self._found(name, await _addresses(name))
             except (OSError, UnicodeError) as error:  # the latter of a label that no name may have
                 _log.warning("name not found", extra={"server": name, "reason": str(error)})
-            else:
-                self._found(name, found)
+            except Exception as error:  # noqa: BLE001 - such as a certificate that is just being replaced
+                _log.warning("servers of a name not changed", extra={"server": name, "reason": str(error)})
             await asyncio.sleep(_RESOLVE_INTERVAL_S)
 
     def _found(self, name: str, addresses: set[str]) -> None:
         known = self._named[name]
-        for address in sorted(addresses - {each.address for each in self._all}):
-            tls = self._tls and replace(self._tls, server_name=self._tls.server_name or split_address(name)[0])
-            if (upstream := self._leaving.pop((name, address), None)) is None:
-                upstream = Upstream(Connection(address, tls=tls), self._metrics)
-            else:  # it is back, before what runs on it has ended
+        new = sorted(addresses - {each.address for each in self._all})
+        tls = self._tls and replace(self._tls, server_name=self._tls.server_name or split_address(name)[0])
+        made = {  # before anything changes: the files of TLS may be missing
+            address: Upstream(Connection(address, tls=tls), self._metrics)
+            for address in new
+            if (name, address) not in self._leaving
+        }
+        for address in new:
+            if (upstream := made.get(address)) is None:  # it is back, before what runs on it has ended
+                upstream = self._leaving.pop((name, address))
                 self._tasks.pop(upstream).cancel()
             known[address] = upstream
             self._all.append(upstream)

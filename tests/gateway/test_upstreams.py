@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -17,7 +18,7 @@ from gateway.settings import Settings
 from gateway.upstreams import Upstreams
 from gateway_routes import router
 from gateway_runs import served
-from vita_client import AsyncClient, ServerUnavailable
+from vita_client import AsyncClient, ServerUnavailable, Tls
 from vita_client.errors import ClientClosed
 from waiting import until
 
@@ -274,6 +275,54 @@ def test_a_server_that_is_back_before_its_streams_have_ended_is_the_same(
         await asyncio.sleep(0.1)
         assert given.total == 1
         await given.close()
+
+    asyncio.run(asyncio.wait_for(inside(), 60))
+
+
+def test_what_goes_wrong_once_does_not_end_the_watching(
+    double: ProtocolDouble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of TLS that is just being replaced; a question for health that fails in an unknown way."""
+    found, ca = {"127.0.0.1:1"}, tmp_path / "ca.pem"
+
+    async def addresses(asked: str) -> set[str]:
+        return set(found)
+
+    async def no_health(client: AsyncClient) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(upstreams_module, "_addresses", addresses)
+    monkeypatch.setattr(upstreams_module, "_RESOLVE_INTERVAL_S", 0.02)
+    monkeypatch.setattr(upstreams_module, "_CHECK_INTERVAL_S", 0.02)
+
+    async def becomes(question: Callable[[], int], wanted: int) -> None:
+        while question() != wanted:
+            await asyncio.sleep(0.01)
+
+    async def inside() -> None:
+        upstreams = Upstreams((), Metrics(), tls=Tls(ca), names=("voice:1",))
+        upstreams.open()
+        await asyncio.sleep(0.1)
+        assert upstreams.total == 0
+        ca.write_text("x")
+        await becomes(lambda: upstreams.total, 1)
+        ca.unlink()
+        found.update({"127.0.0.1:2"})
+        found.discard("127.0.0.1:1")
+        await asyncio.sleep(0.1)
+        assert [each.address for each in upstreams._all] == ["127.0.0.1:1"], "nothing changes by halves"
+        ca.write_text("x")
+        while [each.address for each in upstreams._all] != ["127.0.0.1:2"]:
+            await asyncio.sleep(0.01)
+        await upstreams.close()
+
+        upstreams = Upstreams((double.url,), Metrics())
+        with monkeypatch.context() as patch:
+            patch.setattr(AsyncClient, "health", no_health)
+            upstreams.open()
+            await becomes(lambda: upstreams.ready, 0)
+        await becomes(lambda: upstreams.ready, 1)
+        await upstreams.close()
 
     asyncio.run(asyncio.wait_for(inside(), 60))
 
