@@ -64,7 +64,7 @@ def create_app(settings: Settings) -> FastAPI:
             CORSMiddleware,
             allow_origins=settings.origins,
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type"],
+            allow_headers=["*"],  # OpenAI's SDK sends many of its own; there are no cookies to protect
             expose_headers=["X-Request-Id", "Retry-After"],
         )
     app.add_middleware(Observe, gateway=gateway)
