@@ -46,7 +46,8 @@ async function connect() {
   const key = sessionStorage.getItem(KEY);
   try {
     await realtime.connect(key, element("mode").value);
-  } catch {
+  } catch ({ cause }) {
+    if (cause?.left) return connect(); // while it was being made: who waits for it gets the one that is wanted now
     const { words, needsKey = false } = await whyNot(key);
     show.state("Not connected");
     show.problem(words, { needsKey, retry: !needsKey });

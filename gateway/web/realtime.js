@@ -13,7 +13,7 @@ export class Realtime extends EventTarget {
 
   /**
    * Opens a session, which has one mode; resolves when its settings hold. Each event of the server is then dispatched under its own type,
-   * with the event as `detail`; `lost` when the connection ends by itself.
+   * with the event as `detail`; `lost` when the connection ends by itself. Rejects when there is none; with the cause `left` after `close`.
    */
   connect(key, mode) {
     this.close();
@@ -36,9 +36,10 @@ export class Realtime extends EventTarget {
       });
       socket.addEventListener("close", (closed) => {
         clearTimeout(giveUp);
-        if (socket !== this.#socket) return;
+        const left = socket !== this.#socket;
+        reject(new Error("no connection", { cause: { left } }));
+        if (left) return;
         this.#socket = null;
-        reject(new Error("no connection"));
         this.dispatchEvent(new CustomEvent("lost", { detail: closed }));
       });
     });

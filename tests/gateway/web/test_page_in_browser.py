@@ -97,6 +97,7 @@ def test_spoken_turns_are_answered_and_speech_stops_the_answer(visit: Visit, dou
     assert visit.page.get_attribute("#microphone", "aria-pressed") == "true"
     visit.page.click("#microphone")
     assert visit.page.get_attribute("#microphone", "aria-pressed") == "false"
+    visit.page.wait_for_timeout(100)  # what was sent before is seen a little later
     count = len(visit.sent)
     visit.page.wait_for_timeout(300)
     assert not visit.of(visit.sent[count:], "input_audio_buffer.append")
@@ -113,6 +114,33 @@ def test_the_mode_goes_with_the_conversation(visit: Visit, double: ProtocolDoubl
     assert double.inputs[-1]["MODE"] == "turbo"
     assert "HISTORY" not in double.inputs[-1]
     assert visit.page.inner_text(".note") == "A new conversation: what is above is forgotten."
+
+
+def test_a_connection_that_is_left_while_it_is_made_keeps_nobody_waiting(visit: Visit, double: ProtocolDouble) -> None:
+    visit.page.evaluate(_FIRST_SOCKET_HANGS)
+    visit.type("turn 1")
+    visit.state("Connecting…")
+    visit.page.select_option("#mode", "turbo")
+    visit.wait("document.querySelectorAll('article.assistant').length === 1")
+    assert (double.inputs[-1]["TEXT"], double.inputs[-1]["MODE"]) == ("turn 1", "turbo")
+    assert visit.problem() == ""
+
+
+_FIRST_SOCKET_HANGS = """() => {
+  const Real = WebSocket;
+  class Hanging extends EventTarget {
+    readyState = Real.CONNECTING;
+    close() {
+      setTimeout(() => this.dispatchEvent(new CloseEvent("close")));
+    }
+  }
+  window.WebSocket = new Proxy(Real, {
+    construct(target, given) {
+      window.WebSocket = Real;
+      return new Hanging();
+    },
+  });
+}"""
 
 
 def test_a_new_conversation_is_empty(visit: Visit, double: ProtocolDouble) -> None:
