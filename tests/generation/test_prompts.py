@@ -47,6 +47,15 @@ def test_short_prompts_are_read_in_one_step() -> None:
     assert [stream.generated for stream in streams] == [3, 3, 3, 3]
 
 
+def test_the_cascade_reads_no_prompt_of_a_stream_that_does_without_it() -> None:
+    engine = Counting(1)
+    scheduler = Scheduler(engine, (), CHUNK)
+    scheduler.submit("vanilla", request(list(range(6)) * 20, (8192, 0), 5))
+    while not scheduler.idle:
+        scheduler.step()
+    assert engine.bursts == []
+
+
 def test_a_long_prompt_is_read_alone_and_in_its_turn() -> None:
     """Chunks of 24 of a prompt of 40; the next prompt begins with the rest of the first, and none overtakes it."""
     engine = Counting(3)
