@@ -300,3 +300,28 @@ def test_a_full_server_encodes_no_speech_of_a_history(
     with pytest.raises(ServerFull):
         plus.prepare(asked)
     assert len(encoder.clips) == 1
+
+
+def refusal_of(stage: PromptStage, **inputs: object) -> str:
+    with pytest.raises(InvalidRequest) as caught:
+        stage.prepare(inputs)
+    return str(caught.value)
+
+
+def test_a_refusal_names_field_value_limit_and_remedy_in_this_order(stage: PromptStage, plus: PromptStage) -> None:
+    no_words = "it has no letter and no digit; send words, or leave TEXT out"
+    assert refusal_of(stage, TEXT="...") == f"TEXT: '...' is not valid: {no_words}"
+    clips = {"HISTORY_AUDIO": SPEECH, "HISTORY_AUDIO_SAMPLES": [len(SPEECH)]}
+    history = stage.prepare({"AUDIO": SPEECH}).tokens
+    limit = "this checkpoint reads speech as tokens, and HISTORY has them; leave it out"
+    told = refusal_of(stage, TEXT="Go on.", HISTORY=history, **clips)
+    assert told == f"HISTORY_AUDIO: '1 clips' is not valid: {limit}"
+    history = plus.prepare({"AUDIO": SPEECH}).tokens
+    limit = "HISTORY has 1 turns with speech; send the last 1 clips, as they were sent"
+    assert refusal_of(plus, TEXT="Go on.", HISTORY=history) == f"HISTORY_AUDIO: '0 clips' is not valid: {limit}"
+    short = {**clips, "HISTORY_AUDIO": SPEECH[:4000], "HISTORY_AUDIO_SAMPLES": [4000]}
+    told = refusal_of(plus, TEXT="Go on.", HISTORY=history, **short)
+    assert told.startswith(f"HISTORY_AUDIO: 'clip 1 of {slot_count(4000)} places' is not valid: HISTORY has")
+    told = refusal_of(plus, AUDIO=SPEECH[:330])
+    limit = "this checkpoint (Plus) needs at least 0.025 s; send more speech"
+    assert told == f"AUDIO: '330 samples at 16000 Hz (0.021 s)' is not valid: {limit}"
