@@ -84,14 +84,14 @@ def question_of(request: ChatRequest, find: Find) -> Question:
     if not sounds and not any(text.strip() for _, each in now for text in each.texts):
         raise InvalidRequest("messages", "nothing", "the last one has text or input_audio", "say something")
     if sounds:
-        fields["audio"] = speech = _heard([data for _, data in sounds])
+        fields["audio"] = speech = _joined([data for _, data in sounds])
         fields["sample_rate"] = INPUT_SAMPLE_RATE_HZ
         clips = (*clips, speech)
     fields["task"] = "chat" if sounds or request.with_sound else "text"
     return Question("\n".join(words) or None, fields, _digest(request.messages), clips)
 
 
-def _heard(sounds: Sequence[str]) -> NDArray[np.float32]:
+def _joined(sounds: Sequence[str]) -> NDArray[np.float32]:
     """Files in base64, joined. Raises InvalidRequest: one of them cannot be used, or they are too long together."""
     clips: list[NDArray[np.float32]] = []
     left_s = MAX_AUDIO_SECONDS

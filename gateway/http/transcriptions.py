@@ -41,13 +41,13 @@ async def transcriptions(
     no times: verbose_json has no segments, srt and vtt have one.
     """
     check_model(model)
-    heard = _Heard()
-    words = _words(request, await file.read(), heard, temperature, mode_of(model))
+    spoken = _Spoken()
+    words = _words(request, await file.read(), spoken, temperature, mode_of(model))
     if stream:
-        return await event_stream(request, _events(words, heard))
+        return await event_stream(request, _events(words, spoken))
     text = (await while_connected(request, _joined(words))).strip()
     if response_format == "json":
-        return JSONResponse({"text": text, "usage": heard.usage})
+        return JSONResponse({"text": text, "usage": spoken.usage})
     if response_format == "text":
         return PlainTextResponse(f"{text}\n")
     if response_format == "verbose_json":
@@ -55,16 +55,16 @@ async def transcriptions(
             {
                 "task": "transcribe",
                 "language": language,
-                "duration": heard.seconds,
+                "duration": spoken.seconds,
                 "text": text,
-                "usage": heard.usage,
+                "usage": spoken.usage,
             }
         )
-    return PlainTextResponse(_subtitles(text, heard.seconds, response_format))
+    return PlainTextResponse(_subtitles(text, spoken.seconds, response_format))
 
 
 @dataclass(slots=True)
-class _Heard:
+class _Spoken:
     """How long the speech is, once it is decoded."""
 
     seconds: float = 0.0
@@ -75,12 +75,12 @@ class _Heard:
 
 
 async def _words(
-    request: Request, file: bytes, heard: _Heard, temperature: float, mode: str | None
+    request: Request, file: bytes, spoken: _Spoken, temperature: float, mode: str | None
 ) -> AsyncIterator[str]:
     gateway = gateway_of(request)
     async with gateway.access.stream(caller(request)):  # before the work of decoding, which its key's limits bound
         speech = await asyncio.to_thread(decode, file, "file")
-        heard.seconds = len(speech) / INPUT_SAMPLE_RATE_HZ
+        spoken.seconds = len(speech) / INPUT_SAMPLE_RATE_HZ
         fields: RequestFields = {"task": "asr", "audio": speech, "sample_rate": INPUT_SAMPLE_RATE_HZ}
         fields |= {"temperature": temperature, "mode": mode}
 
@@ -97,12 +97,12 @@ async def _joined(words: AsyncIterator[str]) -> str:
     return "".join([piece async for piece in words])
 
 
-async def _events(words: AsyncIterator[str], heard: _Heard) -> AsyncIterator[dict[str, Any]]:
+async def _events(words: AsyncIterator[str], spoken: _Spoken) -> AsyncIterator[dict[str, Any]]:
     text = ""
     async for piece in words:
         text += piece
         yield {"type": "transcript.text.delta", "delta": piece}
-    yield {"type": "transcript.text.done", "text": text, "usage": heard.usage}
+    yield {"type": "transcript.text.done", "text": text, "usage": spoken.usage}
 
 
 def _subtitles(text: str, seconds: float, kind: str) -> str:
