@@ -87,6 +87,8 @@ class Seen:
                 return None
         elif failures:
             at_s = failures[0]
+        elif self.ended_s is not None:  # over before the next health check
+            at_s = self.fault_s + self.ended_s
         else:
             return None
         return next((e.end_s - self.fault_s for e in self.probes if e.sent_s >= at_s and e.code == DONE), None)

@@ -86,6 +86,11 @@ def test_without_readiness_the_service_is_back_after_the_first_failure() -> None
     assert seen([ended("unavailable", 1, 2)], [ended("done", 1, 1.5), ended("done", 3, 4)]).back_s == pytest.approx(4)
 
 
+def test_a_fault_that_is_over_before_the_next_health_check_costs_only_streams_in_flight() -> None:
+    watched = seen([ended("stream_broken", -1, 0.1)], [ended("done", 0.05, 0.4), ended("done", 0.2, 0.6)])
+    assert (watched.not_ready_s, watched.ended_s, watched.back_s) == pytest.approx((None, 0.1, 0.6))
+
+
 @pytest.mark.parametrize("code", ["deadline_exceeded", "server_full", "internal_error", "bad_response"])
 def test_ends_that_callers_cannot_make_sense_of(code: str) -> None:
     assert always(seen([ended(code, -1, 1)])) == [f"callers saw 1 {code}"]
