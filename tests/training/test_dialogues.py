@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import re
 import shutil
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -14,9 +16,11 @@ from training.config import load_config
 from training.data.answers import is_right, words_of
 from training.data.dialogues import MOST_TURNS, NOTHING_HEARD, SILENCE, Exchange, dialogues
 from training.data.lexicon import number_words
+from training.data.manifest import ChatSample
 from training.data.plan import PlannedSample, plan
 from training.data.questions import draw_questions, split_questions
 from training.data.teacher import Clip, make
+from training.errors import TrainingError
 from vita_audio.speech_pauses import is_silent
 
 TINY = load_config("tiny").data
@@ -24,6 +28,13 @@ CONFIG = replace(
     TINY, spoken_dialogues=60, typed_dialogues=20, text_dialogues=60, asr_dialogues=7, tts_long=9,
     test_spoken_dialogues=20, test_text_dialogues=20, test_tts_long=3,
 )  # fmt: skip
+# The real numbers of dialogues and long texts; what they do not depend on is left out.
+SMALL = replace(
+    load_config("small").data, epochs=1, tts=0, asr=0, spoken_chat=0, typed_chat=0, text=0, asr_questions=0,
+    tts_answers=0, tts_questions=0, copies=0, asr_dialogues=0,
+)  # fmt: skip
+#: How a turn begins that states what is asked for later.
+STATED = ("My name is", "I am ", "Hello, my name is", "I have ", "I like ", "My colour is")
 VALUES = {number_words(value): value for value in range(101)}
 
 
@@ -33,9 +44,14 @@ def planned() -> list[PlannedSample]:
 
 
 @pytest.fixture(scope="module")
+def small() -> list[ChatSample]:
+    return [found.sample for found in plan(SMALL)]
+
+
+@pytest.fixture(scope="module")
 def talks() -> list[tuple[Exchange, ...]]:
     single = draw_questions(split_questions(TINY)[0], 3000, "single")
-    return list(dialogues(400, "talks", single, lambda key: True, spoken=True))
+    return list(dialogues(400, "talks", single, lambda thread: True, spoken=True))
 
 
 def test_dialogues_have_two_to_five_turns_and_most_need_the_turns_before(talks: list[tuple[Exchange, ...]]) -> None:
@@ -111,20 +127,63 @@ def test_a_sample_is_one_history_in_one_voice(planned: list[PlannedSample]) -> N
         assert len(sample.audios) == (0 if not sample.audios else len(sample.turns) * (2 if sample.voice else 1))
 
 
-def test_threads_of_the_test_are_never_trained(planned: list[PlannedSample]) -> None:
-    def stated(split: str) -> set[tuple[str, str]]:
-        return {
-            (before["asked"], turn["asked"])
-            for found in planned
-            if found.sample.split == split
-            for before, turn in itertools.pairwise(found.sample.turns)
-            if turn["memory"] and "again" not in turn["asked"] and before["asked"]
-        }
+def test_threads_of_the_test_are_never_trained(small: list[ChatSample]) -> None:
+    def pairs(split: str) -> Iterator[tuple[str, str]]:
+        """What is stated and how it is asked for; else what is gone on from and to, however it is asked."""
+        for sample in small:
+            for at, turn in enumerate(sample.turns if sample.split == split else ()):
+                if not turn["memory"] or "again" in turn["asked"]:
+                    continue
+                if turn["answer"].startswith(("Your", "You ")):
+                    stated = next(t for t in sample.turns[:at] if t["asked"].startswith(STATED))
+                    yield stated["asked"], turn["asked"]
+                else:
+                    yield sample.turns[at - 1]["answer"], turn["answer"]
 
-    assert stated("test")
-    together = stated("train") & stated("test")
-    # Two threads may share two turns of their three; never all of a thread of two.
-    assert len(together) <= 0.2 * len(stated("test"))
+    assert len(set(pairs("test"))) > 150
+    assert not set(pairs("train")) & set(pairs("test"))
+
+
+def test_training_goes_on_in_every_way_that_the_test_does(small: list[ChatSample]) -> None:
+    def ways(split: str) -> set[str]:
+        turns = (turn for sample in small if sample.split == split for turn in sample.turns if turn["memory"])
+        return {" ".join(word for word in turn["asked"].split() if word.strip("?.,") not in VALUES) for turn in turns}
+
+    assert ways("test") <= ways("train")
+    days = {
+        turn["answer"] for s in small if s.split == "train" for turn in s.turns if turn["asked"] == "And after that?"
+    }
+    assert len(days) > 15
+
+
+def test_no_dialogue_of_training_asks_or_states_what_questions_of_the_test_do(small: list[ChatSample]) -> None:
+    _, test = split_questions(SMALL)
+    asked = {question.text for pool in test for question in pool.questions}
+    kept = [pool for pool in test if pool.held_out == "fact" and pool.family.name in ("addition", "subtraction")]
+    stated = {question.fact.answer for pool in kept for question in pool.questions}
+    assert len(stated) > 8
+    turns = [turn for sample in small if sample.split == "train" for turn in sample.turns]
+    assert len(turns) > 40_000
+    assert not asked & {turn["asked"] for turn in turns}
+    assert not stated & {turn["answer"] for turn in turns}
+
+
+def test_long_texts_of_the_test_are_of_its_sentences_and_those_of_training_have_none(small: list[ChatSample]) -> None:
+    kept = {sample.answer for sample in small if sample.split == "test" and sample.family == "template"}
+
+    def parts(split: str) -> list[str]:
+        texts = [sample.answer for sample in small if sample.split == split and sample.family == "long"]
+        return [part for text in texts for part in re.split(r"(?<=[.?]) ", text)]
+
+    assert len(parts("train")) > 4000
+    assert len(parts("test")) > 80
+    assert set(parts("test")) <= kept
+    assert not set(parts("train")) & kept
+
+
+def test_long_texts_of_the_test_need_sentences() -> None:
+    with pytest.raises(TrainingError, match="test_tts_long"):
+        plan(replace(TINY, test_tts=1, test_asr=1, test_tts_long=1))
 
 
 def test_turns_and_texts_of_several_sentences_serve_other_tasks_too() -> None:

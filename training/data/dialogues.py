@@ -6,6 +6,7 @@ something that is asked for later ("What is my name?"), the rest are single ques
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -43,15 +44,20 @@ class Thread:
     exchanges: tuple[Exchange, ...]
     gap: bool = False
 
+    @property
+    def follow_ups(self) -> set[tuple[str, str]]:
+        """(answer, next answer) where nothing comes between: what is gone on from and to, however it is asked."""
+        return set() if self.gap else {(a.answer, b.answer) for a, b in itertools.pairwise(self.exchanges)}
+
 
 def dialogues(
-    count: int, seed: str, single: Iterator[Question], may_use: Callable[[str], bool], spoken: bool
+    count: int, seed: str, single: Iterator[Question], may_use: Callable[[Thread], bool], spoken: bool
 ) -> Iterator[tuple[Exchange, ...]]:
     """`count` dialogues, the same for the same arguments.
 
     Args:
         single: questions for the turns between, as many as are needed.
-        may_use: whether a thread's key belongs to the split that is made; others are drawn again.
+        may_use: whether a thread belongs to the split that is made; others are drawn again.
         spoken: whether the users speak: then a turn may be silent.
     """
     draw = Draw(seed)
@@ -60,7 +66,7 @@ def dialogues(
 
 
 def _dialogue(
-    draw: Draw, single: Iterator[Question], may_use: Callable[[str], bool], spoken: bool
+    draw: Draw, single: Iterator[Question], may_use: Callable[[Thread], bool], spoken: bool
 ) -> tuple[Exchange, ...]:
     turns = draw.randint(2, MOST_TURNS)
     first = _thread(draw, may_use, gap=draw.random() < 0.5)
@@ -86,11 +92,11 @@ def _between(draw: Draw, single: Iterator[Question], spoken: bool) -> Exchange:
     return Exchange(question.text, question.fact.answer, question.fact.accepted)
 
 
-def _thread(draw: Draw, may_use: Callable[[str], bool], gap: bool) -> Thread:
+def _thread(draw: Draw, may_use: Callable[[Thread], bool], gap: bool) -> Thread:
     makers = _STATED if gap else _CONTINUED
     while True:
         thread = draw.choice(makers)(draw)
-        if thread is not None and may_use(thread.key):
+        if thread is not None and may_use(thread):
             return thread
 
 

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
 
-from training.data.dialogues import MOST_TURNS, Exchange, dialogues
+from training.data.dialogues import MOST_TURNS, Exchange, Thread, dialogues
 from training.data.families import Question
 from training.data.manifest import ChatSample
 from training.data.questions import QuestionPool, draw_questions, split_questions
 from training.data.sentences import free_sentence, sentences, template_sentence
 from training.data.settings import DataConfig
 from training.data.teacher import Clip
+from training.errors import TrainingError
 from vita_audio.text.chat_template import AUDIO_PLACEHOLDER, task_turns
 
 _TAKES_OF_AN_EPOCH = 1_000_000  # more than an epoch has: takes and numbers of epochs never meet
+_MOST_SENTENCES = 3  # of a long text
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +32,11 @@ class PlannedSample:
 
 def plan(config: DataConfig) -> list[PlannedSample]:
     """All samples of both splits, in a fixed order; paths of the clips are in place."""
-    samples = list(_Plan(config, "test").samples())
+    test = _Plan(config, "test")
+    samples = list(test.samples())
     read_aloud: set[str] = set()
     for number in range(config.first_epoch, config.first_epoch + config.epochs):
-        samples += _Plan(config, "train", number, read_aloud).samples()
+        samples += _Plan(config, "train", number, read_aloud, test.follow_ups).samples()
     return samples
 
 
@@ -43,11 +46,20 @@ class _Plan:
     Args:
         number: of the epoch. Each goes on in the lists of texts and questions where the one before ended.
         read_aloud: answers and questions that are TTS samples already; gains those of this epoch.
+        follow_ups: `Thread.follow_ups` of the test's dialogues. The test split gains them, the train split has none.
     """
 
-    def __init__(self, config: DataConfig, split: str, number: int = 0, read_aloud: set[str] | None = None) -> None:
+    def __init__(
+        self,
+        config: DataConfig,
+        split: str,
+        number: int = 0,
+        read_aloud: set[str] | None = None,
+        follow_ups: set[tuple[str, str]] | None = None,
+    ) -> None:
         self.config, self.split, self.epoch = config, split, number
         self.read_aloud: set[str] = set() if read_aloud is None else read_aloud
+        self.follow_ups: set[tuple[str, str]] = set() if follow_ups is None else follow_ups
         self.draw = random.Random(self._seed(f"{config.seed} {split}"))
         self.takes = number * _TAKES_OF_AN_EPOCH
         self.count = number * _TAKES_OF_AN_EPOCH
@@ -61,6 +73,7 @@ class _Plan:
         tts, asr = (config.test_tts, config.test_asr) if test else (config.tts, config.asr)
         size = config.tts + config.asr
         texts = sentences(kept + (self.epoch + 1) * size, config.seed)
+        held_out_texts = dict(texts[:kept])
         texts = texts[:kept] if test else texts[kept + self.epoch * size :]
         for text, kind in texts[:tts]:
             yield self._tts(text, kind)
@@ -85,12 +98,10 @@ class _Plan:
         for question, held_out in draw("text", config.test_text, config.text):
             yield self._text(question, held_out)
         turns: list[Clip] = []
-        for planned in self._dialogues(test_pools if test else train_pools):
+        for planned in self._dialogues(train_pools, test_pools):
             turns += [clip for clip in planned.clips if clip.take and clip.text]
             yield planned
-        long = random.Random(self._seed(f"{config.seed} {self.split} long"))
-        for _ in range(config.test_tts_long if test else config.tts_long):
-            yield self._tts(" ".join(template_sentence(long) for _ in range(long.randint(2, 3))), "long")
+        yield from self._long(held_out_texts)
         if not test:
             for clip in turns[: config.asr_dialogues]:
                 yield self._asr(clip, "dialogue")
@@ -102,15 +113,38 @@ class _Plan:
             yield from self._read_aloud(asked, config.tts_questions)
             words = random.Random(self._seed(f"{config.seed} copies"))
             for _ in range(config.copies):
-                yield self._copy(free_sentence(words))
+                yield self._copy(_new(free_sentence, words, held_out_texts))
 
-    def _dialogues(self, pools: list[QuestionPool]) -> Iterator[PlannedSample]:
+    def _long(self, held_out: Mapping[str, str]) -> Iterator[PlannedSample]:
+        """Texts of several sentences. `held_out`: sentences of the test and their kinds; it has no others here."""
+        config, test = self.config, self.split == "test"
+        draw = random.Random(self._seed(f"{config.seed} {self.split} long"))
+        count = config.test_tts_long if test else config.tts_long
+        own = [text for text, kind in held_out.items() if kind == "template"]
+        if test and count and len(own) < _MOST_SENTENCES:
+            raise TrainingError("data.test_tts_long: made of sentences of test_tts and test_asr, which are too few")
+        for _ in range(count):
+            size = draw.randint(2, _MOST_SENTENCES)
+            parts = draw.sample(own, size) if test else [_new(template_sentence, draw, held_out) for _ in range(size)]
+            yield self._tts(" ".join(parts), "long")
+
+    def _dialogues(self, train_pools: list[QuestionPool], test_pools: list[QuestionPool]) -> Iterator[PlannedSample]:
         """Spoken and answered in speech, typed and answered in speech, typed and answered in writing."""
         config, test = self.config, self.split == "test"
+        pools = test_pools if test else train_pools
+        held_out_asked = {question.text for pool in test_pools for question in pool.questions}
+        held_out_answers = _answers(p for p in test_pools if p.held_out == "fact") - _answers(train_pools)
 
-        def may_use(key: str) -> bool:
-            held_out = random.Random(f"{config.seed} dialogue {key}").random() < config.held_out_dialogues
-            return held_out == test
+        def may_use(thread: Thread) -> bool:
+            held_out = random.Random(f"{config.seed} dialogue {thread.key}").random() < config.held_out_dialogues
+            if test and held_out:
+                self.follow_ups |= thread.follow_ups
+            if test or held_out:
+                return test and held_out
+            # A key of training may still go on like a thread of the test, or ask or state what its questions ask.
+            return thread.follow_ups.isdisjoint(self.follow_ups) and not any(
+                exchange.asked in held_out_asked or exchange.answer in held_out_answers for exchange in thread.exchanges
+            )
 
         for name, count, spoken, answered in (
             ("spoken", config.test_spoken_dialogues if test else config.spoken_dialogues, True, True),
@@ -221,3 +255,14 @@ def _messages(task: str, text: str | None, heard: Clip | None, answer: str) -> t
     turns = task_turns(task, text, AUDIO_PLACEHOLDER if heard else None)
     asked = ({"role": role, "content": "".join(parts)} for role, parts in turns)
     return (*asked, {"role": "assistant", "content": answer})
+
+
+def _new(make: Callable[[random.Random], str], draw: random.Random, held_out: Container[str]) -> str:
+    """The next text that is not held out for the test."""
+    while (text := make(draw)) in held_out:
+        pass
+    return text
+
+
+def _answers(pools: Iterable[QuestionPool]) -> set[str]:
+    return {question.fact.answer for pool in pools for question in pool.questions}

@@ -21,7 +21,8 @@ class DataConfig:
     text: questions answered in writing. asr_questions: spoken questions that also serve as ASR samples, and
     copies: typed words in free order, written again: copying words comes before answering with them.
     spoken_dialogues, typed_dialogues: of several turns, answered in speech; text_dialogues: typed, answered in writing.
-    asr_dialogues: of the spoken ones, turns that also serve as ASR samples. tts_long: two or three sentences to read.
+    asr_dialogues: of the spoken ones, turns that also serve as ASR samples. tts_long: two or three sentences to read;
+    those of test_tts_long are sentences of test_tts and test_asr.
     tts_answers: spoken answers that also serve as TTS samples (no new sound). tts_questions: questions that the output
     voice reads aloud, so that it learns more than statements.
     clean_share: input clips without noise. stretch: bounds of the duration factor. gain_db: bounds of the level.
