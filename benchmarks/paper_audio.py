@@ -26,7 +26,7 @@ from vita_audio.engines.audio_precision import DECODER_PRECISIONS, FLOAT32, SPEE
 from vita_audio.engines.interface import Floats, FlowEngine, VocoderEngine
 from vita_audio.engines.torch.audio import TorchFlow, TorchVocoder
 from vita_audio.engines.torch_cuda.audio import TorchCudaFlow, TorchCudaVocoder
-from vita_audio.engines.torch_cuda.kernels.audio_operations import NAMES
+from vita_audio.engines.torch_cuda.kernels.names import AUDIO_NAMES
 from vita_audio.engines.torch_cuda.speech_tokenizer import TorchCudaSpeechTokenizer
 
 #: The paper decodes with 1 and 10 steps; a server takes 4.
@@ -75,7 +75,10 @@ def _kinds(flow_config: FlowConfig, vocoder_config: VocoderConfig, device: torch
     yield Kind(EAGER, TorchFlow(flow_config, flow, device), TorchVocoder(vocoder_config, vocoder, device), True)
     served = TF32 if device.type == "cuda" else FLOAT32
     others = [p for p in DECODER_PRECISIONS if p != served] if device.type == "cuda" else []
-    for precision, off in ((served, ()), *((other, ()) for other in others), *([(served, NAMES)] if others else [])):
+    kinds: list[tuple[str, tuple[str, ...]]] = [(each, ()) for each in (served, *others)]
+    if others:
+        kinds.append((served, AUDIO_NAMES))
+    for precision, off in kinds:
         options = device, precision, frozenset(off)
         yield Kind(
             f"graphs, {precision}" + ", kernels off" * bool(off),

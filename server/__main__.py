@@ -17,7 +17,7 @@ from server.supervisor import Supervisor
 from serving.logs import printable
 from serving.settings import DEVICES, GPU_PRIORITIES, SWITCH
 from vita_audio.engines.audio_precision import DECODER_PRECISIONS, SPEECH_PRECISIONS
-from vita_audio.engines.torch_cuda.kernels.names import NAMES
+from vita_audio.engines.torch_cuda.kernels.names import AUDIO_NAMES, NAMES
 
 
 def parse_options(arguments: Sequence[str] | None = None) -> tuple[ServerOptions, Path | None]:
@@ -89,7 +89,8 @@ def parse_options(arguments: Sequence[str] | None = None) -> tuple[ServerOptions
         "--kernels-off",
         default=default.kernels_off,
         metavar="NAMES",
-        help=f"kernels of torch_cuda engines whose references run, to find one that is wrong: {','.join(NAMES)}",
+        help="kernels of torch_cuda engines whose references run, to find one that is wrong: "
+        + ",".join((*NAMES, *AUDIO_NAMES)),
     )
     add(
         "--decoder-precision",

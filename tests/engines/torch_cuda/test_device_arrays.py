@@ -162,3 +162,12 @@ def test_arrays_are_of_the_named_type(dtype: str) -> None:
     made = ARRAYS.zeros((2, 3), dtype)
     assert (made.shape, str(made.dtype)) == ((2, 3), f"torch.{dtype}")
     assert ARRAYS.cast(torch.ones(2), dtype).dtype == made.dtype
+
+
+def test_inputs_wait_in_the_memory_of_the_host_whatever_device_is_the_default() -> None:
+    """A benchmark draws weights on the GPU by default; only memory of the host can be pinned."""
+    with torch.device("meta"):
+        program = ARRAYS.program(Noting())
+        program.prepare(zeros(2))
+        made = program(inputs(2))
+    np.testing.assert_array_equal(made.get(), expected(2))

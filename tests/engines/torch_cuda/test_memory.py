@@ -110,6 +110,19 @@ def test_another_failure_is_not_taken_for_memory() -> None:
     assert not is_out_of_memory(ValueError("out of memory"))
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "CUDA out of memory. Tried to allocate 20.00 MiB",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "GET was unable to find an engine to execute this computation",
+    ],
+)
+def test_each_library_says_in_its_way_that_memory_has_ended(words: str) -> None:
+    assert is_out_of_memory(RuntimeError(words))
+
+
 def test_slots_leave_the_room_of_all_else_that_the_server_loads() -> None:
     """A GPU of 80 GiB, all of it free yet: 40 GiB are for networks and buffers of every process."""
     each, programs = slot_bytes(SEVEN_B, 4096, 2), seven_b(150)

@@ -43,7 +43,9 @@ class Staging:
         self._moving = [name for name, s in specs.items() if s.place == "device" and not s.constant]
         size = sum(_aligned(_bytes(specs[name], largest)) for name in self._moving)
         self._on_cuda = device.type == "cuda"
-        self._pinned = [torch.empty(size, dtype=torch.uint8, pin_memory=self._on_cuda) for _ in range(depth)]
+        self._pinned = [
+            torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=self._on_cuda) for _ in range(depth)
+        ]
         self._copied = [torch.cuda.Event() for _ in range(depth)] if self._on_cuda else []
         self._buffer = torch.empty(size, dtype=torch.uint8, device=device)
         self._constants = {

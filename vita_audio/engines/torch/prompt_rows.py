@@ -26,7 +26,7 @@ class PromptRows:
     def __init__(self, table: Tensor) -> None:
         self.table = table
         on_gpu = table.device.type == "cuda"
-        self._staging = torch.empty(table.shape, dtype=table.dtype, pin_memory=on_gpu)
+        self._staging = torch.empty(table.shape, dtype=table.dtype, device="cpu", pin_memory=on_gpu)
         self._copied = torch.cuda.Event() if on_gpu else None
 
     def put(self, parts: Sequence[Floats]) -> None:

@@ -20,7 +20,7 @@ from vita_audio.engines.limits import check_condition
 from vita_audio.engines.torch.audio import TorchFlow, TorchVocoder, tensor_float_32
 from vita_audio.engines.torch_cuda.device_arrays import DeviceArrays, on_device
 from vita_audio.engines.torch_cuda.estimator import FusedEstimator
-from vita_audio.engines.torch_cuda.kernels.audio_operations import audio_operations
+from vita_audio.engines.torch_cuda.kernels.audio_check import audio_operations
 from vita_audio.engines.torch_cuda.vocoder import FusedVocoder
 
 ESTIMATOR_TYPES = {FP16: torch.float16, BF16: torch.bfloat16}
@@ -32,7 +32,7 @@ class TorchCudaFlow(TorchFlow):
     Args:
         config, tensors, device: as `TorchFlow`.
         precision: one of `DECODER_PRECISIONS`.
-        kernels_off: names of `kernels/audio_operations.py` that run as their reference.
+        kernels_off: names of `kernels/names.py` that run as their reference.
     """
 
     def __init__(
@@ -55,8 +55,8 @@ class TorchCudaFlow(TorchFlow):
             )
         del self._model.decoder
         self.arrays = DeviceArrays(device)
-        self._times: tuple[float, ...] = ()
-        self._time_shifts = torch.empty(0, device=device)  # [steps, all widths]
+        #: By the times of a solve: [steps, all widths]. Never dropped: captured graphs read them by address.
+        self._time_shifts: dict[tuple[float, ...], Tensor] = {}
 
     def condition(self, tokens: Array, frame_token: Array) -> Array:
         if isinstance(tokens, np.ndarray):
@@ -77,11 +77,11 @@ class TorchCudaFlow(TorchFlow):
     @on_device
     def solve(self, x: Tensor, mu: Tensor, cond: Tensor, times: Sequence[float]) -> Tensor:
         key = tuple(times)
-        if self._times != key:  # the decoder's are always the same: made before its function is captured
-            self._times, self._time_shifts = key, self._shifts(key[:-1])
+        if key not in self._time_shifts:  # the decoder's are always the same: made before its function is captured
+            self._time_shifts[key] = self._shifts(key[:-1])
         with tensor_float_32(self._tf32):
             given = self._estimator.given(mu, cond)
-            for (start, stop), shifts in zip(pairwise(times), self._time_shifts, strict=True):
+            for (start, stop), shifts in zip(pairwise(times), self._time_shifts[key], strict=True):
                 x = torch.add(x, self._estimator.velocity(x, given, shifts), alpha=stop - start)
         return x
 

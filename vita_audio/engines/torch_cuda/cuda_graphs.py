@@ -48,7 +48,7 @@ class Capturer:
             output = self._captured(function, graph)
         finally:
             _capturing.reset(outside)
-        current.wait_stream(self._stream)
+            current.wait_stream(self._stream)  # also after a failure: what ran before it may still read its inputs
         return graph, output
 
     def _captured(self, function: Callable[[], Made], graph: torch.cuda.CUDAGraph) -> Made:

@@ -91,12 +91,14 @@ class DeviceProgram:
             return
         try:
             self._prepared[key] = FixedShape(self._function, inputs, self._device, self._capturer)
+            return
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            if self._device.type == "cuda":
-                torch.cuda.empty_cache()
-            raise NoMemory(f"the GPU's memory ended while a program for batches of {rows} was captured") from error
+        # Out here, where the error is gone, which has held what was allocated: the next smaller batch needs it.
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        raise NoMemory(f"the GPU's memory ended while a program for batches of {rows} was captured")
 
     def __call__(self, inputs: Inputs) -> Reading:
         """Start the function; a batch is padded to a power of two where that is prepared."""
@@ -120,7 +122,7 @@ class FixedShape:
             starts.append(size)
             size += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
         on_gpu = device.type == "cuda"
-        self._staging = torch.zeros(size, dtype=torch.uint8, pin_memory=on_gpu)
+        self._staging = torch.zeros(size, dtype=torch.uint8, device="cpu", pin_memory=on_gpu)
         self._buffer = torch.zeros(size, dtype=torch.uint8, device=device)
         self._copied = torch.cuda.Event() if on_gpu else None
         host = self._staging.numpy()

@@ -57,7 +57,7 @@ def language_model(source: EngineSource, slots: int) -> TorchCudaLanguageModel:
 def speech_tokenizer(source: EngineSource) -> TorchCudaSpeechTokenizer:
     config = SpeechTokenizerConfig(**source.config("speech_tokenizer"))
     tensors = load_weights_file(source.folder / SPEECH_TOKENIZER_FILE)
-    engine = TorchCudaSpeechTokenizer(config, tensors, device_of(source), source.speech_precision)
+    engine = TorchCudaSpeechTokenizer(config, tensors, device_of(source), source.speech_precision, source.kernels_off)
     engine.prepare()
     return engine
 
@@ -65,22 +65,21 @@ def speech_tokenizer(source: EngineSource) -> TorchCudaSpeechTokenizer:
 def sensevoice(source: EngineSource) -> TorchCudaSenseVoice:
     config = SenseVoiceConfig(**source.config("sensevoice"))
     tensors = load_weights_file(source.folder / SENSEVOICE_FILE)
-    engine = TorchCudaSenseVoice(config, tensors, device_of(source), source.speech_precision)
+    engine = TorchCudaSenseVoice(config, tensors, device_of(source), source.speech_precision, source.kernels_off)
     engine.prepare(source.context_tokens)
     return engine
 
 
 def flow(source: EngineSource) -> TorchCudaFlow:
     config = FlowConfig(**source.config("flow"))
-    return TorchCudaFlow(
-        config, load_weights_file(source.folder / FLOW_FILE), device_of(source), source.decoder_precision
-    )
+    tensors = load_weights_file(source.folder / FLOW_FILE)
+    return TorchCudaFlow(config, tensors, device_of(source), source.decoder_precision, source.kernels_off)
 
 
 def vocoder(source: EngineSource) -> TorchCudaVocoder:
     config = VocoderConfig(**source.config("vocoder"))
     tensors = load_weights_file(source.folder / VOCODER_FILE)
-    return TorchCudaVocoder(config, tensors, device_of(source), source.decoder_precision)
+    return TorchCudaVocoder(config, tensors, device_of(source), source.decoder_precision, source.kernels_off)
 
 
 def device_of(source: EngineSource) -> torch.device:

@@ -22,7 +22,13 @@ _WORKSPACE_BYTES, _WORKSPACES = 32 << 20, 2
 _LOGIT_COPIES = 16
 #: A split-K product of few rows: partial sums of so many rows and parts in float32.
 _SPLIT_ROWS, _SPLIT_PARTS = 16, 16
-_OUT_OF_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+#: The last two are of convolutions: where no algorithm finds room to work in, PyTorch says that there is none.
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "unable to find an engine to execute this computation",
+)
 REMEDY = "take fewer slots (--slots) or a smaller context (--context-tokens of the build)"
 
 
@@ -91,5 +97,5 @@ def capture_error(
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the GPU had no room: PyTorch's allocator, CUDA, cuBLAS and Triton each say so in their own way."""
+    """Whether the GPU had no room: PyTorch's allocator, CUDA, cuBLAS, cuDNN and Triton each say so in their own way."""
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)

@@ -15,7 +15,7 @@ from vita_audio.engines.interface import Floats
 from vita_audio.engines.limits import check_stacked_features
 from vita_audio.engines.preparing import REMEDY, NoMemory
 from vita_audio.engines.torch_cuda.device_arrays import DeviceArrays
-from vita_audio.engines.torch_cuda.kernels.audio_operations import audio_operations
+from vita_audio.engines.torch_cuda.kernels.audio_check import audio_operations
 from vita_audio.engines.torch_cuda.sensevoice_encoder import ClipEncoder
 from vita_audio.models.sensevoice import QUERY_ROWS, SenseVoice
 
@@ -39,7 +39,7 @@ class TorchCudaSenseVoice:
         tensors: as the builder stores them: of `SenseVoice`, and `feature_shift` and `feature_scale`.
         device: where it runs; nothing is captured on a CPU.
         precision: one of `SPEECH_PRECISIONS`.
-        kernels_off: names of `kernels/audio_operations.py` that run as their reference.
+        kernels_off: names of `kernels/names.py` that run as their reference.
     """
 
     def __init__(

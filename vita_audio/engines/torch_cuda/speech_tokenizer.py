@@ -14,7 +14,7 @@ from vita_audio.engines.audio_precision import BF16, FLOAT32, FP16, SPEECH_PRECI
 from vita_audio.engines.preparing import prepare_batches
 from vita_audio.engines.speech_blocks import Block, BlockRun, BlockSizes, BlockwiseSpeechTokenizer
 from vita_audio.engines.torch_cuda.device_arrays import DeviceArrays
-from vita_audio.engines.torch_cuda.kernels.audio_operations import audio_operations
+from vita_audio.engines.torch_cuda.kernels.audio_check import audio_operations
 from vita_audio.engines.torch_cuda.speech_encoder import BlockEncoder
 from vita_audio.models.speech_tokenizer import SpeechTokenizer
 
@@ -39,7 +39,7 @@ class TorchCudaSpeechTokenizer(BlockwiseSpeechTokenizer[Place]):
     Args:
         config, tensors, device: as `TorchSpeechTokenizer`.
         precision: one of `SPEECH_PRECISIONS`.
-        kernels_off: names of `kernels/audio_operations.py` that run as their reference.
+        kernels_off: names of `kernels/names.py` that run as their reference.
         most_pieces: that run together.
     """
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from vita_audio.engines.torch_cuda.kernels import group_norm, layer_norm, snake
-from vita_audio.engines.torch_cuda.kernels.language import INSTALLED
+from vita_audio.engines.torch_cuda.kernels.names import AUDIO_NAMES
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,15 +25,10 @@ class AudioOperations:
     group_norm: Callable[..., Tensor] = group_norm.reference
     snake: Callable[..., tuple[Tensor, Tensor]] = snake.reference
 
+    def without(self, off: frozenset[str]) -> AudioOperations:
+        """These, but for the references of the names in `off`; names of other kernels are ignored."""
+        return replace(self, **{name: getattr(REFERENCES, name) for name in AUDIO_NAMES if name in off})
+
 
 REFERENCES = AudioOperations()
 KERNELS = AudioOperations(layer_norm.fused, group_norm.fused, snake.fused)
-#: What can be switched off by name.
-NAMES = ("layer_norm", "group_norm", "snake")
-
-
-def audio_operations(device: torch.device, off: frozenset[str] = frozenset()) -> AudioOperations:
-    """Kernels but for those named in `off`; references on a CPU and where the GPU language is not installed."""
-    if device.type != "cuda" or not INSTALLED:
-        return REFERENCES
-    return replace(KERNELS, **{name: getattr(REFERENCES, name) for name in NAMES if name in off})

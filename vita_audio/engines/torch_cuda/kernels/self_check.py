@@ -228,7 +228,7 @@ def _fault(name: str, ops: Operations, case: Case) -> str:
             raise
         except Exception as error:  # noqa: BLE001 - whatever a compiler or a driver raises: serving goes on without it
             _synchronise(name, ops, case)
-            return f"{rows} rows: {_line(error)}"
+            return f"{rows} rows: {one_line(error)}"
         for one, other in zip(made, expected, strict=True):
             if wrong := disagreement(one, other):
                 return f"{rows} rows: {wrong}"
@@ -250,7 +250,9 @@ def _synchronise(name: str, ops: Operations, case: Case) -> None:
         torch.cuda.synchronize(case.like.device)
     except RuntimeError as error:  # the context is lost: every later call fails too
         by = "PyTorch" if ops is REFERENCES else f"kernel {name}"
-        raise EngineError(f"{by} has stopped the GPU: {_line(error)}; start again with --kernels-off {name}") from error
+        raise EngineError(
+            f"{by} has stopped the GPU: {one_line(error)}; start again with --kernels-off {name}"
+        ) from error
 
 
 def disagreement(made: Tensor, expected: Tensor) -> str:
@@ -274,5 +276,5 @@ def _kind(tensor: Tensor) -> str:
     return f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
 
 
-def _line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
