@@ -189,7 +189,7 @@ def test_a_cache_that_cannot_be_written_is_replaced(unwritable: Path, caplog: py
     assert folder != unwritable
     assert folder.is_dir()
     (line,) = lines(caplog)
-    assert line.startswith(f"{unwritable} cannot be written (Not a directory)")
+    assert line.startswith(f"{unwritable} cannot be used (Not a directory)")
 
 
 def test_without_any_folder_the_references_serve(
@@ -201,9 +201,9 @@ def test_without_any_folder_the_references_serve(
     monkeypatch.setattr("tempfile.TemporaryDirectory", refuse)
     assert faulty(with_kernels(), CASE, OFF) == frozenset(NAMES)
     assert [
-        next(part for part in ("cannot be written", "no folder for compiled kernels") if part in line)
+        next(part for part in ("cannot be used", "no folder for compiled kernels") if part in line)
         for line in lines(caplog)
-    ] == ["cannot be written", "no folder for compiled kernels"]
+    ] == ["cannot be used", "no folder for compiled kernels"]
 
 
 def test_the_cache_is_where_the_language_looks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

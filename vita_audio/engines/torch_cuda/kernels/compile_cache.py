@@ -1,8 +1,10 @@
-"""The folder that compiled kernels are kept in: a temporary one where the usual one cannot be written."""
+"""The folder that compiled kernels are kept in, and loaded from as libraries: a temporary one where the usual one
+cannot be written, or no program may run from it (a mount with `noexec`, as Docker's `tmpfs`)."""
 
 from __future__ import annotations
 
 import logging
+import mmap
 import os
 import tempfile
 from pathlib import Path
@@ -21,25 +23,33 @@ def cache_folder() -> Path:
 
 
 def make_writable() -> bool:
-    """Sees to a folder that can be written, and logs where it is another one; False where there is none at all."""
+    """Sees to a folder that can be used, and logs where it is another one; False where there is none at all."""
     folder = cache_folder()
-    fault = _write_fault(folder)
+    fault = _fault(folder)
     if not fault:
         return True
     try:
-        _temporary.append(tempfile.TemporaryDirectory(prefix="vita_kernels_"))
+        temporary = tempfile.TemporaryDirectory(prefix="vita_kernels_")
+        also = _fault(Path(temporary.name))
     except OSError as error:
-        logger.warning("%s cannot be written (%s), nor a temporary folder (%s); set %s", folder, fault, error, VARIABLE)
+        also = error.strerror or str(error)
+    if also:
+        logger.warning("%s cannot be used (%s), nor a temporary folder (%s); set %s", folder, fault, also, VARIABLE)
         return False
-    os.environ[VARIABLE] = _temporary[-1].name
-    logger.warning("%s cannot be written (%s): kernels are compiled at each start; set %s", folder, fault, VARIABLE)
+    _temporary.append(temporary)
+    os.environ[VARIABLE] = temporary.name
+    logger.warning("%s cannot be used (%s): kernels are compiled at each start; set %s", folder, fault, VARIABLE)
     return True
 
 
-def _write_fault(folder: Path) -> str:
+def _fault(folder: Path) -> str:
+    """Why no library can be written to a folder, or loaded from there; "" where both can be done."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return ""
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"\0")
+            file.flush()
+            mmap.mmap(file.fileno(), 1, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_EXEC).close()
+        return ""
     except OSError as error:
         return error.strerror or str(error)
