@@ -77,7 +77,8 @@ def _quality(record: Record) -> list[str]:
     columns = "mode|ASR WER|TTS WER|spoken to text|spoken to speech|typed to text|typed to speech|LM tokens/s"
     return [
         "## Quality of the small checkpoint\n\nWord errors of recognition and of what a recogniser makes of speech; "
-        "right answers, in text and by ear. From the evaluation of the checkpoint, which has its own date.\n",
+        "right answers, in text and by ear. From the evaluation of the checkpoint, which has its own date; what its "
+        "training had of the test split: [training.md](training.md#the-committed-checkpoint).\n",
         f"`{about['command']}`  \n{about['machine']}, {about['date']}\n",
         markdown_table(columns, rows),
         "![](pictures/small_quality_speed.svg)\n",
