@@ -232,7 +232,8 @@ def run_stage(build: Build, stage: Stage) -> StageRecord:
     for name in made:
         (build.out / name).parent.mkdir(parents=True, exist_ok=True)
         os.replace(temporary / name, build.out / name)
-    for name in set(before.files if before else ()) - set(made):
+    # A build for another target numbers its stages otherwise: what another stage has made since is not this one's.
+    for name in set(before.files if before else ()) - set(made) - _files_of_others(build):
         (build.out / name).unlink(missing_ok=True)
     shutil.rmtree(temporary)
     record = StageRecord(inputs, made, facts)
@@ -259,6 +260,12 @@ def select(stages: Sequence[Stage], numbers: Sequence[int]) -> list[Stage]:
     if unknown:
         raise EngineError(f"--stage: {unknown[0]} is not a stage: choose from {min(known)} to {max(known)}")
     return [stage for stage in stages if not numbers or stage.number in numbers]
+
+
+def _files_of_others(build: Build) -> set[str]:
+    """Files in the records there are; that of the stage that is running is not."""
+    numbers = [int(path.stem.removeprefix("stage")) for path in build.work.glob("stage*.json")]
+    return {name for number in numbers if (record := load_record(build, number)) for name in record.files}
 
 
 def _record_path(build: Build, number: int) -> Path:

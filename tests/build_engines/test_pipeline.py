@@ -112,6 +112,15 @@ def test_files_a_stage_no_longer_makes_are_removed(build: Build, stages_module: 
     assert not (build.out / "sub" / "y.bin").exists()
 
 
+def test_files_that_another_stage_makes_now_are_left_alone(build: Build) -> None:
+    """As a build for a GPU meets the record of one for a CPU, whose stages have other numbers."""
+    run_stage(build, Stage(2, "tokenizer", "stage_doubles:second"))
+    run_stage(build, Stage(1, "tokenizer", "stage_doubles:second"))
+    run_stage(build, Stage(2, "manifest", "stage_doubles:first"))
+    assert (build.out / "z.bin").exists()
+    assert (build.out / "x.bin").exists()
+
+
 def test_a_stage_that_fails_leaves_the_old_files_and_runs_again(build: Build, stages_module: SimpleNamespace) -> None:
     run_stage(build, FIRST)
 
