@@ -100,6 +100,23 @@ def test_tls_adds_to_the_same_servers() -> None:
         assert changed == {"command", "secrets", "healthcheck"}
 
 
+def test_the_gateway_reaches_servers_by_tls_where_they_speak_it() -> None:
+    """Read without Docker Compose: a command that an override gives replaces the other."""
+    tls = yaml.safe_load(re.sub("!override", "", (ROOT / TLS[1]).read_text()))["services"]
+    plain, over = SERVICES["gateway"], tls["gateway"]
+    assert over["command"] == [*plain["command"], "--server-ca=/run/secrets/tls_ca"]
+    assert over["secrets"] == [*plain["secrets"], "tls_ca"]
+    (server,) = [each for each in over["command"] if each.startswith("--server=")]
+    assert server == "--server=triton:8001"
+    assert all("--tls-cert=/run/secrets/tls_cert" in tls[name]["command"] for name in SERVERS)
+
+
+def test_programs_may_run_from_the_temporary_folder() -> None:
+    """Docker's default is `noexec`; a server's compiled kernels are loaded from there, nothing of the others."""
+    for name, service in SERVICES.items():
+        assert service["tmpfs"] == ["/tmp:exec" if name in SERVERS else "/tmp"]
+
+
 def test_profiles() -> None:
     profiles = {name: service.get("profiles", []) for name, service in SERVICES.items()}
     assert profiles == {
