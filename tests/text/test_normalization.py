@@ -36,6 +36,13 @@ pytest.importorskip("num2words")
         ("the 1st and 22nd", "The first and twenty second."),
         ("007", "Zero zero seven."),
         ("50% of it", "Fifty percent of it."),
+        ("What is 6*7?", "What is six times seven?"),
+        ("6 × 7 and 6x7", "Six times seven and six times seven."),
+        ("2(3+4)", "Two three plus four."),
+        ("snake_case and f(x)", "Snake case and f x."),
+        ("vitamin B12 at 5pm, 10km", "Vitamin B twelve at five pm, ten km."),
+        ("$5, €2.50 and 3 £", "Five dollars, two point five zero euros and three pounds."),
+        ("the 21st of mp3s", "The twenty first of mp three s."),
         ("One thing: a dog; a cat - or not...", "One thing, a dog, a cat, or not."),
         ("How are you", "How are you?"),
         ("Is it?", "Is it?"),
@@ -51,7 +58,7 @@ def test_no_letter_is_lost_and_no_digit_and_no_sign_is_left(text: str) -> None:
     made = in_words(text)
     if re.search(r"[A-Za-z0-9]", text):
         assert made
-        assert not re.search(r"(?<![A-Za-z_])[0-9]+(?![A-Za-z0-9_])", made), made
+        assert not re.search(r"[0-9]", made), made
         assert not re.search(r"[!\"*`\[\]{}()\n]", made)
         if not re.search(r"[0-9&%+=@$]", text):
             assert re.findall("[a-z]", made.lower()) == re.findall("[a-z]", text.lower())

@@ -18,6 +18,11 @@ _BULLET = re.compile(r"^\s*(?:[-*•–—]+|\d{1,3}[.)])\s+(?=\S)", re.MULTILIN
 _QUOTES = re.compile(r"[\"“”„«»‹›()\[\]{}*_`]|(?<!\w)['‘’]|['‘’](?!\w)")
 _SIGNS = {"&": "and", "%": "percent", "+": "plus", "=": "is", "@": "at", "€": "euros", "$": "dollars", "£": "pounds"}
 _SIGN = re.compile(r"[&%+=@€$£×]")
+_TIMES = re.compile(r"(?<=\d)\s*[*×]\s*(?=\d)|(?<=\d)x(?=\d)", re.I)
+_BETWEEN = re.compile(r"(?<=\w)[()\[\]{}*_]+(?=\w)")  # these stand for a blank there: 2(3+4), snake_case
+_PRICE = re.compile(r"([€$£])\s*(\d+(?:[.,]\d+)*)")
+#: Between letters and digits, but for the end of an ordinal: 5pm, B12, not 1st.
+_BORDER = re.compile(r"(?<=[^\W\d_])(?=\d)|(?<=\d)(?!(?:st|nd|rd|th)\b)(?=[^\W\d_])", re.I)
 _MINUS = re.compile(r"(?<=\d)\s*[-−]\s*(?=\d)")
 _NUMBER = re.compile(
     r"(?P<minus>(?<!\w)[-−])?(?P<whole>\d{1,3}(?:,\d{3})+|\d+)(?P<part>\.\d+)?(?P<order>st|nd|rd|th)?\b", re.I
@@ -46,7 +51,8 @@ def in_words(text: str) -> str:
 
 
 def _line(line: str) -> str:
-    line = _MINUS.sub(" minus ", _QUOTES.sub("", line)).replace("×", " times ")
+    line = _QUOTES.sub("", _BETWEEN.sub(" ", _TIMES.sub(" times ", line)))
+    line = _BORDER.sub(" ", _MINUS.sub(" minus ", _PRICE.sub(r"\2 \1", line))).replace("×", " times ")
     line = _SIGN.sub(lambda sign: f" {_SIGNS[sign[0]]} ", line)
     line = _DASH.sub(", ", _NUMBER.sub(_number, line)).replace("!", ".")
     line = re.sub(r"\s+([,.?])", r"\1", " ".join(line.split())).strip(" ,")
