@@ -199,12 +199,28 @@ class Run:
             self._say(f"{self._place(done)} {table}: " + _shown(values))
 
     def save(self) -> None:
-        """Take a snapshot now. Raises TrainingError when it cannot be written."""
+        """Take a snapshot now. Raises TrainingError when it cannot be written, or would hold what is no number."""
+        self._check_numbers()
         header: dict[str, Any] = {"step": self.step, "elapsed_s": self.elapsed_s, "identity": self.identity}
         header["random"] = torch.get_rng_state()
         if torch.cuda.is_available():
             header["random_cuda"] = torch.cuda.get_rng_state()
         self.store.save(self.step, header, self.state)
+
+    def _check_numbers(self) -> None:
+        """No good snapshot may be followed by a bad one: a loss is of the weights before its step."""
+        for name, total in self._sums.items():
+            self._check(name, float(total))
+        for name, part in self.state.items():
+            if isinstance(part, nn.Module) and not all(bool(each.isfinite().all()) for each in part.parameters()):
+                self._check(f"a weight of {name}", math.nan)
+
+    def _check(self, name: str, value: float) -> None:
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"{self.folder}: {name} is {value} before step {self.step}; the last good snapshot is kept: lower "
+                "the learning rate, or look at the samples of this step"
+            )
 
     def _resume(self) -> None:
         latest = self.store.latest()
@@ -232,11 +248,7 @@ class Run:
             values["tokens_per_s"] = values.pop("tokens") * self._counts["tokens"] / window_s
         self._sums, self._counts, self._window_s = {}, {}, time.perf_counter()
         for name, value in values.items():
-            if not math.isfinite(value):
-                raise TrainingError(
-                    f"{self.folder}: {name} is {value} before step {self.step}; the last good snapshot is kept: lower "
-                    "the learning rate, or look at the samples of this step"
-                )
+            self._check(name, value)
         if not self.main:
             return
         values["lr"] = self.settings.rate(self.step - 1)

@@ -103,6 +103,24 @@ def test_loss_that_is_not_a_number_stops(tmp_path: Path) -> None:
         next(steps)
 
 
+@pytest.mark.parametrize("spoilt", ["loss", "weight"])
+def test_no_bad_snapshot_follows_a_good_one(tmp_path: Path, spoilt: str) -> None:
+    """Rows of the log are far apart: the snapshot comes first."""
+    model = nn.Linear(2, 1)
+    run = Run(tmp_path, RunSettings(steps=9, learning_rate=1.0, log_every=9, save_every=2), {"model": model})
+
+    def train_on() -> None:
+        for step in run:
+            run.log(loss=float("nan") if step == 3 and spoilt == "loss" else 1.0)
+            if step == 3 and spoilt == "weight":
+                with torch.no_grad():
+                    model.weight.fill_(float("inf"))
+
+    with pytest.raises(TrainingError, match="the last good snapshot is kept"):
+        train_on()
+    assert [path.stem for path in sorted((tmp_path / "snapshots").iterdir())] == ["step_00000002"]
+
+
 def test_full_disk_leaves_the_earlier_snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Snapshots(tmp_path)
     state: Mapping[str, Any] = {"model": nn.Linear(2, 2)}
