@@ -59,12 +59,14 @@ def ask(asking: Asking, cases: Sequence[Case], journal: Journal, sounds: Path, d
 
 
 def left_to_ask(cases: Sequence[Case], journal: Journal, sounds: Path) -> list[Case]:
-    """Cases that have no answer yet, were skipped, or whose answer's sound is gone."""
+    """Cases that have no answer yet, were skipped, have changed since, or whose answer's sound is gone."""
 
-    def answered(entry: dict[str, Any]) -> bool:
-        return "text" in entry and (not entry["sound"] or (sounds / entry["sound"]).is_file())
+    def answered(case: Case) -> bool:
+        entry = journal.entries.get(case.id, {})
+        whole = "text" in entry and (not entry["sound"] or (sounds / entry["sound"]).is_file())
+        return whole and entry.get("case") == case.digest
 
-    return [case for case in cases if not answered(journal.entries.get(case.id, {}))]
+    return [case for case in cases if not answered(case)]
 
 
 def sound_name(case_id: str) -> str:
@@ -83,7 +85,8 @@ class _Run:
 
         async def work() -> None:
             for case in left:
-                self._journal.add(await self._answer(client, case))
+                digest = case.digest  # before its sound is read
+                self._journal.add({**await self._answer(client, case), "case": digest})
                 self._done()
 
         async with AsyncClient(self._asking.url) as client:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,13 @@ class Case:
     def text(self) -> str | None:
         """What is sent where the user does not speak."""
         return None if self.audio is not None else self.question or self.reference
+
+    @property
+    def digest(self) -> str:
+        """Of what an answer belongs to. An id alone may be a line's number; a sound counts by its size and time."""
+        found = self.audio.stat() if self.audio is not None and self.audio.is_file() else None
+        sound = (str(self.audio), self.span_s, found and (found.st_size, found.st_mtime_ns))
+        return hashlib.sha256(repr((self.task, self.reference, self.question, sound)).encode()).hexdigest()[:16]
 
     @property
     def seed(self) -> int:

@@ -35,6 +35,7 @@ from evaluation.suite_scores import compare, score
 from evaluation.suites.registry import SUITES, load_suite
 from server.launch import TritonServer
 from server.options import ServerOptions
+from vita_audio.checkpoint.file_records import file_sha256
 from vita_audio.contract.modes import parse_mode
 from vita_audio.engines.manifest import load_manifest
 from vita_audio.machine import describe_machine, revision
@@ -145,19 +146,24 @@ def _judge(options: argparse.Namespace, cases: Sequence[Case]) -> Judge | None:
 def _transcripts(
     judge: Judge, cases: Sequence[Case], answers: Journal, out: Path, progress: Progress
 ) -> dict[str, str]:
-    """Words of every sound; those that this judge has judged before are taken from its file."""
+    """Words of every sound; those that this judge has judged before are taken from its file.
+
+    A sound is known by its hash: a case that is asked again writes another one under the same name.
+    """
     name = re.sub(r"[^A-Za-z0-9]+", "-", judge.name)[:40].strip("-").lower()
     digest = hashlib.sha256(judge.name.encode()).hexdigest()[:8]
     journal = Journal(out / f"transcripts-{name}-{digest}.jsonl", {"judge": judge.name}, {}, "sound")
-    sounds = {case.id: (answers.entries.get(case.id, {}).get("sound", ""), case.language) for case in cases}
-    spoken = [sound for sound, _ in sounds.values() if sound]
-    done = _tick(progress, "judging", len(spoken), sum(sound in journal.entries for sound in spoken))
-    for language in sorted({case.language for case in cases}):
-        left = [s for s, of in sounds.values() if s and of == language and s not in journal.entries]
-        for sound, words in zip(left, judge.transcribe([out / "sound" / s for s in left], language), strict=True):
-            journal.add({"sound": sound, "words": words})
+    names = {case.id: answers.entries.get(case.id, {}).get("sound", "") for case in cases}
+    sounds = {name: out / "sound" / file for name, file in names.items() if file}
+    hashes = {name: file_sha256(sound) for name, sound in sounds.items()}
+    done = _tick(progress, "judging", len(sounds), sum(found in journal.entries for found in hashes.values()))
+    languages = {case.id: case.language for case in cases}
+    for language in sorted(set(languages.values())):
+        left = [name for name in sounds if languages[name] == language and hashes[name] not in journal.entries]
+        for name, words in zip(left, judge.transcribe([sounds[name] for name in left], language), strict=True):
+            journal.add({"sound": hashes[name], "file": names[name], "words": words})
             done()
-    return {name: journal.entries[sound]["words"] for name, (sound, _) in sounds.items() if sound}
+    return {name: journal.entries[found]["words"] for name, found in hashes.items()}
 
 
 def _tick(progress: Progress, name: str, total: int, before: int) -> Callable[[], None]:

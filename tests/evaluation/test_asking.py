@@ -6,6 +6,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,20 @@ def test_an_answer_whose_sound_is_gone_is_asked_for_again(double: ProtocolDouble
     run(double.url, cases, tmp_path)
     assert sound.is_file()
     assert len(double.requests) == 3
+
+
+def test_a_case_that_has_changed_is_asked_again(double: ProtocolDouble, tmp_path: Path) -> None:
+    tone(tmp_path / "a.wav")
+    spoken = Case("1", "asr", "en", "x", audio=tmp_path / "a.wav")
+    for _ in range(2):
+        run(double.url, [spoken], tmp_path)
+    assert len(double.requests) == 1
+    tone(tmp_path / "a.wav", 1.5)  # another recording in its place
+    changes = [spoken, replace(spoken, span_s=(0.5, 1.0)), replace(spoken, reference="y"), replace(spoken, task="chat")]
+    for number, case in enumerate(changes, 2):
+        for _ in range(2):
+            run(double.url, [case], tmp_path)
+        assert len(double.requests) == number
 
 
 def test_a_full_server_is_asked_again(double: ProtocolDouble, tmp_path: Path) -> None:

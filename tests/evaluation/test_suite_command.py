@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
@@ -137,6 +138,19 @@ def test_two_runs_are_compared_case_by_case(double: ProtocolDouble, tmp_path: Pa
     assert "| mode | boost | turbo |" in text
     (change,) = figures(after)["changes"]  # type: ignore[misc]
     assert (change["value"], change["cases"]) == (0.25, 4)
+
+
+def test_a_new_line_in_a_manifest_moves_no_answer(double: ProtocolDouble, tmp_path: Path) -> None:
+    """Ids are numbers of lines there. The texts ask for sounds of 1, 2, ... chunks, which the judge counts."""
+    data = tmp_path / "manifest.jsonl"
+    count = "import soundfile, sys; print('chunks', round(10 * soundfile.info(sys.argv[1]).duration))"
+    arguments = ["--suite", "manifest", "--data", str(data), "--url", double.url, "--out", str(tmp_path / "out")]
+    for texts in (["chunks 1", "chunks 3"], ["chunks 2", "chunks 1", "chunks 3"]):
+        data.write_text("".join(json.dumps({"kind": "tts", "text": text}) + "\n" for text in texts))
+        assert main([*arguments, "--judge", f'{sys.executable} -c "{count}" {{}}']) == 0
+        (parts,) = figures(tmp_path / "out")["parts"].values()  # type: ignore[attr-defined]
+        assert [errors for errors, _ in parts.values()] == [0] * len(texts)
+    assert len(double.requests) == 5
 
 
 def test_a_judge_that_is_down_loses_nothing(
