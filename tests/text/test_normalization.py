@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vita_audio.text.normalization import in_words
@@ -37,7 +37,7 @@ pytest.importorskip("num2words")
         ("007", "Zero zero seven."),
         ("50% of it", "Fifty percent of it."),
         ("What is 6*7?", "What is six times seven?"),
-        ("6 × 7 and 6x7", "Six times seven and six times seven."),
+        ("6 × 7, 6x7 and 6 x 7", "Six times seven, six times seven and six times seven."),
         ("2(3+4)", "Two three plus four."),
         ("snake_case and f(x)", "Snake case and f x."),
         ("vitamin B12 at 5pm, 10km", "Vitamin B twelve at five pm, ten km."),
@@ -62,6 +62,17 @@ def test_no_letter_is_lost_and_no_digit_and_no_sign_is_left(text: str) -> None:
         assert not re.search(r"[!\"*`\[\]{}()\n]", made)
         if not re.search(r"[0-9&%+=@$]", text):
             assert re.findall("[a-z]", made.lower()) == re.findall("[a-z]", text.lower())
+
+
+@given(st.text(st.characters(codec="ascii", exclude_characters="\0"), max_size=80))
+@example("aA: i").via("a capital at the beginning")
+@example(".,1 - 2 -").via("marks at the ends of sentences")
+@example("a;- b - - c").via("dashes in a row")
+@example("_'s $0'O").via("apostrophes beside signs")
+@example("j, x'i").via("a letter behind an apostrophe")
+def test_what_is_in_words_stays_as_it_is(text: str) -> None:
+    made = in_words(text)
+    assert in_words(made) == made
 
 
 @given(st.integers(0, 10**30))

@@ -15,10 +15,10 @@ TEXT_NORMALIZATIONS = (NONE, WORDS)
 
 _BULLET = re.compile(r"^\s*(?:[-*•–—]+|\d{1,3}[.)])\s+(?=\S)", re.MULTILINE)
 # Apostrophes inside of words stay: "don't", "o'clock".
-_QUOTES = re.compile(r"[\"“”„«»‹›()\[\]{}*_`]|(?<!\w)['‘’]|['‘’](?!\w)")
+_QUOTES = re.compile(r"[\"“”„«»‹›()\[\]{}*_`]|(?<![^\W_])['‘’]|['‘’](?![^\W_])")
 _SIGNS = {"&": "and", "%": "percent", "+": "plus", "=": "is", "@": "at", "€": "euros", "$": "dollars", "£": "pounds"}
 _SIGN = re.compile(r"[&%+=@€$£×]")
-_TIMES = re.compile(r"(?<=\d)\s*[*×]\s*(?=\d)|(?<=\d)x(?=\d)", re.I)
+_TIMES = re.compile(r"(?<=\d)\s*[*×x]\s*(?=\d)", re.I)
 _BETWEEN = re.compile(r"(?<=\w)[()\[\]{}*_]+(?=\w)")  # these stand for a blank there: 2(3+4), snake_case
 _PRICE = re.compile(r"([€$£])\s*(\d+(?:[.,]\d+)*)")
 #: Between letters and digits, but for the end of an ordinal: 5pm, B12, not 1st.
@@ -27,7 +27,7 @@ _MINUS = re.compile(r"(?<=\d)\s*[-−]\s*(?=\d)")
 _NUMBER = re.compile(
     r"(?P<minus>(?<!\w)[-−])?(?P<whole>\d{1,3}(?:,\d{3})+|\d+)(?P<part>\.\d+)?(?P<order>st|nd|rd|th)?\b", re.I
 )
-_DASH = re.compile(r"\s*[;:—–…]+\s*|\s+-+\s+")
+_DASH = re.compile(r"\s*[;:—–…](?:[\s;:—–…]|-+(?=\s))*|\s+(?:-+\s+)+")
 _SENTENCE = re.compile(r"[^.!?]+[.!?]*")
 _LOUD = re.compile(r"\b[A-Z]{2,}(?:'[A-Z]+)?\b")
 _QUESTION = re.compile(
@@ -51,20 +51,23 @@ def in_words(text: str) -> str:
 
 
 def _line(line: str) -> str:
-    line = _QUOTES.sub("", _BETWEEN.sub(" ", _TIMES.sub(" times ", line)))
-    line = _BORDER.sub(" ", _MINUS.sub(" minus ", _PRICE.sub(r"\2 \1", line))).replace("×", " times ")
+    line = _PRICE.sub(r"\2 \1", _BETWEEN.sub(" ", _TIMES.sub(" times ", line)))
+    line = _BORDER.sub(" ", _MINUS.sub(" minus ", _QUOTES.sub("", line))).replace("×", " times ")
     line = _SIGN.sub(lambda sign: f" {_SIGNS[sign[0]]} ", line)
     line = _DASH.sub(", ", _NUMBER.sub(_number, line)).replace("!", ".")
     line = re.sub(r"\s+([,.?])", r"\1", " ".join(line.split())).strip(" ,")
-    return " ".join(_sentence(found[0].strip()) for found in _SENTENCE.finditer(line) if re.search(r"\w", found[0]))
+    return " ".join(
+        _sentence(found[0].strip(" ,-")) for found in _SENTENCE.finditer(line) if re.search(r"\w", found[0])
+    )
 
 
 def _sentence(text: str) -> str:
+    text = f"{text[:1].upper()}{text[1:]}"
     words = re.findall(r"[A-Za-z']+", text)
     if len(words) > 1 and all(word.isupper() for word in words) and any(len(word) > 1 for word in words):
         text = text.lower()
     text = _LOUD.sub(lambda loud: loud[0].lower(), text)
-    text = _NAMES.sub(lambda name: name[0].capitalize(), re.sub(r"\bi\b", "I", text))
+    text = _NAMES.sub(lambda name: name[0].capitalize(), re.sub(r"(?<!')\bi\b", "I", text))
     body = text.rstrip(".?, ")
     end = "?" if "?" in text[len(body) :] else "." if "." in text[len(body) :] else ""
     return f"{body[:1].upper()}{body[1:]}{end or ('?' if _QUESTION.match(body) else '.')}"
