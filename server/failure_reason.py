@@ -15,6 +15,8 @@ _ERROR_LINE = re.compile(r'^E\d{4} [\d:.]+ \d+ [\w.]+:\d+\] "?(.+?)"?$', re.MULT
 _NO_REASON = re.compile(r"[IWV]\d{4} [\d:.]+ |[|+]|.*CudaDriverHelper has not been initialized")
 #: Triton's words for a model process that is gone, whatever ended it: anything else says more.
 _ENDED = re.compile(r"Stub process .* is not healthy")
+#: What Triton says next, of all models: as little.
+_FOLLOWS = re.compile(r"ensemble '.*' depends on|failed to load all models")
 
 
 def failure_reason(log_file: Path, begin: int = 0, loss: str = "") -> str:
@@ -29,8 +31,11 @@ def failure_reason(log_file: Path, begin: int = 0, loss: str = "") -> str:
     models = _models_not_loaded(text)
     if models and not _ENDED.search(models):
         return models
+    if ended := [name for name, reason in _LOAD_FAILURE.findall(text) if _ENDED.search(reason)]:
+        loss = f"the process of model {ended[0]} ended while it loaded"  # others end with Triton, which gives up
     words = [*reversed(_ERROR_LINE.findall(text)), *reversed(lines)]
-    best = next((line for line in words if not _ENDED.search(line)), models or next(iter(words), _nothing(log)))
+    said = (line for line in words if not _ENDED.search(line) and not _FOLLOWS.search(line))
+    best = next(said, models or next(iter(words), _nothing(log)))
     return f"{loss}{': ' * bool(loss)}{' '.join(best.split())}"
 
 

@@ -66,3 +66,17 @@ def test_what_an_earlier_server_wrote_is_not_read(tmp_path: Path) -> None:
     assert failure_reason(log, begin) == "it wrote no log"
     log.write_text("error: earlier\nerror: now\n")
     assert failure_reason(log, begin) == "error: now"
+
+
+def test_a_process_that_ended_is_named_also_when_triton_was_first_to_end(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    gone = "version 1: Internal: Stub process 'speech_lm_0_0' is not healthy."
+    log.write_text(
+        HARMLESS
+        + "last words\n"
+        + f"E1128 22:36:48.674691 18252 model_lifecycle.cc:642] \"failed to load 'speech_lm' {gone}\"\n"
+        + "E1128 22:36:48.751932 18252 x.cc:703] \"Invalid argument: ensemble 'vita_audio' depends on 'speech_lm'\"\n"
+        + "error: creating server: Internal - failed to load all models\n"
+    )
+    told = "the process of model speech_lm ended while it loaded: last words"
+    assert failure_reason(log) == failure_reason(log, loss="the process of model prompt ended while it loaded") == told
