@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -52,6 +52,11 @@ class RunSettings:
     log_every: int = 20
     save_every: int = 200
     evaluate_every: int = 200
+
+    @property
+    def result(self) -> dict[str, object]:
+        """All that what is trained depends on: not when something is shown or kept."""
+        return {name: value for name, value in asdict(self).items() if not name.endswith("_every")}
 
     def rate(self, step: int) -> float:
         """Learning rate of step 0, 1, ...: linear warm-up, then a cosine from 1 to `floor` (docs/audio.md 8)."""
@@ -116,7 +121,8 @@ class Run:
     Args:
         state: what a snapshot holds, by name (modules, optimizers, anything with `state_dict`).
         optimizers: their groups' rates are set before each step: rate(step) x group["multiplier"] (1 when absent).
-        identity: numbers and strings that must be equal for a resume to make sense (sizes, data fingerprint).
+        identity: numbers and strings that, beside `settings`, must be equal for a resume to make sense (sizes, data
+            fingerprint).
         store: where snapshots go; None is `folder/snapshots`.
         main: whether this process writes logs (rank 0).
         agree: makes one decision of all processes out of "I was asked to stop".
@@ -141,7 +147,7 @@ class Run:
         self.folder, self.settings, self.state, self.optimizers = folder, settings, dict(state), list(optimizers)
         self.main, self.agree, self.console = main, agree, console or Console(soft_wrap=True, highlight=False)
         self.store = store or Snapshots(folder / "snapshots")
-        self.identity = json.dumps({"steps": settings.steps, **(identity or {})}, sort_keys=True, default=str)
+        self.identity = json.dumps({**settings.result, **(identity or {})}, sort_keys=True, default=str)
         self.step, self.elapsed_s = 0, 0.0
         self._tables: dict[str, Table] = {}
         self._sums: dict[str, Tensor | float] = {}
@@ -229,8 +235,8 @@ class Run:
         header = self.store.load(latest, self.state)
         if header["identity"] != self.identity:
             raise TrainingError(
-                f"{self.folder}: holds a training of other settings; delete it or choose another folder.\n"
-                f"  there: {header['identity']}\n  asked: {self.identity}"
+                f"{self.folder}: holds a training of other settings; delete it or choose another folder.\n  "
+                + "\n  ".join(differences(json.loads(header["identity"]), json.loads(self.identity)))
             )
         self.step, self.elapsed_s = int(header["step"]), float(header["elapsed_s"])
         torch.set_rng_state(header["random"])
@@ -316,6 +322,12 @@ class Run:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+
+def differences(there: Mapping[str, object], asked: Mapping[str, object]) -> list[str]:
+    """A line for each key whose value is another one."""
+    keys = sorted(key for key in {**there, **asked} if there.get(key) != asked.get(key))
+    return [f"{key}: {there.get(key)} there, {asked.get(key)} asked" for key in keys]
 
 
 def _shown(values: Mapping[str, float]) -> str:

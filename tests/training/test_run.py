@@ -7,6 +7,7 @@ import os
 import signal
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -82,10 +83,20 @@ def test_killed_run_goes_on_from_its_last_snapshot(tmp_path: Path) -> None:
     assert steps_of(tmp_path / "parts" / "log.csv") == [2, 4, 6, 8, 10, 12]
 
 
-def test_other_settings_do_not_resume(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"steps": 20}, "steps: 12 there, 20 asked"),
+        ({"learning_rate": 0.01}, "learning_rate: 0.05 there, 0.01 asked"),
+        ({"seed": 1}, "seed: 42 there, 1 asked"),
+        ({"clip": 2.0}, "clip: 1.0 there, 2.0 asked"),
+    ],
+)
+def test_other_settings_do_not_resume(tmp_path: Path, change: dict[str, Any], words: str) -> None:
     train(tmp_path)
-    with pytest.raises(TrainingError, match="other settings"):
-        train(tmp_path, settings=RunSettings(steps=20, learning_rate=0.05))
+    with pytest.raises(TrainingError, match=f"other settings.*\n  {words}$"):
+        train(tmp_path, settings=replace(SETTINGS, **change))
+    train(tmp_path, settings=replace(SETTINGS, log_every=5, save_every=7, evaluate_every=4))
 
 
 def test_multiplier_and_decay_groups() -> None:
@@ -103,14 +114,21 @@ def test_loss_that_is_not_a_number_stops(tmp_path: Path) -> None:
         next(steps)
 
 
-@pytest.mark.parametrize("spoilt", ["loss", "weight"])
+@pytest.mark.parametrize("spoilt", ["loss", "gradient", "weight"])
 def test_no_bad_snapshot_follows_a_good_one(tmp_path: Path, spoilt: str) -> None:
     """Rows of the log are far apart: the snapshot comes first."""
     model = nn.Linear(2, 1)
-    run = Run(tmp_path, RunSettings(steps=9, learning_rate=1.0, log_every=9, save_every=2), {"model": model})
+    settings = RunSettings(steps=9, learning_rate=1.0, log_every=9, save_every=2)
+    optimizer = adamw([(model.parameters(), 1.0)], settings)
+    run = Run(tmp_path, settings, {"model": model, "optimizer": optimizer}, [optimizer])
 
     def train_on() -> None:
         for step in run:
+            size = torch.tensor(float("inf") if step == 3 and spoilt == "gradient" else 1.0)
+            optimizer.zero_grad()
+            (model(torch.ones(2)).sum() * size).backward()
+            clip(model, settings)
+            optimizer.step()
             run.log(loss=float("nan") if step == 3 and spoilt == "loss" else 1.0)
             if step == 3 and spoilt == "weight":
                 with torch.no_grad():
