@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -51,18 +52,18 @@ def train(
         return
 
     def work() -> None:
-        from training.config import load_config  # loads PyTorch: not for --help
         from training.errors import TrainingError
-        from training.init_from import InitFrom, init_training
+        from training.files import one_training
+        from training.init_from import InitFrom, init_training  # loads PyTorch: not for --help
+        from training.kept import keep_config, load_kept
         from training.pipeline import parts_of, run_parts
 
         asked = InitFrom.parse(init_from, parts)
-        settings = load_config(config, changes or [])
-        name = Path(config).stem
-        folder = out or Path("out") / f"training-{name}"
-        typed = ["python", "-m", "training", "--config", config, *(f"--set={change}" for change in changes or [])]
+        folder = out or Path("out") / f"training-{Path(config).stem}"
         if not list_only and not resume and only is None and folder.exists() and any(folder.iterdir()):
             raise TrainingError(f"{folder}: holds an earlier training; go on with --resume, or choose another --out")
+        settings, all_changes = load_kept(config, changes or [], folder)
+        typed = ["python", "-m", "training", "--config", config, *(f"--set={change}" for change in all_changes)]
         init = asked or InitFrom.read(folder) if list_only else init_training(asked, settings, folder)
         if init_from is not None and parts is not None:
             typed += ["--init-from", init_from.as_posix(), "--train", parts]
@@ -72,7 +73,9 @@ def train(
             for part in planned:
                 _out.print(f"{part.name}: {'done' if part.done else 'to do'}", markup=False)
             return
-        run_parts(planned, only, lambda line: _out.print(line, markup=False, style="bold"))
+        with one_training(folder):
+            keep_config(config, all_changes, settings, folder)
+            run_parts(planned, only, lambda line: _out.print(line, markup=False, style="bold"))
 
     raise typer.Exit(with_errors(work))
 
@@ -81,11 +84,13 @@ def finetune(device: str, **options: Any) -> None:
     """Fine-tune a checkpoint on your own data; the same command goes on after a stop. Several GPUs: torchrun."""
 
     def work() -> None:
+        from training.files import one_training
         from training.language_model.distributed import processes  # loads PyTorch: not for --help
         from training.language_model.finetune import finetune as run
 
-        with processes(device) as place:
-            run(FinetuneSettings(**options), place)
+        settings = FinetuneSettings(**options)
+        with processes(device) as place, one_training(settings.out) if place.rank == 0 else nullcontext():
+            run(settings, place)
 
     code = with_errors(work)
     if "WORLD_SIZE" in os.environ:

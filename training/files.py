@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -53,6 +54,18 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         raise _cannot(folder, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def one_training(folder: Path) -> Iterator[None]:
+    """One training at a time in a folder. Raises TrainingError when another process holds it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock, not kept by children that outlive a kill
+        except OSError as error:
+            raise TrainingError(f"{folder}: another training is running there; wait for it, or stop it") from error
+        yield
 
 
 def _cannot(path: Path, error: Exception) -> TrainingError:

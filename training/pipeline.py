@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from training.audio import flow, speech_tokenizer, vocoder
@@ -11,10 +13,15 @@ from training.bundle import write_bundle
 from training.card import is_current
 from training.config import TrainingConfig
 from training.data import generate
+from training.data.manifest import CHAT, SPEECH
 from training.errors import TrainingError
+from training.files import whole_file
 from training.init_from import CONTINUED, SCRATCH, InitFrom, init_folder, recode
 from training.language_model import prepare, stages
 from vita_audio.checkpoint.audio_decoder import load_flow, load_vocoder
+from vita_audio.checkpoint.file_records import file_sha256, visible_files
+
+_SOURCES = "made_from.json"  # in a part's folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +33,8 @@ class Part:
         needs: parts that must be done first, of those that this training has.
         again: quick; made again when it is asked for by name.
         current: whether what was made is that of this training.
+        folder: where it is made; records what it is made from.
+        sources: files and folders that it is made from; what was made from others is not done.
     """
 
     name: str
@@ -34,10 +43,42 @@ class Part:
     make: Callable[[], object]
     again: bool = False
     current: Callable[[], bool] = lambda: True
+    folder: Path | None = None
+    sources: tuple[Path, ...] = ()
 
     @property
     def done(self) -> bool:
-        return all(path.exists() for path in self.made) and self.current()
+        return all(path.exists() for path in self.made) and self.current() and not self.changed
+
+    @property
+    def changed(self) -> list[str]:
+        """Sources that are others than those it was made from, or is being made from. One that is gone is the same."""
+        if self.folder is None or not (record := self.folder / _SOURCES).exists():
+            return []
+        before, now = json.loads(record.read_text(encoding="utf-8")), self._sources()
+        return [path for path, sha256 in now.items() if before.get(path, sha256) != sha256]
+
+    def begin(self) -> None:
+        """Record the sources. Raises TrainingError when a training goes on that began with others."""
+        if self.folder is None:
+            return
+        trained = any((self.folder / name).exists() for name in ("snapshots", "log.csv"))
+        if trained and (changed := self.changed):
+            raise TrainingError(
+                f"{self.name}: was trained on another {', '.join(changed)} than is there now; delete {self.folder} to "
+                "train it again"
+            )
+        with whole_file(self.folder / _SOURCES) as path:
+            path.write_text(json.dumps(self._sources(), indent=1) + "\n", encoding="utf-8")
+
+    def _sources(self) -> dict[str, str]:
+        assert self.folder is not None
+        found = {}
+        for source in self.sources:
+            for file in visible_files(source) if source.is_dir() else [source] if source.exists() else []:
+                name, status = file.relative_to(self.folder.parent).as_posix(), file.stat()
+                found[name] = _sha256(file, status.st_size, status.st_mtime_ns)
+        return found
 
 
 def parts_of(config: TrainingConfig, init: InitFrom, out: Path, checkpoint: Path, command: str) -> list[Part]:
@@ -78,7 +119,9 @@ def parts_of(config: TrainingConfig, init: InitFrom, out: Path, checkpoint: Path
     parts = [Part("data", (data / "speech.jsonl", data / "chat.jsonl"), (), lambda: generate.run(config.data, data))]
     for name, (export, needs, make) in audio.items():
         if init.trains(name):
-            parts.append(Part(name, (out / name / "done.json", out / name / export), needs, make))
+            folder, sources = out / name, (data / SPEECH, *((codec,) if name == "flow" else ()))
+            made = (folder / "done.json", folder / export)
+            parts.append(Part(name, made, needs, make, folder=folder, sources=sources))
     if init.trains("language_model"):
         parts.append(
             Part(
@@ -87,6 +130,8 @@ def parts_of(config: TrainingConfig, init: InitFrom, out: Path, checkpoint: Path
                 ("data", "speech_tokenizer"),
                 lambda: prepare.prepare_tokens(config.language_model, data, codec, tokens, start("language_model")),
                 current=lambda: prepare.is_coded_with(tokens, codec),
+                folder=tokens,
+                sources=(data / CHAT,),
             )
         )
     if init.recodes:
@@ -99,6 +144,8 @@ def parts_of(config: TrainingConfig, init: InitFrom, out: Path, checkpoint: Path
                     init_folder(out, "language_model"), init_folder(out, "speech_tokenizer"), codec, data,
                     out / "recode", config.language_model.device,
                 ),
+                folder=out / "recode",
+                sources=(codec, data / CHAT),
             )
         )  # fmt: skip
     if language_model == CONTINUED:
@@ -122,13 +169,20 @@ def parts_of(config: TrainingConfig, init: InitFrom, out: Path, checkpoint: Path
 
 
 def _stage(config: TrainingConfig, number: int, out: Path, before: str, previous: Path | None) -> Part:
-    folder = out / f"stage{number}"
+    folder, samples = out / f"stage{number}", out / "tokens" / prepare.TRAIN
     return Part(
         f"stage{number}",
         (folder / "done.json", folder / stages.EXPORT),
         (before,),
         lambda: stages.train_stage(config.language_model, number, out / "tokens", previous, folder),
+        folder=folder,
+        sources=(samples, *((previous,) if previous else ())),
     )
+
+
+@lru_cache
+def _sha256(path: Path, size: int, changed_ns: int) -> str:
+    return file_sha256(path)
 
 
 def run_parts(parts: list[Part], only: str | None, say: Callable[[str], None]) -> None:
@@ -150,4 +204,5 @@ def run_parts(parts: list[Part], only: str | None, say: Callable[[str], None]) -
         if missing := [name for name in part.needs if name in by_name and not by_name[name].done]:
             raise TrainingError(f"{part.name} needs {', '.join(missing)} first; leave --only out to run all in order")
         say(f"[{number}/{len(parts)}] {part.name}")
+        part.begin()
         part.make()

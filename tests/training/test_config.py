@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +11,10 @@ import yaml
 from typer.testing import CliRunner
 
 from training.__main__ import app
-from training.config import CONFIGS, load_config
+from training.config import CONFIGS, TrainingConfig, load_config
 from training.errors import TrainingError
 from training.init_from import InitFrom
+from training.kept import keep_config, load_kept
 from training.pipeline import Part, parts_of, run_parts
 
 
@@ -117,6 +119,91 @@ def test_parts_run_in_order_and_done_ones_are_skipped(tmp_path: Path) -> None:
     assert ran == ["a", "b", "c"]
     run_parts([replace(parts[0], again=True)], "a", lambda _: None)
     assert ran[3:] == ["a"]
+
+
+def test_what_was_made_from_something_else_is_not_done(tmp_path: Path) -> None:
+    """Made again where that is quick, refused where it was trained."""
+    ran: list[str] = []
+
+    def part(name: str, *sources: str, needs: tuple[str, ...] = (), trained: bool = False) -> Part:
+        folder = tmp_path / name
+
+        def make() -> None:
+            ran.append(name)
+            folder.mkdir(exist_ok=True)
+            (folder / "made").write_text(f"{name} {len(ran)}")
+            if trained:
+                (folder / "snapshots").mkdir(exist_ok=True)
+
+        paths = tuple(tmp_path / source for source in sources)
+        return Part(name, (folder / "made",), needs, make, folder=folder, sources=paths)
+
+    parts = [part("codec"), part("tokens", "codec/made", needs=("codec",)), part("flow", "codec", trained=True)]
+    run_parts(parts, None, lambda _: None)
+    run_parts(parts, None, lambda _: None)
+    assert ran == ["codec", "tokens", "flow"]
+    shutil.rmtree(tmp_path / "codec")
+    assert [part.done for part in parts] == [False, True, True]  # until there is another one
+    with pytest.raises(TrainingError, match=f"flow: was trained on another codec/made .*; delete {tmp_path}/flow"):
+        run_parts(parts, None, lambda _: None)
+    assert ran[3:] == ["codec", "tokens"]
+    shutil.rmtree(tmp_path / "flow")
+    run_parts(parts, None, lambda _: None)
+    assert ran[5:] == ["flow"]
+    (tmp_path / "flow" / "made").unlink()  # stopped half-way
+    (tmp_path / "codec" / "made").write_text("another")
+    with pytest.raises(TrainingError, match="flow: was trained on another"):
+        run_parts(parts, None, lambda _: None)
+
+
+def test_what_each_part_is_made_from() -> None:
+    parts = parts_of(load_config("tiny"), InitFrom.read(Path("out")), Path("out"), Path("checkpoint"), "command")
+    sources = {part.name: [path.relative_to("out").as_posix() for path in part.sources] for part in parts}
+    assert sources["vocoder"] == ["data/speech.jsonl"]
+    assert sources["flow"] == ["data/speech.jsonl", "speech_tokenizer/speech_tokenizer"]
+    assert sources["stage1"] == ["tokens/train.npz"]
+    assert sources["stage4"] == ["tokens/train.npz", "stage3/language_model"]
+
+
+def settled(tmp_path: Path, *changes: str, name: str = "tiny") -> TrainingConfig:
+    """As a command does."""
+    config, all_changes = load_kept(name, changes, tmp_path)
+    keep_config(name, all_changes, config, tmp_path)
+    return config
+
+
+def test_a_resume_has_the_changes_of_the_first_run(tmp_path: Path) -> None:
+    first = settled(tmp_path, "flow.run.steps=7", "data.gain_db=[-3, 0]")
+    assert settled(tmp_path) == first
+    assert settled(tmp_path, "flow.run.steps=7") == first
+    freely = settled(tmp_path, "flow.run.log_every=9", "data.processes=3", "language_model.device=cpu")
+    assert freely == replace(
+        first,
+        flow=replace(first.flow, run=replace(first.flow.run, log_every=9)),
+        data=replace(first.data, processes=3),
+        language_model=replace(first.language_model, device="cpu"),
+    )
+    assert settled(tmp_path) == first
+
+
+def test_a_resume_with_other_settings_names_them(tmp_path: Path) -> None:
+    yaml = tmp_path / "mine.yaml"
+    yaml.write_text((CONFIGS / "tiny.yaml").read_text())
+    out = tmp_path / "out"
+    settled(out, "flow.run.steps=7", name=str(yaml))
+    for change, words in (
+        ("flow.run.steps=8", "flow.run.steps: 7 there, 8 asked"),
+        ("language_model.stage4.run.clip=2", "language_model.stage4.run.clip: 1.0 there, 2.0 asked"),
+        ("language_model.stage4.mixture={chat: 2}", "language_model.stage4.mixture.asr: 0.5 there, None asked"),
+        ("language_model.blend=0.5", "language_model.blend: 1.0 there, 0.5 asked"),
+    ):
+        with pytest.raises(TrainingError, match=f"other settings.*\n  {words}"):
+            settled(out, change, name=str(yaml))
+    yaml.write_text(yaml.read_text().replace("segment_frames: 16", "segment_frames: 24"))
+    with pytest.raises(TrainingError, match=r"\n  vocoder.segment_frames: 16 there, 24 asked$"):
+        settled(out, name=str(yaml))
+    with pytest.raises(TrainingError, match=rf"(?s)--config {yaml}\).*\n  and \d+ more$"):
+        settled(out, name="small")
 
 
 def test_parts_of_a_training_name_what_they_need() -> None:

@@ -2,13 +2,44 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from training.__main__ import app
 from training.errors import TrainingError
-from training.files import whole_file, whole_folder
+from training.files import one_training, whole_file, whole_folder
+
+
+def test_one_training_at_a_time(tmp_path: Path) -> None:
+    code = "import sys; from pathlib import Path; from training.files import one_training\n"
+    code += "with one_training(Path(sys.argv[1])): print('holds', flush=True); input()"
+    first = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "out")],
+        cwd=Path(__file__).resolve().parents[2],
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "holds\n"
+        for command in (
+            ["--config", "tiny", "--out", str(tmp_path / "out"), "--resume"],
+            ["finetune", "--checkpoint", "x", "--data", "x", "--out", str(tmp_path / "out")],
+        ):
+            second = CliRunner().invoke(app, command)
+            assert second.exit_code == 1
+            assert second.stderr.endswith("another training is running there; wait for it, or stop it\n")
+    finally:
+        first.kill()
+        first.communicate()
+    with one_training(tmp_path / "out"):
+        pass
 
 
 def half_file(path: Path, fault: BaseException) -> None:

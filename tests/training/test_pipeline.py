@@ -202,6 +202,8 @@ def test_a_flow_alone_in_its_own_place(trained: Trained, tmp_path: Path) -> None
     moved, own = (load_flow(where / "audio_decoder")[1] for where in (seventh, trained.checkpoint))
     assert 0 < max(float((moved[key] - own[key]).abs().max()) for key in own) < 0.1
     assert "] checkpoint: done" in run(folder, *place, "--train", "flow", "--resume")
+    assert "] checkpoint: done" in run(folder, "--resume", "--set", "flow.run.log_every=3")
+    assert "flow.run.steps: 4 there, 5 asked" in run(folder, "--resume", "--set", "flow.run.steps=5", status=1)
     assert "holds another training" in run(folder, *place, "--train", "flow,vocoder", "--resume", status=1)
     records = json.loads((seventh / "training.json").read_text())
     del records["tokens"]
@@ -226,3 +228,7 @@ def test_all_of_it_trained_on(trained: Trained, tmp_path: Path) -> None:
     assert row(card, "flow") == row(card_of(trained.checkpoint), "flow")
     assert row(card, "flow, continued").startswith("| flow, continued | 4 |")
     assert check_checkpoint(sixth).language_model.mctp_modules == 10
+    codec = folder / "out" / "speech_tokenizer" / "speech_tokenizer" / "model.safetensors"
+    codec.write_bytes(codec.read_bytes() + b" ")
+    assert "flow: was trained on another speech_tokenizer/speech" in run(folder, "--resume", status=1)
+    assert "flow: to do" in run(folder, "--list")
