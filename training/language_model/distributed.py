@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import warnings
@@ -141,12 +142,17 @@ class ShardedSnapshots(Snapshots):
             reason = str(error).strip().splitlines()[-1]
             raise TrainingError(f"{folder}: cannot be written ({reason}); free some space and run it again") from error
 
+    def identity(self) -> dict[str, Any]:
+        """Of the training that the latest snapshot is of; empty without one. Raises TrainingError: not readable."""
+        latest = self.latest()
+        return {} if latest is None else json.loads(self._others(latest)["header"]["identity"])
+
     def load(self, step: int, state: Mapping[str, Stateful]) -> dict[str, Any]:
         """Restore in place and return the header. Raises TrainingError when the snapshot is of another shape."""
         folder = self._path(step)
         model, optimizer, others = _split(state)
+        stored = self._others(step)
         try:
-            stored = torch.load(folder / "others.pt", map_location="cpu", weights_only=True)
             wanted = _sharded_state(model, optimizer)
             with _quietly_alone():
                 dcp.load(wanted, checkpoint_id=folder, no_dist=self.place.world == 1)
@@ -155,14 +161,27 @@ class ShardedSnapshots(Snapshots):
             for name, target in others.items():
                 target.load_state_dict(stored["state"][name])
         except (OSError, RuntimeError, KeyError, ValueError, CheckpointException) as error:
-            raise TrainingError(
-                f"{folder}: cannot go on from this snapshot ({str(error).strip().splitlines()[-1]}); delete it to go "
-                "on from the one before, or its folder to start again"
-            ) from error
+            raise _cannot_go_on(folder, error) from error
         return stored["header"]
+
+    def _others(self, step: int) -> dict[str, Any]:
+        """All but the weights and the optimizer."""
+        folder = self._path(step)
+        try:
+            stored: dict[str, Any] = torch.load(folder / "others.pt", map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise _cannot_go_on(folder, error) from error
+        return stored
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step_{step:08d}"
+
+
+def _cannot_go_on(folder: Path, error: BaseException) -> TrainingError:
+    return TrainingError(
+        f"{folder}: cannot go on from this snapshot ({str(error).strip().splitlines()[-1]}); delete it to go on from "
+        "the one before, or its folder to start again"
+    )
 
 
 @contextmanager

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from training.language_model.token_set import PackStream, TokenSet
 from training.run import Run, RunSettings, set_seeds
 from vita_audio.checkpoint.check import default_pattern
 from vita_audio.checkpoint.configs import LanguageModelConfig
+from vita_audio.checkpoint.file_records import checkpoint_sha256
 from vita_audio.checkpoint.language_model import language_model_shapes, load_language_model
 from vita_audio.checkpoint.weight_files import open_folder
 from vita_audio.contract.errors import CheckpointError, InvalidRequest
@@ -78,7 +80,9 @@ def finetune(settings: FinetuneSettings, place: Place) -> Path:
     if test:
         scored = held_out_batches(TokenSet.of(test, test_tasks), len(test), settings.length, settings.seed)
     packs = PackStream(tokens, settings.length, settings.seed, rank=place.rank, world=place.world)
-    run_settings = _run_settings(settings, packs)
+    store = ShardedSnapshots(settings.out / "snapshots", place)
+    begun = _begun(settings, packs, store.identity())
+    run_settings = _run_settings(settings, begun["steps"])
     stream = BatchStream(packs, ahead=0 if place.device.type == "cpu" else 2 * settings.accumulation)
     console.print(f"train {describe(tokens)}; held out {len(test)}; {run_settings.steps} steps", markup=False)
 
@@ -97,11 +101,14 @@ def finetune(settings: FinetuneSettings, place: Place) -> Path:
         identity={
             "model": asdict(config),
             "length": settings.length,
-            "tokens": len(tokens.ids),
+            "tokens": tokens.fingerprint,
             "pattern": list(pattern),
             "mctp_rate": settings.mctp_rate,
+            "epochs": None if settings.steps else settings.epochs,
+            "checkpoint": checkpoint_sha256(source),
+            **begun,
         },
-        store=ShardedSnapshots(settings.out / "snapshots", place),
+        store=store,
         main=place.rank == 0,
         agree=place.agree,
         console=console,
@@ -164,9 +171,29 @@ def _split(
     return trained, held_out
 
 
-def _run_settings(settings: FinetuneSettings, stream: PackStream) -> RunSettings:
-    tokens_per_step = settings.length * settings.accumulation * stream.world
-    steps = settings.steps or max(1, math.ceil(settings.epochs * stream.epoch_tokens() / tokens_per_step))
+def _begun(settings: FinetuneSettings, packs: PackStream, before: Mapping[str, Any]) -> dict[str, int]:
+    """Steps, accumulation and processes of the first command: other numbers of processes go on with its steps.
+
+    Args:
+        before: what the latest snapshot tells.
+
+    Raises:
+        TrainingError: the packs of a step were others, of a process and altogether.
+    """
+    here, world = settings.accumulation, packs.world
+    if "processes" not in before:
+        steps = max(1, math.ceil(settings.epochs * packs.epoch_packs() / here / world))
+        return {"steps": settings.steps or steps, "accumulation": here, "processes": world}
+    begun = {name: before[name] for name in ("steps", "accumulation", "processes")}
+    if here != begun["accumulation"] and here * world != begun["accumulation"] * begun["processes"]:
+        raise TrainingError(
+            f"--accumulation: {here} with {world} processes, but {settings.out} was begun with {begun['accumulation']} "
+            f"and {begun['processes']}; take the same accumulation, or as many packs altogether"
+        )
+    return {**begun, "steps": settings.steps or begun["steps"]}
+
+
+def _run_settings(settings: FinetuneSettings, steps: int) -> RunSettings:
     return RunSettings(
         steps=steps,
         learning_rate=settings.learning_rate,

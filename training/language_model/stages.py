@@ -109,7 +109,7 @@ def train_stage(config: LanguageModelTraining, number: int, tokens: Path, previo
             "mixture": [(packs, dict(mixture)) for packs, mixture in settings.phases],
             "optimizer": config.optimizer,
             "token_corruption": settings.token_corruption,
-            "tokens": len(packs.tokens.ids),
+            "tokens": packs.tokens.fingerprint,
         },
     )
     train(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,14 @@ class TokenSet:
         """Write one file, whole or not at all. Raises TrainingError when it cannot be written."""
         with whole_file(path) as temporary, temporary.open("wb") as file:
             np.savez(file, ids=self.ids, trained=self.trained, offsets=self.offsets, tasks=self.tasks)
+
+    @property
+    def fingerprint(self) -> str:
+        """Names its samples: other texts, codes or interleaving have another one."""
+        digest = hashlib.sha256()
+        for array in (self.ids, self.trained, self.offsets):
+            digest.update(array.tobytes())
+        return digest.hexdigest()[:12]
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -120,9 +129,9 @@ class PackStream:
         self._next += self.world
         return [self.tokens[index] for index in pack]
 
-    def epoch_tokens(self) -> float:
-        """Expected tokens of one epoch over all processes."""
-        return float(self._weights @ self.tokens.lengths)
+    def epoch_packs(self) -> int:
+        """Packs of the first epoch, over all processes; later epochs have a few more or less."""
+        return len(self._epoch_packs(0))
 
     def state_dict(self) -> dict[str, Any]:
         """Where process 0 is; any number of processes goes on from there."""

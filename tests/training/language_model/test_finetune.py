@@ -7,9 +7,11 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -17,7 +19,10 @@ from typer.testing import CliRunner
 
 from training.__main__ import app
 from training.language_model import finetune
+from training.language_model.batch import Sample
+from training.language_model.finetune_settings import FinetuneSettings
 from training.language_model.result import write_result
+from training.language_model.token_set import PackStream, TokenSet
 from training.run import Run
 from training_lm_data import conversation_lines, write_checkpoint, write_conversations, write_lines
 from vita_audio.checkpoint.check import check_checkpoint, default_pattern
@@ -25,7 +30,8 @@ from vita_audio.checkpoint.language_model import load_language_model
 from vita_audio.contract.modes import NAMED_MODES
 
 ROOT = Path(__file__).resolve().parents[3]
-OPTIONS = ("--steps", "6", "--length", "128", "--accumulation", "2", "--learning-rate", "1e-3", "--log-every", "2")
+#: Six steps of four packs.
+OPTIONS = ("--epochs", "4.5", "--length", "128", "--accumulation", "2", "--learning-rate", "1e-3", "--log-every", "2")
 SAVING = ("--save-every", "3", "--evaluate-every", "3", "--float32")
 
 
@@ -105,6 +111,10 @@ def test_two_processes_train_as_one(folder: Path, alone: Path) -> None:
     for name, value in again.items():
         moved = (one[name] - start_from[name]).abs().max()
         assert (value - one[name]).abs().max() < 0.1 * moved + 1e-5, name
+    # The same command with another number of processes: as many steps, of fewer packs.
+    shutil.rmtree(snapshots / "step_00000006")
+    assert "3/6 resumed" in run(command(folder, out))
+    assert "with 1 processes, but" in fails(command(folder, out, "--accumulation", "3"))
 
 
 def test_killed_run_goes_on_exactly(folder: Path, alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,7 +208,7 @@ def test_wrong_checkpoints(folder: Path, alone: Path) -> None:
     assert "K = 4" in message
 
     # Snapshots of K = 10 do not go on with K = 4, even in a mode that K = 4 can do.
-    message = fails([*command(folder, alone), "--checkpoint", str(other_k), "--mode", "1,4"])
+    message = fails([*command(folder, alone, "--accumulation", "4"), "--checkpoint", str(other_k), "--mode", "1,4"])
     assert "mtp_inference_mode" in message or "cannot go on" in message or "other settings" in message
 
 
@@ -218,8 +228,47 @@ def test_codes_must_be_those_of_the_language_model(folder: Path) -> None:
 def test_another_data_set_does_not_go_on(folder: Path, alone: Path) -> None:
     lines = conversation_lines(folder / "data")[:9]
     write_lines(folder / "data" / "fewer.jsonl", lines)
-    message = fails([*command(folder, alone), "--data", str(folder / "data" / "fewer.jsonl")])
+    message = fails([*command(folder, alone, "--accumulation", "4"), "--data", str(folder / "data" / "fewer.jsonl")])
     assert "holds a training of other settings" in message
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--learning-rate", "2e-3"), "learning_rate: 0.001 there, 0.002 asked"),
+        (("--epochs", "4.6"), "epochs: 4.5 there, 4.6 asked"),
+        (("--accumulation", "5"), "--accumulation: 5 with 1 processes"),
+        (("--seed", "5"), "seed: 42 there, 5 asked"),
+    ],
+)
+def test_other_settings_do_not_go_on(folder: Path, alone: Path, options: tuple[str, str], words: str) -> None:
+    assert words in fails(command(folder, alone, "--accumulation", "4", *options))
+
+
+def test_another_checkpoint_of_the_same_sizes_does_not_go_on(folder: Path, alone: Path) -> None:
+    other = copy_checkpoint(folder, "other-weights")
+    weights = load_file(other / "language_model" / "model.safetensors")
+    weights["model.norm.weight"] += 1
+    save_file(weights, other / "language_model" / "model.safetensors")
+    message = fails([*command(folder, alone, "--accumulation", "4"), "--checkpoint", str(other)])
+    assert "other settings; delete it or choose another folder. checkpoint: " in message
+
+
+def test_another_data_set_of_the_same_length_does_not_go_on(folder: Path, alone: Path) -> None:
+    lines = conversation_lines(folder / "data")
+    lines[3]["messages"], lines[7]["messages"] = lines[7]["messages"], lines[3]["messages"]
+    write_lines(folder / "data" / "likewise.jsonl", lines)
+    data = ("--data", str(folder / "data" / "likewise.jsonl"))
+    assert "tokens: " in fails([*command(folder, alone, "--accumulation", "4"), *data])
+
+
+def test_steps_see_all_of_the_data() -> None:
+    """Packs close early: more of them than their tokens would fill."""
+    samples = [Sample(np.zeros(60, np.int32), np.ones(60, bool))] * 9
+    packs = PackStream(TokenSet.of(samples, ["chat"] * 9), 100, seed=0)
+    settings = FinetuneSettings(Path(), Path(), Path(), length=100, accumulation=2)
+    assert finetune._begun(settings, packs, {})["steps"] == 5  # nine packs
+    assert finetune._begun(replace(settings, epochs=2), packs, {})["steps"] == 9
 
 
 def test_large_weights_are_cut_into_shards(folder: Path, tmp_path: Path) -> None:
