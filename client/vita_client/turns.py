@@ -15,13 +15,7 @@ from numpy.typing import NDArray
 from vita_audio.contract.errors import InvalidRequest
 from vita_audio.contract.fields import RequestFields
 from vita_audio.contract.limits import MAX_AUDIO_SECONDS
-from vita_audio.contract.rates import (
-    FRAMES_PER_TOKEN_DENOMINATOR,
-    FRAMES_PER_TOKEN_NUMERATOR,
-    INPUT_SAMPLE_RATE_HZ,
-    MEL_HOP_SAMPLES,
-    OUTPUT_SAMPLE_RATE_HZ,
-)
+from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ, whole_tokens
 from vita_audio.contract.request import check_field
 from vita_client.audio import mono
 from vita_client.events import Event, PromptIds, StatusUpdate, TokensDelta
@@ -170,9 +164,3 @@ class Turns:
     def _must_be_open(self, field: str) -> None:
         if self.answering:
             raise InvalidRequest(field, None, "an answer is still coming", "read it to its end, or cancel it")
-
-
-def whole_tokens(seconds: float) -> int:
-    """Of how many audio tokens all sound is in the first `seconds`: the inverse of `output_samples`."""
-    frames = round(seconds * OUTPUT_SAMPLE_RATE_HZ) // MEL_HOP_SAMPLES
-    return ((frames + 1) * FRAMES_PER_TOKEN_DENOMINATOR - 1) // FRAMES_PER_TOKEN_NUMERATOR

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vita_audio.contract.messages import Status
-from vita_audio.contract.rates import OUTPUT_SAMPLE_RATE_HZ, output_samples
+from vita_audio.contract.rates import OUTPUT_SAMPLE_RATE_HZ, output_samples, whole_tokens
 from vita_client import PromptIds, StatusUpdate
 from vita_client.request import Request
-from vita_client.turns import BLOCK_S, Turns, whole_tokens
+from vita_client.turns import BLOCK_S, Turns
 
 CLIPS = [np.full(800 * number, 0.1 * number, np.float32) for number in (1, 2, 3)]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from types import ModuleType
+from typing import NoReturn
 
 import pytest
 
@@ -138,7 +140,11 @@ def test_the_thread_enters_before_its_first_turn() -> None:
     assert entered == [("generation", 0)]
 
 
-def test_a_lost_gpu_ends_the_process_and_a_step_that_failed_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("call", "asks"), [("extend", module), ("begin", scheduler)])
+def test_a_lost_gpu_ends_the_process_and_a_call_that_failed_does_not(
+    call: str, asks: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a GPU that is lost while no stream runs, the next stream's `begin` is the first call that fails."""
     engine, pulse, service = make(monkeypatch)
     last: list[tuple[str, str]] = []
 
@@ -146,33 +152,12 @@ def test_a_lost_gpu_ends_the_process_and_a_step_that_failed_does_not(monkeypatch
         if delta.status.final:
             last.append((delta.status.state, delta.status.code))
 
-    def fault(rows: list) -> list[int | None]:
+    def fault(*_: object) -> NoReturn:
         raise RuntimeError("CUDA error: unspecified launch failure")
 
-    monkeypatch.setattr(engine, "extend", fault)
+    monkeypatch.setattr(engine, call, fault)
     for lost, code in ((False, "engine_error"), (True, "unhealthy")):
-        monkeypatch.setattr(module, "gpu_is_lost", lambda error, lost=lost: lost)
-        service.submit(f"s{lost}", request([5] * 3, (8192, 0), 20), emit)
-        until(lambda: last)
-        assert last.pop() == ("failed", code)
-        assert pulse.ended.wait(10 if lost else 0.05) == lost
-
-
-def test_a_gpu_that_was_lost_while_no_stream_ran_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next stream's `begin` is the first call that fails; a slot that could not be begun alone is no such case."""
-    engine, pulse, service = make(monkeypatch)
-    last: list[tuple[str, str]] = []
-
-    def emit(delta: Delta) -> None:
-        if delta.status.final:
-            last.append((delta.status.state, delta.status.code))
-
-    def fault(*_: object) -> int:
-        raise RuntimeError("CUDA error: unspecified launch failure")
-
-    monkeypatch.setattr(engine, "begin", fault)
-    for lost, code in ((False, "engine_error"), (True, "unhealthy")):
-        monkeypatch.setattr(scheduler, "gpu_is_lost", lambda error, lost=lost: lost)
+        monkeypatch.setattr(asks, "gpu_is_lost", lambda error, lost=lost: lost)
         service.submit(f"s{lost}", request([5] * 3, (8192, 0), 20), emit)
         until(lambda: last)
         assert last.pop() == ("failed", code)

@@ -18,3 +18,9 @@ def mel_frames(audio_tokens: int) -> int:
 def output_samples(audio_tokens: int) -> int:
     """PCM samples at 22 050 Hz of a stream of `audio_tokens` audio tokens: 256 * mel_frames, exact."""
     return MEL_HOP_SAMPLES * mel_frames(audio_tokens)
+
+
+def whole_tokens(seconds: float) -> int:
+    """Of how many audio tokens all sound is in the first `seconds`: the inverse of `output_samples`."""
+    frames = round(seconds * OUTPUT_SAMPLE_RATE_HZ) // MEL_HOP_SAMPLES
+    return ((frames + 1) * FRAMES_PER_TOKEN_DENOMINATOR - 1) // FRAMES_PER_TOKEN_NUMERATOR
