@@ -20,7 +20,7 @@ from server.options import ServerOptions
 from server.ports import claim_ports, url_of
 from server.processes import model_processes, resident_bytes
 from server.readiness import wait_until_ready
-from server.remains import Belongings, sweep
+from server.remains import Belongings, remove_environments, sweep
 from server.resources import check_log_file, check_resources, new_log_file
 from server.start_watch import StartWatch
 from server.stub_python import assemble_python
@@ -135,7 +135,7 @@ class TritonServer:
         check_options(self.options)
         sweep()
         check_resources(self.options)
-        begin = time.monotonic()
+        begin, begin_unix_s = time.monotonic(), time.time()
         try:
             mps = self._start_mps()
             with self._changing:
@@ -148,6 +148,8 @@ class TritonServer:
         except BaseException:
             self.kill()
             raise
+        finally:
+            remove_environments(begin_unix_s)
         self._models = model_processes(self.pid)
         self.start_seconds = time.monotonic() - begin
         return self

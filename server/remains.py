@@ -4,6 +4,8 @@
     /dev/shm/PREFIXserver  its private folder: small files, in memory, at the same place whatever TMPDIR says
     VITA_SERVER=PREFIX     in the environment of every process
 
+Triton's Python backend adds an empty folder under a name of its own choice (`remove_environments`).
+
 The launcher holds a lock (flock) on the private folder. Linux gives it back when the launcher ends, however it ends; so
 a folder that can be locked belongs to a dead server. Unlike a process id a lock is not reused, and it holds across
 containers that share /dev/shm.
@@ -29,6 +31,12 @@ from server.errors import CannotStart
 SHARED_MEMORY = Path("/dev/shm")
 FOLDER = re.compile(r"(vita_audio_\d+_[0-9a-f]{8}_)server")
 MARK = "VITA_SERVER"
+
+#: Where Triton's Python backend makes a folder for packed environments when it is loaded, whatever TMPDIR says. Only an
+#: orderly end removes it; no model here has such an environment.
+ENVIRONMENTS = Path("/tmp")
+#: How far the time of a file may be behind the clock.
+FILE_TIME_S = 0.1
 
 #: How long a start may spend on what others left; the next start goes on.
 SWEEP_S = 5.0
@@ -93,6 +101,15 @@ def sweep() -> None:
             "vita-audio server: removed from %s what dead servers left (servers: %d, processes: %d, files: %d)",
             *(SHARED_MEMORY, servers, processes, files),
         )
+
+
+def remove_environments(since_s: float) -> None:
+    """Remove the empty folders of environments that Triton servers of this user made since `since_s` (Unix time)."""
+    for folder in ENVIRONMENTS.glob("python_env_*"):
+        with contextlib.suppress(OSError):  # in use: not empty; another user's; or gone
+            state = folder.lstat()
+            if state.st_uid == os.geteuid() and state.st_ctime > since_s - FILE_TIME_S:
+                folder.rmdir()
 
 
 def processes_of(prefix: str) -> list[int]:

@@ -6,11 +6,13 @@ import re
 import signal
 import socket
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from foreground import all_gone, foreground
+from server import launch, remains
 from server.launch import TritonServer
 from server.options import ServerOptions
 from triton_probe import LONG
@@ -92,3 +94,22 @@ def test_a_model_that_does_not_load_is_named(engines: Path, tmp_path: Path, monk
     assert "\n" not in text
     assert not server.running
     assert threading.active_count() <= before
+
+
+def test_the_empty_folder_of_environments_is_gone_once_the_server_is_ready(
+    engines: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def new_folders(until_s: float) -> list[Path]:
+        found = {path: path.lstat().st_ctime for path in remains.ENVIRONMENTS.glob("python_env_*") if path.exists()}
+        return [path for path, made_s in found.items() if begin_s <= made_s < until_s]
+
+    def watched(since_s: float) -> None:
+        looks.append((time.time(), len(new_folders(time.time()))))
+        remains.remove_environments(since_s)
+
+    begin_s, looks = time.time(), list[tuple[float, int]]()
+    monkeypatch.setattr(launch, "remove_environments", watched)
+    with TritonServer(ServerOptions(engines=engines, grpc_port=0, metrics_port=0)):
+        ((looked_s, before),) = looks
+        assert before, "this Triton makes no such folder: remove_environments has no use any more"
+        assert not new_folders(looked_s - remains.FILE_TIME_S)

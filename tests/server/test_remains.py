@@ -17,7 +17,7 @@ from server import remains
 from server.errors import CannotStart
 from server.options import ROOT
 from server.processes import is_alive
-from server.remains import MARK, Belongings, kill_processes, sweep
+from server.remains import MARK, Belongings, kill_processes, remove_environments, sweep
 
 OWNER = """
 import os, signal, subprocess, sys, time
@@ -170,3 +170,16 @@ def test_no_descriptors_are_one_line(place: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(CannotStart, match="Too many open files"):
         Belongings()
+
+
+def test_only_empty_new_folders_of_environments_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remains, "ENVIRONMENTS", tmp_path)
+    (tmp_path / "python_env_used").mkdir()
+    (tmp_path / "python_env_used" / "bin").mkdir()
+    (tmp_path / "python_env_empty").mkdir()
+    (tmp_path / "python_env_file").touch()
+    (tmp_path / "another").mkdir()
+    remove_environments(time.time() + 60)
+    assert (tmp_path / "python_env_empty").exists(), "it is older than the start"
+    remove_environments(time.time())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["another", "python_env_file", "python_env_used"]
