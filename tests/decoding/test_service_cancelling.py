@@ -99,6 +99,8 @@ def test_a_stream_whose_client_is_gone_is_not_decoded_to_its_end(bench: Bench) -
     assert (last.state, last.code, bench.released) == ("cancelled", "cancelled", [])
     assert len(bench.pcm("a")) < output_samples(100)
     assert bench.service.stats().ended == {"cancelled": 1}
+    bench.service.close()  # makes the calls that were asked for
+    assert bench.stopped == ["a"]
 
 
 def test_a_stream_is_cancelled_before_its_first_message(bench: Bench) -> None:

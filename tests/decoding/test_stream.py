@@ -45,6 +45,11 @@ def stream(decoder: StreamingDecoder, codes: list[int], cuts: list[int], seed: i
     return np.concatenate(parts), [len(part) for part in parts]
 
 
+def test_a_decoder_whose_chunks_are_off_the_block_grid_of_its_flow_is_refused() -> None:
+    with pytest.raises(EngineError, match="chunk_tokens.*multiples of the flow's block of 10 tokens"):
+        make(DecoderConfig(chunk_tokens=(25,)))
+
+
 @given(
     st.integers(0, 170),
     st.lists(st.integers(0, 170), max_size=12),

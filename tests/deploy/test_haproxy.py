@@ -11,7 +11,6 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
@@ -71,16 +70,6 @@ def balancer(server: TritonServer) -> Iterator[Balancer]:
         yield running
 
 
-def two_hundred_tokens(client: Client) -> dict[str, Any]:
-    """Fields of a request that gives that many, so that something can be done while it runs."""
-    for seed in range(100):
-        fields: dict[str, Any] = {"text": "Read this aloud.", "task": "tts", "seed": seed, "max_tokens": 200}
-        fields["timeout_s"] = 120
-        if len(client.collect(**fields).tokens) == 200:
-            return fields
-    raise AssertionError("no long stream found")
-
-
 @needs_haproxy
 @pytest.mark.server
 def test_streams_pass_and_the_rest_stays_outside(server: TritonServer, balancer: Balancer) -> None:
@@ -123,8 +112,7 @@ def test_a_cancelled_stream_is_cancelled_behind_the_balancer(server: TritonServe
 @pytest.mark.server
 def test_a_drained_server_ends_its_streams_and_gets_no_new_ones(server: TritonServer, balancer: Balancer) -> None:
     with Client(balancer.url) as client:
-        request = two_hundred_tokens(client)
-        stream = client.stream(**request)
+        stream = client.stream(**long_request(client))
         next(stream)
         balancer.set_state("a", "drain")
         assert balancer.streams("a") == 1
