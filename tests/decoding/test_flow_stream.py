@@ -22,6 +22,7 @@ from vita_audio.decoding.flow_stream import (
     solve,
     weights_of_new,
     window_inputs,
+    window_shapes,
     window_span,
     window_start,
 )
@@ -151,6 +152,20 @@ def test_every_window_starts_from_the_noise_of_its_frames(arrays: Arrays, config
             uploaded.append(noise_frames(span, config))
             state = advance(state, span, config, final=stop > 200)
         assert sum(uploaded[4:7]) <= 3 * (276 + 69 + 12 + 8)  # each 40 tokens, the grid of 10, held frames, rounding
+
+
+@pytest.mark.parametrize("config", [CONFIG, SHORT], ids=["context of 30", "context of 7"])
+def test_shapes_of_a_window_are_known_by_its_tokens_and_frames_alone(config: DecoderConfig) -> None:
+    """Those that CUDA graphs are captured with are those that streams have."""
+    buffers, state = StreamBuffers(HostArrays(), config, 3, ring_frames(config, 10), MELS), FlowState()
+    for stop in (8, 20, 40, 80, 120, 160, 200, 205):
+        span = window_span(state.final_frames, stop, config.context_tokens, 10)
+        row = window_inputs(buffers, SLOT, state, span, [0] * stop, StreamNoise(3), config, MELS)
+        shapes = window_shapes(buffers, span.tokens, span.frames, config, MELS)
+        assert {name: (a.shape, a.dtype) for name, a in shapes.items()} == {
+            name: (a.shape, a.dtype) for name, a in row.items()
+        }
+        state = advance(state, span, config, final=stop > 200)
 
 
 @given(st.integers(1, 60), st.lists(st.integers(1, 70), min_size=1, max_size=12), st.integers(0, 20))

@@ -40,6 +40,39 @@ def test_a_failing_stream_fails_in_band_and_alone(bench: Bench) -> None:
     assert [stream for stream, _ in bench.released] == ["good"]
 
 
+def test_a_stream_whose_sound_is_not_finite_fails_alone(bench: Bench) -> None:
+    """Found when the batch is through, not when it is started."""
+    solve = bench.flow.velocity
+    poison = 63
+
+    def velocity(x: np.ndarray, mu: np.ndarray, cond: np.ndarray, t: float) -> np.ndarray:
+        return np.where(np.arange(len(x))[:, None, None] == poisoned[0], np.nan, solve(x, mu, cond, t))
+
+    def condition(tokens: np.ndarray, frame_token: np.ndarray) -> np.ndarray:
+        rows = np.flatnonzero((tokens == poison).any(axis=1))
+        poisoned[0] = rows[0] if len(rows) else -1
+        return type(bench.flow).condition(bench.flow, tokens, frame_token)
+
+    poisoned = [-1]
+    bench.flow.velocity, bench.flow.condition = velocity, condition  # type: ignore[method-assign]
+    bench.flow.open.clear()
+    bench.send("busy", [AUDIO] * 8)
+    assert bench.flow.entered.wait(10)
+    for name in ("good", "bad", "fine"):
+        bench.send(name, [*[AUDIO] * 7, AUDIO + (poison if name == "bad" else 1)])
+    bench.flow.open.set()
+    bench.wait(4)
+    (bad,) = bench.of("bad")
+    assert (bad.status.state, len(bad.pcm)) == ("failed", 0)
+    assert "finite" in bad.status.reason
+    until(lambda: bench.stopped == ["bad"])
+    for name in ("busy", "good", "fine"):
+        assert len(bench.pcm(name)) == 256 * (mel_frames(8) - 30)
+        bench.send(name, [], state="done")
+    bench.wait(7)
+    assert bench.service.stats().ended == {"failed": 1, "done": 3}
+
+
 def test_a_long_reason_of_a_failure_is_cut(bench: Bench) -> None:
     def condition(tokens: np.ndarray, frame_token: np.ndarray) -> np.ndarray:
         raise RuntimeError("x" * 100_000)

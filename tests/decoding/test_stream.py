@@ -46,7 +46,7 @@ def stream(decoder: StreamingDecoder, codes: list[int], cuts: list[int], seed: i
 
 
 def test_a_decoder_whose_chunks_are_off_the_block_grid_of_its_flow_is_refused() -> None:
-    with pytest.raises(EngineError, match="chunk_tokens.*multiples of the flow's block of 10 tokens"):
+    with pytest.raises(EngineError, match=r"chunk_tokens.*multiples of the flow's block of 10 tokens"):
         make(DecoderConfig(chunk_tokens=(25,)))
 
 

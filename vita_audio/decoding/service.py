@@ -367,8 +367,6 @@ class DecodingService:
             if self._streams.get(stream.id) is not stream:
                 continue  # cancelled meanwhile
             if isinstance(made, Exception):
-                if gpu_is_lost(made):
-                    raise made
                 log.error("stream %s: decoding failed: %s", stream.id, made)
                 self._end(stream, Ending.of(made))
                 continue
