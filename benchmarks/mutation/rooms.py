@@ -25,16 +25,17 @@ def _files(folder: str, *names: str) -> tuple[str, ...]:
     return tuple(f"tests/{folder}/test_{name}.py" for name in names)
 
 
-#: Tests that start a Triton server are left out: a run of minutes for each mutant. Of the golden tests of the audio
-#: decoder, those with ONNX Runtime are run.
+#: Tests that start a Triton server are left out: a run of minutes for each mutant. Of those that
+#: every engine has to pass, the ones of ONNX Runtime are run.
 ROOMS = (
     Room(
         "generation",
         ("vita_audio/generation",),
         (
-            _files("generation", "stream", "deltas"),
+            _files("generation", "stream", "deltas", "content_keys"),
             (
-                *_files("generation", "pulse", "prompts", "service"),
+                *("-k", "not torch"),
+                *_files("generation", "pulse", "prompts", "service", "prefix_cache", "embedded"),
                 "tests/generation/test_engines.py::test_golden_tokens_of_prompts_in_small_chunks[mctp4-onnxruntime]",
             ),
         ),
@@ -46,7 +47,7 @@ ROOMS = (
             _files(
                 "decoding",
                 *("schedule", "served_stream", "cancel_notifier", "flow_stream", "noise", "seams"),
-                *("service_failures", "service_cancelling", "stream", "service"),
+                *("pulse", "service_failures", "service_cancelling", "service_overlap", "stream", "service"),
             ),
             ("-k", "not torch", *_files("decoding", "text", "golden")),
         ),

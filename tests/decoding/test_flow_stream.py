@@ -114,11 +114,11 @@ def test_a_fade_is_no_longer_than_what_there_is(held: int, made: int, faded: int
 
 
 def test_the_last_window_holds_nothing_and_a_short_one_everything() -> None:
-    state, span = FlowState(8, 5), WindowSpan(0, 20, 0, 15)
-    assert advance(state, span, CONFIG, final=True) == FlowState(20, 15, 0, 1)
+    state, span = FlowState(8, 5, decodes=1), WindowSpan(0, 20, 0, 15)
+    assert advance(state, span, CONFIG, final=True) == FlowState(20, 15, 0, 2)
     held = advance(state, span, CONFIG, final=False)
-    assert held == FlowState(20, 5, 10, 1)
-    assert release_held(held) == FlowState(20, 15, 0, 1)
+    assert held == FlowState(20, 5, 10, 2)
+    assert release_held(held) == FlowState(20, 15, 0, 2)
 
 
 def test_a_window_is_given_the_final_frames_where_they_are() -> None:
