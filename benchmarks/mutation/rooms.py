@@ -46,7 +46,7 @@ ROOMS = (
         (
             _files(
                 "decoding",
-                *("schedule", "served_stream", "cancel_notifier", "flow_stream", "noise", "seams"),
+                *("schedule", "served_stream", "cancel_notifier", "flow_stream", "noise", "seams", "stream_buffers"),
                 *("pulse", "service_failures", "service_cancelling", "service_overlap", "stream", "service"),
             ),
             ("-k", "not torch", *_files("decoding", "text", "golden")),
