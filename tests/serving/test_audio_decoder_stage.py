@@ -199,4 +199,5 @@ def test_a_stage_is_what_the_settings_of_its_server_say(monkeypatch: pytest.Monk
     assert isinstance(decoder, Decoder)
     assert vocabulary.end_tokens == END_TOKENS
     assert others == [tokenizer.detokenizer, notify, BATCH]
-    assert called["streams"][0] > called["max_streams"][0] >= SLOTS + QUEUE
+    assert called["max_streams"] == (2 * (SLOTS + QUEUE),)
+    assert called["streams"] == (2 * (SLOTS + QUEUE) + audio_decoder_stage.ENDING_STREAMS,)

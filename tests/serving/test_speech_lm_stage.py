@@ -250,6 +250,12 @@ def test_the_meter_gets_every_delta_and_the_length_of_the_prompt(bench: Bench, m
     assert measured == [(delta, 3) for delta in sent]
 
 
+def test_the_longer_a_quiet_stream_may_last_the_rarer_are_its_probes() -> None:
+    stage = speech_lm_stage
+    assert 0 < stage.TICK_S < stage.WAITING_PROBE_S < stage.RUNNING_PROBE_S < stage.DECODING_PROBE_S
+    assert stage.DECODING_PROBE_S < stage.CLIENT_CHECK_S
+
+
 def test_a_stream_with_complete_tokens_is_probed_at_its_own_interval(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -287,9 +293,10 @@ def test_embeddings_stand_in_the_places_of_their_ids(bench: Bench) -> None:
     for tokens, sent in (([5, 9, 6], rows), ([5, 9], no_embeddings()), ([5, 6], rows)):
         with pytest.raises(BadMessage, match=r"EMBEDDINGS: \d rows are not valid"):
             stage.accept(Start(settings, tokens, sent), Answers())
-    with pytest.raises(BadMessage, match="0 ids stand for one"):  # a base checkpoint has no such id
+    bench.stage.accept(Start(settings, [0, 1, 2]), Answers())  # a base checkpoint has no such id
+    with pytest.raises(BadMessage, match="0 ids stand for one"):
         bench.stage.accept(Start(settings, [9, 9], rows), Answers())
-    assert bench.load.taken == 1
+    assert bench.load.taken == 2
     stage.close()
 
 
@@ -393,5 +400,6 @@ def test_random_cancels_and_releases_leave_nothing() -> None:
             bench.send(Cancel(answers.stream))
     until(lambda: all(answers.closed for answers in kept))
     assert bench.load.taken == 0
+    until(lambda: not bench.stage._open)
     assert len(kept) > 50
     bench.stage.close()

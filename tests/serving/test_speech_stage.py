@@ -152,14 +152,15 @@ def test_messages_that_stay_inside_are_not_taken(speech: Speech, message: Messag
 
 def test_the_decoder_is_opened_first_and_one_recorder_has_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a CPU the process of the language model is made to yield as it opens: threads made before do not."""
-    opened: list[str] = []
+    opened: list[object] = []
     notify: list[Callable] = []
 
     class Half:
         refusals, most_rows_bytes = None, 0
 
-        def accept(self, *given: object) -> None:
-            opened.append("told")
+        def accept(self, message: Message, send: Callable[[None, bool], None]) -> None:
+            send(None, True)
+            opened.append(message)
 
     def decoder(worker: str, tell: Callable, heartbeats: object, recorder: object) -> Half:
         opened.append("decoder")
@@ -177,5 +178,5 @@ def test_the_decoder_is_opened_first_and_one_recorder_has_all(monkeypatch: pytes
     monkeypatch.setattr(speech_stage.SpeechLmStage, "serve", language_model)
     stage = SpeechStage.serve("speech_0_0", None)  # type: ignore[arg-type]
     notify[0](Cancel("s1"))
-    assert opened == ["decoder", "language model", "told"]
+    assert opened == ["decoder", "language model", Cancel("s1")]
     assert recorders == [stage.recorder, stage.recorder]
