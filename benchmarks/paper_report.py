@@ -228,7 +228,7 @@ def audio(record: Row, rows: list[Row]) -> str:
     )
     if record["size"] == "7b":
         text += (
-            f"Expected for the first chunk: at most {expectations.AUDIO_TF32_MS:g} ms in TF32, "
+            f"Aim for the first chunk: at most {expectations.AUDIO_TF32_MS:g} ms in TF32, "
             f"{expectations.AUDIO_HALF_MS:g} ms in half precision. The paper's: encoder {PAPER_ENCODER_MS:g} ms, "
             f"decoder {PAPER_DECODER_MS:g} ms with one flow step.\n"
         )

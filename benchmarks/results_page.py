@@ -26,7 +26,7 @@ the small checkpoint, its engines for the CPU, the clients on the same cores ({m
 
 TTFA: from the moment a request is sent to the arrival of the first response with audible sound
 ([metrics.md](metrics.md)). Real-time factor: seconds from sending to the last sound, for each second of sound. P50 and
-P95 are percentiles over streams. The GPU tables, and those that take an hour (faults, the long soak), are of another
+P95 are percentiles over streams. The GPU tables, and those that take hours (faults, the long soak), are of another
 date and revision, which each of them names.
 """
 _GPU_RUN = "2026-11-27"

@@ -20,7 +20,8 @@ DEFAULT_CONNECT_TIMEOUT_S = 5.0
 #: often while it has nothing to send; at 40 s that takes 120 s of silence with the default settings of Triton
 #: (--grpc-http2-min-recv-ping-interval-without-data=300000, --grpc-http2-max-ping-strikes=2).
 KEEPALIVE_INTERVAL_S, KEEPALIVE_WAIT_S = 40.0, 10.0
-DEFAULT_MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+#: The longest question after the longest history, 1320 s at 16 kHz as float32, are 84.5 MB.
+DEFAULT_MAX_MESSAGE_BYTES = 96 * 1024 * 1024
 
 _PathLike = str | os.PathLike[str]
 

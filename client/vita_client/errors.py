@@ -29,6 +29,8 @@ _CORE_UNAVAILABLE = {
 #: The wheel's Triton (up to 25.06) names the shared memory of a model process when it cannot grow.
 _SHARED_MEMORY = re.compile(r"(shared memory (?:pool size for key|key|region)) '[^']*'")
 _CORE_REFUSAL = re.compile(r"\[request id: |unexpected inference input|expected \d+ inputs")
+#: gRPC's words for a request above `Connection.max_message_bytes`: it was not sent.
+_TOO_LARGE = re.compile(r"^(?:CLIENT: )?Sent message larger than max")
 #: What gRPC puts before the reason why it could not connect.
 _CONNECT_PREFIX = re.compile(r"^failed to connect to all addresses; last error: (UNKNOWN|UNAVAILABLE|INTERNAL): ")
 
@@ -132,6 +134,8 @@ def from_rpc(code: grpc.StatusCode, details: str | None, *, url: str, timeout_s:
     text = one_line(details or code.name)
     if code is grpc.StatusCode.INVALID_ARGUMENT:
         return RequestRejected(text)
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE.match(text):
+        return RequestRejected(f"{text}: send fewer seconds of speech, or raise `max_message_bytes` of Connection")
     # A proxy whose server died in the middle of a stream resets it, which gRPC calls CANCELLED, or ends it without
     # trailers, which gRPC calls UNKNOWN.
     if responses and code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN):

@@ -40,6 +40,7 @@ CONTENTS = {
         "_cffi_backend.{tag}.so",
         "pycparser/__init__.py",
         "soxr/soxr_ext*.so",
+        "num2words/lang_EN.py",
         "bsdiff4/core.{tag}.so",
     ),
     "grpc": (

@@ -15,10 +15,23 @@ from types import SimpleNamespace
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 
 from client_protocol_double import CHUNK_SAMPLES, ProtocolDouble
-from vita_client import Client, Connection, GenerationFailed, InvalidRequest, Pcm, ServerUnavailable, StreamBroken, Tls
+from vita_audio.contract.limits import MAX_AUDIO_SECONDS, MAX_HISTORY_AUDIO_SECONDS
+from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ
+from vita_client import (
+    Client,
+    Connection,
+    GenerationFailed,
+    InvalidRequest,
+    Pcm,
+    RequestRejected,
+    ServerUnavailable,
+    StreamBroken,
+    Tls,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 Connect = Callable[..., Any]
@@ -88,7 +101,9 @@ def test_what_grpc_is_asked_for() -> None:
     }
     options = dict(Connection("host:1").options())
     assert (options["grpc.keepalive_time_ms"], options["grpc.keepalive_timeout_ms"]) == (40_000, 10_000)
-    assert options["grpc.max_receive_message_length"] == options["grpc.max_send_message_length"] == 64 * 1024 * 1024
+    longest_s = MAX_AUDIO_SECONDS + MAX_HISTORY_AUDIO_SECONDS
+    assert options["grpc.max_receive_message_length"] == options["grpc.max_send_message_length"]
+    assert options["grpc.max_send_message_length"] > 4 * INPUT_SAMPLE_RATE_HZ * longest_s
     assert options["grpc.min_reconnect_backoff_ms"] == 5000
     assert "grpc.ssl_target_name_override" not in dict(Connection("host:1", tls=Tls()).options())
     named = dict(Connection("host:1", tls=Tls(server_name="other")).options())
@@ -221,6 +236,15 @@ def test_a_message_over_the_size_limit(double: ProtocolDouble, connect: Connect)
     connection = Connection(double.url, max_message_bytes=CHUNK_SAMPLES)
     with connect(connection=connection) as client, pytest.raises(GenerationFailed, match="larger than max"):
         client.collect("chunks 1")
+
+
+def test_a_request_over_the_size_limit_is_not_sent_and_the_error_says_what_to_do(
+    double: ProtocolDouble, connect: Connect
+) -> None:
+    refused = pytest.raises(RequestRejected, match=r"larger than max.*send fewer seconds of speech, or raise")
+    with connect(connection=Connection(double.url, max_message_bytes=1000)) as client, refused as caught:
+        client.collect(audio=np.zeros(16_000, np.float32), sample_rate=16_000)
+    assert caught.value.code == "invalid_request"
 
 
 def test_threads_that_start_at_once_share_one_connection(

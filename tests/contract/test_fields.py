@@ -101,7 +101,7 @@ def test_the_table_names_every_field_with_its_range() -> None:
     rows, others = ([line for line in table if line.startswith("| `")] for table in tables)
     assert len(rows) + len(others) == len(INPUTS) + len(OUTPUTS)
     assert "| `READ_ONLY` | INT32 | 0 to 1 | 0 |" in "\n".join(others)
-    assert "| `TEMPERATURE` | FP32 | 0 to 10 | 0; tts: 1 | randomness; 0 is greedy |" in rows
+    assert "| `TEMPERATURE` | FP32 | 0 to 10 | 0; tts: 1, or 0 by the checkpoint | randomness; 0 is greedy |" in rows
     assert {row.count("|") for row in rows} == {6, 4}
 
 

