@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from serving import seal as sealing
 from serving.seal import MAX_AGE_S, MAX_BYTES, REFUSAL, SEAL_BYTES, SECRET_BYTES, Seal, new_secret
 from vita_audio.contract.errors import BadMessage, EngineError
+from vita_audio.contract.limits import MAX_AUDIO_SECONDS, MAX_HISTORY_TOKENS
+from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ
 
 SEAL = Seal(new_secret())
 BYTES = st.binary(max_size=200)
@@ -94,6 +96,8 @@ def test_an_old_message_is_refused_and_forgotten(monkeypatch: pytest.MonkeyPatch
 
 
 def test_what_is_too_large_is_refused_without_hashing(monkeypatch: pytest.MonkeyPatch) -> None:
+    longest = bytes(int(4 * INPUT_SAMPLE_RATE_HZ * MAX_AUDIO_SECONDS))
+    assert len(longest) + 4 * MAX_HISTORY_TOKENS < MAX_BYTES  # the longest speech, and the ids of a prompt
     sealed = SEAL.seal(b"", bytes(MAX_BYTES))
     assert SEAL.open(sealed, bytes(MAX_BYTES)) == b""
     monkeypatch.setattr(sealing.hmac, "digest", lambda *_: pytest.fail("hashed"))

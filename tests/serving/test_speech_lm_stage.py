@@ -368,6 +368,7 @@ def test_close_answers_every_request_to_its_end() -> None:
     threading.Timer(0.05, bench.engine.gate.set).start()
     bench.stage.close()
     assert [answers.closed for answers in (done, running, queued)] == [True] * 3
+    assert [answers.deltas[-1].state for answers in (running, queued)] == ["cancelled"] * 2
     assert bench.load.taken == 0
 
 
