@@ -73,6 +73,18 @@ def test_speech_is_read_ahead_block_by_block(client: Any, double: ProtocolDouble
     assert talk.seconds == 0
 
 
+def test_an_answer_is_asked_for_when_what_is_read_ahead_has_been_read(client: Any, double: ProtocolDouble) -> None:
+    """Else its prompt could not go on in the slot that reads."""
+    talk = client.conversation()
+    talk.append_text("turn 2")
+    double.once["turn 2"] = "chunks 4 0.1"
+    talk.append_audio(np.tile(SECOND, 5))
+    until(lambda: len(double.inputs) == 1)
+    talk.respond().collect()
+    assert [inputs.get("READ_ONLY") for inputs in sent(double)] == [1, None]
+    assert double.at_s[1] - double.at_s[0] > 0.3
+
+
 def test_reading_ahead_may_fail(client: Any, double: ProtocolDouble, monkeypatch: pytest.MonkeyPatch) -> None:
     talk = client.conversation()
     talk.append_text("message-only [vita:server_full] full")

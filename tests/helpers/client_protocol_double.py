@@ -103,6 +103,8 @@ class ProtocolDouble(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.otherwise: str | None = None
         self.requests: list[service_pb2.ModelInferRequest] = []
         self.inputs: list[Inputs] = []
+        #: When each request came (time.monotonic).
+        self.at_s: list[float] = []
         #: Of each stream: its headers, and the seconds its deadline left when it came.
         self.headers: list[dict[str, str]] = []
         self.deadlines_s: list[float] = []
@@ -155,6 +157,7 @@ class ProtocolDouble(service_pb2_grpc.GRPCInferenceServiceServicer):
             inputs = read_inputs(request)
             self.requests.append(request)
             self.inputs.append(inputs)
+            self.at_s.append(time.monotonic())
             script = self._script(inputs)
             word, *arguments = self.once.pop(script, script).split()
             yield from _SCRIPTS[word](inputs, context, *arguments)
