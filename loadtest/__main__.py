@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 
+from loadtest.child import child_environment
 from loadtest.errors import LoadTestError
 from loadtest.options import MAX_RUN_TIME_S, ROOT, add_arguments, check_rate, check_users, settings_from
 from vita_audio.contract.errors import VitaError
@@ -97,9 +98,8 @@ def _run(command: list[str], limit_s: float) -> int:
     # Where this process is killed, Linux sends locust SIGINT, to which it listens also where a shell has this one
     # ignore it (in the background). Not SIGTERM: for that a headless locust has no handler while a shape runs.
     command = ["env", "--default-signal=INT", "setpriv", "--pdeathsig", "INT", *command]
-    path = os.pathsep.join(filter(None, [str(ROOT), str(ROOT / "client"), os.environ.get("PYTHONPATH")]))
     # A session of its own: Ctrl-C in a terminal must reach locust once, through us.
-    child = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, start_new_session=True)
+    child = subprocess.Popen(command, env=child_environment(), start_new_session=True)
     try:
         try:
             return child.wait(timeout=limit_s)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -35,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         check_rate("--lowest-rate", options.lowest_rate)
         check_rate("--highest-rate", options.highest_rate)
-        if options.point_seconds < 5 or options.budget_seconds < options.point_seconds:
+        if not (math.isfinite(options.point_seconds) and 5 <= options.point_seconds <= options.budget_seconds):
             raise wrong("--point-seconds", options.point_seconds, "it is from 5 to --budget-seconds")
         load = functools.partial(_load, options, slo, passed_on)
         result = measure(options, load)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -9,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from loadtest.child import child_environment
 from loadtest.errors import LoadTestError
-from loadtest.options import ROOT
 from loadtest.report.files import FIGURES, read_figures
 from loadtest.report.page import percentile
 
@@ -21,6 +22,8 @@ OVERHEAD_S = 10.0
 _GRACE_S = 150.0
 #: A queue belongs to the stage behind it.
 _QUEUES = {"lm_queue": "lm", "decode_queue": "decode"}
+#: How a command, the log of the load test, and a traceback begin the text of an error.
+_ERROR = re.compile(r"(?:\berror: |/ERROR/loadtest: |^(?:\w+\.)*LoadTestError: )(.+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,19 +87,24 @@ def run_point(
     except subprocess.TimeoutExpired as error:
         raise LoadTestError(f"{name} did not end within {error.timeout:g} s") from error
     if not (folder / FIGURES).exists():
-        reason = printed.strip().splitlines() or [f"exit code {code}"]
-        raise LoadTestError(f"{name} failed: {reason[-1].removeprefix('error: ')}")
+        raise LoadTestError(f"{name} failed: {reason(printed) or f'exit code {code}'}")
     figures = read_figures(folder)
     if figures["aborted"]:
         raise LoadTestError(f"{name} is not complete: {figures['aborted']}")
     return LoadPoint(rate_hz, folder, figures)
 
 
+def reason(printed: str) -> str:
+    """The last error that a load test has printed, without what precedes its text; empty where there was none."""
+    found = [match[1] for line in printed.splitlines() if (match := _ERROR.search(line))]
+    return found[-1] if found else ""
+
+
 def _run(command: Sequence[str], limit_s: float) -> tuple[int, str]:
     """Exit code and what was printed. The load ends with this process, whether an error, a signal or a kill ends it."""
     child = subprocess.Popen(
         ["setpriv", "--pdeathsig", "TERM", *command],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=child_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True,  # Ctrl-C reaches it once, through us
     )  # fmt: skip
     try:
@@ -105,4 +113,4 @@ def _run(command: Sequence[str], limit_s: float) -> tuple[int, str]:
         child.terminate()  # it lets locust report, within its own limit
         child.communicate()
         raise
-    return child.returncode, errors or out
+    return child.returncode, out + errors

@@ -57,7 +57,7 @@ def search(
     """
     if not 0 < lowest_hz < highest_hz < math.inf:
         raise wrong("--lowest-rate, --highest-rate", (lowest_hz, highest_hz), "they are above 0 and in this order")
-    if ratio <= 1:
+    if not 1 < ratio < math.inf:
         raise wrong("--ratio", ratio, "it is above 1")
     points: list[Point[Found]] = []
     rate_hz = lowest_hz

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,16 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import loadtest.capacity.__main__ as capacity
+import loadtest.capacity.point as point_module
 from loadtest.capacity.__main__ import answer, beyond, bottleneck, main, pictures, text
-from loadtest.capacity.point import LoadPoint
+from loadtest.capacity.point import LoadPoint, reason, run_point
 from loadtest.capacity.search import Point, SearchResult, search
 from loadtest.errors import LoadTestError
 from loadtest.generator import GeneratorLoad
-from loadtest.options import Settings
+from loadtest.options import QUESTION, Settings
 from loadtest.record import StreamRecord
 from loadtest.report.summary import Run, summary
 from loadtest.slo import Slo
 from loadtest.tally import Tally
+from loadtest_runs import Known
 
 PROMISE = Slo(400.0, 0.02, 0.01)
 
@@ -56,7 +59,8 @@ def test_the_search_stops_by_itself() -> None:
     assert search(lambda rate_hz: (False, None), 1.0, 8.0, lambda: True).stopped == "lowest rate broken"
     strong = search(lambda rate_hz: (True, None), 1.0, 7.0, lambda: True)
     assert (strong.stopped, strong.kept_hz) == ("highest rate kept", 7.0)
-    for lowest, highest, ratio in ((0.0, 1.0, 1.1), (2.0, 1.0, 1.1), (1.0, math.inf, 1.1), (1.0, 2.0, 1.0)):
+    for lowest, highest, ratio in ((0.0, 1.0, 1.1), (2.0, 1.0, 1.1), (1.0, math.inf, 1.1), (1.0, 2.0, 1.0),
+                                   (1.0, 2.0, math.nan)):  # fmt: skip
         with pytest.raises(LoadTestError):
             search(lambda rate_hz: (True, None), lowest, highest, lambda: True, ratio)
 
@@ -149,6 +153,9 @@ def test_the_bottleneck_is_the_stage_that_grows() -> None:
         (["--lowest-rate", "0"], "--lowest-rate: 0.0 is not valid"),
         (["--highest-rate", "1e9"], "at most 1000"),
         (["--point-seconds", "1"], "--point-seconds"),
+        (["--point-seconds", "nan"], "--point-seconds: nan is not valid"),
+        (["--budget-seconds", "nan"], "--point-seconds: 40.0 is not valid: it is from 5 to --budget-seconds"),
+        (["--point-seconds", "inf", "--budget-seconds", "inf"], "--point-seconds: inf is not valid"),
         (["--url", "example.com:1"], "not on loopback"),
         (["--url", "localhost:1"], "start one with: make serve"),
     ],
@@ -160,3 +167,32 @@ def test_bad_input_is_one_line(
     printed = capsys.readouterr().err
     assert words in printed
     assert len(printed.strip().splitlines()) == 1
+
+
+def test_a_point_is_measured_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(QUESTION, "me.wav")
+    with Known("even", tmp_path) as server:
+        point = run_point(server.url, 4.0, 2.0, 0.0, Path("point"), ["--speech", "me.wav"])
+    assert point.row()["streams"] > 0
+    assert (tmp_path / "point" / "report.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("printed", "words"),
+    [
+        ("usage: locust [options]\nlocust: error: unrecognized arguments: --loud\n", "unrecognized arguments: --loud"),
+        ("error: --mix: no\n", "--mix: no"),
+        ("[2026-11-29 00:00:00,000] host/ERROR/loadtest: --speech: no\nAggregated  4  4  6\n", "--speech: no"),
+        ("Traceback\nloadtest.errors.LoadTestError: out: no space\nAggregated  4  4  6\n", "out: no space"),
+        ("Aggregated  4  4  6\n", ""),
+    ],
+)
+def test_the_reason_is_an_error_and_never_a_line_of_a_table(printed: str, words: str) -> None:
+    assert reason(printed) == words
+
+
+def test_without_an_error_the_reason_is_the_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(point_module, "_run", lambda *_: (-9, "Aggregated  4  4  6\n"))
+    with pytest.raises(LoadTestError, match=r"^the load point at 4 streams/s failed: exit code -9$"):
+        run_point("localhost:1", 4.0, 2.0, 0.0, tmp_path, [])
