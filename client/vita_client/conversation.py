@@ -43,7 +43,9 @@ class ConversationBase:
 
     @property
     def history(self) -> tuple[int, ...]:
-        """The ids of all turns so far: with them and `clips` the conversation can go on elsewhere (`resume`)."""
+        """The ids of all turns so far: with them, `clips` and `heard_tokens` the conversation can go on elsewhere
+        (`resume`).
+        """
         return self._turns.history
 
     @property
@@ -51,9 +53,16 @@ class ConversationBase:
         """Speech of earlier turns, at 16 kHz, that goes with `history`; empty unless a Plus checkpoint is served."""
         return self._turns.clips
 
-    def resume(self, history: tuple[int, ...], clips: Sequence[NDArray[np.float32]] = ()) -> None:
-        """Go on from the `history` and the `clips` of another conversation with the same checkpoint."""
-        self._turns.history, self._turns.clips = tuple(history), tuple(clips)
+    @property
+    def heard_tokens(self) -> int | None:
+        """Audio tokens of the last answer that were heard (`heard`), 12.5 a second; None: all of it was."""
+        return self._turns.heard_tokens
+
+    def resume(
+        self, history: tuple[int, ...], clips: Sequence[NDArray[np.float32]] = (), heard_tokens: int | None = None
+    ) -> None:
+        """Go on from `history`, `clips` and `heard_tokens` of another conversation with the same checkpoint."""
+        self._turns.history, self._turns.clips, self._turns.heard_tokens = tuple(history), tuple(clips), heard_tokens
 
     @property
     def seconds(self) -> float:

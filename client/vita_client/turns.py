@@ -50,7 +50,8 @@ class Turns:
         self.history: tuple[int, ...] = ()
         #: The speech in the history that has to be sent with it, float32 at 16 kHz; only Plus checkpoints want any.
         self.clips: tuple[NDArray[np.float32], ...] = ()
-        self._heard: int | None = None
+        #: Audio tokens of the last answer that were heard, where the rest of it was never said; None: all of it was.
+        self.heard_tokens: int | None = None
         self._prompt: tuple[int, ...] | None = None  # of the answer that is coming
         self._tokens: list[int] = []
         self._sent: tuple[NDArray[np.float32], ...] = ()  # the clip of its question
@@ -108,7 +109,7 @@ class Turns:
         self._must_be_open("HEARD")
         if not self.history or not 0 <= seconds < float("inf"):
             raise InvalidRequest("HEARD", seconds, "it is seconds of the last answer, from 0", "leave it out")
-        self._heard = whole_tokens(seconds + _ROUNDING_S)
+        self.heard_tokens = whole_tokens(seconds + _ROUNDING_S)
 
     def read_ahead(self) -> Request | None:
         """A request that takes in what is there of the turn, once a further block of speech is complete.
@@ -145,7 +146,7 @@ class Turns:
     def end(self) -> None:
         """No more of the answer comes: what came is part of the conversation. May be called more than once."""
         if self.answering and self._prompt is not None:
-            self.history, self._heard = (*self._prompt, *self._tokens), None
+            self.history, self.heard_tokens = (*self._prompt, *self._tokens), None
             clips = (*self.clips, *self._sent)
             self.clips = clips[len(clips) - (self._clips_due or 0) :]
             self.clear()
@@ -156,7 +157,7 @@ class Turns:
         if self._audio:
             turn["audio"], turn["sample_rate"] = np.concatenate(self._audio), self._rate_hz
         if self.history:
-            turn["history"], turn["heard"], turn["system"] = np.asarray(self.history, np.int32), self._heard, None
+            turn["history"], turn["heard"], turn["system"] = np.asarray(self.history, np.int32), self.heard_tokens, None
             turn.update(past_speech(self.clips))
         texts = self._text if text is None else [*self._text, text]
         return build_request(" ".join(texts) if texts else None, **turn)

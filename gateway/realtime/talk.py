@@ -106,6 +106,7 @@ class Talk:
         self._conversation: AsyncConversation | None = None
         self._history: tuple[int, ...] = ()
         self._clips: tuple[Speech, ...] = ()  # what a Plus checkpoint wants with it
+        self._heard_tokens: int | None = None  # of its last answer, where that was interrupted
         self._parts: list[Part] = []
         self._open: list[Speech] = []  # of the turn that is being spoken
         self._not_given: list[Speech] = []  # to `_conversation`; empty while that is stale
@@ -291,7 +292,7 @@ class Talk:
             self._leave()
         if self._conversation is None:
             self._conversation = client.conversation(system=self._system or None, timeout_s=self._timeout_s)
-            self._conversation.resume(self._history, self._clips)
+            self._conversation.resume(self._history, self._clips, self._heard_tokens)
             self._is_stale()
         return self._conversation
 
@@ -299,6 +300,7 @@ class Talk:
         """Another conversation goes on from the history of this one."""
         if self._conversation is not None:
             self._history, self._clips = self._conversation.history, self._conversation.clips
+            self._heard_tokens = self._conversation.heard_tokens
             self._conversation.stop_reading()
             self._conversation = None
 

@@ -206,6 +206,18 @@ def test_a_conversation_goes_on_elsewhere(client: Any, double: ProtocolDouble) -
     assert sent(double)[1]["HISTORY"] == [1000, 0]
 
 
+def test_what_was_heard_goes_elsewhere_with_the_history(client: Any, double: ProtocolDouble) -> None:
+    talk, other = client.conversation(), client.conversation()
+    talk.respond("turn 20").collect()
+    talk.heard(0.5)
+    other.resume(talk.history, talk.clips, talk.heard_tokens)
+    other.respond("turn 1").collect()
+    assert sent(double)[1]["HEARD"] == 6
+    talk.resume(other.history)  # what was heard of an answer of before is of no other one
+    talk.respond("turn 1").collect()
+    assert "HEARD" not in sent(double)[2]
+
+
 @settings(max_examples=100, deadline=None)
 @given(steps=st.lists(st.sampled_from(["text", "audio", "respond", "prompt", "token", "end", "heard"]), max_size=30))
 def test_any_order_of_calls_keeps_the_conversation_whole(steps: list[str]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,9 @@ from client_protocol_double import ProtocolDouble
 from gateway.realtime.events import event
 from gateway.realtime.items import MAX_ITEMS
 from gateway.realtime.outbox import Outbox
+from gateway.realtime.talk import Talk, Wish
 from realtime_session import Peer, question, session
+from vita_client import AsyncClient
 
 BY_HAND: dict[str, Any] = {"audio": {"input": {"turn_detection": None}}}
 
@@ -34,6 +38,14 @@ async def answered(peer: Peer, text: str) -> str:
     while not peer.outbox.empty:
         await asyncio.sleep(0.01)
     return item_id
+
+
+async def to_the_end(talk: Talk) -> None:
+    """The answer to what waits, all of it."""
+    answer = await talk.respond(Wish())
+    async for _ in answer.events():
+        pass
+    await answer.close()
 
 
 async def heard(peer: Peer, double: ProtocolDouble) -> Any:
@@ -127,6 +139,35 @@ def test_an_answer_whose_item_is_no_longer_known_is_cut_all_the_same(double: Pro
 
     double.spoken = "turn 1"
     talk(double, scenario)
+
+
+def test_an_interruption_moves_to_another_server_with_the_conversation(double: ProtocolDouble) -> None:
+    other = ProtocolDouble()
+
+    async def run() -> None:
+        async with AsyncClient(double.url) as first, AsyncClient(other.url) as second:
+            clients = [first]
+
+            @asynccontextmanager
+            async def connect(before: AsyncClient | None) -> AsyncIterator[AsyncClient]:
+                yield clients[-1]
+
+            conversation = Talk(connect)
+            conversation.say("1", "turn 30")
+            await to_the_end(conversation)
+            conversation.heard(0.5)
+            clients.append(second)
+            for number in "23":
+                conversation.say(number, "turn 1")
+                await to_the_end(conversation)
+            await conversation.close()
+
+    try:
+        asyncio.run(run())
+    finally:
+        other.close()
+    assert [inputs.get("HEARD") for inputs in other.inputs] == [6, None]
+    assert np.asarray(other.inputs[0]["HISTORY"]).tolist() == [1000, *range(30)]
 
 
 def test_silence_is_counted_from_where_an_answer_was_cut(double: ProtocolDouble) -> None:
