@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from server.errors import CannotStart
+from server.errors import CannotStart, refusals_named
 from server.front import Front, find_front
 from server.options import FRONT_AUTO, FRONT_OFF, MPS, MPS_AUTO, PROFILES, ServerOptions, TlsFiles
 from server.ports import claim_ports, is_loopback
+from server.remains import sweep
 from server.supervisor import Supervisor
 from serving.logs import printable
 from serving.settings import DEVICES, GPU_PRIORITIES, SWITCH
@@ -152,7 +154,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked: list[int] = []
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        asked.append(number)
+        if number != signal.SIGHUP or not asked:  # a terminal that closes sends several
+            asked.append(number)
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup
@@ -162,6 +165,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.allow_remote and not is_loopback(options.host):
             warning = remote_warning(options, program is not None)
             say(f"WARNING: {options.host} is reachable from other machines. {warning}")
+        with refusals_named():
+            sweep()  # a HAProxy that a dead server left may have the port
         front = Front(program, claim_ports(options)) if program is not None else None
     except CannotStart as error:
         say(f"cannot start: {error}")
@@ -185,8 +190,9 @@ def remote_warning(options: ServerOptions, front: bool) -> str:
 
 
 def say(text: str) -> None:
-    """One line to the operator, whatever is in the names of files."""
-    print(f"vita-audio server: {printable(text)}", file=sys.stderr, flush=True)
+    """One line to the operator, whatever is in the names of files; lost if nobody is there any more to read it."""
+    with contextlib.suppress(OSError, ValueError):
+        print(f"vita-audio server: {printable(text)}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

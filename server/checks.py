@@ -77,7 +77,7 @@ def check_numbers(options: ServerOptions) -> None:
 def check_remote(options: ServerOptions) -> None:
     """Listening beyond this machine is asked for explicitly, never by accident."""
     for flag, host in (("--host", options.host), ("--metrics-host", options.metrics_host)):
-        if not options.allow_remote and not is_loopback(host):
+        if not options.allow_remote and not is_loopback(host, flag):
             raise CannotStart(
                 f"{flag}: {host} can be reached from other machines: add --allow-remote if that is meant "
                 "(and --tls-cert/--tls-key: without them speech and text travel in the clear)"

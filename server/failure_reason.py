@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from server.log_file import written_since
+
 #: What the log says of a model that did not load: "... failed to load 'prompt' version 1: Internal: EngineError: ...".
 _LOAD_FAILURE = re.compile(r"failed to load '([^']+)' version \d+: (.+)")
 #: Begins the places in our sources that a reason ends with; Triton escapes its line breaks.
@@ -25,7 +27,7 @@ def failure_reason(log_file: Path, begin: int = 0, loss: str = "") -> str:
     Args:
         loss: which process has ended. A model that says itself why it did not load is the better reason.
     """
-    log = log_file.read_bytes()[begin:].decode(errors="replace")
+    log = written_since(log_file, begin)
     lines = [line for line in log.splitlines() if line.strip() and not _NO_REASON.match(line)]
     text = "\n".join(lines)
     models = _models_not_loaded(text)

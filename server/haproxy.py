@@ -16,17 +16,26 @@ from pathlib import Path
 
 from server.errors import CannotStart
 from server.guarded import GuardedProcess
+from server.log_file import written_since
 from server.processes import descendants, is_alive
 from server.remains import Belongings, kill_processes
 
 START_TIMEOUT_S, ANSWER_TIMEOUT_S = 30.0, 30.0
 POLL_S = 0.02
-#: Starts HAProxy again whenever it ends, whatever the launcher is busy with. A shell and HAProxy unblock the signals
+#: Starts HAProxy again whenever it ends, whatever the launcher is busy with; not for ever where it ends at once (its
+#: certificate is gone, its port taken): the launcher asks for the reason then. A shell and HAProxy unblock the signals
 #: that a guard blocks, but go on ignoring SIGTERM and SIGHUP: sent to all processes, they are for the launcher.
 ENDED = "haproxy has ended, status"
 KEEP = f"""
 trap '' HUP INT TERM
-while :; do "$@"; echo "vita-audio front: {ENDED} $?; starting it again"; sleep 0.1; done
+quick=0
+while [ "$quick" -lt 5 ]; do
+  begin=$(date +%s)
+  "$@"
+  echo "vita-audio front: {ENDED} $?; starting it again"
+  if [ $(($(date +%s) - begin)) -gt 2 ]; then quick=0; else quick=$((quick + 1)); fi
+  sleep 0.1
+done
 """
 
 
@@ -99,7 +108,7 @@ class Haproxy:
         self._process = GuardedProcess(command, environment, log, self._belongings.prefix)
         deadline = time.monotonic() + START_TIMEOUT_S
         while not self._answers():
-            said = log.read_bytes()[before:].decode(errors="replace")
+            said = written_since(log, before)
             if ENDED in said or time.monotonic() > deadline:
                 with contextlib.suppress(ProcessLookupError):  # not through its guard, which would remove the folder
                     os.kill(self._process.pid, signal.SIGKILL)
@@ -109,7 +118,9 @@ class Haproxy:
 
     @property
     def unguarded(self) -> bool:
-        """Its guard was killed: HAProxy may go on, but nothing would start it again, or end it with the launcher."""
+        """Its guard has ended, or HAProxy ends as soon as it starts: nothing starts it again, or ends it with the
+        launcher.
+        """
         return self._process is not None and self._process.exit_code is not None
 
     def start_again(self, variables: Mapping[str, str], log: Path) -> None:

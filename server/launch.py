@@ -13,6 +13,7 @@ from server.command import serving_settings, triton_arguments, triton_environmen
 from server.errors import CannotStart, refusals_named
 from server.guarded import GuardedProcess
 from server.locate import find_shared_python, find_triton
+from server.log_file import written_since
 from server.memory import held_bytes
 from server.metrics import PLACES, STREAMS, read_metrics
 from server.mps import Mps, find_mps
@@ -114,7 +115,7 @@ class TritonServer:
 
     def log(self) -> str:
         """The log so far, without what an earlier server wrote into the same file."""
-        return self.log_file.read_bytes()[self._log_begin :].decode(errors="replace")
+        return written_since(self.log_file, self._log_begin)
 
     def resident_bytes(self) -> int:
         """Resident memory of tritonserver and all its model processes, shared pages counted once."""

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from server.errors import CannotStart
 from server.guarded import GuardedProcess
+from server.log_file import end_of
 from server.options import MPS_AUTO, MPS_OFF, ServerOptions
 from server.processes import parent
 from server.remains import MARK, Belongings
@@ -172,6 +173,6 @@ class Mps:
 
 def _tail(file: Path) -> str:
     try:
-        return file.read_bytes()[-KEPT_BYTES:].decode(errors="replace")
+        return end_of(file, KEPT_BYTES)
     except OSError:
         return ""

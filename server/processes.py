@@ -57,13 +57,20 @@ def _living_parent(pid: int) -> int | None:
     return None if state in ("", "Z") else int(parent)
 
 
+def fields(pid: int) -> list[str]:
+    """State, parent and so on: what /proc says behind the name of a process; [] if there is none.
+
+    The name may hold spaces and brackets, and end within a character: Linux cuts it after 15 bytes.
+    """
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].decode().split()
+    except OSError:
+        return []
+
+
 def _state(pid: int) -> tuple[str, str]:
     """State and parent of a process; empty if there is none."""
-    try:
-        # "pid (name) state ppid ...": the name may hold spaces and brackets
-        state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
-    except OSError:
-        return "", ""
+    state, parent = (fields(pid) or ["", ""])[:2]
     return state, parent
 
 

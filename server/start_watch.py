@@ -6,7 +6,7 @@ import os
 import signal
 from pathlib import Path
 
-from server.processes import is_alive, model_processes
+from server.processes import fields, is_alive, model_processes
 
 
 class StartWatch:
@@ -40,23 +40,15 @@ def _dead_children(parent: int) -> list[int]:
     return [
         int(entry.name)
         for entry in Path("/proc").iterdir()
-        if entry.name.isdigit() and _stat(int(entry.name))[:2] == ["Z", str(parent)]
+        if entry.name.isdigit() and fields(int(entry.name))[:2] == ["Z", str(parent)]
     ]
 
 
 def _by_signal(pid: int) -> str:
     """Words for the signal that ended a dead child; none if it ended by itself, or is gone."""
-    fields = _stat(pid)
-    status = int(fields[-1]) if fields and fields[0] == "Z" else 0
+    found = fields(pid)
+    status = int(found[-1]) if found and found[0] == "Z" else 0
     if not os.WIFSIGNALED(status):
         return ""
     name = signal.Signals(os.WTERMSIG(status)).name
     return f" by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
-
-
-def _stat(pid: int) -> list[str]:
-    """State, parent and so on: what /proc says behind the name, which may hold spaces; [] if it is gone."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return []

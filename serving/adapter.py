@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio  # noqa: F401 - else the stub imports it at the first request, which then costs 30 ms (docs/triton.md)
 import logging
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,8 @@ import numpy as np
 import triton_python_backend_utils as pb_utils  # exists in the stub only
 from numpy.typing import NDArray
 
-from serving.seal import MAX_BYTES, REFUSAL, Seal
+from serving.heartbeat import end_process
+from serving.seal import MAX_AGE_S, MAX_BYTES, REFUSAL, Seal
 from serving.settings import ServingSettings
 from vita_audio.contract.errors import (
     BadMessage,
@@ -59,12 +61,22 @@ def _bytes_tensor(name: str, value: bytes) -> pb_utils.Tensor:
 
 
 def send(sender: pb_utils.InferenceResponseSender, tensors: list[pb_utils.Tensor] | None, final: bool) -> None:
-    """One response of a decoupled model; without tensors only the final flag, which no client sees as a response."""
+    """One response of a decoupled model; without tensors only the final flag, which no client sees as a response.
+
+    A last response that cannot be sent (shared memory is full) ends the process: Triton takes no second one, and its
+    caller would wait for ever.
+    """
     flags = FINAL if final else 0
-    if tensors is None:
-        sender.send(flags=flags)
-    else:
-        sender.send(pb_utils.InferenceResponse(tensors), flags=flags)
+    try:
+        if tensors is None:
+            sender.send(flags=flags)
+        else:
+            sender.send(pb_utils.InferenceResponse(tensors), flags=flags)
+    except Exception:
+        if final:
+            log.critical("a last response cannot be sent: this process ends, so that the server is started again")
+            end_process()
+        raise
 
 
 def send_chunk(sender: pb_utils.InferenceResponseSender, chunk: DecodedChunk | None) -> None:
@@ -136,8 +148,11 @@ class ModelCalls:
         return [*tensors, *(pb_utils.Tensor("EMBEDDINGS", part) for part in rows)]
 
     def read_speech(self, request: pb_utils.InferenceRequest) -> NDArray[np.float32]:
-        """AUDIO of a call of `ask_speech_tokenizer`, mono [samples] at 16 kHz. Raises BadMessage: it is not sealed."""
-        return self._open(request, "SEAL", "AUDIO")[1]
+        """AUDIO of a call of `ask_speech_tokenizer`, mono [samples] at 16 kHz. Raises BadMessage: it is not sealed.
+
+        It may have waited for long speech of another stream, and no client sees its seal: it may be of any age.
+        """
+        return self._open(request, "SEAL", "AUDIO", most_age_s=math.inf)[1]
 
     def ask_speech_tokenizer(self, speech: NDArray[np.float32], output: str = "CODES") -> NDArray:
         """Mono speech [samples] at 16 kHz -> audio codes, or `output` "EMBEDDINGS" of a Plus checkpoint.
@@ -188,13 +203,18 @@ class ModelCalls:
         return send([_bytes_tensor("MESSAGE", sealed), *_outputs(chunk)], final)
 
     def _open(
-        self, request: pb_utils.InferenceRequest, sealed: str, payload: str, rows: bytes = b""
+        self,
+        request: pb_utils.InferenceRequest,
+        sealed: str,
+        payload: str,
+        rows: bytes = b"",
+        most_age_s: float = MAX_AGE_S,
     ) -> tuple[bytes, NDArray]:
         """The text of the input `sealed`, and the input that was sealed with it. Too much is refused uncopied."""
         text, numbers = read(request, sealed), read(request, payload)
         if text is None or numbers is None or text.size != 1 or numbers.nbytes > MAX_BYTES:
             raise BadMessage(REFUSAL)
-        return self._seal.open(text.item(), numbers.tobytes(), rows), numbers
+        return self._seal.open(text.item(), numbers.tobytes(), rows, most_age_s), numbers
 
 
 def _refused(model: str, response: pb_utils.InferenceResponse) -> EngineError:

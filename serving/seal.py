@@ -64,8 +64,11 @@ class Seal:
         head = (time.monotonic_ns().to_bytes(_TIME_BYTES, "big") + secrets.token_bytes(_NONCE_BYTES)).hex().encode()
         return self._mac(head, text, payload, rows) + head + text
 
-    def open(self, sealed: bytes, payload: bytes = b"", rows: bytes = b"") -> bytes:
+    def open(self, sealed: bytes, payload: bytes = b"", rows: bytes = b"", most_age_s: float = MAX_AGE_S) -> bytes:
         """The text that was sealed together with `payload` and `rows`.
+
+        Args:
+            most_age_s: of the seal; without a limit for what no client comes by.
 
         Raises:
             BadMessage: REFUSAL; there is no right seal, or it is too old, or was opened before.
@@ -77,7 +80,7 @@ class Seal:
         if not hmac.compare_digest(mac, self._mac(head, text, payload, rows)):
             raise BadMessage(REFUSAL)
         now = time.monotonic()
-        if now - int(head[: 2 * _TIME_BYTES], 16) / 1e9 > MAX_AGE_S:
+        if now - int(head[: 2 * _TIME_BYTES], 16) / 1e9 > most_age_s:
             raise BadMessage(REFUSAL)
         if self._once:
             self._remember(mac, now)

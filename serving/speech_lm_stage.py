@@ -278,6 +278,9 @@ class SpeechLmStage:
             act()
         except Exception:
             log.exception("stream %s: nothing can be sent to its decoder", stream)
+            opened = self._open.get(stream)
+            if opened is not None and opened.decoding:  # Released, or the end of its time, closes its request
+                return
             self._open.pop(stream, None)
             self._admission.release(stream)
             self._service.cancel(stream)

@@ -29,6 +29,6 @@ class GenerationMeter:
         recorder.add("vita_tokens_total", len(delta.tokens), **labels)
         if not status.final:
             self._cached[status.stream] = cached
-        elif status.state == "done" and status.timings_ms["lm"] > 0:
+        elif status.state == "done" and cached > prompt_tokens and status.timings_ms["lm"] > 0:  # else it only read
             speed = (cached - prompt_tokens) / status.timings_ms["lm"] * 1e3
             recorder.observe("vita_tokens_per_second", speed, **labels)

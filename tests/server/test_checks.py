@@ -59,6 +59,11 @@ def test_listening_to_the_network_needs_the_flag(engines: Path, host: str) -> No
     check_options(replace(options, allow_remote=True))
 
 
+def test_a_host_of_the_metrics_without_an_address_is_named(engines: Path) -> None:
+    with pytest.raises(CannotStart, match=r"^--metrics-host: 'no\.such\.host\.invalid' has no address"):
+        check_options(ServerOptions(engines=engines, metrics_host="no.such.host.invalid"))
+
+
 def test_loopback_addresses() -> None:
     assert is_loopback("127.0.0.1")
     assert is_loopback("127.8.8.8")

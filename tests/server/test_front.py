@@ -322,6 +322,26 @@ def test_one_that_cannot_be_replaced_is_a_fault(fresh: Callable[..., Fronted], m
     assert works(fronted.url)
 
 
+def test_one_that_ends_as_soon_as_it_starts_is_a_fault(fresh: Callable[..., Fronted], tmp_path: Path) -> None:
+    """What watches it gives up, and starts again once the cause is gone."""
+    mine, friend = make_certificate(tmp_path, "server"), make_certificate(tmp_path, "friend")
+    authority = tmp_path / "authority.pem"
+    authority.write_bytes(friend.certificate.read_bytes())
+    fronted = fresh(tls=TlsFiles(mine.certificate, mine.key, authority)).open()
+    authority.rename(tmp_path / "rotated.pem")
+    os.kill(fronted.front.pids[0], signal.SIGKILL)
+    deadline = time.monotonic() + SECONDS
+    while (fault := fronted.front.revive()) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert "HAProxy did not start" in fault
+    assert "authority.pem" in fault
+    assert fronted.log.read_text().count("starting it again") < 20
+    (tmp_path / "rotated.pem").rename(authority)
+    assert fronted.front.revive() is None
+    assert _opens(fronted.port)
+
+
 def test_a_certificate_that_is_gone_is_a_fault(fresh: Callable[..., Fronted], monkeypatch: pytest.MonkeyPatch) -> None:
     fronted = fresh().open()
 

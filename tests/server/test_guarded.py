@@ -18,6 +18,7 @@ from server.guarded import GuardedProcess
 from server.options import ROOT
 from server.processes import descendants, is_alive
 from server.remains import kill_processes, processes_of
+from server.start_watch import _dead_children
 
 #: Ignores signals; has a child, one in a session of its own, one whose parent is gone, and a stopped one.
 FAMILY = """
@@ -135,6 +136,31 @@ def test_a_launcher_that_ends_takes_all_along(tmp_path: Path, prefix: str, numbe
     for pid in forked:
         assert is_alive(pid), "it was to show that its descriptors do not matter"
         os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def odd_name() -> Iterator[subprocess.Popen[bytes]]:
+    """A process whose name Linux cut within a character."""
+    code = "import ctypes, sys, time; ctypes.CDLL(None).prctl(15, 'größenmessunü'.encode(), 0, 0, 0)"
+    command = [sys.executable, "-c", f"{code}; print(flush=True); time.sleep(600)"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        with pytest.raises(UnicodeDecodeError):
+            Path(f"/proc/{process.pid}/comm").read_text(encoding="utf-8")
+        yield process
+        process.kill()
+
+
+def test_names_of_other_processes_do_not_matter(tmp_path: Path, prefix: str, odd_name: subprocess.Popen[bytes]) -> None:
+    assert odd_name.pid in descendants(os.getpid())
+    assert is_alive(odd_name.pid)
+    assert _dead_children(os.getpid()) == []
+    arguments = [sys.executable, "-c", LAUNCHER, FAMILY, str(tmp_path / "log"), prefix]
+    with subprocess.Popen(arguments, cwd=ROOT) as launcher:
+        assert until(lambda: (tmp_path / "log").exists() and "begun" in (tmp_path / "log").read_text())
+        launcher.kill()
+    assert nothing_left(prefix)
 
 
 def test_a_killed_guard_takes_its_command_along(tmp_path: Path, prefix: str) -> None:

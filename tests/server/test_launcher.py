@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import socket
@@ -15,8 +16,10 @@ from foreground import all_gone, foreground
 from server import launch, remains
 from server.launch import TritonServer
 from server.options import ServerOptions
+from server.processes import model_processes
 from triton_probe import LONG
 from vita_client import Client, StreamBroken
+from waiting import until
 
 pytestmark = pytest.mark.server
 
@@ -34,6 +37,33 @@ def test_ctrl_c_lets_a_running_stream_end_and_then_exits(engines: Path, tmp_path
         assert server.line() == "vita-audio server: draining, at most 30 s; once more stops now"
         assert server.line() == "vita-audio server: stopped"
         assert all_gone(family, 2)
+
+
+def test_a_terminal_that_closes_lets_running_streams_end(engines: Path, tmp_path: Path) -> None:
+    """It sends SIGHUP more than once, and nothing can be written to it any more."""
+    with foreground(engines, tmp_path) as server, Client(server.url()) as client:
+        stream = client.stream(**LONG | {"max_tokens": 200})
+        next(stream)
+        assert server.process.stderr is not None
+        server.process.stderr.close()
+        for _ in range(3):
+            server.process.send_signal(signal.SIGHUP)
+            time.sleep(0.01)
+        reply = stream.collect()
+        assert reply.status is not None
+        assert reply.status.state == "done"
+        assert server.process.wait(20) == 0
+
+
+def test_a_server_whose_terminal_is_gone_is_started_again(engines: Path, tmp_path: Path) -> None:
+    with foreground(engines, tmp_path) as server, Client(server.url()) as client:
+        assert server.process.stderr is not None
+        server.process.stderr.close()
+        before = set(model_processes(server.process.pid))
+        os.kill(min(before), signal.SIGKILL)
+        until(lambda: (now := set(model_processes(server.process.pid))) and not now & before)
+        client.wait_ready(30)
+        assert client.collect("Hello.", task="tts", max_tokens=8).tokens
 
 
 def test_an_idle_server_exits_long_before_its_exit_timeout(engines: Path, tmp_path: Path) -> None:

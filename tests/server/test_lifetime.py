@@ -152,17 +152,21 @@ def test_a_killed_guard_ends_the_server_and_its_launcher_removes_the_rest(engine
     assert left(os.getpid(), family, 2) == ([], files)
 
 
-def test_launcher_and_guard_killed_are_swept_at_the_next_start(engines: Path, tmp_path: Path) -> None:
-    with foreground(engines, tmp_path, "--front", "off") as server:
-        server.url()
+@pytest.mark.parametrize("front", ["off", "auto"])
+def test_launcher_and_guard_killed_are_swept_at_the_next_start(engines: Path, tmp_path: Path, front: str) -> None:
+    """A HAProxy that is left has the port that the next start asks for."""
+    with foreground(engines, tmp_path, "--front", front) as server:
+        port = server.url().rpartition(":")[2]
         family = server.family()
         stopped = next(iter(model_processes(server.process.pid)))
         os.kill(stopped, signal.SIGSTOP)
-        for pid in family[:2]:
+        guards = [pid for pid in family if "guard.py" in Path(f"/proc/{pid}/cmdline").read_text()]
+        assert len(guards) == 1 + (front != "off" and find_front(front) is not None)
+        for pid in (server.process.pid, *guards):
             os.kill(pid, signal.SIGKILL)
         server.process.wait()
-    with foreground(engines, tmp_path) as following:
-        following.url()
+    with foreground(engines, tmp_path, "--grpc-port", port) as following:
+        assert following.url().endswith(f":{port}")
         assert left(server.process.pid, family, 0) == ([], [])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import sys
+import time
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
@@ -14,7 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from serving.seal import MAX_BYTES, REFUSAL, new_secret
+from serving import seal as sealing
+from serving.seal import MAX_AGE_S, MAX_BYTES, REFUSAL, new_secret
 from triton_stub import InferenceRequest, InferenceResponse, Sender, Tensor, TritonError, triton_stub
 from vita_audio.contract.errors import (
     BadMessage,
@@ -229,6 +231,38 @@ def test_an_error_has_a_code_and_a_traceback_only_where_it_was_not_on_purpose(
     assert [record.exc_info[1] for record in caplog.records if record.exc_info] == (
         [] if isinstance(error, VitaError) else [error]
     )
+
+
+@pytest.mark.parametrize("final", [False, True])
+@pytest.mark.parametrize("tensors", [None, []])
+def test_a_last_response_that_cannot_be_sent_ends_the_process(
+    adapter: ModuleType, monkeypatch: pytest.MonkeyPatch, final: bool, tensors: list[Tensor] | None
+) -> None:
+    """Its request would stay open for ever; another response costs its stream only."""
+
+    class Full(Sender):
+        def send(self, *_: object, **__: object) -> None:
+            raise RuntimeError("Failed to increase the shared memory pool size")
+
+    ended: list[bool] = []
+    monkeypatch.setattr(adapter, "end_process", lambda: ended.append(True))
+    with pytest.raises(RuntimeError, match="shared memory"):
+        adapter.send(Full(), tensors, final)
+    assert ended == [True] * final
+
+
+def test_speech_may_wait_for_the_tokenizer_longer_than_a_message_is_on_its_way(
+    adapter: ModuleType, called: Called, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = adapter.ModelCalls()
+    called.answer = InferenceResponse([Tensor("CODES", np.zeros(1, np.int32))])
+    calls.ask_speech_tokenizer(np.zeros(4, np.float32))
+    start = InferenceRequest(inputs=calls.tensors(Start(SETTINGS, [5])))
+    monotonic = time.monotonic
+    monkeypatch.setattr(sealing.time, "monotonic", lambda: monotonic() + MAX_AGE_S + 1)
+    assert calls.read_speech(called.request).tolist() == [0.0] * 4
+    with pytest.raises(BadMessage, match=REFUSAL):
+        calls.read(start)
 
 
 def test_the_final_flag_goes_with_the_last_response_or_alone(adapter: ModuleType) -> None:

@@ -173,6 +173,7 @@ def test_generation_of_a_known_stream() -> None:
     assert meter.cached_tokens == 58 + 54
     delta("a", 1, 12, 100.0, "done")
     delta("b", 1, 0, 100.0, "cancelled")
+    delta("read ahead", 0, 0, 100.0, "done")
     assert meter.cached_tokens == 0
     changes = recorder.take()
     assert changes.counters == {("vita_tokens_total", ("chat", "turbo")): 24}
@@ -180,6 +181,7 @@ def test_generation_of_a_known_stream() -> None:
         (("vita_queue_ms", ("speech_lm",)), 7.0),
         (("vita_queue_ms", ("speech_lm",)), 7.0),
         (("vita_tokens_per_second", ("chat", "turbo")), 200.0),
+        (("vita_queue_ms", ("speech_lm",)), 7.0),
     ]
 
 

@@ -185,6 +185,17 @@ def test_a_stream_whose_probe_was_not_sent_is_not_generated_any_more(bench: Benc
     assert broken.deltas[-1].state == "cancelled"
 
 
+def test_a_probe_that_was_not_sent_while_the_sound_is_made_costs_nothing(bench: Bench) -> None:
+    answers = bench.start()
+    until(lambda: answers.complete)
+    answers.fails, probes = True, len(answers.probes)
+    until(lambda: len(answers.probes) > probes)
+    answers.fails = False
+    assert bench.load.taken == 1
+    bench.send(Released(answers.stream))
+    assert (answers.sent[-1], answers.closed, bench.load.taken) == (None, True, 0)
+
+
 def test_a_long_reason_of_a_failure_still_fits_a_message(bench: Bench) -> None:
     def extend(rows: Sequence[ExtendRow]) -> list[int | None]:
         raise RuntimeError("x" * 100_000)

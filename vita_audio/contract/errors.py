@@ -108,6 +108,12 @@ def error_code(error: BaseException) -> str:
     return error.code if isinstance(error, VitaError) else VitaError.default_code
 
 
+def in_one_line(error: BaseException) -> str:
+    """Its type and the first line of what it says: engines write several."""
+    lines = str(error).strip().splitlines()
+    return type(error).__name__ + (f": {lines[0].strip()}" if lines else "")
+
+
 def to_wire(error: BaseException) -> str:
     """Any exception as the one line that Triton carries: `[vita:CODE field=FIELD] sentence`.
 

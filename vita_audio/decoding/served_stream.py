@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from vita_audio.contract.errors import BadMessage, error_code
+from vita_audio.contract.errors import BadMessage, error_code, in_one_line
 from vita_audio.contract.messages import MAX_REASON, State, Status
 from vita_audio.contract.rates import OUTPUT_SAMPLE_RATE_HZ
 from vita_audio.decoding.decoder import Pcm, StreamingDecoder, StreamState
@@ -67,9 +67,7 @@ class Ending(NamedTuple):
     @classmethod
     def of(cls, error: Exception) -> Ending:
         """Decoding failed with `error`: one line for the client."""
-        lines = str(error).strip().splitlines()
-        reason = f"audio decoding failed: {type(error).__name__}" + (f": {lines[0]}" if lines else "")
-        return cls("failed", reason[:MAX_REASON], error_code(error))
+        return cls("failed", f"audio decoding failed: {in_one_line(error)}"[:MAX_REASON], error_code(error))
 
 
 CANCELLED = Ending("cancelled", "cancelled", "cancelled")

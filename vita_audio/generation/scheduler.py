@@ -14,7 +14,7 @@ import logging
 from collections import deque
 from collections.abc import Collection, Sequence
 
-from vita_audio.contract.errors import InvalidRequest
+from vita_audio.contract.errors import InvalidRequest, in_one_line
 from vita_audio.contract.messages import State
 from vita_audio.engines.cached_tokens import check_embedded
 from vita_audio.engines.gpu_fault import gpu_is_lost
@@ -109,7 +109,7 @@ class Scheduler:
                     raise
                 log.exception("stream %s: the engine cannot begin in slot %d", stream.id, slot)
                 self.prefixes.forget(slot)
-                stream.end("failed", f"language model failed: {type(error).__name__}: {error}")
+                stream.end("failed", f"language model failed: {in_one_line(error)}")
                 self._refused.append(self.waiting.popleft())
                 continue
             self.prefixes.take(slot, stream.prompt_tokens, keep)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
-from vita_audio.contract.errors import EngineError, ServerStopping, ServerUnhealthy
+from vita_audio.contract.errors import EngineError, ServerStopping, ServerUnhealthy, in_one_line
 from vita_audio.contract.messages import MAX_REASON, Delta, State, Status
 from vita_audio.engines.gpu_fault import gpu_is_lost
 from vita_audio.engines.interface import LanguageModelEngine
@@ -167,7 +167,7 @@ class GenerationService:
                 left = list(self._live.values())
             for live in left:  # not through the scheduler: it may be what is broken
                 tokens = live.stream.take_new() if live.stream else []
-                reason = f"generation failed: {type(error).__name__}: {error}"
+                reason = f"generation failed: {in_one_line(error)}"
                 self._emit(live, tokens, "failed", reason, ServerUnhealthy.default_code)
             self._pulse.broken()
 
@@ -206,7 +206,7 @@ class GenerationService:
                 raise
             log.exception("language model step failed")
             for live in taking_part:
-                self._end(live, "failed", f"language model failed: {type(error).__name__}: {error}")
+                self._end(live, "failed", f"language model failed: {in_one_line(error)}")
             taking_part = []
         else:
             self._steps += 1
