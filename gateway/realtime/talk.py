@@ -235,9 +235,11 @@ class Talk:
         """An answer that does not become part of the conversation: to `parts` alone, or (None) to the conversation."""
         history = self.history if parts is None else ()
         text, speech, fields = self._asked(self._parts if parts is None else parts, wish, bool(history))
-        fields["history"] = history or None
-        clips = (self._clips if self._conversation is None else self._conversation.clips) if history else ()
-        fields.update(past_speech(clips))
+        if history:
+            before = self._conversation
+            clips, heard = (self._clips, self._heard_tokens) if before is None else (before.clips, before.heard_tokens)
+            fields["history"], fields["heard"] = history, heard
+            fields.update(past_speech(clips))
         fields["system"] = None if history else wish.instructions or self._system or None
         if len(speech):
             fields["audio"], fields["sample_rate"] = speech, RATE_HZ
@@ -271,7 +273,12 @@ class Talk:
         earlier, parts = ("", parts) if begun else _in_words(parts)
         speech = np.concatenate([np.zeros(0, np.float32), *(part.speech for part in parts)])
         texts = _texts(parts)
-        fields: RequestFields = {"messages": earlier or None, "max_tokens": wish.max_tokens, "mode": self._mode}
+        fields: RequestFields = {
+            "messages": earlier or None,
+            "history_overflow": "drop" if wish.drop_oldest else "error",
+            "max_tokens": wish.max_tokens,
+            "mode": self._mode,
+        }
         if wish.instructions and wish.instructions != self._system:
             if begun or not (texts or len(speech)):
                 texts.append(wish.instructions)
@@ -279,8 +286,6 @@ class Talk:
                 fields["system"] = wish.instructions
         if wish.text_only and not len(speech):
             fields["task"] = "text"
-        if not wish.drop_oldest:
-            fields["history_overflow"] = "error"
         if not texts and not len(speech):
             raise InvalidRequest("input", "nothing", "there is nothing to answer", "say or write something first")
         return " ".join(texts) or None, speech, fields

@@ -170,6 +170,24 @@ def test_an_interruption_moves_to_another_server_with_the_conversation(double: P
     assert np.asarray(other.inputs[0]["HISTORY"]).tolist() == [1000, *range(30)]
 
 
+@pytest.mark.parametrize(("truncation", "overflow"), [("auto", "drop"), ("disabled", "error")])
+def test_a_response_beside_the_conversation_knows_what_was_heard_of_it(
+    double: ProtocolDouble, truncation: str, overflow: str
+) -> None:
+    async def scenario(peer: Peer) -> None:
+        item_id = await answered(peer, "turn 20")
+        await peer.send("conversation.item.truncate", item_id=item_id, content_index=0, audio_end_ms=400)
+        await peer.write("turn 1")
+        for beside in ({"conversation": "none"}, {}):
+            await peer.send("response.create", response=beside)
+            await peer.until("response.done")
+        for inputs in double.inputs[1:]:
+            assert (len(np.asarray(inputs["HISTORY"])), inputs["HEARD"]) == (21, 5)
+            assert inputs["HISTORY_OVERFLOW"] == overflow
+
+    talk(double, scenario, **BY_HAND, truncation=truncation)
+
+
 def test_silence_is_counted_from_where_an_answer_was_cut(double: ProtocolDouble) -> None:
     async def scenario(peer: Peer) -> None:
         item_id = await answered(peer, "turn 200")  # 20 s of sound
