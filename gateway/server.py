@@ -79,8 +79,6 @@ class Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
-                # The last resort, before sockets run out: the guard refuses in better form.
-                limit_concurrency=2 * settings.max_requests,
                 # What still runs after the drain is cut off.
                 timeout_graceful_shutdown=1,
                 ssl_certfile=settings.tls_certificate,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -150,6 +151,15 @@ def test_a_caller_that_leaves_frees_its_place(double: ProtocolDouble) -> None:
             pass
         streams = 'vita_gateway_streams_running{route="/v1/endless"} 0.0'
         until(lambda: streams in httpx.get(f"{url}/metrics").text)
+
+
+def test_connections_that_ask_for_nothing_take_no_place(double: ProtocolDouble) -> None:
+    with gateway(double, max_requests=2) as (server, url), contextlib.ExitStack() as idle:
+        for _ in range(8):
+            idle.enter_context(socket.create_connection(("127.0.0.1", server.port), 20))
+        until(lambda: len(server.server_state.connections) >= 8)
+        assert httpx.get(f"{url}/health/live").status_code == 200
+        assert httpx.post(f"{url}/v1/speak", json={"text": "chunks 1"}).status_code == 200
 
 
 @pytest.mark.parametrize("nonsense", [b"\x16\x03\x01\x02\x00\x01\x00", b"GET\r\n\r\n", b"\x00" * 100])
