@@ -79,7 +79,7 @@ class Session:
         self._generators: dict[str, GeneratorLoad] = {}
         self._about: gevent.Greenlet | None = None
         self._watch: GeneratorWatch | None = None
-        self._start_s = 0.0
+        self._start_s = self._end_s = 0.0  # 0: no run yet; it has not ended
         self._users = self._drained = 0
         self._stopped_because = ""
 
@@ -137,16 +137,17 @@ class Session:
 
     def test_start(self) -> None:
         try:
-            self.settings = self._read_settings()
+            settings = self._read_settings()
+            voices = load_voices(settings.speech) if self._makes_streams else []
         except VitaError as error:  # written into the web UI's form: nothing is sent, and the UI stays
             logger.error(str(error))
-            self._dispatcher = None
+            self._dispatcher, self._start_s = None, 0.0  # the report of the run before stays as it is
             gevent.spawn(self._environment.runner.stop)  # type: ignore[union-attr]
             return
+        self.settings, self.voices = settings, voices
         self._total, self._outbox, self._generators, self._users, self._drained = Tally(), Outbox(), {}, 0, 0
-        self._stopped_because, self._start_s = "", now_s()
+        self._stopped_because, self._start_s, self._end_s = "", now_s(), 0.0
         if self._makes_streams:
-            self.voices = load_voices(self.settings.speech)
             client, counter = Client(self.settings.url), self._total if self._reports else self._outbox
             self._dispatcher = Dispatcher(client, self.settings, self._start_s, counter, self._report_to_locust)
             self._watch = GeneratorWatch()
@@ -165,7 +166,8 @@ class Session:
         runner, limit_s = self._environment.runner, self._environment.stop_timeout or 0.0
         if not self._start_s:
             return
-        elapsed_s = now_s() - self._start_s
+        self._end_s = self._end_s or now_s()  # no load is made from here on: rates end with it
+        elapsed_s = self._end_s - self._start_s
         planned_s = self.settings.run_time_s
         if self._reports and not self._stopped_because and planned_s < ENDLESS_S and elapsed_s < planned_s - 1:
             self._stopped_because = f"stopped after {elapsed_s:.0f} s"
@@ -230,7 +232,7 @@ class Session:
         """All that is known of the run so far."""
         if self._makes_streams and self._watch is not None:
             self._generators["this process"] = self._watch.load
-        elapsed_s = min(now_s() - self._start_s, self.settings.run_time_s)
+        elapsed_s = min((self._end_s or now_s()) - self._start_s, self.settings.run_time_s)
         assert self._about is not None
         return Run(
             self._about.get(timeout=_MANIFEST_S),
