@@ -58,6 +58,8 @@ def question_of(request: ChatRequest, find: Find) -> Question:
     turns = [(place, each) for place, each in enumerate(request.messages) if each.role in ("user", "assistant")]
     if not turns or turns[-1][1].role != "user":
         raise InvalidRequest("messages", turns[-1][1].role if turns else None, "the last one is the user's")
+    # The gateway itself gives empty answers, where a stop sequence comes first: nothing was said then.
+    turns = [(place, each) for place, each in turns if each.role == "user" or each.words or each.audio is not None]
     answers = [place for place, (_, each) in enumerate(turns) if each.role == "assistant"]
     split = answers[-1] + 1 if answers else 0
     before, now = turns[:split], turns[split:]  # one turn may come in several messages

@@ -158,6 +158,19 @@ def test_a_stop_sequence_cuts_the_text_and_ends_the_work(client: OpenAI, double:
     until(double.cancelled.is_set)
 
 
+@pytest.mark.parametrize("content", ["", None, " "])
+def test_an_empty_answer_is_left_out(client: OpenAI, double: ProtocolDouble, content: str | None) -> None:
+    """The gateway gives one itself, where a stop sequence comes first."""
+    empty = ask(client, user("chunks 2"), stop="s0").choices[0].message
+    assert empty.content == ""
+    ask(client, user("One?"), empty.model_copy(update={"content": content}), user("And?"))
+    assert (double.inputs[1]["TEXT"], "MESSAGES" in double.inputs[1]) == ("One?\nAnd?", False)
+    said = {"role": "assistant", "content": "Two."}
+    ask(client, user("One?"), said, user("Two?"), empty, user("And?"))
+    assert double.inputs[2]["TEXT"] == "Two?\nAnd?"
+    assert json.loads(str(double.inputs[2]["MESSAGES"])) == [{"role": "user", "content": "One?"}, said]
+
+
 def test_what_looked_like_a_stop_sequence_comes_at_the_end(client: OpenAI) -> None:
     answer = ask(client, user("chunks 2"), stop="é end", stream=True)
     assert "".join(chunk.choices[0].delta.content or "" for chunk in answer) == TURN
