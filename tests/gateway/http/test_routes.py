@@ -280,7 +280,7 @@ def test_speech_that_breaks_off(http: httpx.Client, format: str, monkeypatch: py
         ([user("a")], {"model": "gpt-5"}, 404, "model_not_found", "model"),
         ([user("")], {}, 400, "invalid_request", "messages"),
         ([{"role": "assistant", "content": "a"}], {}, 400, "invalid_request", "messages"),
-        ([user("a"), {"role": "assistant", "content": None}, user("b")], {}, 400, "invalid_request", "messages"),
+        ([user(""), {"role": "assistant", "content": "a"}, user("b")], {}, 400, "invalid_request", "messages"),
         ([spoken(b"no sound")], {}, 400, "invalid_request", "input_audio"),
         ([user("a")], {"n": 2}, 400, "invalid_request", "n"),
         ([user("a")], {"stop": [""]}, 400, "invalid_request", "stop"),
