@@ -52,29 +52,38 @@ def new_key(name: str, limits: Limits) -> tuple[str, str]:
     """A new key, which is not kept anywhere, and its line for the file.
 
     Raises:
-        InvalidRequest: field NAME.
+        InvalidRequest: field NAME, or a limit.
     """
     if not _NAME.fullmatch(name):
         raise InvalidRequest("NAME", name, "it has 1 to 64 letters, digits, '.', '_' and '-'")
     key = f"vita-{secrets.token_urlsafe(32)}"
     given = {field.name: getattr(limits, field.name) for field in fields(Limits)}
-    words = [f"{name}={value:g}" for name, value in given.items() if value is not None]
+    words = [_written(field, value) for field, value in given.items() if value is not None]
     return key, " ".join([name, f"sha256:{_digest(key).hex()}", *words])
+
+
+def _written(field: str, value: float) -> str:
+    """A limit as it stands in a line. Raises InvalidRequest: it cannot stand there."""
+    text = str(value).removesuffix(".0")
+    if not _number(field, text):
+        raise InvalidRequest(field, value, f"it is {_allowed(field)}")
+    return f"{field}={text}"
 
 
 def add_key(path: Path, name: str, limits: Limits) -> str:
     """Make a key and write its line to the end of the file, which is made if there is none. Returns the key.
 
     Raises:
-        InvalidRequest: field NAME, or `keys` for a file that cannot be read or written.
+        InvalidRequest: field NAME, a limit, or `keys` for a file that cannot be read or written.
     """
     if path.exists() and any(key.name == name for key in read_keys(path)):
         raise InvalidRequest("NAME", name, f"{path} has a key of this name", "remove its line first")
     key, line = new_key(name, limits)
-    _parse(line)
     try:
-        with open(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        with open(os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600), "a+b") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+            begin = "" if file.read() in (b"", b"\n") else "\n"  # a last line may have no end
+            file.write(f"{begin}{line}\n".encode())
     except OSError as error:
         raise InvalidRequest("keys", str(path), f"it cannot be written ({error.strerror})") from error
     return key
@@ -115,12 +124,21 @@ def _parse(line: str) -> Key:
         field, _, value = word.partition("=")
         if field not in {each.name for each in fields(Limits)} or field in given:
             raise ValueError(f"{field[:40]!r} is no limit, or is there twice")
-        number = float(value) if re.fullmatch(r"\d{1,9}(\.\d+)?", value) else 0.0
-        if number <= 0 or (field == "streams" and number != int(number)):
-            raise ValueError(f"{field} is a number above 0" + ("" if field != "streams" else ", a whole one"))
+        if not (number := _number(field, value)):
+            raise ValueError(f"{field} is {_allowed(field)}")
         given[field] = number
     streams = given.pop("streams", None)
     return Key(name, bytes.fromhex(match[1]), Limits(None if streams is None else int(streams), **given))
+
+
+def _number(field: str, text: str) -> float:
+    """The value of a limit; 0: it is none."""
+    number = float(text) if re.fullmatch(r"\d{1,9}(\.\d+)?", text) else 0.0
+    return 0.0 if field == "streams" and number != int(number) else number
+
+
+def _allowed(field: str) -> str:
+    return "a number above 0" + (", a whole one" if field == "streams" else "") + ", of at most 9 digits"
 
 
 def _digest(key: str) -> bytes:

@@ -28,6 +28,36 @@ def test_a_new_key_is_found_by_its_hash_and_is_not_in_the_file(tmp_path: Path) -
     assert KeyFile(file).find(second).limits == Limits()
 
 
+def test_a_line_without_an_end_stays_whole(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    first = add_key(file, "page", Limits(streams=2))
+    file.write_text(file.read_text().removesuffix("\n"))
+    second = add_key(file, "phone", Limits())
+    assert [KeyFile(file).find(key).name for key in (first, second)] == ["page", "phone"]
+    assert file.read_text().count("\n") == 2
+
+
+@pytest.mark.parametrize("limits", [Limits(1_000_000), Limits(None, 0.1, 1_234_567.0), Limits(999_999_999, 1e-4)])
+def test_limits_are_written_as_they_are(tmp_path: Path, limits: Limits) -> None:
+    key = add_key(tmp_path / "keys", "page", limits)
+    assert KeyFile(tmp_path / "keys").find(key).limits == limits
+
+
+@pytest.mark.parametrize(
+    ("limits", "says"),
+    [
+        (Limits(10**9), "streams: 1000000000 is not valid: it is a number above 0, a whole one, of at most 9 digits"),
+        (Limits(0), "streams: 0 is not valid"),
+        (Limits(None, float("inf")), "minutes_per_hour: inf is not valid: it is a number above 0, of at most 9 digits"),
+        (Limits(None, None, 1e20), "minutes_per_day: 1e\\+20 is not valid"),
+    ],
+)
+def test_a_limit_that_no_line_can_have(tmp_path: Path, limits: Limits, says: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"^{says}"):
+        add_key(tmp_path / "keys", "page", limits)
+    assert not (tmp_path / "keys").exists()
+
+
 def test_every_key_is_another_one() -> None:
     assert len({new_key("a", Limits())[0] for _ in range(100)}) == 100
 
