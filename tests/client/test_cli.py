@@ -82,7 +82,7 @@ def test_text_and_speech_from_standard_input(double: ProtocolDouble) -> None:
     assert np.shape(double.inputs[-1]["AUDIO"]) == (1600,)
     result = vita("chat", "-", "-u", double.url, stdin=b"\xff\xfe")
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
-    assert "not UTF-8 at byte 0" in result.stderr
+    assert "TEXT: 'standard input' is not valid: it is not UTF-8 at byte 0" in result.stderr
 
 
 def test_json(double: ProtocolDouble, tmp_path: Path) -> None:

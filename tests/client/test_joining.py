@@ -79,3 +79,14 @@ def test_a_failure_is_shown_and_ids_of_prompts_are_not() -> None:
     events = joined(("Piece.", [PromptIds((1, 2)), status("failed", "broken")]))
     assert next(event.status.state for event in events if isinstance(event, StatusUpdate)) == "failed"
     assert not any(isinstance(event, PromptIds) for event in events)
+
+
+def test_a_piece_sounds_from_its_own_first_sound_on() -> None:
+    """What is asked for ahead waits for it."""
+    joiner = Joiner()
+    for piece in ("It rained. ", "We left."):
+        joiner.begin(piece)
+        joiner.add(status("running"), 1.0)
+        assert not joiner.sounds
+        joiner.add(sound(0, 50, 0), 1.0)
+        assert joiner.sounds
