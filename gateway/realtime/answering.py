@@ -80,6 +80,11 @@ class Answering:
         """Whether a response of the conversation is being made."""
         return self._active is not None
 
+    @property
+    def busy(self) -> bool:
+        """Whether any response is being made, of the conversation or beside it."""
+        return self.active or bool(self._asides)
+
     def playing_s(self) -> float:
         """How much of what was sent is still to be heard."""
         answer = None if self._last is None else self._last.answer

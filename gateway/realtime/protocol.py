@@ -72,7 +72,7 @@ class Protocol:
     @property
     def busy(self) -> bool:
         """Whether an answer is being made, what was said written down, or something of it still waits to be sent."""
-        return self._answering.active or bool(self._transcriptions) or not self._outbox.empty
+        return self._answering.busy or bool(self._transcriptions) or not self._outbox.empty
 
     async def close(self) -> None:
         """The client is gone: end everything on the server."""

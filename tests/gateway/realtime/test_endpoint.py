@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import signal
 import socket
 from typing import Any
 
@@ -16,6 +17,8 @@ from websockets.exceptions import ConnectionClosed
 
 from client_protocol_double import ProtocolDouble
 from gateway.realtime import endpoint
+from gateway.settings import Settings
+from gateway_runs import running
 from realtime_session import check_event, pcm24, question
 from waiting import until
 
@@ -173,3 +176,21 @@ def test_a_session_ends_after_its_longest_time(gateway_url: str, monkeypatch: py
                 await connection.recv()
 
     asyncio.run(talk())
+
+
+@pytest.mark.parametrize("response", [{}, {"conversation": "none"}])
+def test_a_drain_waits_for_every_response(double: ProtocolDouble, response: dict[str, Any]) -> None:
+    async def talk(server: Any) -> None:
+        async with connect(address(f"http://127.0.0.1:{server.port}")) as connection:
+            content = [{"type": "input_text", "text": "turn 20 0.05"}]
+            item = {"type": "message", "role": "user", "content": content}
+            await connection.send(json.dumps({"type": "conversation.item.create", "item": item}))
+            await connection.send(json.dumps({"type": "response.create", "response": response}))
+            await receive(connection, "response.output_audio.delta")
+            server.handle_exit(signal.SIGTERM, None)
+            done = await receive(connection, "response.done")
+            assert done["response"]["status"] == "completed"
+            assert (await receive(connection, "error"))["error"]["code"] == "shutting_down"
+
+    with running(Settings(servers=(double.url,))) as server:
+        asyncio.run(talk(server))
