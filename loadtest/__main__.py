@@ -1,7 +1,8 @@
 """One command for a load test: `python -m loadtest --rate 2 --shape steps --run-time 150`, with the report at the end.
 
 Checks everything first, then runs locust headless on `locustfile.py`. Options of the locustfile and of locust itself
-(`--mix`, `--processes 2`, `--csv`, ...) are passed on; for the web UI and several machines call locust itself.
+(`--mix`, `--processes 2`, `--csv`, ...) are passed on, but for those that this command sets (`-t`, `-u`, `-s`, `-H`);
+for the web UI and several machines call locust itself.
 Exit codes: 0 the run is complete, 1 it ended early (with --fail-on-slo also: an SLO was missed), 2 a wrong option, 3 no
 server.
 """
@@ -15,14 +16,31 @@ import subprocess
 import sys
 
 from loadtest.child import child_environment
-from loadtest.errors import LoadTestError
-from loadtest.options import MAX_RUN_TIME_S, ROOT, add_arguments, check_rate, check_users, settings_from
+from loadtest.errors import LoadTestError, wrong
+from loadtest.options import (
+    MAX_RUN_TIME_S,
+    ROOT,
+    add_arguments,
+    address,
+    check_drain,
+    check_rate,
+    check_target,
+    check_users,
+    settings_from,
+)
+from loadtest.report.files import check_folder
+from loadtest.workload import load_voices
 from vita_audio.contract.errors import VitaError
 from vita_client import Client
 
 #: The open loop's sources; the rate is split between them. Enough for a shape's shares to come out whole.
 SOURCES = 20
 _DRAIN_S = 15.0
+#: What this command sets itself for locust, and by which option.
+_LOCUSTS = (
+    (("-t",), "--run-time"), (("-s", "--stop-timeout"), "--drain"), (("-H", "--host"), "--url"),
+    (("-u",), "--rate (open loop) or --users (closed loop)"),
+)  # fmt: skip
 #: What locust may take on top of the run and the drain before it is ended by force: starting, the report.
 _GRACE_S = 120.0
 
@@ -38,14 +56,23 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--users", type=int, help="closed loop: callers at full load (default 4)")
     parser.add_argument("--run-time", type=float, default=60.0, help="seconds, warm-up included")
     parser.add_argument("--drain", type=float, default=_DRAIN_S, help="seconds streams may still run at the end")
+    for flags, _ in _LOCUSTS:
+        parser.add_argument(*flags, dest=flags[0], help=argparse.SUPPRESS)
     add_arguments(parser)
     options, _ = parser.parse_known_args(given)
     try:
+        for flags, own in _LOCUSTS:
+            if (value := getattr(options, flags[0])) is not None:
+                raise wrong("/".join(flags), value, "it is an option of locust itself", f"use {own}")
+        check_target(address(options.url), options.allow_remote, "--url")
         users, source_rate_hz = _load(options)
         if not 1 <= options.run_time <= MAX_RUN_TIME_S:
             raise LoadTestError(f"--run-time: {options.run_time:g} is not valid: it is from 1 to {MAX_RUN_TIME_S:g} s")
+        check_drain(options.drain)
         options.plan_seconds, options.source_rate = options.run_time, source_rate_hz
         settings = settings_from(options, options.url, users)
+        load_voices(settings.speech)
+        check_folder(settings.out)
         with Client(settings.url) as client:
             health = client.health()
     except VitaError as error:

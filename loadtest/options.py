@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtest.errors import wrong
+from loadtest.histogram import MAX_MS
 from loadtest.shapes import SHAPES, LoadPlan, Phase, load_plan
 from loadtest.slo import Slo
 from loadtest.workload import DEFAULT_MIX, UserProfile, parse_mix
@@ -21,6 +22,8 @@ _SLO = Slo()
 LOOPS = ("open", "closed")
 #: Beyond this it is not a load but a fault, of the generator first.
 MAX_RATE_HZ, MAX_USERS, MAX_RUN_TIME_S = 1000.0, 10_000, 86_400.0
+#: Streams may still run for so long at the end.
+_LONGEST_DRAIN_S = 3600.0
 #: The longest time to think, in medians.
 _LONGEST_THINK = 5.0
 #: A run of no stated length (locust's web UI): it lasts until it is stopped.
@@ -72,6 +75,9 @@ class Settings:
         _check("--max-streams", self.max_streams, 1, 10_000, "streams")
         _check("--barge-in", self.profile.barge_in, 0, 1, "(a share)")
         _check("--slow-readers", self.profile.slow, 0, 1, "(a share)")
+        _check("--slo-ttfa-p95-ms", self.slo.ttfa_p95_ms, 0, MAX_MS, "ms")
+        _check("--slo-underrun-rate", self.slo.underrun_rate, 0, 1, "(a share)")
+        _check("--slo-loss-rate", self.slo.loss_rate, 0, 1, "(a share)")
         check_target(self.url, self.allow_remote)
         self.plan  # noqa: B018 - raises for a shape or a warm-up that does not fit
 
@@ -141,7 +147,7 @@ def settings_from(options: Any, url: str | None, users: int | None) -> Settings:
     _check("--answer-tokens", options.answer_tokens, 1, 100_000, "tokens")
     tokens = replace(profile.answer_tokens, median=options.answer_tokens, most=max(400.0, 2 * options.answer_tokens))
     return Settings(
-        url=url.removeprefix("http://").removeprefix("grpc://").rstrip("/"),
+        url=address(url),
         loop=options.loop,
         users=1 if users is None else users,
         source_rate_hz=options.source_rate,
@@ -172,22 +178,31 @@ def check_rate(option: str, rate_hz: float) -> None:
         raise wrong(option, rate_hz, f"it is above 0 and at most {MAX_RATE_HZ:g} streams per second")
 
 
-def check_target(url: str, allow_remote: bool) -> None:
+def check_drain(drain_s: float) -> None:
+    _check("--drain", drain_s, 0, _LONGEST_DRAIN_S, "seconds")
+
+
+def address(url: str) -> str:
+    """host:port, without what locust's web UI and other tools write around it."""
+    return url.removeprefix("http://").removeprefix("grpc://").rstrip("/")
+
+
+def check_target(url: str, allow_remote: bool, option: str = "--host") -> None:
     """A load test of a machine that is not ours is an attack: it takes a flag.
 
     Raises:
-        LoadTestError: not on loopback, and not allowed.
+        LoadTestError: not host:port, or not on loopback and not allowed.
     """
     host, _, port = url.rpartition(":")
     host = host.strip("[]")
-    if not host or not port.isdigit():
-        raise wrong("--host", url, "it has the form host:port", "for example localhost:8001")
+    if not host or "/" in host or not port.isdigit():
+        raise wrong(option, url, "it has the form host:port", "for example localhost:8001")
     try:
         local = host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         local = False  # a name: what it stands for may change between this check and the connection
     if not local and not allow_remote:
-        raise wrong("--host", url, "it is not on loopback", "add --allow-remote if that machine is yours to load")
+        raise wrong(option, url, "it is not on loopback", "add --allow-remote if that machine is yours to load")
 
 
 def _check(option: str, value: float, least: float, most: float, unit: str) -> None:

@@ -288,7 +288,10 @@ class Session:
     def _settings_or_exit(self) -> Settings:
         """The same where the options come from the command line: one line and the end, before anything is sent."""
         try:
-            return self._read_settings()
+            settings = self._read_settings()
+            if self._makes_streams:
+                load_voices(settings.speech)
+            return settings
         except VitaError as error:
             logger.error(str(error))
             sys.exit(2)

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from loadtest.errors import wrong
+from loadtest.errors import LoadTestError, wrong
 from loadtest.tally import SLOW_READER
 from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ
-from vita_client import Request, build_request
+from vita_client import InvalidRequest, Request, build_request
 from vita_client.audio import load_speech
 
 CONVERSATION = "conversation"
@@ -186,9 +186,12 @@ def load_voices(path: Path) -> list[NDArray[np.float32]]:
     """The recordings callers speak with: one file, or all WAV and FLAC files of a folder. float32 [samples], 16 kHz.
 
     Raises:
-        LoadTestError: nothing there. InvalidRequest: a file that is no sound.
+        LoadTestError: nothing there, or a file that is no sound.
     """
     files = sorted(p for p in path.iterdir() if p.suffix in (".wav", ".flac")) if path.is_dir() else [path]
     if not files:
         raise wrong("--speech", str(path), "the folder holds no WAV or FLAC file")
-    return [load_speech(file) for file in files]
+    try:
+        return [load_speech(file) for file in files]
+    except InvalidRequest as error:
+        raise LoadTestError(f"--speech: {error}") from error

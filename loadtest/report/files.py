@@ -6,15 +6,30 @@ import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
-from loadtest.errors import LoadTestError
+from loadtest.errors import LoadTestError, wrong
 from loadtest.picture import write
 from loadtest.record import StreamRecord
 from loadtest.report.page import page, pictures
 from loadtest.report.summary import Run, summary
 
 PAGE, FIGURES, STREAMS = "report.html", "report.json", "streams.csv"
+
+
+def check_folder(folder: Path) -> None:
+    """Make the folder of a report, before a run that would end without one.
+
+    Raises:
+        LoadTestError: it cannot be made, or nothing can be written into it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise wrong("--out", str(folder), f"no report can be written there ({error.strerror})") from error
 
 
 def write_report(folder: Path, run: Run) -> Path:

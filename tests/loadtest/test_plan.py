@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import random
 import statistics
+import subprocess
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -163,13 +164,36 @@ def test_locusts_options_become_settings() -> None:
         (["--url", "localhost:"], 2, "it has the form host:port"),
         (["--url", "localhost"], 2, "it has the form host:port"),
         (["--url", "192.168.1.1:8001"], 2, "it is not on loopback"),
+        (["--url", "127.0.0.1"], 2, "--url: '127.0.0.1' is not valid: it has the form host:port"),
+        (["--url", "https://127.0.0.1:59"], 2, "--url: 'https://127.0.0.1:59' is not valid: it has the form host:port"),
+        (["--url", ""], 2, "--url: '' is not valid"),
+        (["--speech", "/nonexistent.wav"], 2, "--speech: AUDIO: '/nonexistent.wav' is not valid"),
+        (["--out", __file__], 2, f"--out: {__file__!r} is not valid: no report can be written there (File exists)"),
+        (["--out", "/proc/report"], 2, "--out: '/proc/report' is not valid: no report can be written there"),
+        (["--out", "/proc/self"], 2, "--out: '/proc/self' is not valid: no report can be written there"),
+        (["--slo-ttfa-p95-ms", "inf"], 2, "--slo-ttfa-p95-ms: inf is not valid"),
+        (["--slo-underrun-rate", "nan"], 2, "--slo-underrun-rate: nan is not valid"),
+        (["--slo-loss-rate", "2"], 2, "--slo-loss-rate: 2.0 is not valid"),
+        (["--drain", "nan"], 2, "--drain: nan is not valid"),
+        (["--drain", "1e9"], 2, "--drain: 1000000000.0 is not valid: it is from 0 to 3600 seconds"),
+        (["-t", "10m"], 2, "-t: '10m' is not valid: it is an option of locust itself; use --run-time"),
+        (["-t10m"], 2, "use --run-time"),
+        (["--stop-timeout", "10m"], 2, "use --drain"),
+        (["--host", "localhost:1"], 2, "use --url"),
+        (["-u", "5"], 2, "use --rate (open loop) or --users (closed loop)"),
         (["--url", "localhost:1"], 3, "start one with: make serve"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line_and_nothing_is_sent(
-    arguments: list[str], code: int, words: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    code: int,
+    words: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert main(arguments) == code
+    monkeypatch.setattr(subprocess, "Popen", None)
+    assert main(["--out", str(tmp_path), *arguments]) == code
     printed = capsys.readouterr().err
     assert words in printed
     assert len(printed.strip().splitlines()) == 1

@@ -106,3 +106,13 @@ def test_a_run_that_is_refused_leaves_the_report_before_it(run: Run, tmp_path: P
     run.session.test_start()
     run.stop()
     assert report.read_text() == before + " "
+
+
+def test_a_run_without_a_voice_is_refused(run: Run) -> None:
+    run.environment.runner = SimpleNamespace(stop=lambda: None)  # it makes its streams itself
+    run.environment.parsed_options.speech = "/nonexistent.wav"
+    run.session.test_start()
+    assert not run.session.running
+    assert run.session._live_page() == "no run yet"
+    with pytest.raises(SystemExit):
+        run.session._settings_or_exit()
