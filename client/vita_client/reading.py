@@ -98,8 +98,8 @@ class ReadingBase:
         return ((self._end_s or time.perf_counter()) - self._start_s) * 1e3
 
     def _send(self, text: str | None) -> _Sentence | None:
-        """Send a sentence; None is the end of the text."""
-        if text is None:
+        """Send a sentence; None is the end of the text, and of a reading that was cancelled while it waited for more."""
+        if text is None or self._cancelled:
             return None
         self._sent += 1
         with self._named(self._sent):
@@ -119,6 +119,8 @@ class ReadingBase:
         self._current = sentence
         if sentence is not None:
             self._joiner.begin(sentence.text)
+        elif self._cancelled:
+            return
         elif not self._sent:
             raise InvalidRequest("TEXT", self._text, "it has no letter and no digit", "send words")
         else:
@@ -179,7 +181,10 @@ class Reading(ReadingBase, Iterator[Event]):
         return collector.reply(self.status, self.metrics)
 
     def cancel(self) -> None:
-        """Stop: on the server, too, and the iteration ends. From any thread."""
+        """Stop: on the server, too, and the iteration ends; one that waits for more text ends when that is there.
+
+        From any thread.
+        """
         self._cancelled = True
         self._stop()
         for sentence in (self._current, self._ahead):
@@ -197,6 +202,8 @@ class Reading(ReadingBase, Iterator[Event]):
             except BaseException:
                 self.cancel()
                 raise
+        if self._cancelled:
+            self.cancel()  # what was on its way out when another thread cancelled
         raise StopIteration
 
     def _advance(self) -> None:
@@ -279,7 +286,9 @@ class AsyncReading(ReadingBase, AsyncIterator[Event]):
     async def _advance(self) -> None:
         sentence = self._current
         if sentence is None:
-            following = await (self._ahead or self._send_next())
+            # A task, also for the first one: `cancel` has to reach what waits for more text.
+            self._ahead = self._ahead or asyncio.ensure_future(self._send_next())
+            following = await self._ahead
             self._ahead = None
             return self._begin(following)
         try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 from client_protocol_double import CHUNK_SAMPLES, ProtocolDouble, chunk_pcm, chunk_text
 from client_twins import run
 from vita_audio.contract.errors import InvalidRequest, ServerFull, to_wire
-from vita_client import AsyncClient, GenerationFailed, Pcm, ServerUnavailable, StatusUpdate, TextDelta
+from vita_client import AsyncClient, Client, GenerationFailed, Pcm, ServerUnavailable, StatusUpdate, TextDelta
 from waiting import until
 
 #: Each paragraph is a script of the server: so many chunks of sound.
@@ -169,6 +171,91 @@ def test_cancel_ends_both_on_the_server(client: Any, double: ProtocolDouble) -> 
     assert list(reading) == []
     assert reading.cancelled
     until(lambda: double.running == 0)
+
+
+@pytest.mark.parametrize(("begun", "sent"), [("", []), ("chunks 2\n\n.", ["chunks 2"])])
+def test_cancel_from_another_thread_while_more_text_is_waited_for_sends_nothing_more(
+    double: ProtocolDouble, begun: str, sent: list[str]
+) -> None:
+    waits, cancelled = threading.Event(), threading.Event()
+
+    def written() -> Iterator[str]:
+        yield begun
+        waits.set()
+        cancelled.wait(20)
+        yield "chunks 100000 0.01"
+
+    def cancel() -> None:
+        waits.wait(20)
+        reading.cancel()
+        cancelled.set()
+
+    with Client(double.url) as client:
+        reading = client.read(written())
+        threading.Thread(target=cancel).start()
+        events = list(reading)
+        time.sleep(0.2)
+    assert [inputs["TEXT"] for inputs in double.inputs] == sent
+    assert not any(isinstance(event, StatusUpdate) and event.status.final for event in events)
+
+
+@pytest.mark.parametrize("end", ["", "..."])
+def test_a_text_that_ends_after_the_cancel_is_no_error(double: ProtocolDouble, end: str) -> None:
+    def written() -> Iterator[str]:
+        reading.cancel()
+        yield end
+
+    with Client(double.url) as client:
+        reading = client.read(written())
+        assert list(reading) == []
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_request_that_goes_out_while_another_thread_cancels_is_cancelled(
+    double: ProtocolDouble, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """The first sentence, the one ahead, and that one again when the server was full."""
+    full = f"message-only {to_wire(ServerFull(1, 0))}"
+    double.once = {"chunks 100000 0.02": full}
+    with Client(double.url) as client:
+        reading, send, sent = client.read(["chunks 3\n\n", "chunks 100000 0.02"]), client.send, list[Any]()
+
+        def send_and_cancel(*arguments: Any, **options: Any) -> Any:
+            sent.append(send(*arguments, **options))
+            if len(sent) == number:
+                reading.cancel()
+            return sent[-1]
+
+        monkeypatch.setattr(client, "send", send_and_cancel)
+        list(reading)
+        assert len(sent) == number
+        assert sent[-1].cancelled
+        until(lambda: double.running == 0)
+
+
+@pytest.mark.parametrize(("begun", "sent"), [("", []), ("chunks 2\n\n.", ["chunks 2"])])
+def test_cancel_of_an_async_reading_that_waits_for_text_sends_nothing_more(
+    double: ProtocolDouble, begun: str, sent: list[str]
+) -> None:
+    more = asyncio.Event()
+
+    async def written() -> AsyncIterator[str]:
+        yield begun
+        await more.wait()
+        yield "chunks 100000 0.01"
+
+    async def work() -> None:
+        async with AsyncClient(double.url) as client:
+            reading = client.read(written())
+            task = asyncio.ensure_future(reading.collect())
+            await asyncio.sleep(0.3)
+            reading.cancel()
+            more.set()
+            await task
+            await asyncio.sleep(0.2)
+
+    run(work(), timeout_s=10)
+    assert [inputs["TEXT"] for inputs in double.inputs] == sent
 
 
 def test_leaving_the_block_cancels(client: Any, double: ProtocolDouble) -> None:
