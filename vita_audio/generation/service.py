@@ -143,12 +143,10 @@ class GenerationService:
             self._busy_ms, self._finished = 0.0, {}
             self._scheduler.prefixes.reset()  # what a warm-up has read is no caller's prompt either
 
-    def close(self, drain_s: float = 0.0) -> None:
-        """Refuse new streams, let running ones go on for `drain_s` seconds, cancel the rest, end the thread."""
+    def close(self) -> None:
+        """Refuse new streams, cancel the running ones, end the thread."""
         with self._changed:
             self._closing = True
-            self._changed.notify_all()
-            self._changed.wait_for(lambda: not self._live, timeout=drain_s)
             self._cancels.extend(self._live)
             self._changed.notify_all()
         self._thread.join()
