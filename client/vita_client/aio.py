@@ -17,6 +17,7 @@ from vita_client.errors import NOT_READY, ClientError, ServerUnavailable, Stream
 from vita_client.events import Collector, Event, Reply
 from vita_client.reading import AsyncReading
 from vita_client.request import check_timeout
+from vita_client.tasks import task_is_cancelled
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -58,7 +59,7 @@ class AsyncStream(StreamBase, AsyncIterator[Event]):
             self._end(error)
         except asyncio.CancelledError:
             # grpc.aio raises this for a cancelled call and for a cancelled task alike.
-            if _task_is_cancelled() or not (self._cancelled or self._client._closed):
+            if task_is_cancelled() or not (self._cancelled or self._client._closed):
                 self.cancel()
                 raise
             self._end(StreamCancelled("the client was closed"))
@@ -147,10 +148,3 @@ class AsyncClient(ClientBase[AsyncStream]):
 
     async def __aexit__(self, *error: object) -> None:
         await self.close()
-
-
-def _task_is_cancelled() -> bool:
-    """Whether the running task itself is being cancelled (Python 3.11 and later can tell)."""
-    task = asyncio.current_task()
-    cancelling = getattr(task, "cancelling", None)
-    return cancelling is not None and cancelling() > 0

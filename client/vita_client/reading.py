@@ -22,6 +22,7 @@ from vita_client.events import Collector, Event, Metrics, Reply, StatusUpdate
 from vita_client.joining import Joiner
 from vita_client.request import Request, build_request, check_timeout
 from vita_client.sentences import Splitter, has_words, split
+from vita_client.tasks import task_is_cancelled
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -98,7 +99,7 @@ class ReadingBase:
         return ((self._end_s or time.perf_counter()) - self._start_s) * 1e3
 
     def _send(self, text: str | None) -> _Sentence | None:
-        """Send a sentence; None is the end of the text, and of a reading that was cancelled while it waited for more."""
+        """Send a sentence; None is the end of the text, and of a reading cancelled while it waited for more."""
         if text is None or self._cancelled:
             return None
         self._sent += 1
@@ -275,7 +276,7 @@ class AsyncReading(ReadingBase, AsyncIterator[Event]):
                 await self._advance()
             except asyncio.CancelledError:
                 # Of this task, or of the one that waits for more text, by `cancel`.
-                if not self._cancelled:
+                if task_is_cancelled() or not self._cancelled:
                     self.cancel()
                     raise
             except BaseException:

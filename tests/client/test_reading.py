@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -256,6 +257,29 @@ def test_cancel_of_an_async_reading_that_waits_for_text_sends_nothing_more(
 
     run(work(), timeout_s=10)
     assert [inputs["TEXT"] for inputs in double.inputs] == sent
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="a task cannot tell there that it is being cancelled")
+@pytest.mark.parametrize("begun", ["stall\n\n.", "."])
+def test_a_task_cancelled_twice_ends_as_cancelled(double: ProtocolDouble, begun: str) -> None:
+    """A reading that its own `cancel()` ended must not swallow the cancelling of the task that reads it."""
+
+    async def written() -> AsyncIterator[str]:
+        yield begun
+        await asyncio.Event().wait()
+
+    async def work() -> None:
+        async with AsyncClient(double.url) as client:
+            reading = client.read(written())
+            task = asyncio.create_task(reading.collect())
+            await asyncio.sleep(0.3)
+            task.cancel()
+            reading.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    run(work(), timeout_s=10)
+    until(lambda: double.running == 0)
 
 
 def test_leaving_the_block_cancels(client: Any, double: ProtocolDouble) -> None:
