@@ -125,6 +125,11 @@ class AsyncClient(ClientBase[AsyncStream]):
             return self._health((await ask_server()).ready, (await ask_model()).ready)
         except grpc.RpcError as error:
             return self._no_health(error)
+        except asyncio.CancelledError:
+            # As for a stream: of this task, or of the question, by `close`.
+            if task_is_cancelled() or not self._closed:
+                raise
+            return Health(False, False, "the client was closed")
 
     async def wait_ready(self, timeout_s: float = 60.0) -> Health:
         """As `Client.wait_ready`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -10,7 +12,8 @@ from typing import Any
 import pytest
 
 from client_protocol_double import ProtocolDouble
-from vita_client import Connection, Health, ServerUnavailable
+from client_twins import run
+from vita_client import AsyncClient, ClientClosed, Connection, Health, ServerUnavailable
 
 
 @pytest.mark.parametrize(
@@ -62,6 +65,42 @@ def test_a_server_that_does_not_answer_is_not_ready(double: ProtocolDouble, conn
         health = client.health()
     assert (health.server, health.model) == (False, False)
     assert "not finished within 0.5 s" in health.reason
+
+
+def test_closing_the_client_ends_a_question(double: ProtocolDouble, connect: Callable[..., Any]) -> None:
+    double.silent = True
+    client = connect(double.url)
+    closing = threading.Timer(0.3, client.close)
+    closing.start()
+    health = client.health()
+    assert (health.ready, "closed" in health.reason) == (False, True)
+    closing.join()
+    client = connect(double.url)
+    closing = threading.Timer(0.3, client.close)
+    closing.start()
+    with pytest.raises(ClientClosed):
+        client.wait_ready(20)
+    closing.join()
+
+
+@pytest.mark.parametrize(
+    "closed", [False, pytest.param(True, marks=pytest.mark.skipif(sys.version_info < (3, 11), reason="it cannot tell"))]
+)
+def test_cancelling_the_task_that_asks_cancels_it(double: ProtocolDouble, closed: bool) -> None:
+    double.silent = True
+
+    async def work() -> None:
+        client = AsyncClient(double.url)
+        task = asyncio.create_task(client.health())
+        await asyncio.sleep(0.3)
+        task.cancel()
+        if closed:
+            await client.close()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await client.close()
+
+    run(work())
 
 
 def test_waiting_for_a_server_that_is_not_there_yet(connect: Callable[..., Any]) -> None:
