@@ -17,7 +17,6 @@ from gateway.observe import Observe
 from gateway.realtime import endpoint as realtime
 from gateway.schema import describe
 from gateway.settings import Settings
-from gateway.wyoming_server import WyomingServer
 
 #: Every router of the gateway, one line each.
 ROUTERS: tuple[APIRouter, ...] = (
@@ -41,14 +40,10 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        wyoming = WyomingServer(gateway, settings.wyoming_host, settings.wyoming_port or 0)
-        if settings.wyoming_port is not None:
-            await wyoming.listen()
         gateway.upstreams.open()
         try:
             yield
         finally:
-            await wyoming.close()
             await gateway.upstreams.close()
 
     app = FastAPI(title="VITA-Audio gateway", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)

@@ -39,7 +39,7 @@ def serve(
     host: Annotated[str, typer.Option(help="address to listen on")] = DEFAULT.host,
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one")] = DEFAULT.port,
     wyoming_port: Annotated[
-        int | None, typer.Option(help="also serve Wyoming (Home Assistant) here; it has no keys")
+        int | None, typer.Option(min=0, max=65535, help="also serve Wyoming (Home Assistant) here; it has no keys")
     ] = DEFAULT.wyoming_port,
     wyoming_host: Annotated[str, typer.Option(help="address for Wyoming")] = DEFAULT.wyoming_host,
     tls_certificate: Annotated[Path | None, typer.Option(help="PEM file: serve HTTPS")] = None,

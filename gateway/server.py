@@ -6,16 +6,19 @@ import asyncio
 import logging
 import socket
 import ssl
+import sys
 import time
 from types import FrameType
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.config import STARTUP_FAILURE
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.context import Gateway
 from gateway.settings import Settings
+from gateway.wyoming_server import WyomingServer
 from vita_audio.contract.errors import InvalidRequest
 
 #: For the head of a request; a body has `Settings.body_timeout_s`.
@@ -93,6 +96,9 @@ class Server(uvicorn.Server):
             ) from error
         self._settings = settings
         self._gateway: Gateway = app.state.gateway
+        self._wyoming: WyomingServer | None = None
+        if settings.wyoming_port is not None:
+            self._wyoming = WyomingServer(self._gateway, settings.wyoming_host, settings.wyoming_port)
         self._asked_to_end, self._drained_at_s = False, 0.0
 
     @property
@@ -107,6 +113,12 @@ class Server(uvicorn.Server):
         self._asked_to_end = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._wyoming is not None:
+            try:
+                await self._wyoming.listen()
+            except OSError as error:  # as uvicorn does for its own port: a line in the log, and the end
+                _log.error("Wyoming: %s", error)
+                sys.exit(STARTUP_FAILURE)
         await super().startup(sockets)
         for server in self.servers:
             for listener in server.sockets:
@@ -114,6 +126,11 @@ class Server(uvicorn.Server):
         scheme = "http" if self.config.ssl is None else "https"
         host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
         _log.info("listening", extra={"url": f"{scheme}://{host}:{self.port}"})
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._wyoming is not None:
+            await self._wyoming.close()
+        await super().shutdown(sockets)
 
     async def on_tick(self, counter: int) -> bool:
         gateway = self._gateway
@@ -132,4 +149,4 @@ def _end_unread(listener: Any, timeout_s: float) -> None:
     `listener` is asyncio's wrapper of the socket, which sets options like one.
     """
     if hasattr(socket, "TCP_USER_TIMEOUT"):
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(timeout_s * 1e3))
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1, round(timeout_s * 1e3)))

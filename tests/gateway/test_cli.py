@@ -64,6 +64,8 @@ def test_every_setting_has_an_option(tmp_path: Path) -> None:
         (["--host", "0.0.0.0"], "error: host: '0.0.0.0' is not valid: other machines could use it"),
         (["--server", "nowhere"], "error: url: 'nowhere' is not valid"),
         (["--keys", "none"], "error: keys: 'none' is not valid: it cannot be read"),
+        (["--request-timeout-s", "100000"], "error: request_timeout_s: 100000.0 is not valid"),
+        (["--origin", "*"], "error: origin: '*' is not valid"),
         (["--server-ca", "none"], "error: TLS: 'none' is not valid: it cannot be read"),
         (["--server-key", "none"], "error: TLS: 'key' is not valid: a client certificate and its key belong together"),
     ],
@@ -73,6 +75,11 @@ def test_a_wrong_option_is_one_line(arguments: list[str], says: str) -> None:
     assert made.exit_code == 2
     assert made.stderr.startswith(says)
     assert made.stderr.count("\n") == 1
+
+
+def test_a_port_that_is_none_is_refused() -> None:
+    made = vita_gateway("--wyoming-port", "99999")
+    assert (made.exit_code, "--wyoming-port" in made.stderr) == (2, True)
 
 
 def test_a_key_is_printed_once_and_kept_as_its_hash(tmp_path: Path) -> None:

@@ -211,10 +211,35 @@ def test_files_that_are_no_certificate(tmp_path: Path) -> None:
 # ---- the command
 
 
-def test_the_command_serves_drains_and_logs_no_content(double: ProtocolDouble) -> None:
-    command = [sys.executable, "-m", "gateway", "--port", "0", "--server", double.url]
+def started(*options: str) -> subprocess.Popen[str]:
+    """`vita-gateway` with these options."""
+    command = [sys.executable, "-m", "gateway", "--port", "0", *options]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "client")])}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def test_wyoming_is_served_and_ends_with_the_gateway(double: ProtocolDouble) -> None:
+    with running(Settings(servers=(double.url,), wyoming_port=0)) as server:
+        assert server._wyoming is not None
+        with socket.create_connection(("127.0.0.1", server._wyoming.port), 20) as client:
+            client.sendall(b'{"type": "ping"}\n')
+            assert b'"pong"' in client.recv(1 << 16)
+            server.handle_exit(signal.SIGTERM, None)
+            assert _is_ended(client)
+
+
+@pytest.mark.parametrize("option", ["--port", "--wyoming-port"])
+def test_a_port_that_is_taken_is_one_line_in_the_log(double: ProtocolDouble, option: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        process = started("--server", double.url, option, str(taken.getsockname()[1]))
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 3
+    (line,) = map(json.loads, said.splitlines())
+    assert (line["level"], "address already in use" in line["event"]) == ("error", True)
+
+
+def test_the_command_serves_drains_and_logs_no_content(double: ProtocolDouble) -> None:
+    process = started("--server", double.url)
     try:
         assert process.stderr is not None
         first = json.loads(process.stderr.readline())

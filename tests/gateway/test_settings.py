@@ -42,8 +42,37 @@ def test_wyoming_has_no_keys() -> None:
         ({"max_requests": 0}, "max_requests: 0 is not valid"),
         ({"write_timeout_s": float("nan")}, "write_timeout_s: nan is not valid"),
         ({"drain_timeout_s": -1.0}, "it is 0 or more"),
+        ({"request_timeout_s": 100_000.0}, "request_timeout_s: 100000.0 is not valid: .* at most 86400 seconds"),
+        ({"write_timeout_s": float("inf")}, "write_timeout_s: inf is not valid"),
+        ({"body_timeout_s": 86_401.0}, "body_timeout_s"),
+        ({"origins": ("*",)}, r"origin: '\*' is not valid: it is the origin of pages"),
+        ({"origins": ("app.example.com",)}, "origin"),
+        ({"origins": ("https://a.example/talk",)}, "without a path"),
+        ({"origins": ("https://a.example,https://b.example",)}, "give --origin once for each"),
+        ({"host_names": ("voice:8080",)}, "host_name: 'voice:8080' is not valid: it is one name"),
+        ({"host_names": ("https://voice",)}, "leave out scheme and port"),
     ],
 )
 def test_wrong_settings(wrong: dict[str, Any], says: str) -> None:
     with pytest.raises(InvalidRequest, match=says):
         Settings(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("https://app.example.com", "https://app.example.com"),
+        ("https://App.Example.com/", "https://app.example.com"),
+        ("https://app.example.com:443", "https://app.example.com"),
+        ("http://app.example.com:443", "http://app.example.com:443"),
+        ("http://[::1]:5173", "http://[::1]:5173"),
+        ("chrome-extension://abcd", "chrome-extension://abcd"),
+        ("null", "null"),
+    ],
+)
+def test_origins_are_as_browsers_write_them(given: str, kept: str) -> None:
+    assert Settings(origins=(given,)).origins == (kept,)
+
+
+def test_host_names_are_compared_in_lower_case() -> None:
+    assert Settings(host_names=("MyBox.local",)).host_names == ("mybox.local",)
