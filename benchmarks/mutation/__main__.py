@@ -19,6 +19,7 @@ from benchmarks.mutation.report import report
 from benchmarks.mutation.rooms import ROOMS
 from benchmarks.mutation.session import CannotRun, Session
 from vita_audio.machine import ROOT
+from vita_audio.stopping import stop_on_signals
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,4 +53,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    stop_on_signals()  # the mutant is taken out, and its tests end
     sys.exit(main())

@@ -6,14 +6,16 @@ import os
 import resource
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 from cosmic_ray.mutating import mutate_and_test
 from cosmic_ray.testing import run_tests
 from cosmic_ray.work_db import WorkDB, use_db
@@ -28,6 +30,8 @@ TIMES_AS_LONG, SECONDS_MORE = 3.0, 20.0
 MEMORY_BYTES = 6 << 30
 #: How long a room's tests may take without a mutant.
 LONGEST_BASELINE_S = 900.0
+#: How long processes that were killed may take to be gone.
+_END_S = 10.0
 
 
 class CannotRun(RuntimeError):
@@ -57,6 +61,7 @@ class Session:
 
     def __init__(self, root: Path, folder: Path, rooms: Sequence[Room] = ROOMS) -> None:
         self.tree, self._root, self._rooms = folder / "tree", root, rooms
+        self._originals = folder / "originals"
         self._database = folder / "session.sqlite"
 
     @property
@@ -65,11 +70,14 @@ class Session:
 
     def begin(self, count: int, seed: int) -> None:
         """Copy the tree and draw `count` mutants of all rooms; what the folder had is gone."""
-        shutil.rmtree(self.tree, ignore_errors=True)
+        for folder in (self.tree, self._originals):
+            shutil.rmtree(folder, ignore_errors=True)
         self._database.unlink(missing_ok=True)
         self._database.parent.mkdir(parents=True, exist_ok=True)
         self._copy(".")
         files = [file for room in self._rooms for code in room.code for file in _python_files(self.tree / code)]
+        for file in files:
+            _copy_file(file, self._originals / file.relative_to(self.tree))
         with use_db(str(self._database)) as database:
             database.add_work_items(sample(all_mutants(files), count, seed))
 
@@ -91,12 +99,17 @@ class Session:
     def run(self, rooms: Collection[str], minutes: float, tell: Callable[[str], None]) -> None:
         """Run what is pending in these rooms; no mutant is begun after `minutes`.
 
+        A mutant that a run left behind when it was killed is taken out first. Where this one is cut short, the tests
+        that run are ended.
+
         Raises:
             CannotRun: the tests of a room fail without a mutant.
         """
         end = time.monotonic() + 60 * minutes
         limits: dict[str, float] = {}
-        with self._open() as database, _surroundings(self.tree):
+        for file in _python_files(self._originals):
+            _copy_file(file, self.tree / file.relative_to(self._originals))
+        with self._open() as database, _surroundings(self.tree), _tests_ended():
             pending = [item for item in database.pending_work_items if self._room(item).name in rooms]
             pending.sort(key=lambda item: item.job_id)
             for number, item in enumerate(pending, 1):
@@ -131,8 +144,7 @@ class Session:
         for name in filter(None, listed.stdout.decode().split("\0")):
             source, target = self._root / name, self.tree / name
             if source.is_file() or source.is_symlink():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(source, target, follow_symlinks=False)
+                _copy_file(source, target)
 
     def _limit(self, room: Room, tell: Callable[[str], None]) -> float:
         """Seconds a mutant of the room may take."""
@@ -173,6 +185,30 @@ def _command(room: Room) -> str:
 
 def _python_files(code: Path) -> list[Path]:
     return [code] if code.is_file() else sorted(code.rglob("*.py"))
+
+
+def _copy_file(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy2(source, target, follow_symlinks=False)
+
+
+@contextmanager
+def _tests_ended() -> Iterator[None]:
+    """Where an exception ends the block, the tests end too: cosmic-ray gives them a session of their own."""
+    this = psutil.Process()
+    before = this.children()
+    try:
+        yield
+    except BaseException:
+        begun = [each for each in this.children() if each not in before]
+        for child in [each for each in begun if os.getsid(each.pid) == each.pid]:
+            family = [child, *child.children(recursive=True)]
+            os.killpg(child.pid, signal.SIGKILL)  # also those whose parent is gone
+            for each in family:
+                with suppress(psutil.NoSuchProcess):
+                    each.kill()
+            psutil.wait_procs(family, timeout=_END_S)
+        raise
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +18,8 @@ from benchmarks.mutation.report import report, table
 from benchmarks.mutation.rooms import ROOMS, Room, room_of
 from benchmarks.mutation.session import CannotRun, Mutant, Session
 from benchmarks.mutation.wiring import OPERATORS
+from foreground import all_gone
+from loadtest_runs import wait_for
 from vita_audio.machine import ROOT
 
 #: Two places: the operator and the number.
@@ -127,6 +131,56 @@ def test_a_mutant_that_never_ends_is_timed_out(root: Path, monkeypatch: pytest.M
     session.begin(count=100, seed=0)
     session.run(["small"], 10.0, lambda line: None)
     assert outcomes(session)[(3, "NumberReplacer")] == "timed out"
+
+
+def test_a_mutant_that_was_left_behind_is_taken_out(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = session_of(root, monkeypatch)
+    session.begin(count=100, seed=0)
+    left = code_of(session.tree / "code_room", CODE.replace("* 2", "* 3"))
+    session.run(["small"], 0.0, lambda line: None)
+    assert left.read_text() == CODE
+
+
+#: `python -m benchmarks.mutation` over another repository.
+COMMAND = """
+import runpy, sys
+from pathlib import Path
+import vita_audio.machine
+from benchmarks.mutation import rooms
+vita_audio.machine.ROOT = Path(sys.argv[1])
+rooms.ROOMS = (rooms.Room("small", ("code_room",), (("tests/test_code.py",),)),)
+del sys.argv[1]
+runpy.run_module("benchmarks.mutation", run_name="__main__")
+"""
+HANGING = """
+import os, pathlib, time
+from code_room.code import doubled
+
+def test_it():
+    if doubled(3) != 6:
+        pathlib.Path("pid").write_text(f"{os.getpid()}.")
+        time.sleep(300)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_run_that_is_ended_takes_its_mutant_out_and_ends_its_tests(number: signal.Signals, root: Path) -> None:
+    (root / "tests" / "test_code.py").write_text(HANGING)
+    path = f"{ROOT}{os.pathsep}{ROOT / 'client'}"
+    command = ["env", "--default-signal=INT,HUP", sys.executable, "-c", COMMAND, str(root)]
+    run = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.DEVNULL)
+    tree = root / "out" / "mutation" / "tree"
+    try:
+        wait_for(lambda: (tree / "pid").read_text().endswith("."))
+        tests = int((tree / "pid").read_text()[:-1])
+        assert (tree / "code_room" / "code.py").read_text() != CODE
+        run.send_signal(number)
+        assert run.wait(60) == (-number if number == signal.SIGINT else 128 + number)
+    finally:
+        run.kill()
+        run.wait(60)
+    assert (tree / "code_room" / "code.py").read_text() == CODE
+    assert all_gone([tests], timeout_s=10)
 
 
 def test_tests_that_fail_by_themselves_are_no_measure(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
