@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
 from typing import TYPE_CHECKING
@@ -120,11 +121,14 @@ class AsyncClient(ClientBase[AsyncStream]):
 
     async def health(self) -> Health:
         """As `Client.health`."""
-        ask_server, ask_model = self._readiness()
+        return await self._ask(math.inf)
+
+    async def _ask(self, end_s: float) -> Health:
+        asked_s, (ask_server, ask_model) = time.monotonic(), self._readiness(end_s)
         try:
             return self._health((await ask_server()).ready, (await ask_model()).ready)
         except grpc.RpcError as error:
-            return self._no_health(error)
+            return self._no_health(error, asked_s)
         except asyncio.CancelledError:
             # As for a stream: of this task, or of the question, by `close`.
             if task_is_cancelled() or not self._closed:
@@ -134,7 +138,7 @@ class AsyncClient(ClientBase[AsyncStream]):
     async def wait_ready(self, timeout_s: float = 60.0) -> Health:
         """As `Client.wait_ready`."""
         end_s = time.monotonic() + check_timeout(timeout_s)
-        while not (health := await self.health()).ready:
+        while not (health := await self._ask(end_s)).ready:
             if time.monotonic() >= end_s:
                 raise ServerUnavailable(f"not ready within {timeout_s:g} s: {health.reason}", code=NOT_READY)
             await asyncio.sleep(0.1)

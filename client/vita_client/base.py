@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
 StreamT = TypeVar("StreamT", bound="StreamBase")
 
+#: For a question for readiness at the end of the time there is to wait: also a near server takes some milliseconds.
+_LEAST_ANSWER_S = 0.1
+
 
 @dataclass(frozen=True, slots=True)
 class Health:
@@ -124,13 +127,17 @@ class ClientBase(Generic[StreamT]):
         self._streams.add(stream)
         return stream
 
-    def _readiness(self) -> tuple[Callable[[], Any], Callable[[], Any]]:
-        """Calls that ask whether server and model are ready."""
+    def _readiness(self, end_s: float) -> tuple[Callable[[], Any], Callable[[], Any]]:
+        """Calls that ask whether server and model are ready; nothing is waited for after `end_s` (time.monotonic)."""
         stub, model = self._stub(), service_pb2.ModelReadyRequest(name=self.connection.model)
-        options = {"timeout": self.connection.connect_timeout_s, "metadata": self.connection.metadata()}
+
+        def options() -> dict[str, Any]:
+            left_s = max(end_s - time.monotonic(), _LEAST_ANSWER_S)
+            return {"timeout": min(left_s, self.connection.connect_timeout_s), "metadata": self.connection.metadata()}
+
         return (
-            lambda: stub.ServerReady(service_pb2.ServerReadyRequest(), **options),
-            lambda: stub.ModelReady(model, **options),
+            lambda: stub.ServerReady(service_pb2.ServerReadyRequest(), **options()),
+            lambda: stub.ModelReady(model, **options()),
         )
 
     def _health(self, server: bool, model: bool) -> Health:
@@ -142,10 +149,12 @@ class ClientBase(Generic[StreamT]):
             reason = f"the server at {url} has no model {self.connection.model} ready"
         return Health(server, model, reason)
 
-    def _no_health(self, error: grpc.RpcError) -> Health:
-        """What it means that there was no answer."""
-        url, timeout_s = self.connection.route, self.connection.connect_timeout_s
-        reason = from_rpc(error.code(), error.details(), url=url, timeout_s=timeout_s, responses=0)
+    def _no_health(self, error: grpc.RpcError, asked_s: float) -> Health:
+        """What it means that there was no answer since `asked_s` (time.monotonic)."""
+        url, waited_s = self.connection.route, time.monotonic() - asked_s
+        if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+            return Health(False, False, f"no answer from {url} in {waited_s:.1f} s")
+        reason = from_rpc(error.code(), error.details(), url=url, timeout_s=waited_s, responses=0)
         return Health(False, False, str(reason))
 
 

@@ -6,6 +6,7 @@ Any number of streams may run at once on one client, from any threads. It also r
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
@@ -140,12 +141,18 @@ class Client(ClientBase[Stream]):
         return Reading(self, text, timeout_s=timeout_s, total_s=total_s, headers=headers, **fields)
 
     def health(self) -> Health:
-        """Whether the server and the model are ready; never raises for a server that is not there."""
-        ask_server, ask_model = self._readiness()
+        """Whether the server and the model are ready; never raises for a server that is not there.
+
+        Each of the two has `connect_timeout_s` of the connection to answer.
+        """
+        return self._ask(math.inf)
+
+    def _ask(self, end_s: float) -> Health:
+        asked_s, (ask_server, ask_model) = time.monotonic(), self._readiness(end_s)
         try:
             return self._health(ask_server().ready, ask_model().ready)
         except grpc.RpcError as error:
-            return self._no_health(error)
+            return self._no_health(error, asked_s)
 
     def wait_ready(self, timeout_s: float = 60.0) -> Health:
         """Ask every 0.1 s until server and model are ready.
@@ -154,7 +161,7 @@ class Client(ClientBase[Stream]):
             ServerUnavailable: not ready within `timeout_s`; the text says what it was waiting for.
         """
         end_s = time.monotonic() + check_timeout(timeout_s)
-        while not (health := self.health()).ready:
+        while not (health := self._ask(end_s)).ready:
             if time.monotonic() >= end_s:
                 raise ServerUnavailable(f"not ready within {timeout_s:g} s: {health.reason}", code=NOT_READY)
             time.sleep(0.1)

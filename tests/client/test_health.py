@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 import threading
 import time
@@ -64,7 +65,18 @@ def test_a_server_that_does_not_answer_is_not_ready(double: ProtocolDouble, conn
     with connect(connection=Connection(double.url, connect_timeout_s=0.5)) as client:
         health = client.health()
     assert (health.server, health.model) == (False, False)
-    assert "not finished within 0.5 s" in health.reason
+    assert re.fullmatch(rf"no answer from {double.url} in \d\.\d s", health.reason)
+
+
+@pytest.mark.parametrize("silent", ["server", "model"])
+def test_a_server_that_does_not_answer_is_waited_for_no_longer_than_asked(
+    double: ProtocolDouble, client: Any, silent: str
+) -> None:
+    double.silent, double.model_silent = silent == "server", silent == "model"
+    started_s = time.monotonic()
+    with pytest.raises(ServerUnavailable, match=r"^not ready within 0\.5 s: no answer from localhost:\d+ in 0\.\d s$"):
+        client.wait_ready(0.5)
+    assert 0.5 <= time.monotonic() - started_s < 2
 
 
 def test_closing_the_client_ends_a_question(double: ProtocolDouble, connect: Callable[..., Any]) -> None:

@@ -95,8 +95,8 @@ class ProtocolDouble(service_pb2_grpc.GRPCInferenceServiceServicer):
         self, credentials: grpc.ServerCredentials | None = None, host: str = "127.0.0.1", port: int = 0
     ) -> None:
         self.ready = self.model_ready = True
-        #: Whether questions for readiness are left without an answer.
-        self.silent = False
+        #: Whether questions for readiness, of the server or the model, are left without an answer.
+        self.silent = self.model_silent = False
         #: The script of a request without TEXT.
         self.spoken = "chunks 3"
         #: The script of a TEXT that names none; None: such a stream breaks.
@@ -135,6 +135,8 @@ class ProtocolDouble(service_pb2_grpc.GRPCInferenceServiceServicer):
         self, request: service_pb2.ModelReadyRequest, context: grpc.ServicerContext
     ) -> service_pb2.ModelReadyResponse:
         self.asked.append((dict(context.invocation_metadata()), request.name))
+        while self.model_silent and context.is_active():
+            time.sleep(0.01)
         return service_pb2.ModelReadyResponse(ready=self.model_ready and request.name == "vita_audio")
 
     def ModelStreamInfer(
