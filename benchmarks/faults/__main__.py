@@ -5,13 +5,15 @@
     python -m benchmarks.faults --only matrix --fault "speech_lm SIGKILL" "guard SIGKILL"
 
 Every row has real servers of its own on loopback ports, which are ended at its end, whatever happens. The record is
-written after each row: a run that was cut short goes on where it stopped. Returns 1 when a row is wrong.
+written after each row: a run that was cut short goes on where it stopped, with the same settings and revision, and no
+tracked file changed. Returns 1 when a row is wrong.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -65,13 +67,16 @@ def chosen(
                 yield part, fault, make
 
 
-def kept(path: Path | None, sizes: Mapping[str, float]) -> dict[str, dict[str, Any]]:
-    """Rows of a record of this revision and these sizes, by fault."""
+def kept(path: Path | None, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Rows of a record of this revision with these settings, by fault; none where no revision says what ran."""
+    now = revision()
+    if now == "unknown" or now.endswith("-dirty"):
+        return {}
     try:
         record = json.loads(path.read_text(encoding="utf-8")) if path is not None else {}
     except (OSError, ValueError):
         return {}
-    same = record.get("revision") == revision() and record.get("sizes") == sizes
+    same = all(record.get(name) == value for name, value in {"revision": now, **settings}.items())
     return dict(record.get("rows", {})) if same else {}
 
 
@@ -94,8 +99,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--again", action="store_true", help="make rows again that the record has")
     add("--out", type=Path, default=Path("out/faults/faults.json"))
     given = parser.parse_args(arguments)
-    sizes = {name: getattr(given, name) or size for name, size in (SHORT if given.short else FULL).items()}
-    rows = {} if given.again else kept(given.out, sizes)
+    sizes = (SHORT if given.short else FULL) | {
+        name: value for name in FULL if (value := getattr(given, name)) is not None
+    }
+    for name, value in {**sizes, "patience": given.patience}.items():
+        if not 0 < value < math.inf:
+            parser.error(f"--{name.replace('_', '-')}: {value:g} is not valid: above 0 (--only chooses parts)")
+    settings = {"engines": str(given.engines), "seed": given.seed, "patience": given.patience, "sizes": sizes}
+    rows = {} if given.again else kept(given.out, settings)
     wanted = list(chosen(given.only, given.fault, given.short))
     if unknown := set(given.fault) - {fault for _, fault, _ in wanted}:
         parser.error(f"--fault: {', '.join(sorted(unknown))} is not a row of {', '.join(given.only)}: see --list")
@@ -103,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\n".join(f"{part}: {fault}" for part, fault, _ in wanted))
         return 0
     bench = Bench(given.engines, given.seed, given.patience, sizes)
-    results = Results(given.out, {**record_head("benchmarks.faults", arguments), "sizes": sizes, "rows": rows})
+    results = Results(given.out, {**record_head("benchmarks.faults", arguments), **settings, "rows": rows})
     console = Console(stderr=True, soft_wrap=True)
     for part, fault, make in wanted:
         if fault in rows:

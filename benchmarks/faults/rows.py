@@ -57,10 +57,6 @@ class Row:
     wrong: tuple[str, ...] = ()
     figures: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
-    def right(self) -> bool:
-        return not self.wrong
-
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 

@@ -126,11 +126,6 @@ class Watch:
         """Requests that callers have sent; after leaving it is the number of streams."""
         return self._sent
 
-    @property
-    def ready(self) -> bool:
-        """By the last health check."""
-        return bool(self._seen.readiness) and self._seen.readiness[-1][1]
-
     def mark(self) -> float:
         """The fault happens now."""
         self._over = (len(self._callers.records), len(self._seen.probes))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.record import cells, markdown_table
+from benchmarks.record import cells, markdown_table, number
 
 COLUMNS = "fault|callers saw|not ready s|streams ended s|back s|streams failed|left behind|right"
 
@@ -34,11 +34,12 @@ def table(record: Mapping[str, Any]) -> str:
 def _details(row: Mapping[str, Any]) -> list[str]:
     figures = row["figures"]
     if row["part"] == "overload" and figures.get("ttfa_ms_p95"):
+        ms = {name: number(figures[name]) for name in ("ttfa_ms_p95_capacity", "ttfa_ms_p95", "refused_ms_p95")}
         return [
             "Overload: {capacity_per_s:.2f} streams/s at capacity, {offered_per_s:.1f} offered; TTFA P95 "
-            "{ttfa_ms_p95_capacity:.0f} ms at capacity, {ttfa_ms_p95:.0f} ms in the flood; refusals P95 "
-            "{refused_ms_p95:.0f} ms; memory {memory_mib_before:.0f} MiB before, {memory_mib_after:.0f} after.".format(
-                **figures
+            "{ttfa_ms_p95_capacity} ms at capacity, {ttfa_ms_p95} ms in the flood; refusals P95 "
+            "{refused_ms_p95} ms; memory {memory_mib_before:.0f} MiB before, {memory_mib_after:.0f} after.".format(
+                **{**figures, **ms}
             )
         ]
     if row["part"] == "interruptions" and figures.get("slots_waited_for"):
@@ -52,6 +53,6 @@ def _details(row: Mapping[str, Any]) -> list[str]:
         by = ", ".join(f"{count} of {name}" for name, count in sorted(figures["by_process"].items()))
         return [
             f"Kills: {figures['kills']} in {figures['minutes']:.0f} minutes ({by}); back after "
-            f"{figures['back_s_p50']:.1f} s in the median."
+            f"{number(figures['back_s_p50'], 1)} s in the median."
         ]
     return []

@@ -20,6 +20,7 @@ from benchmarks.faults.bench import Bench, always, restarted, survived, survived
 from benchmarks.faults.nonsense import inner_message, public_message
 from benchmarks.faults.rows import Limits, Row, beyond, telling, words
 from benchmarks.faults.seen import Seen
+from benchmarks.faults.table import table
 from loadtest.driver import Record
 from vita_audio.contract.messages import Status
 from vita_client import Metrics, Reply, build_request
@@ -191,7 +192,7 @@ def test_what_is_counted_of_interruptions() -> None:
     assert interruptions.counts([])["slot_free_ms_max"] is None
 
 
-def rows_of(made: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def rows_of(made: list[str], monkeypatch: pytest.MonkeyPatch, revision: str = "abc") -> None:
     """Parts whose rows say that they were made; `bad` is wrong, `broken` cannot be made."""
 
     def row(fault: str) -> Any:
@@ -204,8 +205,8 @@ def rows_of(made: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         return make
 
     monkeypatch.setattr(campaign, "PARTS", {"p": lambda: [(f, row(f)) for f in ("good", "bad", "broken")]})
-    monkeypatch.setattr(campaign, "revision", lambda: "abc")
-    monkeypatch.setattr("benchmarks.record.revision", lambda: "abc")
+    monkeypatch.setattr(campaign, "revision", lambda: revision)
+    monkeypatch.setattr("benchmarks.record.revision", lambda: revision)
 
 
 def test_a_campaign_goes_on_where_it_stopped(
@@ -225,6 +226,48 @@ def test_a_campaign_goes_on_where_it_stopped(
     assert campaign.main([*out, "--kills", "2", "--fault", "good"]) == 0  # another size: all rows again
     assert campaign.main([*out, "--kills", "2", "--fault", "good", "--again"]) == 0
     assert made == ["good", "bad", "broken", "good", "good"]
+
+
+@pytest.mark.parametrize("other", [["--engines", "engines/other"], ["--seed", "2"], ["--patience", "3"]])
+def test_rows_of_other_settings_are_made_again(
+    other: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    rows_of(made, monkeypatch)
+    command = ["--only", "p", "--fault", "good", "--out", str(tmp_path / "faults.json")]
+    for arguments in (command, command, [*command, *other], [*command, *other]):
+        assert campaign.main(arguments) == 0
+    assert made == ["good"] * 2
+
+
+@pytest.mark.parametrize("revision", ["abc-dirty", "unknown"])
+def test_rows_of_code_that_no_revision_names_are_made_again(
+    revision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    rows_of(made, monkeypatch, revision)
+    for _ in range(2):
+        assert campaign.main(["--only", "p", "--fault", "good", "--out", str(tmp_path / "faults.json")]) == 0
+    assert made == ["good"] * 2
+
+
+@pytest.mark.parametrize("words_", [("--kills", "0"), ("--overload-s", "nan"), ("--patience", "-1")])
+def test_a_size_that_is_none(words_: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        campaign.main([*words_, "--list"])
+    assert f"{words_[0]}: {words_[1]} is not valid: above 0" in capsys.readouterr().err
+
+
+def test_a_table_of_what_was_not_seen() -> None:
+    killed = {"kills": 1, "minutes": 2.0, "by_process": {"prompt": 1}, "back_s_p50": None}
+    flooded = {
+        "capacity_per_s": 2.0, "offered_per_s": 10.0, "refused_ms_p95": None, "ttfa_ms_p95": 149.0,
+        "ttfa_ms_p95_capacity": None, "memory_mib_before": 100.0, "memory_mib_after": 104.0,
+    }  # fmt: skip
+    rows = [Row("kills", "1 kill", "-", figures=killed), Row("overload", "5 x", "-", figures=flooded)]
+    printed = table({"rows": {row.fault: row.to_dict() for row in rows}})
+    assert "back after - s in the median" in printed
+    assert "TTFA P95 - ms at capacity, 149 ms in the flood; refusals P95 - ms" in printed
 
 
 def test_a_row_that_does_not_exist(capsys: pytest.CaptureFixture[str]) -> None:
