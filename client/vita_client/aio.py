@@ -146,11 +146,11 @@ class AsyncClient(ClientBase[AsyncStream]):
 
     async def close(self) -> None:
         """As `Client.close`."""
-        self._closed = True
+        channel = self._shut()
         for stream in tuple(self._streams):  # grpcio before 1.82 leaves the calls of a closed channel running
             stream._call.cancel()
-        if self._channel is not None:
-            await self._channel.close()
+        if channel is not None:
+            await channel.close()
 
     async def __aenter__(self) -> Self:
         return self

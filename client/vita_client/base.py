@@ -76,9 +76,8 @@ class ClientBase(Generic[StreamT]):
         self._streams: weakref.WeakSet[StreamT] = weakref.WeakSet()
 
     def _stub(self) -> service_pb2_grpc.GRPCInferenceServiceStub:
-        if self._closed:
-            raise ClientClosed("this client is closed; open another one")
         with self._opening:
+            self._must_be_open()
             if self._channel is None:
                 url, options = self.connection.url, self.connection.options()
                 if self._credentials is None:
@@ -86,6 +85,24 @@ class ClientBase(Generic[StreamT]):
                 else:
                     self._channel = self._library.secure_channel(url, self._credentials, options=options)
             return service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+
+    def _shut(self) -> Any:
+        """No more calls; the channel, to be closed, None where none was opened."""
+        with self._opening:
+            self._closed = True
+        return self._channel
+
+    def _must_be_open(self) -> None:
+        if self._closed:
+            raise ClientClosed("this client is closed; open another one")
+
+    def _call(self, method: Any, message: Any, **options: Any) -> Any:
+        """Begin a call; one that another thread's `close` was ahead of has not begun."""
+        try:
+            return method(message, **options)
+        except (ValueError, grpc.aio.UsageError):
+            self._must_be_open()
+            raise
 
     def stream(
         self,
@@ -122,7 +139,7 @@ class ClientBase(Generic[StreamT]):
         message = infer_request(request, uuid.uuid4().hex, self.connection.model)
         metadata, deadline_s = self.connection.metadata(headers), check_timeout(timeout_s)
         stub, start_s = self._stub(), time.perf_counter()
-        call = stub.ModelStreamInfer(iter((message,)), timeout=deadline_s, metadata=metadata)
+        call = self._call(stub.ModelStreamInfer, iter((message,)), timeout=deadline_s, metadata=metadata)
         stream = self._stream_type(self, call, deadline_s, start_s, turns)
         self._streams.add(stream)
         return stream
@@ -136,8 +153,8 @@ class ClientBase(Generic[StreamT]):
             return {"timeout": min(left_s, self.connection.connect_timeout_s), "metadata": self.connection.metadata()}
 
         return (
-            lambda: stub.ServerReady(service_pb2.ServerReadyRequest(), **options()),
-            lambda: stub.ModelReady(model, **options()),
+            lambda: self._call(stub.ServerReady, service_pb2.ServerReadyRequest(), **options()),
+            lambda: self._call(stub.ModelReady, model, **options()),
         )
 
     def _health(self, server: bool, model: bool) -> Health:

@@ -169,9 +169,8 @@ class Client(ClientBase[Stream]):
 
     def close(self) -> None:
         """Close the connection; streams still running end with `StreamCancelled`."""
-        self._closed = True
-        if self._channel is not None:
-            self._channel.close()
+        if (channel := self._shut()) is not None:
+            channel.close()
 
     def __enter__(self) -> Self:
         return self

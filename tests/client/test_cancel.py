@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import sys
 import threading
@@ -14,7 +15,8 @@ import pytest
 
 from client_protocol_double import ProtocolDouble
 from client_twins import run
-from vita_client import AsyncClient, AsyncStream, ClientClosed, StatusUpdate, StreamCancelled, TextDelta
+from vita_client import AsyncClient, AsyncStream, ClientClosed, Connection, StatusUpdate, StreamCancelled, TextDelta
+from waiting import until
 
 
 def seen(double: ProtocolDouble) -> bool:
@@ -132,6 +134,48 @@ def test_leaving_the_block_of_the_client_closes_it(double: ProtocolDouble, conne
     assert seen(double)
     with connect(double.url):
         pass  # never connected, closes all the same
+
+
+@pytest.mark.parametrize(("question", "before"), [("stream", 0), ("health", 0), ("health", 1)])
+def test_a_call_that_the_close_was_ahead_of_is_refused(
+    double: ProtocolDouble, connect: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, question: str, before: int
+) -> None:
+    """`close` of another thread, or, with asyncio, of another task between the two questions of `health`."""
+    client = connect(double.url)
+    opened = getattr(client, "twin", client)
+    begin, begun = opened._call, list[str]()
+
+    def close_and_begin(*arguments: Any, **options: Any) -> Any:
+        if len(begun) == before:
+            closing = opened.close()
+            if closing is not None:
+                with contextlib.suppress(StopIteration):
+                    closing.send(None)
+        begun.append(question)
+        return begin(*arguments, **options)
+
+    monkeypatch.setattr(opened, "_call", close_and_begin)
+    with pytest.raises(ClientClosed, match="open another one"):
+        client.stream("chunks 1") if question == "stream" else client.health()
+    assert len(begun) == before + 1
+
+
+def test_a_channel_that_is_being_opened_is_closed(
+    double: ProtocolDouble, connect: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, options, closing = connect(double.url), Connection.options, list[threading.Thread]()
+
+    def options_meanwhile(connection: Connection) -> Any:
+        closing.append(threading.Thread(target=client.close))
+        closing[0].start()
+        closing[0].join(0.2)
+        return options(connection)
+
+    monkeypatch.setattr(Connection, "options", options_meanwhile)
+    with pytest.raises((ClientClosed, StreamCancelled)):
+        client.stream("hang", timeout_s=5).collect()
+    closing[0].join(20)
+    until(lambda: double.running == 0)
 
 
 async def _break(client: AsyncClient) -> None:
