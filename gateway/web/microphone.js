@@ -5,6 +5,7 @@ import { RATE_HZ } from "./realtime.js";
 export class Microphone {
   #context = null;
   #stream = null;
+  #starting = null; // while the person is asked for permission
   analyser = null;
 
   get on() {
@@ -12,7 +13,12 @@ export class Microphone {
   }
 
   /** Begins to call `take` with Int16Array samples at 24 kHz. Throws what the browser says where there is none. */
-  async start(take) {
+  start(take) {
+    this.#starting ??= this.#start(take).finally(() => (this.#starting = null));
+    return this.#starting;
+  }
+
+  async #start(take) {
     if (!navigator.mediaDevices) throw new DOMException("not a secure page", "SecurityError");
     // Echo cancellation keeps the answer's own sound from interrupting it.
     const wanted = { channelCount: 1, echoCancellation: true, noiseSuppression: true, autoGainControl: true };

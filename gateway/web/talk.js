@@ -12,6 +12,8 @@ export class Talk {
   #log;
   #show;
   #askedAt = 0;
+  #asked = []; // of each response that was asked for and has not begun: whether it is still wanted
+  #response = null; // id of the response that is being made
   #answer = null; // id of the answer that is coming
   #stopped = new Set(); // ids of answers that were interrupted: late sound of theirs is dropped
   #remarks = new Map(); // answer -> parts of its small line
@@ -29,41 +31,48 @@ export class Talk {
     player.addEventListener("ended", ({ detail }) => this.#ended(detail));
   }
 
-  /** Whether an answer is coming or is being played. */
+  /** Whether an answer was asked for, is coming or is being played. */
   get busy() {
-    return this.#answer !== null || this.#player.playing !== null;
+    return this.#asked.includes(true) || [this.#response, this.#answer, this.#player.playing].some((id) => id !== null);
   }
 
   /** A typed turn; it interrupts an answer that is still being given. */
   async say(text) {
     await this.interrupt();
-    this.#askedAt = performance.now();
     this.#realtime.say(text);
-    this.#show.state("Thinking…");
+    this.#think();
   }
 
   /** Stops the answer: silence at once, and the model remembers only what was heard. */
   async interrupt() {
-    if (this.#answer !== null) this.#realtime.cancel();
+    if (this.#asked.length || this.#response !== null) this.#realtime.cancel();
     await this.#silence();
     this.#show.state("Ready");
   }
 
   forget() {
-    this.#answer = null;
     this.#remarks.clear();
     this.#log.clear();
   }
 
   /** The connection is gone; so is what was coming. */
   lost() {
-    this.#answer = null;
+    this.#asked = [];
+    this.#response = this.#answer = null;
     this.#player.stop();
+  }
+
+  /** A response is going to be made. */
+  #think() {
+    this.#askedAt = performance.now();
+    this.#asked.push(true);
+    this.#show.state("Thinking…");
   }
 
   async #silence() {
     for (const id of [this.#answer, this.#player.playing]) if (id !== null) this.#stopped.add(id);
-    this.#answer = null;
+    this.#asked.fill(false);
+    this.#response = this.#answer = null;
     const heard = await this.#player.stop();
     if (!heard) return;
     this.#realtime.truncate(heard.id, heard.heardMs);
@@ -94,10 +103,7 @@ export class Talk {
       this.#log.replace(item_id, "user", "…");
       this.#show.state("Listening…");
     },
-    "input_audio_buffer.speech_stopped": () => {
-      this.#askedAt = performance.now();
-      this.#show.state("Thinking…");
-    },
+    "input_audio_buffer.speech_stopped": () => this.#think(),
     "conversation.item.added": ({ item }) => {
       const text = item.content[0]?.text;
       if (item.role === "user" && text) this.#log.replace(item.id, "user", text);
@@ -106,6 +112,9 @@ export class Talk {
       this.#log.replace(item_id, "user", transcript || "(not understood)"),
     "conversation.item.input_audio_transcription.failed": ({ item_id }) =>
       this.#log.replace(item_id, "user", "(not written down)"),
+    "response.created": ({ response }) => {
+      if (this.#asked.shift() ?? true) this.#response = response.id;
+    },
     "response.output_item.added": ({ item }) => {
       this.#answer = item.id;
       this.#log.entry(item.id, "assistant");
@@ -118,11 +127,14 @@ export class Talk {
     "response.output_audio.done": ({ item_id }) => this.#player.end(item_id),
     "response.done": ({ response }) => this.#done(response),
     error: ({ error }) => {
-      if (!HARMLESS.includes(error.code)) this.#show.problem(wordsFor(error));
+      if (HARMLESS.includes(error.code)) return;
+      this.#asked.pop(); // it may be what was refused
+      this.#show.problem(wordsFor(error));
     },
   };
 
-  #done({ status, status_details, output }) {
+  #done({ id, status, status_details, output }) {
+    if (id === this.#response) this.#response = null;
     if (output[0]?.id === this.#answer) this.#answer = null;
     if (status === "failed") this.#show.problem(wordsFor(status_details?.error));
     if (status === "incomplete") this.#remark(output[0]?.id, "not complete: the answer was too long");

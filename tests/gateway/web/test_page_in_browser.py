@@ -85,6 +85,32 @@ def test_what_is_written_interrupts_the_answer(visit: Visit) -> None:
     ]
 
 
+def test_an_answer_can_be_stopped_before_it_begins(visit: Visit) -> None:
+    visit.type("hang")
+    visit.state("Thinking…")
+    assert visit.page.is_enabled("#stop")
+    visit.page.keyboard.press("Escape")
+    visit.state("Ready")
+    assert visit.page.is_disabled("#stop")
+    while not visit.of(visit.received, "response.done"):
+        visit.page.wait_for_timeout(20)
+    assert [event["type"] for event in visit.sent[-2:]] == ["response.create", "response.cancel"]
+    assert visit.of(visit.received, "response.done")[0]["response"]["status"] == "cancelled"
+    assert visit.page.is_disabled("#stop")
+
+
+def test_what_is_written_interrupts_an_answer_that_has_not_begun(visit: Visit, double: ProtocolDouble) -> None:
+    double.once["hang turn 3"] = "turn 3"
+    visit.type("hang")
+    visit.state("Thinking…")
+    visit.type("turn 3")
+    visit.wait("document.querySelector('article.assistant small')?.textContent.endsWith('0.3 s')")
+    assert double.inputs[-1]["TEXT"] == "hang turn 3"
+    assert not visit.of(visit.received, "error")
+    visit.state("Ready")
+    assert visit.page.is_disabled("#stop")
+
+
 def test_spoken_turns_are_answered_and_speech_stops_the_answer(visit: Visit, double: ProtocolDouble) -> None:
     double.spoken = "turn 100 0.05"
     visit.page.click("#microphone")
@@ -232,6 +258,31 @@ def test_why_there_is_no_microphone(visit: Visit, name: str, words: str) -> None
     visit.wait("!document.getElementById('problem').hidden")
     assert words in visit.problem()
     assert visit.page.get_attribute("#microphone", "aria-pressed") == "false"
+
+
+def test_two_clicks_open_one_microphone(visit: Visit) -> None:
+    visit.page.evaluate(_SLOW_PERMISSION)
+    visit.page.click("#microphone")
+    visit.page.click("#microphone")
+    visit.wait("document.getElementById('microphone').getAttribute('aria-pressed') === 'true'")
+    visit.page.wait_for_timeout(500)
+    assert visit.page.evaluate("streams.length") == 1
+    visit.page.click("#microphone")
+    assert visit.page.get_attribute("#microphone", "aria-pressed") == "false"
+    assert visit.page.evaluate("streams[0].getTracks()[0].readyState") == "ended"
+
+
+_SLOW_PERMISSION = """() => {
+  window.streams = [];
+  const devices = navigator.mediaDevices;
+  const open = devices.getUserMedia.bind(devices);
+  devices.getUserMedia = async (wanted) => {
+    await new Promise((resolve) => setTimeout(resolve, 500));
+    const stream = await open(wanted);
+    streams.push(stream);
+    return stream;
+  };
+}"""
 
 
 def test_everything_is_reached_by_the_keyboard(visit: Visit) -> None:
