@@ -6,6 +6,7 @@ merged histograms is the percentile of all values, within the width of one cell.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 from hdrh.histogram import HdrHistogram
@@ -52,17 +53,12 @@ class Histogram:
         return self.percentiles((percent,))[0]
 
     def percentiles(self, percents: Sequence[float] = PERCENTILES) -> list[float | None]:
-        if not self.count:
+        if not (count := self.count):
             return [None] * len(percents)
-        values = self._counts.get_percentile_to_value_dict(list(percents))
-        return [values[percent] / STEPS_PER_MS for percent in percents]
-
-    def cells(self) -> list[tuple[float, int]]:
-        """(upper end in ms, count) of every cell that holds something."""
-        return [
-            (item.value_iterated_to / STEPS_PER_MS, item.count_added_in_this_iter_step)
-            for item in self._counts.get_recorded_iterator()
-        ]
+        # The library rounds the rank to the nearest: P95 of 11 values would leave out the largest of them.
+        asked = [100 * math.ceil(percent * count / 100) / count for percent in percents]
+        values = self._counts.get_percentile_to_value_dict(asked)
+        return [values[percent] / STEPS_PER_MS for percent in asked]
 
     def to_text(self) -> str:
         """The library's own compressed form, as base64."""

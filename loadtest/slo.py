@@ -41,7 +41,7 @@ class Check:
 
     def shown(self, value: float) -> str:
         """In the unit of a reader: ms as whole numbers, shares in percent."""
-        return f"{value:.0f} ms" if self.unit == "ms" else f"{100 * value:.2g} %"
+        return f"{value:.0f} ms" if self.unit == "ms" else f"{100 * value:.3g} %"
 
 
 def verdict(group: Group, slo: Slo) -> tuple[Check, ...]:

@@ -59,4 +59,5 @@ def test_nothing_measured_is_not_kept() -> None:
 def test_a_verdict_in_the_units_of_a_reader() -> None:
     assert str(Check("TTFA P95", 310.4, 300.0, "ms")) == "SLO MISSED: TTFA P95 310 ms, promised at most 300 ms"
     assert str(Check("loss rate", 0.004, 0.01, "")) == "SLO kept: loss rate 0.4 %, promised at most 1 %"
+    assert str(Check("loss rate", 1.0, 0.125, "")) == "SLO MISSED: loss rate 100 %, promised at most 12.5 %"
     assert str(Check("loss rate", None, 0.01, "")) == "SLO MISSED: loss rate -, promised at most 1 %"
