@@ -30,7 +30,6 @@ from vita_client.request import Request
 AUDIBLE_AMPLITUDE = 33
 #: How a stream ended when no error ended it.
 DONE, CANCELLED = "done", "cancelled"
-_BYTES_PER_SAMPLE = 2
 
 
 def is_audible(samples: NDArray[np.int16]) -> bool:
@@ -105,11 +104,6 @@ class Record:
     @property
     def audio_s(self) -> float:
         return self.samples / OUTPUT_SAMPLE_RATE_HZ
-
-    @property
-    def bytes(self) -> int:
-        """Of sound."""
-        return self.samples * _BYTES_PER_SAMPLE
 
     @property
     def tokens(self) -> int:
