@@ -28,6 +28,7 @@ from gateway.realtime.session import AudioInput, AudioOutput, RealtimeSession, S
 from gateway.realtime.talk import Part, Talk, Wish
 from gateway.realtime.turn_taking import RATE_HZ
 from vita_audio.contract.errors import VitaError
+from vita_audio.contract.limits import MAX_AUDIO_SECONDS
 
 #: Transcriptions at a time; one more fails.
 MAX_TRANSCRIPTIONS = 8
@@ -234,13 +235,16 @@ class Protocol:
         self._outbox.put(event("conversation.item.deleted", item_id=item_id))
 
     def _parts_of(self, message: Message, item_id: str) -> list[Part]:
-        """What the model is given of a message. Raises EventError: its sound cannot be read."""
-        parts = []
+        """What the model is given of a message. Raises EventError: its sound cannot be read, or is too long."""
+        parts, seconds = list[Part](), 0.0
         for index, content in enumerate(message.content):
             if content.audio and content.type == "input_audio":
                 place = f"item.content.{index}.audio"
-                sound = _decoded(content.audio, place)
-                parts.append(Part(item_id, speech=read_speech(sound, self._input.format.type)))
+                speech = read_speech(_decoded(content.audio, place), self._input.format.type)
+                if (seconds := seconds + len(speech) / RATE_HZ) > MAX_AUDIO_SECONDS:
+                    limit = f"a turn has at most {MAX_AUDIO_SECONDS:g} s"
+                    raise EventError(f"{place}: {seconds:.1f} s of speech; {limit}", "invalid_value", place)
+                parts.append(Part(item_id, speech=speech))
             else:
                 parts.append(Part(item_id, content.text or content.transcript or "", role=message.role))
         return parts

@@ -342,3 +342,27 @@ def test_silence_after_an_answer_is_answered_when_that_was_asked_for(double: Pro
         assert seconds(double.inputs[1]) == pytest.approx(0.5, abs=0.01)
 
     talk(double, scenario, **vad(idle_timeout_ms=1000))
+
+
+def spoken_message(*seconds: float) -> dict[str, Any]:
+    sounds = [base64.b64encode(pcm24(np.zeros(round(each * 16_000), np.float32))).decode() for each in seconds]
+    return {"type": "message", "role": "user", "content": [{"type": "input_audio", "audio": each} for each in sounds]}
+
+
+@pytest.mark.parametrize(("seconds", "place"), [((120.1,), 0), ((70.0, 60.0), 1)])
+def test_a_message_with_more_speech_than_a_turn_has_is_refused(
+    double: ProtocolDouble, seconds: tuple[float, ...], place: int
+) -> None:
+    async def scenario(peer: Peer) -> None:
+        await peer.send("conversation.item.create", item=spoken_message(*seconds))
+        error = await peer.error()
+        assert (error["code"], error["param"]) == ("invalid_value", f"item.content.{place}.audio")
+        assert f"{sum(seconds):.1f} s of speech; a turn has at most 120 s" in error["message"]
+        assert "conversation.item.added" not in peer.kinds
+        await peer.send("conversation.item.create", item=spoken_message(60, 60))
+        await peer.send("response.create")
+        assert (await peer.until("response.done"))["response"]["status"] == "completed"
+        assert len(double.inputs[-1]["AUDIO"]) == 120 * 16_000  # type: ignore[arg-type]
+
+    double.spoken = "turn 1"
+    talk(double, scenario, **BY_HAND)
