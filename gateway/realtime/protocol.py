@@ -313,7 +313,8 @@ class Protocol:
         """An answer is over or cut, or the session changed: the user is expected to say something."""
         self._stop_waiting()
         detection = self._input.turn_detection
-        if self._closed or detection is None or not detection.idle_timeout_ms:
+        answers = isinstance(self._session, RealtimeSession)
+        if self._closed or not answers or detection is None or not detection.idle_timeout_ms:
             return
         if self._answering.active or self._listener.speaking:
             return

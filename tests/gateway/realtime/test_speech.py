@@ -328,6 +328,16 @@ def test_a_transcription_session_writes_down_and_answers_nothing(double: Protoco
     talk(double, scenario, TranscriptionSession(id="sess_1"))
 
 
+def test_silence_in_a_transcription_session_is_nothing(double: ProtocolDouble) -> None:
+    async def scenario(peer: Peer) -> None:
+        audio = {"input": {"turn_detection": {"type": "server_vad", "idle_timeout_ms": 1000}}}
+        await peer.send("session.update", session={"type": "transcription", "audio": audio})
+        await asyncio.sleep(1.5)
+        assert peer.kinds == ["session.created", "session.updated"]
+
+    talk(double, scenario, TranscriptionSession(id="sess_1"))
+
+
 def test_silence_after_an_answer_is_answered_when_that_was_asked_for(double: ProtocolDouble) -> None:
     double.spoken = "turn 1"
 
