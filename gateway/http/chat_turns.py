@@ -78,10 +78,10 @@ def question_of(request: ChatRequest, find: Find) -> Question:
     if before and (kept := _continued(request.messages, before[-1], find)) is not None:
         fields["history"], clips = kept.history, kept.clips
         fields.update(past_speech(clips))
-        words[:0] = [text for place, each in system if place > before[-1][0] for text in each.texts]
+        words[:0] = [text for place, each in system if place > before[-1][0] for text in each.texts if text.strip()]
     else:
         fields["messages"] = _in_words(before, find)
-        fields["system"] = "\n".join(text for _, each in system for text in each.texts) or None
+        fields["system"] = "\n".join(text for _, each in system for text in each.texts if text.strip()) or None
     sounds = [(place, data) for place, each in now for data in each.sounds]
     if not sounds and not any(text.strip() for _, each in now for text in each.texts):
         raise InvalidRequest("messages", "nothing", "the last one has text or input_audio", "say something")

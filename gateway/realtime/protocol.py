@@ -122,7 +122,7 @@ class Protocol:
         if self._listener.configure(self._session.audio.input):
             self._talk.forget()
         if isinstance(self._session, RealtimeSession):
-            self._talk.set_system(self._session.instructions)
+            self._talk.set_system(_words(self._session.instructions))
         self._wait_for_speech()
         self._outbox.put(event("session.updated", session=self._session.model_dump()))
 
@@ -273,7 +273,7 @@ class Protocol:
             metadata=params.metadata,
         )
         wish = Wish(
-            instructions=params.instructions or "",
+            instructions=_words(params.instructions),
             max_tokens=None if most == "inf" else int(most),
             text_only=modality == "text",
             drop_oldest=session.truncation != "disabled",
@@ -348,6 +348,11 @@ class Protocol:
             self._respond(ResponseParams())
         except EventError as error:
             self._outbox.put(error_event(error, None))
+
+
+def _words(instructions: str | None) -> str:
+    """Instructions, empty where they are white space only: the server refuses those."""
+    return instructions if instructions and instructions.strip() else ""
 
 
 def _decoded(audio: str, param: str) -> bytes:

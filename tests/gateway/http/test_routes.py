@@ -220,6 +220,14 @@ def test_chat_takes_what_openai_takes(http: httpx.Client, double: ProtocolDouble
     assert (sent["TEMPERATURE"], sent.get("TOP_P"), sent["SEED"]) == (0, None, 2**64 - 1)
 
 
+@pytest.mark.parametrize("words", ["", " ", "\n"])
+def test_a_system_message_without_words_is_none(http: httpx.Client, double: ProtocolDouble, words: str) -> None:
+    empty = {"role": "system", "content": words}
+    assert chat(http, empty, user("chunks 1")).status_code == 200
+    assert chat(http, empty, {"role": "developer", "content": "Be glad."}, user("chunks 1")).status_code == 200
+    assert [inputs.get("SYSTEM") for inputs in double.inputs] == [None, "Be glad."]
+
+
 def test_chat_with_sound_in_and_out(http: httpx.Client, double: ProtocolDouble) -> None:
     fields = {"modalities": ["text", "audio"], "audio": {"voice": "alloy", "format": "wav"}}
     message = chat(http, spoken(), **fields).json()["choices"][0]["message"]

@@ -282,6 +282,19 @@ def test_nothing_to_answer_fails_the_response_alone(double: ProtocolDouble) -> N
     talk(double, scenario)
 
 
+def test_instructions_without_words_are_none(double: ProtocolDouble) -> None:
+    async def scenario(peer: Peer) -> None:
+        for response in ({}, {"instructions": "\n"}, {"instructions": " ", "conversation": "none"}):
+            assert (await peer.say("turn 1", **response))["status"] == "completed"
+        assert [("SYSTEM" in inputs, inputs["TEXT"]) for inputs in double.inputs] == [(False, "turn 1")] * 3
+        await peer.send("session.update", session={"type": "realtime", "instructions": "You are Ada."})
+        await peer.send("session.update", session={"type": "realtime", "instructions": " "})
+        assert (await peer.until("session.updated"))["session"]["instructions"] == "You are Ada."
+        assert (await peer.until("session.updated"))["session"]["instructions"] == " "
+
+    talk(double, scenario, **HAND, instructions=" ")
+
+
 def test_a_response_aside_is_no_part_of_the_conversation(double: ProtocolDouble) -> None:
     async def scenario(peer: Peer) -> None:
         first = await peer.say("turn 1")
