@@ -7,11 +7,13 @@ Errors are one line on standard error.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, BinaryIO
@@ -25,6 +27,7 @@ from vita_client.microphone import from_microphone
 from vita_client.options import ServerOptions, StreamOptions, with_options
 from vita_client.request import Request, build_request
 from vita_client.session import Start, run_stream
+from vita_client.stdin import decoded, standard_input
 from vita_client.talk import Turn, run_talk, spoken, typed
 from vita_client.terminal import choose_view
 
@@ -53,10 +56,10 @@ _Speech = Annotated[str, typer.Argument(help="a sound file (any format and rate 
 @with_options
 def say(text: _Text, options: StreamOptions) -> None:
     """Read a text aloud (text to speech), sentence by sentence; the deadline is that of each."""
-    if options.output is None and not options.play:
-        _fail(InvalidRequest("output", None, "the sound needs a place to go", "give -o FILE or --play"))
 
     def prepare() -> Start:
+        if options.output is None and not options.play:
+            raise InvalidRequest("output", None, "the sound needs a place to go", "give -o FILE or --play")
         read = _read_text(text)
         build_request(read, task="tts", **options.fields)
         return lambda client: client.read(read, timeout_s=options.timeout, **options.fields)
@@ -97,12 +100,18 @@ def talk(
     ] = False,
 ) -> None:
     """Hold a conversation; Ctrl-C interrupts an answer, and ends the conversation between two."""
-    if microphone:
-        source: Iterable[Turn] = from_microphone()
-    else:
-        source = map(spoken, turns) if turns else typed(prompt=sys.stdin is not None and sys.stdin.isatty())
     out = sys.stderr if options.to_stdout else sys.stdout
+    source = _turns(turns, microphone)
     _show(lambda: run_talk(options, source, lambda: choose_view(options.json, out)), lambda: None)
+
+
+def _turns(files: list[str], microphone: bool) -> Iterator[Turn]:
+    if not microphone:
+        yield from map(spoken, files) if files else typed(prompt=sys.stdin is not None and sys.stdin.isatty())
+    elif files:
+        raise InvalidRequest("microphone", True, "the turns are sound files", "leave out one of the two")
+    else:
+        yield from from_microphone()
 
 
 @app.command()
@@ -126,6 +135,9 @@ def health(
                 client.wait_ready(wait)
             answer = client.health()
     except VitaError as error:
+        if as_json:
+            unknown = {"ready": False, "server": None, "model": None}
+            print(json.dumps({**unknown, "reason": str(error), "code": error.code, "field": error.field or None}))
         _fail(error)
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
@@ -146,7 +158,11 @@ def main() -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - it may have been closed by the parent
+    # They may have been closed by the parent.
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a narrow encoding; standard error does so by itself
     try:
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except _USAGE_ERROR as error:
@@ -156,11 +172,16 @@ def main() -> None:
         code = INTERRUPTED
     except SystemExit:  # typer's answer to a broken pipe
         code = FAILED
+    except OSError as error:  # standard output, full
+        _complain(str(error))
+        code = FAILED
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
-        # The output has no reader any more; keep the interpreter from complaining about it at exit.
+    except OSError as error:
+        # The output is full, or has no reader any more; keep the interpreter from complaining about it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not code and not isinstance(error, BrokenPipeError):
+            _complain(str(error))
         code = code or FAILED
     sys.exit(code)
 
@@ -200,26 +221,16 @@ def _show(run: Callable[[], None], stop: Callable[[], None]) -> None:
 
 
 def _read_text(argument: str) -> str:
-    if argument != "-":
-        return argument
-    try:
-        return _stdin("TEXT").read().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InvalidRequest("TEXT", "standard input", f"it is not UTF-8 at byte {error.start}") from error
+    return decoded(standard_input("TEXT").read()) if argument == "-" else argument
 
 
 def _read_speech(argument: str) -> Path | BinaryIO:
-    return _stdin("AUDIO") if argument == "-" else Path(argument)
-
-
-def _stdin(field: str) -> BinaryIO:
-    if sys.stdin is None:
-        raise InvalidRequest(field, "-", "standard input is closed", "name a file, or pipe it in")
-    return sys.stdin.buffer
+    return standard_input("AUDIO") if argument == "-" else Path(argument)
 
 
 def _complain(message: str) -> None:
-    print(f"vita: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # standard error, full: there is nobody to tell
+        print(f"vita: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
 
 
 def _fail(error: VitaError) -> None:

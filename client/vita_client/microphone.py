@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from vita_audio.contract.errors import InvalidRequest
 from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ
 from vita_client.conversation import Conversation
+from vita_client.stdin import standard_input
 
 if TYPE_CHECKING:
     from vita_client.talk import Turn
@@ -28,11 +29,12 @@ def from_microphone() -> Iterator[Turn]:
     While a turn is spoken it is appended, so that the server reads it already.
 
     Raises:
-        InvalidRequest: field microphone; no `sounddevice` package, or no input device.
+        InvalidRequest: field microphone; no `sounddevice` package, no input device, or standard input is closed.
     """
+    enter = standard_input("microphone")
     while True:
         print("press Enter, speak, press Enter", file=sys.stderr, flush=True)
-        if not sys.stdin.readline():
+        if not enter.readline():
             return
         yield _speak
 
@@ -44,7 +46,7 @@ def _speak(talk: Conversation) -> None:
         pieces.put(samples[:, 0].copy())
 
     def wait_for_enter() -> None:
-        sys.stdin.readline()
+        standard_input("microphone").readline()
         pieces.put(None)
 
     device = _open_device(taken)

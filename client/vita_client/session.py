@@ -132,10 +132,13 @@ def _output(options: StreamOptions) -> Path | BinaryIO | None:
         if sys.stdout.isatty():
             raise InvalidRequest("output", str(path), "standard output is a terminal", "redirect it, or name a file")
         return sys.stdout.buffer
-    if path.is_dir():
-        raise InvalidRequest("output", str(path), "it is a folder", "name a file in it")
-    if not path.parent.is_dir():
-        raise InvalidRequest("output", str(path), f"there is no folder {path.parent}", "make it first")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise InvalidRequest("output", str(path), "it may not be written", "check the permissions")
+    try:
+        if path.is_dir():
+            raise InvalidRequest("output", str(path), "it is a folder", "name a file in it")
+        if not path.parent.is_dir():
+            raise InvalidRequest("output", str(path), f"there is no folder {path.parent}", "make it first")
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise InvalidRequest("output", str(path), "it may not be written", "check the permissions")
+    except OSError as error:  # a name that is too long, for example
+        raise InvalidRequest("output", str(path), f"it cannot be written ({error.strerror})") from error
     return path

@@ -15,6 +15,7 @@ from vita_client.options import StreamOptions
 from vita_client.playback import Player
 from vita_client.request import check_timeout
 from vita_client.session import SoundFile, consume
+from vita_client.stdin import decoded, standard_input
 from vita_client.terminal import View
 
 #: Adds a turn to a conversation.
@@ -35,22 +36,25 @@ def run_talk(options: StreamOptions, turns: Iterable[Turn], make_view: Callable[
         VitaError, OSError: as `run_stream`; the turns before are kept.
         KeyboardInterrupt: between two turns.
     """
-    check_timeout(options.timeout)
-    with ExitStack() as stack:
-        sound = stack.enter_context(SoundFile(options))
-        client = stack.enter_context(Client(connection=options.connection()))
-        talk = client.conversation(timeout_s=options.timeout, **options.fields)
-        for turn in turns:
-            turn(talk)
-            view = make_view()
-            try:
+    view: View | None = None
+    try:
+        check_timeout(options.timeout)
+        with ExitStack() as stack:
+            sound = stack.enter_context(SoundFile(options))
+            client = stack.enter_context(Client(connection=options.connection()))
+            talk = client.conversation(timeout_s=options.timeout, **options.fields)
+            for turn in turns:
+                turn(talk)
+                view = make_view()
                 _answer(talk, sound, options.play, view)
-            except VitaError as error:
-                if not talk.history:
-                    view.refused(error)
-                raise
-            finally:
                 view.stop()
+    except VitaError as error:
+        view = view or make_view()
+        view.refused(error)
+        raise
+    finally:
+        if view is not None:
+            view.stop()
 
 
 def _answer(talk: Conversation, sound: SoundFile, play: bool, view: View) -> None:
@@ -79,12 +83,16 @@ def spoken(path: str) -> Turn:
 
 
 def typed(prompt: bool) -> Iterable[Turn]:
-    """A turn for each line of standard input that is not empty; `prompt` asks for them."""
+    """A turn for each line of standard input that is not empty; `prompt` asks for them.
+
+    Raises:
+        InvalidRequest: field TEXT; standard input is closed, or not UTF-8.
+    """
     while True:
         if prompt:
             print("> ", end="", file=sys.stderr, flush=True)
-        line = sys.stdin.readline()
+        line = standard_input("TEXT").readline()
         if not line:
             return
-        if line.strip():
-            yield lambda talk, text=line: talk.append_text(text)  # type: ignore[misc]
+        if (text := decoded(line)).strip():
+            yield lambda talk, text=text: talk.append_text(text)  # type: ignore[misc]

@@ -30,7 +30,7 @@ class View:
         """The stream is over."""
 
     def refused(self, problem: VitaError) -> None:
-        """There was no stream."""
+        """It failed before there was a stream; an error that a summary has told is not told again."""
 
 
 def numbers(metrics: Metrics) -> str:
@@ -116,12 +116,14 @@ class LiveView(View):
 
 
 class JsonView(View):
-    """Nothing while it runs; one JSON object at the end."""
+    """Nothing while it runs; one JSON object at the end, in ASCII, which fits every encoding of `out`."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
+        self._told: VitaError | None = None
 
     def summary(self, reply: Reply, wav: WavWriter | None, outcome: str, problem: VitaError | None) -> None:
+        self._told = problem
         status, metrics = reply.status, reply.metrics
         result = {
             **_problem(outcome, problem),
@@ -137,10 +139,11 @@ class JsonView(View):
             "tokens_per_s": _rounded(metrics.tokens_per_s),
             "status": json.loads(status.to_json()) if status else None,
         }
-        print(json.dumps(result, ensure_ascii=False), file=self._out, flush=True)
+        print(json.dumps(result), file=self._out, flush=True)
 
     def refused(self, problem: VitaError) -> None:
-        print(json.dumps(_problem("failed", problem), ensure_ascii=False), file=self._out, flush=True)
+        if problem is not self._told:
+            print(json.dumps(_problem("failed", problem)), file=self._out, flush=True)
 
 
 def _problem(outcome: str, problem: VitaError | None) -> dict[str, str | None]:

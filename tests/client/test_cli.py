@@ -103,6 +103,8 @@ def test_json(double: ProtocolDouble, tmp_path: Path) -> None:
     result = vita("chat", "hi", "--top-p", "7", "--json", "-u", double.url)
     answer = json.loads(result.stdout)
     assert (result.exit_code, answer["code"], answer["field"]) == (2, "invalid_request", "TOP_P")
+    result = vita("say", "hi", "--json", "-u", double.url)
+    assert (result.exit_code, json.loads(result.stdout)["field"]) == (2, "output")
 
 
 def test_say_reads_a_page_from_stdin_sentence_by_sentence(double: ProtocolDouble, tmp_path: Path) -> None:
@@ -133,6 +135,7 @@ def test_say_reads_a_page_from_stdin_sentence_by_sentence(double: ProtocolDouble
         (["ask", "/nowhere.wav"], 2, "no such file"),
         (["say", "hi", "-o", "/nowhere/out.wav"], 2, "no folder /nowhere"),
         (["say", "hi", "-o", "/"], 2, "it is a folder"),
+        (["say", "hi", "-o", "/tmp/" + 300 * "a"], 2, "it cannot be written (File name too long)"),
         (
             ["chat", f"message-only {to_wire(InvalidRequest('MODE', '1,99', 'n > K'))}"],
             2,
@@ -270,8 +273,14 @@ def test_health(double: ProtocolDouble) -> None:
         assert json.loads(result.stdout)["server"] is True
         result = vita("health", "-u", double.url, "--wait", "0.2")
         assert (result.exit_code, "not ready within 0.2 s" in result.stderr) == (3, True)
+        result = vita("health", "-u", double.url, "--wait", "0.2", "--json")
+        answer = json.loads(result.stdout)
+        assert (result.exit_code, answer["ready"], answer["code"]) == (3, False, "not_ready")
+        assert "not ready within 0.2 s" in answer["reason"]
     finally:
         double.model_ready = True
+    result = vita("health", "-u", "nonsense", "--json")
+    assert (result.exit_code, json.loads(result.stdout)["field"]) == (2, "url")
 
 
 def test_usage_errors_are_one_line() -> None:

@@ -175,7 +175,15 @@ def test_a_file_on_standard_input(double: ProtocolDouble, tmp_path: Path) -> Non
     assert (done.returncode, done.stdout.decode()) == (0, TEXT), done.stderr
 
 
-@pytest.mark.parametrize(("script", "field"), [("vita ask - <&-", "AUDIO"), ("vita chat - <&-", "TEXT")])
+@pytest.mark.parametrize(
+    ("script", "field"),
+    [
+        ("vita ask - <&-", "AUDIO"),
+        ("vita chat - <&-", "TEXT"),
+        ("vita talk <&-", "TEXT"),
+        ("vita talk --microphone <&-", "microphone"),
+    ],
+)
 def test_a_closed_standard_input_is_named(double: ProtocolDouble, script: str, field: str) -> None:
     done = shell(script, double)
     assert (done.returncode, done.stderr.count(b"\n")) == (2, 1)
@@ -186,3 +194,40 @@ def test_a_closed_standard_output_does_no_harm(double: ProtocolDouble) -> None:
     done = shell('vita chat "chunks 3" >&-', double)
     assert done.returncode == 0
     assert b"Traceback" not in done.stderr
+
+
+def test_a_closed_standard_error_leaves_the_sound_alone(double: ProtocolDouble) -> None:
+    done = shell('vita say "chunks 3" -o - 2>&-', double)
+    assert done.returncode == 0
+    assert is_stream(done.stdout)
+    assert shell("vita chat fail 2>&-", double).returncode == cli.FAILED
+
+
+@pytest.mark.parametrize(
+    "script", ["health", "health --json", 'chat "chunks 3"', 'chat "chunks 3" --json', "chat fail --json"]
+)
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_standard_output_is_one_line(
+    double: ProtocolDouble, monkeypatch: pytest.MonkeyPatch, script: str, unbuffered: str
+) -> None:
+    monkeypatch.setitem(ENVIRONMENT, "PYTHONUNBUFFERED", unbuffered)
+    done = shell(f"vita {script} > /dev/full", double)
+    assert done.returncode == cli.FAILED
+    *numbers, error = done.stderr.decode().splitlines()
+    assert error == "vita: error: [Errno 28] No space left on device"
+    assert all(line.startswith("failed | ") for line in numbers)
+
+
+def test_a_full_standard_error_ends_with_its_code(double: ProtocolDouble) -> None:
+    assert shell('vita chat "chunks 3" 2> /dev/full', double).returncode == cli.FAILED
+    assert shell("vita chat hi --top-p 7 2> /dev/full", double).returncode == cli.BAD_INPUT
+
+
+def test_an_encoding_that_lacks_a_character_gets_its_number(
+    double: ProtocolDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ENVIRONMENT, "PYTHONIOENCODING", "ascii")
+    done = shell('vita chat "chunks 3"', double)
+    assert (done.returncode, done.stdout.decode("ascii")) == (0, TEXT.replace("é", r"\xe9")), done.stderr
+    done = shell('vita chat "chunks 3" --json', double)
+    assert (done.returncode, json.loads(done.stdout)["text"]) == (0, TEXT.removesuffix("\n")), done.stderr

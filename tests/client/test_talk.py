@@ -25,7 +25,7 @@ from vita_client.terminal import View
 from wav_files import read_wav
 
 
-def vita(*arguments: str, stdin: str | None = None) -> Any:
+def vita(*arguments: str, stdin: str | bytes | None = None) -> Any:
     return CliRunner().invoke(cli.app, list(arguments), input=stdin)
 
 
@@ -63,17 +63,40 @@ def test_sound_files_are_turns(double: ProtocolDouble, tmp_path: Path) -> None:
         (["-o", "/nowhere/out.wav"], "turn 1\n", 2, "there is no folder"),
         (["--timeout", "0"], "turn 1\n", 2, "timeout_s"),
         (["--microphone"], "\n", 2, "microphone"),
+        (["--microphone", "one.wav"], "\n", 2, "the turns are sound files; leave out one of the two"),
+        (["--top-p", "7"], "turn 1\n", 2, "TOP_P"),
+        (["-u", "nonsense"], "turn 1\n", 2, "host:port"),
+        ([], b"caf\xe9\n", 2, "it is not UTF-8 at byte 3"),
     ],
 )
+@pytest.mark.parametrize("as_json", [False, True])
 def test_a_problem_is_one_line(
-    double: ProtocolDouble, monkeypatch: pytest.MonkeyPatch, arguments: list[str], stdin: str, code: int, words: str
+    double: ProtocolDouble,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    stdin: str | bytes,
+    code: int,
+    words: str,
+    as_json: bool,
 ) -> None:
     monkeypatch.setitem(sys.modules, "sounddevice", None)
-    done = vita("talk", *arguments, "-u", double.url, stdin=stdin)
+    done = vita("talk", "-u", double.url, *arguments, *["--json"] * as_json, stdin=stdin)
     assert done.exit_code == code, done.output
     errors = [line for line in done.stderr.splitlines() if line.startswith("vita: error: ")]
     assert len(errors) == 1
     assert words in done.stderr
+    if as_json:
+        (told,) = map(json.loads, done.stdout.splitlines())
+        assert words in told["error"]
+
+
+def test_a_problem_of_a_later_turn_is_told_after_the_answers(double: ProtocolDouble, tmp_path: Path) -> None:
+    file = tmp_path / "0.wav"
+    soundfile.write(file, np.full(8000, 0.1), 8_000)
+    double.spoken = "turn 1"
+    done = vita("talk", str(file), "none.wav", "-u", double.url, "--json")
+    assert done.exit_code == 2
+    assert [json.loads(line)["outcome"] for line in done.stdout.splitlines()] == ["done", "failed"]
 
 
 def test_no_turn_is_no_conversation(double: ProtocolDouble) -> None:
@@ -172,7 +195,7 @@ def test_a_microphone_is_open_for_a_turn(double: ProtocolDouble, monkeypatch: py
     module = types.ModuleType("sounddevice")
     module.InputStream, module.PortAudioError = Microphone, OSError  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "sounddevice", module)
-    monkeypatch.setattr(sys, "stdin", io.StringIO("\n\n\n\n"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n\n\n\n")))
     monkeypatch.setattr(Microphone, "opened", [])
     with Client(double.url) as client:
         talk = client.conversation()
