@@ -26,36 +26,45 @@ class Player:
         InvalidRequest: field play; no `sounddevice` package, or no output device.
     """
 
-    def __init__(self, sample_rate_hz: int = OUTPUT_SAMPLE_RATE_HZ) -> None:
-        self._device = _open_device(sample_rate_hz)
+    def __init__(self) -> None:
+        self._device = _open_device()
         self._pieces: queue.Queue[NDArray[np.int16] | None] = queue.Queue()
         self._stopped = threading.Event()
-        self._sample_rate_hz, self._played = sample_rate_hz, 0
+        self._played = 0
         self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._feed, name="vita-playback", daemon=True)
         self._thread.start()
 
     def write(self, samples: NDArray[np.int16]) -> None:
         """Queue int16 [samples]; an error of the device since the last call is raised here."""
+        self._raise_failure()
+        self._pieces.put(samples)
+
+    def _raise_failure(self) -> None:
         if self._failure is not None:
             raise OSError(f"the output device failed: {self._failure}")
-        self._pieces.put(samples)
 
     @property
     def played_s(self) -> float:
         """Seconds that the device was given: what a listener has heard, but for its own buffer."""
-        return self._played / self._sample_rate_hz
+        return self._played / OUTPUT_SAMPLE_RATE_HZ
 
     def finish(self) -> None:
-        """Wait until everything has been played."""
-        self._pieces.put(None)
-        self._thread.join()
-        self._device.close()
+        """Wait until everything has been played; an error of the device since the last call is raised here."""
+        self._end()
+        self._raise_failure()
 
     def stop(self) -> None:
-        """Fall silent now."""
+        """Fall silent now; also after a `finish` that failed or was interrupted."""
         self._stopped.set()
-        self.finish()
+        self._end()
+
+    def _end(self) -> None:
+        self._pieces.put(None)
+        self._thread.join()
+        device, self._device = self._device, None
+        if device is not None:  # PortAudio must not close one twice
+            device.close()
 
     def _feed(self) -> None:
         try:
@@ -80,7 +89,7 @@ class Player:
             self.stop()
 
 
-def _open_device(sample_rate_hz: int) -> Any:
+def _open_device() -> Any:
     try:
         import sounddevice
     except (ImportError, OSError) as error:  # OSError: the package is there, the PortAudio library is not
@@ -88,7 +97,7 @@ def _open_device(sample_rate_hz: int) -> Any:
             "play", True, f"sound cannot be played here ({error})", "install the extra 'play', or write a file with -o"
         ) from error
     try:
-        device = sounddevice.OutputStream(samplerate=sample_rate_hz, channels=1, dtype="int16")
+        device = sounddevice.OutputStream(samplerate=OUTPUT_SAMPLE_RATE_HZ, channels=1, dtype="int16")
         device.start()
     except sounddevice.PortAudioError as error:
         raise InvalidRequest("play", True, f"no output device ({error})", "write a file with -o") from error

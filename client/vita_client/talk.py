@@ -62,6 +62,8 @@ def _answer(talk: Conversation, sound: SoundFile, play: bool, view: View) -> Non
     try:
         with interruptible(talk.respond) as stream:
             consume(stream, sound, player, view, last=False)
+        if player is not None:  # it plays longer than the server takes
+            player.finish()
     except KeyboardInterrupt:
         if player is not None:
             player.stop()
@@ -73,8 +75,6 @@ def _answer(talk: Conversation, sound: SoundFile, play: bool, view: View) -> Non
         if player is not None:
             player.stop()
         raise
-    if player is not None:
-        player.finish()
 
 
 def spoken(path: str) -> Turn:

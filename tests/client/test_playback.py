@@ -91,6 +91,39 @@ def test_a_failing_device_is_reported_to_the_caller(monkeypatch: pytest.MonkeyPa
     player.stop()
 
 
+def test_a_device_that_fails_at_the_end_is_reported_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DeviceDouble, "failure", PortAudioError("unplugged"))
+
+    def play() -> None:
+        with Player() as player:
+            player.write(np.zeros(10, np.int16))
+
+    with pytest.raises(OSError, match="the output device failed: unplugged"):
+        play()
+    assert DeviceDouble.opened.calls == ["start", "close"]
+
+
+def test_a_wait_for_the_end_can_be_cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Ctrl-C does it in `vita talk`; the device is closed once."""
+    monkeypatch.setattr(DeviceDouble, "write_s", 0.05)
+    player = Player()
+    player.write(np.zeros(22_050 * 60, np.int16))
+    join = player._thread.join
+
+    def interrupted() -> None:
+        time.sleep(0.2)
+        monkeypatch.setattr(player._thread, "join", join)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(player._thread, "join", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        player.finish()
+    player.stop()
+    player.stop()
+    assert 0 < player.played_s < 10
+    assert DeviceDouble.opened.calls == ["start", "close"]
+
+
 def test_no_package_and_no_device(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(**_: object) -> None:
         raise PortAudioError("no default output device")

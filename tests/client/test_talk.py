@@ -121,26 +121,40 @@ def test_ctrl_c_interrupts_an_answer_and_the_next_turn_follows(double: ProtocolD
 
 
 class Played:
-    """A player that has played half a second when it is stopped."""
+    """A player that has played half a second when it is stopped; Ctrl-C comes with the first sound."""
 
     played_s, calls = 0.5, list[str]()
 
     def write(self, samples: object) -> None:
         raise KeyboardInterrupt
 
+    def finish(self) -> None:
+        raise KeyboardInterrupt
+
     def stop(self) -> None:
         self.calls.append("stop")
 
 
-def test_an_answer_counts_as_far_as_it_was_played(double: ProtocolDouble, monkeypatch: pytest.MonkeyPatch) -> None:
+class PlayedAtTheEnd(Played):
+    """Ctrl-C comes when the server is done and the sound is not."""
+
+    def write(self, samples: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("player", [Played, PlayedAtTheEnd])
+def test_an_answer_counts_as_far_as_it_was_played(
+    double: ProtocolDouble, monkeypatch: pytest.MonkeyPatch, player: type[Played]
+) -> None:
     from vita_client import talk as module
 
-    monkeypatch.setattr(module, "Player", Played)
+    monkeypatch.setattr(module, "Player", player)
+    monkeypatch.setattr(player, "calls", [])
     with Client(double.url) as client:
         talk = client.conversation()
         talk.append_text("turn 3")
         _answer(talk, module.SoundFile(cli.StreamOptions()), play=True, view=View())
-        assert Played.calls == ["stop"]
+        assert player.calls == ["stop"]
         talk.respond("turn 1").collect()
     assert double.inputs[1]["HEARD"] == 6
 
