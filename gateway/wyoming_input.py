@@ -14,6 +14,7 @@ from wyoming.event import Event, Eventable, async_read_event
 
 from vita_audio.contract.errors import InvalidRequest
 from vita_audio.contract.limits import MAX_AUDIO_SECONDS, MAX_SAMPLE_RATE_HZ, MIN_SAMPLE_RATE_HZ
+from vita_client.sentences import has_words
 
 EventableT = TypeVar("EventableT", bound=Eventable)
 _SAMPLE_TYPES = {2: "<i2", 4: "<i4"}
@@ -138,7 +139,7 @@ class Text:
     """Text to be spoken, which comes in pieces: an async iterator of them, for one reader."""
 
     def __init__(self, bounds: Bounds) -> None:
-        self._longest_chars, self._chars = bounds.text_chars, 0
+        self._longest_chars, self._chars, self._has_words = bounds.text_chars, 0, False
         self._pieces: asyncio.Queue[str | None] = asyncio.Queue()
 
     def add(self, piece: Any) -> None:
@@ -149,10 +150,13 @@ class Text:
         if self._chars > self._longest_chars:
             limit = f"at most {self._longest_chars} characters are spoken"
             raise InvalidRequest("text", f"{self._chars} characters", limit, "send it in parts")
+        self._has_words = self._has_words or has_words(piece)
         self._pieces.put_nowait(piece)
 
     def finish(self) -> None:
-        """That was all of it."""
+        """That was all of it. Raises: InvalidRequest: nothing of it can be spoken."""
+        if not self._has_words:
+            raise InvalidRequest("text", f"{self._chars} characters", "it has no letter and no digit", "send words")
         self._pieces.put_nowait(None)
 
     def __aiter__(self) -> Text:

@@ -24,6 +24,7 @@ from gateway.voices import mode_of
 from vita_audio.contract.errors import InvalidRequest
 from vita_audio.contract.fields import RequestFields
 from vita_audio.contract.limits import MAX_AUDIO_SECONDS
+from vita_audio.contract.past_messages import MAX_MESSAGES
 from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ
 from vita_client.request import past_speech
 
@@ -124,6 +125,9 @@ def _in_words(turns: Sequence[_Placed], find: Find) -> str | None:
             joined[-1]["content"] += f"\n{words}"
         elif joined or turn.role == "user":  # what the assistant says before it was asked is left out
             joined.append({"role": turn.role, "content": words})
+    if len(joined) > MAX_MESSAGES:
+        limit = f"at most {MAX_MESSAGES} turns before the last one are taken"
+        raise InvalidRequest("messages", f"{len(joined)} turns", limit, "leave the oldest ones out")
     return json.dumps(joined) if joined else None
 
 

@@ -15,8 +15,10 @@ from gateway.context import caller, gateway_of
 from gateway.http.streams import HEADERS, begun, event_stream
 from gateway.sound.encode import CONTENT_TYPES, Encoder, Format
 from gateway.voices import VOICE, check_model, check_voice, mode_of
+from vita_audio.contract.errors import InvalidRequest
 from vita_audio.contract.fields import RequestFields
 from vita_client import AsyncClient, AsyncReading, Pcm, StatusUpdate, TokensDelta
+from vita_client.sentences import has_words
 
 router = APIRouter(tags=["audio"])
 
@@ -50,6 +52,8 @@ async def speech(request: Request, asked: SpeechRequest) -> StreamingResponse:
     """The file, or (`stream_format` sse) events with pieces of it in base64."""
     check_model(asked.model)
     check_voice(asked.voice if isinstance(asked.voice, str) else asked.voice.id)
+    if not has_words(asked.input):
+        raise InvalidRequest("input", asked.input, "it has no letter and no digit", "send words")
     usage = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
     pieces = _spoken(request, asked, usage)
     if asked.stream_format == "sse":

@@ -193,10 +193,10 @@ WRONG = {
     "no rate": ([Event("audio-start", {"width": 2, "channels": 1})], "audio-start: {'width': 2, 'channels': 1} is not"),
     "no text": ([Event("synthesize", {})], "synthesize: {} is not valid: a field is missing"),
     "text of a wrong type": ([Event("synthesize", {"text": 5})], "text: 5 is not valid: it is a string"),
-    "empty text": ([Synthesize("").event()], "it has no letter and no digit"),
+    "empty text": ([Synthesize("").event()], "text: '0 characters' is not valid: it has no letter and no digit"),
     "text of marks": (
         [SynthesizeStart().event(), SynthesizeChunk("...").event(), SynthesizeStop().event()],
-        "no letter",
+        "text: '3 characters' is not valid: it has no letter and no digit",
     ),
     "text twice": ([SynthesizeStart().event()] * 2, "synthesize-start: synthesize-stop comes first"),
     "data of a wrong type": ([Event("synthesize", {"text": "a", "voice": 5})], "synthesize: {'text': 'a', 'voice': 5}"),

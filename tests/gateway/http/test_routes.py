@@ -131,7 +131,8 @@ def test_a_mode_in_the_name_of_the_model(http: httpx.Client, double: ProtocolDou
         ({"voice": "nobody"}, 400, "invalid_request", "voice"),
         ({"input": ""}, 400, "invalid_request", "input"),
         ({"input": "a" * 4097}, 400, "invalid_request", "input"),
-        ({"input": "..."}, 400, "invalid_request", "text"),
+        ({"input": "..."}, 400, "invalid_request", "input"),
+        ({"input": " "}, 400, "invalid_request", "input"),
         ({"input": 5}, 400, "invalid_request", "input"),
         ({"response_format": "ape"}, 400, "invalid_request", "response_format"),
         ({"speed": 9}, 400, "invalid_request", "speed"),
@@ -315,6 +316,15 @@ def test_chat_refused(
     http: httpx.Client, messages: list[Any], fields: dict[str, Any], status: int, code: str, param: str | None
 ) -> None:
     refused(chat(http, *messages, **fields), status, code, param)
+
+
+def test_more_turns_than_a_server_takes(http: httpx.Client, double: ProtocolDouble) -> None:
+    turn = [user("a"), {"role": "assistant", "content": "b"}]
+    assert chat(http, *turn * 128, user("chunks 1")).status_code == 200
+    said = refused(chat(http, *turn * 129, user("chunks 1")), 400, "invalid_request", "messages")
+    assert said == (
+        "messages: '258 turns' is not valid: at most 256 turns before the last one are taken; leave the oldest ones out"
+    )
 
 
 def test_speech_that_is_no_base64(http: httpx.Client) -> None:
