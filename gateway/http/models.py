@@ -18,8 +18,9 @@ async def models() -> dict[str, object]:
 
 @router.get("/v1/models/{model}")
 async def model(model: str) -> dict[str, object]:
+    """It has the name that was asked for, of a decoding mode too."""
     check_model(model)
-    return dict(_MODEL)
+    return {**_MODEL, "id": model}
 
 
 @router.get("/v1/audio/models")

@@ -102,7 +102,7 @@ async def _events(words: AsyncIterator[str], spoken: _Spoken) -> AsyncIterator[d
     async for piece in words:
         text += piece
         yield {"type": "transcript.text.delta", "delta": piece}
-    yield {"type": "transcript.text.done", "text": text, "usage": spoken.usage}
+    yield {"type": "transcript.text.done", "text": text.strip(), "usage": spoken.usage}
 
 
 def _subtitles(text: str, seconds: float, kind: str) -> str:
