@@ -52,11 +52,6 @@ class Response:
         return self._status != "in_progress"
 
     @property
-    def begun(self) -> bool:
-        """Whether it has an item."""
-        return self._item is not None
-
-    @property
     def _spoken(self) -> bool:
         return self.terms.modality == "audio"
 

@@ -64,10 +64,6 @@ class TurnDetector:
         self._start: int | None = None
         self._above = self._below = 0  # chunks in a row
 
-    @property
-    def speaking(self) -> bool:
-        return self._start is not None
-
     def reset(self) -> None:
         """What was pushed so far belongs to no turn any more."""
         self._position += len(self._rest)
