@@ -7,18 +7,18 @@ A real `python -m server` and `python -m loadtest` (open loop, constant rate, ch
 cut short), both on loopback. Before it, all places at once ask the longest questions that the load can have, so that
 memory does not grow with the longest question so far; a leak of the few MiB that they leave free does not show. Each
 process of the server is looked at every few seconds. With --kill-every a random process below the launcher is killed
-now and then: the server replaces its Triton, and the next one is looked at. The run ends by itself.
+now and then: the server replaces its Triton, and the next one is looked at. The run ends by itself. Returns 1 when the
+load ended early, or the server did not end well or left something behind.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -31,10 +31,13 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.faults.kills import kill_one
+from benchmarks.faults.rows import words
 from benchmarks.record import Results, record_head
 from benchmarks.server_process import ServerProcess
+from loadtest.errors import LoadTestError
+from loadtest.options import check_rate
 from loadtest.picture import Picture, Series, write
-from loadtest.report.files import FIGURES
+from loadtest.report.files import FIGURES, read_figures
 from loadtest.workload import UserProfile
 from server.options import ServerOptions
 from vita_audio.contract.rates import INPUT_SAMPLE_RATE_HZ
@@ -149,13 +152,19 @@ def watch(
 
 
 def summarise(looks: Sequence[Look], warm_up_s: float, run: dict[str, Any]) -> dict[str, Any]:
-    """What the looks between warm-up and the end of the load say, and the last one, after it."""
+    """What the looks between warm-up and the end of the load say, and the last one, after it.
+
+    Raises:
+        LoadTestError: there are none.
+    """
     # Between two Tritons, and while the next one loads, processes are missing.
     steady = [
         each
         for each in looks[:-1]
         if each.at_s >= warm_up_s and each.resident_mib.keys() == looks[0].resident_mib.keys()
     ]
+    if not steady:
+        raise LoadTestError(f"the load ended within the {warm_up_s:g} s of --warm-up: nothing was measured")
     quarter = max(1, len(steady) // 4)
     growth = {}
     values = {name: [each.resident_mib[name] for each in steady] for name in steady[0].resident_mib}
@@ -172,6 +181,27 @@ def summarise(looks: Sequence[Look], warm_up_s: float, run: dict[str, Any]) -> d
         "server_underruns": counted([each.underruns for each in looks]),
         "load": run,
     }
+
+
+def figures_of(folder: Path, code: int, log: Path) -> dict[str, Any]:
+    """What the load reports of itself, once it has ended with `code`.
+
+    Raises:
+        LoadTestError: it ended without a report.
+    """
+    if code not in (0, 1):
+        raise LoadTestError(f"the load ended with exit code {code}: its words are in {log}")
+    return read_figures(folder)
+
+
+def problems(record: Mapping[str, Any], aborted: str) -> list[str]:
+    """Why the run is no good. `aborted`: why the load ended early, or empty."""
+    found = [f"the load is not complete: {aborted}"] if aborted else []
+    if record["exit_code_of_the_server"] != 0:
+        found.append(f"the server ended with {record['exit_code_of_the_server']}")
+    if staying := sum(record["left_behind"][state] for state in ("running", "waiting")):
+        found.append(f"{staying:g} streams stay behind")
+    return found + ([f"left behind: {remains}"] if (remains := words(record["left"])) else [])
 
 
 def counted(values: Sequence[float]) -> float:
@@ -217,10 +247,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(soft_wrap=True)
     if not 2 * options.warm_up / 60 <= options.minutes <= MAX_MINUTES:
         parser.error(f"--minutes: {options.minutes:g} is not valid: from twice --warm-up to {MAX_MINUTES:g}")
-    if options.kill_every is not None and options.kill_every < 10:
+    if options.kill_every is not None and not options.kill_every >= 10:
         parser.error(f"--kill-every: {options.kill_every:g} is not valid: at least 10 seconds")
+    try:
+        check_rate("--rate", options.rate)
+    except LoadTestError as error:
+        parser.error(str(error))
     options.out.parent.mkdir(parents=True, exist_ok=True)
     folder = options.out.parent / f"{options.out.stem}_load"
+    (folder / FIGURES).unlink(missing_ok=True)  # of a run before
     results = Results(options.out, record_head("benchmarks.soak", arguments))
     with ServerProcess(options.engines) as server:
         server.wait_ready()
@@ -230,7 +265,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "--prebuffer-ms", repr(options.prebuffer_ms),
         ]  # fmt: skip
         ask_longest(server.url, options.longest)
-        with (options.out.parent / f"{folder.name}.log").open("w") as log:
+        log_path = options.out.parent / f"{folder.name}.log"
+        with log_path.open("w") as log:
             load = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
             try:
                 looks, kills = watch(server, load, options.kill_every, options.minutes * 60)
@@ -239,11 +275,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     load.terminate()
                     load.wait(timeout=30)
         status, left = server.stop(), server.left()
-    figures = json.loads((folder / FIGURES).read_text(encoding="utf-8"))
+    try:
+        figures = figures_of(folder, load.returncode, log_path)
+        summary = summarise(looks, options.warm_up, {name: figures[name] for name in ("streams", "slo", "errors")})
+    except LoadTestError as error:
+        console.print(f"error: {error}", markup=False)
+        return 1
     results.save(
         exit_code_of_the_load=load.returncode,
         exit_code_of_the_server=status,
-        **summarise(looks, options.warm_up, {name: figures[name] for name in ("streams", "slo", "errors")}),
+        **summary,
         percentiles=figures["scenarios"]["all"],
         kills=[asdict(each) for each in kills],
         left=left,
@@ -264,7 +305,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"{len(kills)} kills, ready again after {slowest:.1f} s at most; in the end {left}, status {status}"
         )
     console.print(f"wrote {options.out}")
-    return 0
+    wrong = problems(result, figures["aborted"])
+    for each in wrong:
+        console.print(f"error: {each}", markup=False)
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":
