@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,21 +43,32 @@ class Tls:
         """Read the files.
 
         Raises:
-            InvalidRequest: a file cannot be read, or only one of certificate and key is given.
+            InvalidRequest: a file cannot be read, or is no PEM file of its kind, or only one of certificate and key is
+                given.
         """
         if (self.certificate is None) != (self.key is None):
             given = "certificate" if self.key is None else "key"
             raise InvalidRequest("TLS", given, "a client certificate and its key belong together", "give both or none")
-        return grpc.ssl_channel_credentials(_pem(self.root_ca), _pem(self.key), _pem(self.certificate))
+        root_ca = _pem(self.root_ca, "root_ca", "CERTIFICATE")
+        key = _pem(self.key, "key", "PRIVATE KEY")
+        return grpc.ssl_channel_credentials(root_ca, key, _pem(self.certificate, "certificate", "CERTIFICATE"))
 
 
-def _pem(path: _PathLike | None) -> bytes | None:
+def _pem(path: _PathLike | None, name: str, kind: str) -> bytes | None:
+    """The content of a file that holds something of a kind; of one that does not, gRPC says so when it connects only,
+    in eight lines and without a name.
+    """
     if path is None:
         return None
     try:
-        return Path(path).read_bytes()
+        content = Path(path).read_bytes()
     except OSError as error:
-        raise InvalidRequest("TLS", os.fspath(path), f"it cannot be read ({error.strerror})") from error
+        raise InvalidRequest("TLS", os.fspath(path), f"{name} cannot be read ({error.strerror})") from error
+    if not re.search(rf"^-----BEGIN [A-Z0-9 ]*{kind}-----".encode(), content, re.MULTILINE):
+        raise InvalidRequest("TLS", os.fspath(path), f"{name} has no line -----BEGIN {kind}-----", "convert it to PEM")
+    if kind == "PRIVATE KEY" and b"ENCRYPTED" in content:
+        raise InvalidRequest("TLS", os.fspath(path), f"{name} may have no passphrase", "decrypt it")
+    return content
 
 
 @dataclass(frozen=True, slots=True)

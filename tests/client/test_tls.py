@@ -75,5 +75,39 @@ def test_bad_tls_files(certificates: Path, connect: Callable[..., Any]) -> None:
         connect(tls=Tls(certificate=certificates / "client.pem"))
     with pytest.raises(InvalidRequest, match=r"TLS: 'key' .*belong together"):
         connect(tls=Tls(key=certificates / "client.key"))
-    with pytest.raises(InvalidRequest, match="cannot be read"):
+    with pytest.raises(InvalidRequest, match=r"root_ca cannot be read"):
         connect(tls=Tls(certificates / "nowhere.pem"))
+    ca, certificate, key = (certificates / name for name in ("ca.pem", "client.pem", "client.key"))
+    with pytest.raises(
+        InvalidRequest, match=r"not valid: root_ca has no line -----BEGIN CERTIFICATE-----; convert it to PEM"
+    ):
+        connect(tls=Tls(certificates / "names"))
+    with pytest.raises(InvalidRequest, match=r"not valid: certificate has no line -----BEGIN CERTIFICATE-----"):
+        connect(tls=Tls(ca, key, key))
+    with pytest.raises(InvalidRequest, match=r"not valid: key has no line -----BEGIN PRIVATE KEY-----"):
+        connect(tls=Tls(ca, certificate, certificate))
+
+
+@pytest.mark.parametrize("form", ["pkcs8 -topk8 -v2 aes128", "ec -aes128"])
+def test_a_key_with_a_passphrase_is_refused(
+    certificates: Path, tmp_path: Path, connect: Callable[..., Any], form: str
+) -> None:
+    key = tmp_path / "locked.key"
+    files = ("-in", str(certificates / "client.key"), "-out", str(key))
+    subprocess.run(
+        ["openssl", *form.split(), "-passout", "pass:word", *files], check=True, capture_output=True, timeout=30
+    )
+    with pytest.raises(InvalidRequest, match=r"not valid: key may have no passphrase; decrypt it"):
+        connect(tls=Tls(certificates / "ca.pem", certificates / "client.pem", key))
+
+
+def test_what_is_around_a_certificate_is_left_alone(
+    double: ProtocolDouble, certificates: Path, tmp_path: Path, connect: Callable[..., Any]
+) -> None:
+    root, key = tmp_path / "ca.pem", tmp_path / "client.key"
+    root.write_bytes(b"# of Ren\xe9\r\n" + (certificates / "ca.pem").read_bytes().replace(b"\n", b"\r\n"))
+    command = ["openssl", "ec", "-in", str(certificates / "client.key"), "-out", str(key)]
+    subprocess.run(command, check=True, capture_output=True, timeout=30)
+    assert b"-----BEGIN EC PRIVATE KEY-----" in key.read_bytes()
+    with connect(double.url, tls=Tls(root, certificates / "client.pem", key)) as client:
+        assert client.health().ready
