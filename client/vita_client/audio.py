@@ -48,9 +48,10 @@ def load_speech(source: AudioSource, sample_rate_hz: int | None = None) -> NDArr
         rate = check_field("SAMPLE_RATE", INPUT_SAMPLE_RATE_HZ if sample_rate_hz is None else sample_rate_hz)
         samples = _from_array(source)
     else:
+        name = _name(source)
         if sample_rate_hz is not None:
             raise InvalidRequest("SAMPLE_RATE", sample_rate_hz, "a file states its own rate", "leave it out")
-        samples, rate = _from_file(source)
+        samples, rate = _from_file(source, name)
     speech = _mixed(samples)
     check_audio(speech, rate)
     if rate != INPUT_SAMPLE_RATE_HZ:
@@ -78,9 +79,24 @@ def _mixed(samples: NDArray[np.float32]) -> NDArray[np.float32]:
     return samples[:, loudest] if cancelled else mean
 
 
-def _from_file(source: str | os.PathLike[str] | BinaryIO) -> tuple[NDArray[np.float32], int]:
+def _name(source: str | os.PathLike[str] | BinaryIO) -> str:
+    """What messages call a path or an open file: its own name, else its type.
+
+    Raises:
+        InvalidRequest: field AUDIO; it is neither.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        return os.fspath(source)
+    kind = type(source).__name__
+    if isinstance(source, io.TextIOBase) or not hasattr(source, "read"):
+        remedy = "open a file with 'rb', put bytes into io.BytesIO, samples into numpy.asarray"
+        raise InvalidRequest("AUDIO", f"type {kind}", "it is a path, a binary file or an array", remedy)
+    name = getattr(source, "name", None)
+    return "standard input" if name == "<stdin>" else name if isinstance(name, str) else kind
+
+
+def _from_file(source: str | os.PathLike[str] | BinaryIO, name: str) -> tuple[NDArray[np.float32], int]:
     """Samples float32 [samples, channels] and rate in Hz; the limits are checked before the samples are read."""
-    name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else "standard input"
     if isinstance(source, (str, os.PathLike)):
         if not os.path.exists(source):
             raise InvalidRequest("AUDIO", name, "there is no such file")

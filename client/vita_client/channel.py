@@ -63,7 +63,7 @@ def _pem(path: _PathLike | None, name: str, kind: str) -> bytes | None:
     try:
         content = Path(path).read_bytes()
     except OSError as error:
-        raise InvalidRequest("TLS", os.fspath(path), f"{name} cannot be read ({error.strerror})") from error
+        raise InvalidRequest("TLS", os.fspath(path), f"it cannot be read ({error.strerror})") from error
     if not re.search(rf"^-----BEGIN [A-Z0-9 ]*{kind}-----".encode(), content, re.MULTILINE):
         raise InvalidRequest("TLS", os.fspath(path), f"{name} has no line -----BEGIN {kind}-----", "convert it to PEM")
     if kind == "PRIVATE KEY" and b"ENCRYPTED" in content:

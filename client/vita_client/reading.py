@@ -69,7 +69,8 @@ class ReadingBase:
             raise InvalidRequest("TASK", fields["task"], "a text is read aloud by tts", "leave it out")
         fields["task"] = "tts"
         if isinstance(text, bytes) or not isinstance(text, self._text_kinds):
-            raise InvalidRequest("TEXT", text, "it is a string, or strings one after another", "decode bytes")
+            limit = "it is a string, or strings one after another"
+            raise InvalidRequest("TEXT", f"type {type(text).__name__}", limit, "decode bytes")
         build_request(text if isinstance(text, str) else "any", **fields)
         self._fields, self._text = fields, text
         self._sent = 0
@@ -123,7 +124,8 @@ class ReadingBase:
         elif self._cancelled:
             return
         elif not self._sent:
-            raise InvalidRequest("TEXT", self._text, "it has no letter and no digit", "send words")
+            shown = self._text if isinstance(self._text, str) else "the text"
+            raise InvalidRequest("TEXT", shown, "it has no letter and no digit", "send words")
         else:
             self._pending.extend(self._joiner.end())
             self._stop()
@@ -313,7 +315,7 @@ class AsyncReading(ReadingBase, AsyncIterator[Event]):
 
 def _checked(chunk: object) -> str:
     if not isinstance(chunk, str):
-        raise InvalidRequest("TEXT", chunk, f"a part of it is of type {type(chunk).__name__}", "send strings")
+        raise InvalidRequest("TEXT", f"a part of type {type(chunk).__name__}", "its parts are strings", "decode bytes")
     return chunk
 
 

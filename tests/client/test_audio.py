@@ -6,6 +6,7 @@ import io
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -111,6 +112,26 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
         load_speech(noise, 16_000)
 
 
+def test_a_file_is_called_by_its_name_else_by_its_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "text"
+    path.write_text("text")
+    monkeypatch.chdir(tmp_path)
+    for source, name in ((io.BytesIO(b"text"), "BytesIO"), (open("text", "rb"), "text")):  # noqa: SIM115
+        with source, pytest.raises(InvalidRequest, match=f"AUDIO: '{name}' is not valid: it is not a sound file"):
+            load_speech(source)
+
+
+@pytest.mark.parametrize(
+    "source", [b"text", [0.1] * 800, 0, None, object(), io.StringIO("text")], ids=lambda source: type(source).__name__
+)
+@pytest.mark.parametrize("rate_hz", [None, 16_000])
+def test_what_is_no_file_is_named_by_its_type(source: Any, rate_hz: int | None) -> None:
+    kind = type(source).__name__
+    limit = rf"^AUDIO: 'type {kind}' is not valid: it is a path, a binary file or an array; .*io\.BytesIO.*asarray$"
+    with pytest.raises(InvalidRequest, match=limit):
+        load_speech(source, rate_hz)
+
+
 def test_limits_of_files(tmp_path: Path) -> None:
     path = tmp_path / "speech.wav"
     soundfile.write(path, np.zeros(0, np.float32), 16_000)
@@ -181,7 +202,7 @@ def test_what_cannot_seek_is_read_whole(tmp_path: Path, kind: str) -> None:
 
 def test_a_pipe_with_no_sound_is_named() -> None:
     for content in (b"", b"text", _wav()[:20]):
-        with pytest.raises(InvalidRequest, match="'standard input' is not valid: it is not a sound file"):
+        with pytest.raises(InvalidRequest, match="'BufferedReader' is not valid: it is not a sound file"):
             load_speech(io.BufferedReader(Unseekable(content)))
     with pytest.raises(InvalidRequest, match=r"'/dev/null' is not valid: it is not a sound file"):
         load_speech(os.devnull)

@@ -196,6 +196,12 @@ def test_a_closed_standard_output_does_no_harm(double: ProtocolDouble) -> None:
     assert b"Traceback" not in done.stderr
 
 
+def test_no_sound_on_standard_input_is_named(double: ProtocolDouble) -> None:
+    done = shell("echo text | vita ask -", double)
+    assert done.returncode == 2
+    assert b"AUDIO: 'standard input' is not valid: it is not a sound file" in done.stderr
+
+
 def test_a_closed_standard_error_leaves_the_sound_alone(double: ProtocolDouble) -> None:
     done = shell('vita say "chunks 3" -o - 2>&-', double)
     assert done.returncode == 0

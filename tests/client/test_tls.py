@@ -75,7 +75,7 @@ def test_bad_tls_files(certificates: Path, connect: Callable[..., Any]) -> None:
         connect(tls=Tls(certificate=certificates / "client.pem"))
     with pytest.raises(InvalidRequest, match=r"TLS: 'key' .*belong together"):
         connect(tls=Tls(key=certificates / "client.key"))
-    with pytest.raises(InvalidRequest, match=r"root_ca cannot be read"):
+    with pytest.raises(InvalidRequest, match="it cannot be read"):
         connect(tls=Tls(certificates / "nowhere.pem"))
     ca, certificate, key = (certificates / name for name in ("ca.pem", "client.pem", "client.key"))
     with pytest.raises(
