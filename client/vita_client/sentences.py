@@ -49,9 +49,8 @@ class Splitter:
     A sentence is given out when the first character of the next one is there, or at the end.
     """
 
-    def __init__(self, longest: int = LONGEST, first_longest: int = FIRST_LONGEST) -> None:
-        self._longest, self._early = longest, min(first_longest, longest)
-        self._text = ""
+    def __init__(self) -> None:
+        self._early, self._text = FIRST_LONGEST, ""
 
     def push(self, text: str) -> Iterator[str]:
         """More of the text; the pieces that are complete now, with the white space that follows each."""
@@ -59,7 +58,7 @@ class Splitter:
             self._text += text[start : start + _CHUNK]
             while cut := self._cut():
                 piece, self._text = self._text[:cut], self._text[cut:]
-                self._early = self._longest
+                self._early = LONGEST
                 yield piece
 
     def finish(self) -> Iterator[str]:
@@ -75,7 +74,7 @@ class Splitter:
         """
         text = self._text
         start, used = len(text) - len(text.lstrip()), len(text.rstrip())
-        last, early = start + self._longest, start + self._early
+        last, early = start + LONGEST, start + self._early
         for ending in _ENDINGS.finditer(text, start):
             core = len(text[: ending.end()].rstrip())
             if core > early and early < last and (cut := self._clause(start, early)):

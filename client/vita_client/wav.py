@@ -23,7 +23,7 @@ _MAX_SAMPLES = (_UNKNOWN_SIZE - _HEADER.size) // 2
 
 
 class WavWriter:
-    """Writes int16 samples as they come.
+    """Writes int16 samples at 22 050 Hz as they come.
 
     A path that can seek gets the samples of a piece first, then the header that counts them: a process killed between
     the two leaves a file that is valid and lacks only that piece. All else (a FIFO, an open binary file) is a stream:
@@ -33,8 +33,8 @@ class WavWriter:
         InvalidRequest: field output; the file cannot be written. OSError: later, for example on a full disk.
     """
 
-    def __init__(self, output: str | os.PathLike[str] | BinaryIO, sample_rate_hz: int = OUTPUT_SAMPLE_RATE_HZ) -> None:
-        self.sample_rate_hz, self.samples = sample_rate_hz, 0
+    def __init__(self, output: str | os.PathLike[str] | BinaryIO) -> None:
+        self.samples = 0
         self.path = os.fspath(output) if isinstance(output, (str, os.PathLike)) else "-"
         self._file: BinaryIO
         if isinstance(output, (str, os.PathLike)):
@@ -49,7 +49,7 @@ class WavWriter:
 
     @property
     def seconds(self) -> float:
-        return self.samples / self.sample_rate_hz
+        return self.samples / OUTPUT_SAMPLE_RATE_HZ
 
     def write(self, samples: NDArray[np.int16]) -> None:
         """Append int16 [samples]."""
@@ -64,7 +64,7 @@ class WavWriter:
             self._file.seek(0, os.SEEK_END)
 
     def _write_header(self) -> None:
-        rate_hz, size = self.sample_rate_hz, 2 * self.samples if self._counted else _UNKNOWN_SIZE
+        rate_hz, size = OUTPUT_SAMPLE_RATE_HZ, 2 * self.samples if self._counted else _UNKNOWN_SIZE
         riff_size = size + _HEADER.size - 8 if self._counted else _UNKNOWN_SIZE
         form = (b"RIFF", riff_size, b"WAVE", b"fmt ", 16, 1, 1, rate_hz, 2 * rate_hz, 2, 16, b"data", size)
         self._file.write(_HEADER.pack(*form))

@@ -47,13 +47,13 @@ def test_a_wav_file_is_whole_after_every_piece(tmp_path_factory: pytest.TempPath
 def test_every_byte_of_a_file(tmp_path: Path) -> None:
     path = tmp_path / "out.wav"
     path.write_bytes(b"an older and longer file" * 10)
-    with WavWriter(path, 8000) as writer:
-        assert path.read_bytes() == header(8000, 36, 0)
+    with WavWriter(path) as writer:
+        assert path.read_bytes() == header(22_050, 36, 0)
         writer.write(np.array([1, -2, 32767], np.int16))
         writer.write(np.array([[4, 5]], np.int16)[0, ::-1])
-        assert path.read_bytes() == header(8000, 46, 10) + struct.pack("<5h", 1, -2, 32767, 5, 4)
+        assert path.read_bytes() == header(22_050, 46, 10) + struct.pack("<5h", 1, -2, 32767, 5, 4)
     assert path.stat().st_size == 54
-    assert (writer.path, writer.samples, writer.seconds, writer.sample_rate_hz) == (str(path), 5, 5 / 8000, 8000)
+    assert (writer.path, writer.samples, writer.seconds) == (str(path), 5, 5 / 22_050)
     with pytest.raises(ValueError, match="closed"):
         writer.write(np.zeros(1, np.int16))
 
@@ -90,9 +90,9 @@ def test_a_stream_has_one_header_and_reaches_its_reader_at_once(tmp_path: Path) 
 
 def test_an_open_file_is_a_stream_and_stays_open() -> None:
     file = io.BytesIO()
-    with WavWriter(file, 8000) as writer:
+    with WavWriter(file) as writer:
         writer.write(np.array([7], np.int16))
-    assert file.getvalue() == header(8000, 2**32 - 1, 2**32 - 1) + b"\x07\x00"
+    assert file.getvalue() == header(22_050, 2**32 - 1, 2**32 - 1) + b"\x07\x00"
     assert writer.path == "-"
 
 
