@@ -11,6 +11,7 @@ import httpx
 import numpy as np
 import pytest
 
+from certificates import make_certificate
 from client_protocol_double import ProtocolDouble
 from gateway import upstreams as upstreams_module
 from gateway.metrics import Metrics
@@ -284,6 +285,7 @@ def test_what_goes_wrong_once_does_not_end_the_watching(
 ) -> None:
     """A file of TLS that is just being replaced; a question for health that fails in an unknown way."""
     found, ca = {"127.0.0.1:1"}, tmp_path / "ca.pem"
+    certificate = make_certificate(tmp_path, "server").certificate.read_bytes()
 
     async def addresses(asked: str) -> set[str]:
         return set(found)
@@ -304,14 +306,14 @@ def test_what_goes_wrong_once_does_not_end_the_watching(
         upstreams.open()
         await asyncio.sleep(0.1)
         assert upstreams.total == 0
-        ca.write_text("x")
+        ca.write_bytes(certificate)
         await becomes(lambda: upstreams.total, 1)
         ca.unlink()
         found.update({"127.0.0.1:2"})
         found.discard("127.0.0.1:1")
         await asyncio.sleep(0.1)
         assert [each.address for each in upstreams._all] == ["127.0.0.1:1"], "nothing changes by halves"
-        ca.write_text("x")
+        ca.write_bytes(certificate)
         while [each.address for each in upstreams._all] != ["127.0.0.1:2"]:
             await asyncio.sleep(0.01)
         await upstreams.close()
