@@ -145,6 +145,14 @@ def test_a_caller_that_reads_nothing_loses_its_connection(double: ProtocolDouble
         until(lambda: streams + "0.0" in httpx.get(f"{url}/metrics").text, 60)
 
 
+@pytest.mark.parametrize(("timeout_s", "ms"), [(1e-6, 1), (86_400.0, 86_400_000)])
+def test_the_kernel_is_told_of_every_write_timeout(double: ProtocolDouble, timeout_s: float, ms: int) -> None:
+    """To the kernel 0 is its own default, of minutes."""
+    with gateway(double, write_timeout_s=timeout_s) as (server, _):
+        listener = server.servers[0].sockets[0]
+        assert listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == ms
+
+
 def test_a_caller_that_leaves_frees_its_place(double: ProtocolDouble) -> None:
     with gateway(double) as (_, url):
         with endless(url):
