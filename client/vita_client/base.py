@@ -187,6 +187,9 @@ class StreamBase:
         self._client, self._call, self._timeout_s, self._start_s = client, call, timeout_s, start_s
         self._url = client.connection.route
         self._turns = turns
+        # No event comes after the end of its turn, which another thread's `cancel` may bring. Reentrant: a handler of a
+        # signal may, too.
+        self._turn_lock = threading.RLock()
         self._pending: deque[Event] = deque()
         self._over = self._cancelled = False
         self._status: Status | None = None
@@ -217,9 +220,10 @@ class StreamBase:
 
     def _end_turn(self) -> None:
         """Once: a stream that is read to its end after its `cancel` must not end the turn after it."""
-        turns, self._turns = self._turns, None
-        if turns is not None:
-            turns.end()
+        with self._turn_lock:
+            turns, self._turns = self._turns, None
+            if turns is not None:
+                turns.end()
 
     @property
     def metrics(self) -> Metrics:
@@ -243,8 +247,9 @@ class StreamBase:
             self._metrics.responses += 1
             for event in response.events:
                 self._metrics.add(event, at_ms)
-                if self._turns is not None and not self._cancelled:
-                    self._turns.event(event)
+                with self._turn_lock:
+                    if self._turns is not None and not self._cancelled:
+                        self._turns.event(event)
                 if isinstance(event, StatusUpdate):
                     self._status, self._failure = event.status, from_status(event.status)
             self._pending.extend(response.events)

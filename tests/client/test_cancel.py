@@ -15,7 +15,17 @@ import pytest
 
 from client_protocol_double import ProtocolDouble
 from client_twins import run
-from vita_client import AsyncClient, AsyncStream, ClientClosed, Connection, StatusUpdate, StreamCancelled, TextDelta
+from vita_client import (
+    AsyncClient,
+    AsyncStream,
+    Client,
+    ClientClosed,
+    Connection,
+    StatusUpdate,
+    StreamCancelled,
+    TextDelta,
+    build_request,
+)
 from waiting import until
 
 
@@ -52,6 +62,33 @@ def test_cancel_from_another_thread_wakes_a_waiting_reader(double: ProtocolDoubl
     assert time.monotonic() - started_s < 20
     assert [event.text for event in events if isinstance(event, TextDelta)] == ["one "]
     assert seen(double)
+
+
+class SlowTurns:
+    """Takes its time for an event, in which another thread cancels."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def event(self, event: object) -> None:
+        self.calls.append("event begins")
+        canceller = threading.Thread(target=self.stream.cancel)
+        canceller.start()
+        canceller.join(0.3)
+        self.calls.append("event ends")
+
+    def end(self) -> None:
+        self.calls.append("end")
+
+    stream: Any
+
+
+def test_a_turn_does_not_end_while_an_event_of_it_is_taken(double: ProtocolDouble) -> None:
+    turns: Any = SlowTurns()
+    with Client(double.url) as client:
+        turns.stream = client.send(build_request("stall"), turns=turns)
+        list(turns.stream)
+    assert turns.calls == ["event begins", "event ends", "end"]
 
 
 def test_leaving_the_block_cancels(double: ProtocolDouble, client: Any) -> None:

@@ -151,7 +151,8 @@ class ProtocolDouble(service_pb2_grpc.GRPCInferenceServiceServicer):
             if not ended.is_set():
                 self.cancelled.set()
 
-        context.add_callback(on_end)
+        if not context.add_callback(on_end):  # it was over before it began
+            on_end()
         self.headers.append(dict(context.invocation_metadata()))
         self.deadlines_s.append(context.time_remaining())
         for request in request_iterator:
