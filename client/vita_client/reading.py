@@ -175,6 +175,7 @@ class Reading(ReadingBase, Iterator[Event]):
         super().__init__(client, text, **options)
         self._sentences = _sentences(text)
         self._ahead: _Sentence | None = None
+        self._problem: Exception | None = None
 
     def collect(self) -> Reply:
         """Everything from here to the end of the text."""
@@ -212,6 +213,8 @@ class Reading(ReadingBase, Iterator[Event]):
     def _advance(self) -> None:
         sentence = self._current
         if sentence is None:
+            if self._problem is not None:
+                raise self._problem
             following, self._ahead = self._ahead or self._send_next(), None
             return self._begin(following)
         try:
@@ -219,8 +222,11 @@ class Reading(ReadingBase, Iterator[Event]):
         except VitaError as error:
             return self._failed(sentence, error)
         self._show(sentence, event)
-        if self._sounds(event) and self._ahead is None:
-            self._ahead = self._send_next()
+        if self._sounds(event) and self._ahead is None and self._problem is None:
+            try:
+                self._ahead = self._send_next()
+            except Exception as problem:  # noqa: BLE001 - of the text itself: raised when this sentence is over
+                self._problem = problem
 
     def _send_next(self) -> _Sentence | None:
         return self._send(next(self._sentences, None))

@@ -298,9 +298,11 @@ def test_an_error_of_the_text_itself_is_raised_and_nothing_runs_on(client: Any, 
         yield "chunks 2"
         raise OSError("the page is torn")
 
+    events = list[Any]()
     with pytest.raises(OSError, match="torn"):
-        client.read(chunks()).collect()
+        events.extend(client.read(chunks()))
     until(lambda: double.running == 0)
+    assert len([event for event in events if isinstance(event, Pcm)]) == 3, "what was sent before is read to its end"
 
 
 def test_text_that_is_still_being_written(double: ProtocolDouble) -> None:
