@@ -254,7 +254,8 @@ class AsyncReading(ReadingBase, AsyncIterator[Event]):
 
     def __del__(self) -> None:
         if hasattr(self, "_ahead") and not self._over:
-            self.cancel()
+            with contextlib.suppress(RuntimeError):  # its loop is closed, and with it what waits for more text
+                self.cancel()
 
     async def collect(self) -> Reply:
         """As `Reading.collect`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 import threading
 import time
@@ -15,7 +16,16 @@ import pytest
 from client_protocol_double import CHUNK_SAMPLES, ProtocolDouble, chunk_pcm, chunk_text
 from client_twins import run
 from vita_audio.contract.errors import InvalidRequest, ServerFull, to_wire
-from vita_client import AsyncClient, Client, GenerationFailed, Pcm, ServerUnavailable, StatusUpdate, TextDelta
+from vita_client import (
+    AsyncClient,
+    AsyncReading,
+    Client,
+    GenerationFailed,
+    Pcm,
+    ServerUnavailable,
+    StatusUpdate,
+    TextDelta,
+)
 from waiting import until
 
 #: Each paragraph is a script of the server: so many chunks of sound.
@@ -258,6 +268,31 @@ def test_cancel_of_an_async_reading_that_waits_for_text_sends_nothing_more(
 
     run(work(), timeout_s=10)
     assert [inputs["TEXT"] for inputs in double.inputs] == sent
+
+
+def test_a_reading_that_outlives_its_loop_is_dropped_in_silence(
+    double: ProtocolDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    complaints: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", complaints.append)
+
+    async def written() -> AsyncIterator[str]:
+        yield "."
+        await asyncio.Event().wait()
+
+    async def scenario() -> Any:
+        reading = AsyncClient(double.url).read(written())
+        waiting = asyncio.ensure_future(anext(reading))
+        await asyncio.sleep(0.1)
+        assert not waiting.done()
+        return reading
+
+    loop = asyncio.new_event_loop()
+    reading = loop.run_until_complete(scenario())
+    loop.close()
+    del reading
+    gc.collect()
+    assert [str(complaint.exc_value) for complaint in complaints if complaint.object == AsyncReading.__del__] == []
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="a task cannot tell there that it is being cancelled")
