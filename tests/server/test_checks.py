@@ -22,7 +22,7 @@ from server.errors import CannotStart
 from server.locate import Triton, check_numpy, find_shared_python, find_triton
 from server.options import ServerOptions, TlsFiles
 from server.ports import claim_ports, is_loopback
-from server.stub_python import assemble_python
+from server.stub_python import assemble_python, installed_packages
 
 
 def refusal(options: ServerOptions) -> str:
@@ -305,3 +305,12 @@ def test_gpu_servers_may_take_longer_to_start() -> None:
     assert ServerOptions().start_limit_s == 120
     assert ServerOptions(profile="gpu").start_limit_s == 1800
     assert ServerOptions(profile="gpu", start_timeout_s=5).start_limit_s == 5
+
+
+def test_stubs_get_packages_and_not_the_standard_library() -> None:
+    found = [path.resolve() for path in installed_packages()]
+    standard = Path(sysconfig.get_path("stdlib")).resolve()
+    assert Path(pytest.__file__).resolve().parents[1] in found
+    assert standard not in found
+    assert standard / "lib-dynload" not in found
+    assert all(path.is_dir() for path in found)

@@ -65,7 +65,8 @@ def test_a_daemon_of_its_own_answers_and_quits(tmp_path: Path) -> None:
     daemon.stop()
     assert not any(is_alive(pid) for pid in processes)
     assert not own.exists()
-    assert "-- control.log of MPS:\n[time Control] Starting control daemon" in (tmp_path / "log").read_text()
+    log = (tmp_path / "log").read_text()
+    assert "-- control.log of MPS:\n[time Control] Starting control daemon\n[time Control] Quitting" in log
 
 
 def test_clients_get_its_folders_and_no_numbers_of_gpus(daemon: Mps) -> None:
