@@ -10,6 +10,7 @@ import sys
 import sysconfig
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -96,6 +97,11 @@ def test_loopback_addresses() -> None:
 )
 def test_numbers_and_folders(changes: dict, words: str) -> None:
     assert words in refusal(replace(ServerOptions(), **changes))
+
+
+def test_the_smallest_numbers_are_taken(engines: Path) -> None:
+    least: dict[str, Any] = {"slots": 1, "queue": 0, "threads": 1, "exit_timeout_s": 0}
+    check_options(ServerOptions(engines=engines, **least, restarts=0, stall_timeout_s=0))
 
 
 def test_taken_ports_are_named() -> None:
