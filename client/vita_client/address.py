@@ -25,8 +25,8 @@ def split_address(url: str) -> tuple[str, int]:
     def wrong(remedy: str) -> InvalidRequest:
         return InvalidRequest("url", url, "it has the form host:port", remedy)
 
-    if "://" in url:
-        scheme = url.partition("://")[0]
+    scheme, separator, _ = url.partition("://")
+    if separator and _NAME.fullmatch(scheme):
         raise wrong(f"leave out {scheme}://" + (" and set tls" if scheme.endswith("s") else ""))
     host, colon, port = url.rpartition(":")
     if url.startswith("[") or _is_ipv6(url) or _is_ipv6(host):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from client_protocol_double import ProtocolDouble
@@ -78,6 +78,7 @@ def test_any_host_and_port_is_taken_apart(host: Any, port: int) -> None:
 
 
 @given(url=st.text(st.sampled_from("ab1:[]./ %\n-_²"), max_size=12))
+@example("\n://")
 def test_any_text_is_an_address_or_an_error_of_one_line(url: str) -> None:
     try:
         host, port = split_address(url)
