@@ -72,7 +72,8 @@ class ClientBase(Generic[StreamT]):
         self.connection.metadata()
         self._credentials = None if self.connection.tls is None else self.connection.tls.credentials()
         self._channel: Any = None
-        self._closed, self._opening = False, threading.Lock()
+        # Reentrant: a handler of a signal may close the client while its channel is opened.
+        self._closed, self._opening = False, threading.RLock()
         self._streams: weakref.WeakSet[StreamT] = weakref.WeakSet()
 
     def _stub(self) -> service_pb2_grpc.GRPCInferenceServiceStub:
@@ -84,6 +85,7 @@ class ClientBase(Generic[StreamT]):
                     self._channel = self._library.insecure_channel(url, options=options)
                 else:
                     self._channel = self._library.secure_channel(url, self._credentials, options=options)
+                self._must_be_open()
             return service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
     def _shut(self) -> Any:

@@ -215,6 +215,21 @@ def test_a_channel_that_is_being_opened_is_closed(
     until(lambda: double.running == 0)
 
 
+def test_a_handler_of_a_signal_may_close_while_the_channel_is_opened(
+    double: ProtocolDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, options = Client(double.url), Connection.options
+
+    def options_meanwhile(connection: Connection) -> Any:
+        client.close()
+        return options(connection)
+
+    monkeypatch.setattr(Connection, "options", options_meanwhile)
+    with pytest.raises(ClientClosed):
+        client.stream("chunks 1")
+    assert double.requests == []
+
+
 async def _break(client: AsyncClient) -> None:
     async for _ in client.stream("stall"):
         break
