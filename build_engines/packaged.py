@@ -6,11 +6,13 @@ python -m build_engines.packaged unpack --checkpoint DIR --packaged PACKAGED --o
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -89,11 +91,14 @@ def pack(checkpoint: Path, engines: Path, folder: Path, on_file: Callable[[str, 
 def unpack(checkpoint: Path, folder: Path, engines: Path) -> bool:
     """Restore packed engines; they are whole, and their hashes those of the manifest, or not there.
 
+    Several processes may call it for one folder: the first restores, the others wait for it and find them there.
+
     Returns:
         False when `engines` holds them already.
 
     Raises:
-        CheckpointError, EngineError: the checkpoint is another one, or a file is missing or damaged.
+        CheckpointError, EngineError: the checkpoint is another one, a file is missing or damaged, or `engines` cannot
+            be written or holds something else.
     """
     manifest = load_manifest(folder)
     found = checkpoint_sha256(checkpoint)
@@ -103,29 +108,59 @@ def unpack(checkpoint: Path, folder: Path, engines: Path) -> bool:
             f"{found[:12]}; restore the checkpoint's files, or build its engines (python -m build_engines)"
         )
     if _same(folder, engines) and _complete(engines, manifest):
-        return False
-    stored = _read_index(folder / INDEX)
+        return False  # before the lock, since a folder that is complete may be read-only
     temporary = engines.with_name(f".{engines.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        with _unpack_lock(engines):
+            if _same(folder, engines) and _complete(engines, manifest):
+                return False  # another process restored them in the meantime
+            if engines.exists() and any(engines.iterdir()) and not (engines / MANIFEST).exists():
+                raise EngineError(f"{engines}: holds something that is not engines; choose another folder")
+            shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
+            try:
+                _restore(checkpoint, folder, manifest, temporary)
+                shutil.rmtree(engines, ignore_errors=True)
+                os.replace(temporary, engines)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        raise EngineError(
+            f"{engines}: cannot be written ({error.strerror or error}); free space, or choose a writable folder"
+        ) from error
+    return True
+
+
+@contextmanager
+def _unpack_lock(engines: Path) -> Iterator[None]:
+    """One process at a time restores a folder; the next one waits."""
+    engines.parent.mkdir(parents=True, exist_ok=True)
+    with engines.with_name(f".{engines.name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _restore(checkpoint: Path, folder: Path, manifest: Manifest, out: Path) -> None:
+    """Write every engine file and the manifest to a new folder.
+
+    Raises:
+        CheckpointError, EngineError: a file of the checkpoint or a difference is missing or damaged.
+        OSError: `out` cannot be written.
+    """
+    stored = _read_index(folder / INDEX)
     for source, names in _sources(manifest).items():
         reference = _reference(checkpoint, source, stored)
         for name in names:
-            path = temporary / name
-            path.parent.mkdir(parents=True, exist_ok=True)
+            packed = folder / (name + _SUFFIX)
             try:
-                path.write_bytes(bsdiff4.patch(reference, (folder / (name + _SUFFIX)).read_bytes()))
+                content = bsdiff4.patch(reference, packed.read_bytes())
             except (OSError, ValueError) as error:
-                raise EngineError(
-                    f"{folder / name}{_SUFFIX}: cannot be applied ({error}); get the file again"
-                ) from error
+                raise EngineError(f"{packed}: cannot be applied ({error}); get the file again") from error
+            path = out / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
             if file_sha256(path) != manifest.files[name].sha256:
-                raise EngineError(f"{folder / name}{_SUFFIX}: gives another file than the manifest's; get it again")
-    shutil.copyfile(folder / MANIFEST, temporary / MANIFEST)
-    if engines.exists() and any(engines.iterdir()) and not (engines / MANIFEST).exists():
-        raise EngineError(f"{engines}: holds something that is not engines; choose another folder")
-    shutil.rmtree(engines, ignore_errors=True)
-    os.replace(temporary, engines)
-    return True
+                raise EngineError(f"{packed}: gives another file than the manifest's; get it again")
+    shutil.copyfile(folder / MANIFEST, out / MANIFEST)
 
 
 def _same(folder: Path, engines: Path) -> bool:

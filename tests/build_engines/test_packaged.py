@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import bsdiff4
 import pytest
 
+import build_engines.packaged
 from build_engines.packaged import pack, unpack
 from vita_audio.contract.errors import EngineError
 from vita_audio.engines.manifest import check_manifest, load_manifest
@@ -91,6 +95,7 @@ def test_a_damaged_difference_is_refused(checkpoint: Path, packaged: Path, tmp_p
     with pytest.raises(EngineError, match="flow_condition"):
         unpack(checkpoint, damaged, tmp_path / "engines")
     assert not (tmp_path / "engines").exists()
+    assert not list(tmp_path.glob(".*.tmp"))
 
 
 def test_a_folder_of_something_else_is_left_alone(checkpoint: Path, packaged: Path, tmp_path: Path) -> None:
@@ -99,3 +104,58 @@ def test_a_folder_of_something_else_is_left_alone(checkpoint: Path, packaged: Pa
     with pytest.raises(EngineError, match="letters"):
         unpack(checkpoint, packaged, tmp_path / "letters")
     assert (tmp_path / "letters" / "to_mother.txt").read_text() == "dear"
+
+
+def test_two_processes_at_once_restore_one_folder(checkpoint: Path, packaged: Path, tmp_path: Path) -> None:
+    out = tmp_path / "engines"
+    code = "import sys; from build_engines.packaged import app; print('ready', flush=True); sys.stdin.readline(); app()"
+    command = [sys.executable, "-c", code, "unpack", "--checkpoint", checkpoint, "--packaged", packaged, "--out", out]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    running = [subprocess.Popen(command, cwd=ROOT, text=True, **pipes) for _ in range(2)]
+    for each in running:
+        assert each.stdout.readline() == "ready\n"
+    for each in running:  # both at once: what they import takes longer than the work
+        each.stdin.write("\n")
+        each.stdin.flush()
+    said = [(*each.communicate(timeout=300), each.returncode) for each in running]
+    assert [code for *_, code in said] == [0, 0], said
+    assert sorted(stdout.split()[-1] for stdout, *_ in said) == ["restored", "unchanged"]
+    check_manifest(out, checkpoint)
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_a_process_that_waited_finds_the_engines_restored(
+    checkpoint: Path, packaged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "engines"
+
+    @contextmanager
+    def after_another(engines: Path) -> Iterator[None]:
+        monkeypatch.undo()
+        assert unpack(checkpoint, packaged, engines)
+        yield
+
+    monkeypatch.setattr(build_engines.packaged, "_unpack_lock", after_another)
+    assert not unpack(checkpoint, packaged, out)
+
+
+def test_a_full_disk_is_not_called_a_damaged_difference(
+    checkpoint: Path, packaged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, content: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(EngineError, match=r"engines: cannot be written \(No space left on device\); free space"):
+        unpack(checkpoint, packaged, tmp_path / "engines")
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_a_folder_of_something_else_is_refused_before_the_work(
+    checkpoint: Path, packaged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "to_mother.txt").write_text("dear")
+    monkeypatch.setattr(bsdiff4, "patch", lambda *_: pytest.fail("a file was restored for nothing"))
+    with pytest.raises(EngineError, match="letters"):
+        unpack(checkpoint, packaged, tmp_path / "letters")
