@@ -248,7 +248,10 @@ def _other_mels(folder: Path) -> None:
         (_drop_tensor, r"model\.norm\.weight"),
         (_truncate, r"flow\.pt"),
         (_edit_json("language_model/generation_config.json", mtp_inference_mode=[1, 11]), "mtp_inference_mode.*K = 10"),
-        (_edit_json("language_model/generation_config.json", mtp_inference_mode="boost"), r"generation_config\.json"),
+        (
+            _edit_json("language_model/generation_config.json", mtp_inference_mode="boost"),
+            r"generation_config\.json: mtp_inference_mode: 'boost' must be a list of integers",
+        ),
         (_edit_json("language_model/generation_config.json", repetition_penalty=0), "repetition_penalty: 0 must be"),
         (
             _edit_json("language_model/generation_config.json", repetition_penalty="1"),
@@ -310,6 +313,29 @@ def test_default_pattern_without_a_generation_config(tmp_path: Path) -> None:
     missing = tmp_path / "generation_config.json"
     assert default_pattern(missing, TINY.language_model) == (1, 10, 4, 10)
     assert default_pattern(missing, replace(TINY.language_model, num_nextn_predict_layers=4)) == (8192, 0)
+
+
+@pytest.mark.parametrize(
+    "text", ["[1.9, 10]", "[true, 10]", "[Infinity, 1]", '"1,10"', "{}", "[[1, 10]]", "7", '["1", 10]']
+)
+def test_a_mode_of_other_than_integers_is_refused_by_its_name(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "generation_config.json"
+    path.write_text(f'{{"mtp_inference_mode": {text}}}')
+    with pytest.raises(CheckpointError, match=r"generation_config\.json: mtp_inference_mode: .* list of integers"):
+        default_pattern(path, TINY.language_model)
+
+
+def test_the_interleaving_that_the_authors_training_writes(tmp_path: Path) -> None:
+    """Plus-Vanilla's script writes boost for a model without modules; that model can only be vanilla."""
+    path = tmp_path / "generation_config.json"
+    path.write_text('{"mtp_inference_mode": [1, 10, 4, 10]}')
+    assert default_pattern(path, TINY.language_model) == (1, 10, 4, 10)
+    assert default_pattern(path, replace(TINY.language_model, num_nextn_predict_layers=0)) == (8192, 0)
+    with pytest.raises(CheckpointError, match=r"K = 1 MCTP modules; set it to \[8192, 0\] in this file.* at most 1"):
+        default_pattern(path, replace(TINY.language_model, num_nextn_predict_layers=1))
+    path.write_text('{"mtp_inference_mode": [0, 10]}')
+    with pytest.raises(CheckpointError, match="at least 1 backbone token, not 0"):
+        default_pattern(path, replace(TINY.language_model, num_nextn_predict_layers=0))
 
 
 def test_a_language_model_without_mctp_builds(checkpoint: Path, tmp_path: Path) -> None:

@@ -114,19 +114,28 @@ def check_checkpoint(folder: Path) -> CheckpointSizes:
 def default_pattern(path: Path, config: LanguageModelConfig | None) -> tuple[int, ...]:
     """`mtp_inference_mode` of a generation_config.json; without one, boost, or vanilla where K is too small for it.
 
+    Where K = 0 it is vanilla, whatever the file says: the authors' training writes the interleaving of its data there
+    for every model, and their code gives the tokens of missing modules to the backbone.
+
     Raises:
         CheckpointError: the file is not JSON, or the mode is no pattern or asks for more than K tokens.
     """
     modules = None if config is None else config.mctp_modules
     boost, vanilla = NAMED_MODES["boost"], NAMED_MODES["vanilla"]
-    fallback = vanilla if modules is not None and max(boost[1::2]) > modules else boost
     numbers = _generation_setting(path, "mtp_inference_mode", None)
+    if numbers is None:
+        return vanilla if modules is not None and max(boost[1::2]) > modules else boost
+    if not isinstance(numbers, list) or not all(type(number) is int for number in numbers):
+        raise CheckpointError(f"{path}: mtp_inference_mode: {numbers!r} must be a list of integers such as [1, 10]")
     try:
-        return fallback if numbers is None else mode_of([int(number) for number in numbers], modules).pattern
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{path}: not a readable generation_config.json ({error})") from error
+        pattern = mode_of(numbers, modules or None).pattern
     except InvalidRequest as error:
-        raise CheckpointError(f"{path}: mtp_inference_mode: {error}") from error
+        most = "K" if modules is None else modules
+        raise CheckpointError(
+            f"{path}: mtp_inference_mode: {numbers!r} is not valid: {error.limit}; set it to {list(vanilla)} in this "
+            f"file, or to pairs m, n with every m at least 1 and every n at most {most}"
+        ) from error
+    return vanilla if modules == 0 else pattern
 
 
 def default_sampling(path: Path) -> bool:
