@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,14 @@ from torch import Tensor
 
 from vita_audio.checkpoint.audio_decoder import fold_weight_norm, load_flow, load_vocoder, split_weight_norm
 from vita_audio.checkpoint.audio_decoder_config import write_audio_decoder_yaml
-from vita_audio.checkpoint.configs import FlowConfig, LanguageModelConfig, SpeechTokenizerConfig, VocoderConfig
+from vita_audio.checkpoint.configs import (
+    ConfigFields,
+    FlowConfig,
+    LanguageModelConfig,
+    SenseVoiceConfig,
+    SpeechTokenizerConfig,
+    VocoderConfig,
+)
 from vita_audio.checkpoint.language_model import language_model_shapes, load_language_model
 from vita_audio.checkpoint.speech_tokenizer import load_speech_tokenizer
 from vita_audio.contract.errors import CheckpointError
@@ -200,6 +208,66 @@ def test_language_model_config_names_every_fault() -> None:
     ):
         with pytest.raises(CheckpointError, match=part):
             LanguageModelConfig.from_json(json.dumps(good | change))
+
+
+def language_model_config(**fields: object) -> LanguageModelConfig:
+    good = {name: getattr(LANGUAGE_MODEL, name) for name in LANGUAGE_MODEL.__slots__}
+    del good["rope_theta"]
+    return LanguageModelConfig.from_json(json.dumps(good | fields))
+
+
+def test_rotary_settings_as_transformers_5_writes_them() -> None:
+    assert language_model_config().rope_theta == 1e6
+    assert language_model_config(rope_parameters={"rope_theta": 1e4, "rope_type": "default"}).rope_theta == 1e4
+    assert language_model_config(rope_parameters={"rope_theta": 1e4}, rope_theta=1e4).rope_theta == 1e4
+    assert language_model_config(rope_parameters=None, rope_theta=1e4).rope_theta == 1e4
+    for fields, part in (
+        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters.rope_type is 'yarn', only 'default'"),
+        ({"rope_parameters": {"rope_theta": 1e4}, "rope_theta": 1e6}, "rope_theta is 1000000.0 but rope_parameters"),
+        ({"rope_parameters": {"rope_theta": "fast"}}, "rope_theta is 'fast', must be a finite number"),
+        ({"rope_parameters": 1e4}, "rope_parameters is 10000.0, must be a JSON object"),
+    ):
+        with pytest.raises(CheckpointError, match=re.escape(part)):
+            language_model_config(**fields)
+
+
+def test_heads_of_another_width_are_refused() -> None:
+    assert language_model_config(head_dim=4) == language_model_config(head_dim=None) == LANGUAGE_MODEL
+    with pytest.raises(CheckpointError, match="head_dim is 8, only hidden_size / num_attention_heads = 4"):
+        language_model_config(head_dim=8)
+
+
+@pytest.mark.parametrize("value", [0, -4])
+@pytest.mark.parametrize(
+    ("read", "config", "name"),
+    [
+        (LanguageModelConfig.from_json, LANGUAGE_MODEL, "hidden_size"),
+        (LanguageModelConfig.from_json, LANGUAGE_MODEL, "num_attention_heads"),
+        (LanguageModelConfig.from_json, LANGUAGE_MODEL, "num_key_value_heads"),
+        (SpeechTokenizerConfig.from_json, SPEECH_TOKENIZER, "encoder_attention_heads"),
+        (FlowConfig.from_fields, FLOW, "encoder_heads"),
+        (VocoderConfig.from_fields, VOCODER, "istft_hop"),
+    ],
+)
+def test_a_size_of_zero_is_named(read: Callable[..., object], config: object, name: str, value: int) -> None:
+    values = {each: getattr(config, each) for each in config.__slots__} | {name: value}
+    source = ConfigFields(values, "config") if read.__name__ == "from_fields" else json.dumps(values)
+    with pytest.raises(CheckpointError, match=f"{name} is {value}, must be an integer >= 1") as caught:
+        read(source)
+    assert str(caught.value).count(" must be ") == 1, "nothing that follows from it"
+
+
+def test_heads_of_sensevoice_are_not_zero() -> None:
+    values = {name: getattr(SenseVoiceConfig(), name) for name in SenseVoiceConfig.__slots__} | {"attention_heads": 0}
+    with pytest.raises(CheckpointError, match="attention_heads is 0, must be an integer >= 1"):
+        SenseVoiceConfig.from_fields(ConfigFields(values, "encoder_conf"), 16)
+
+
+def test_a_number_beyond_those_of_a_float_is_named() -> None:
+    with pytest.raises(CheckpointError, match=r"rope_theta is 10+, must be a finite number"):
+        language_model_config(rope_theta=10**400)
+    with pytest.raises(CheckpointError, match=r"config\.json: not valid JSON"):
+        LanguageModelConfig.from_json('{"rope_theta": 1' + 5000 * "0" + "}")
 
 
 # Speech tokenizer

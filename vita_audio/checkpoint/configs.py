@@ -33,7 +33,7 @@ class ConfigFields:
         """Raises CheckpointError when the text is not a JSON object."""
         try:
             values = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # a number of 5000 digits is a ValueError
             raise CheckpointError(f"{source}: not valid JSON ({error}); copy the file again") from error
         if not isinstance(values, dict):
             raise CheckpointError(f"{source}: a JSON object is expected, got {type(values).__name__}")
@@ -56,6 +56,7 @@ class ConfigFields:
             return minimum
         if value < minimum:
             self.faults.append(f"{name} is {value}, must be an integer >= {minimum}")
+            return minimum  # what follows from it is computed before all faults are told
         return value
 
     def number(self, name: str, default: object = MISSING, zero: bool = False) -> float:
@@ -66,7 +67,7 @@ class ConfigFields:
             return 1.0
         try:
             number = float(value)
-        except ValueError:
+        except (ValueError, OverflowError):  # JSON's integers have no end
             number = math.nan
         if not (number > 0 or (zero and number == 0)) or number == math.inf:
             self.faults.append(f"{name} is {value!r}, must be {wanted}")
@@ -169,6 +170,7 @@ class LanguageModelConfig:
     def from_json(cls, text: str, source: str = "config.json") -> LanguageModelConfig:
         """Parse a released `config.json`. Raises CheckpointError naming every faulty field."""
         fields = ConfigFields.from_json(text, source)
+        _read_rope_parameters(fields)
         config = fields.read(cls, num_nextn_predict_layers=0)
         fields.only("hidden_act", "silu")
         fields.only("rope_scaling", None)
@@ -183,12 +185,35 @@ class LanguageModelConfig:
             config.hidden_size % (2 * heads) == 0,
             f"hidden_size {config.hidden_size} must be a multiple of 2 x num_attention_heads ({heads})",
         )
+        stated = fields.values.get("head_dim")
+        fields.check(
+            stated is None or stated == config.head_dim,
+            f"head_dim is {stated!r}, only hidden_size / num_attention_heads = {config.head_dim} is supported",
+        )
         fields.check(
             heads % kv_heads == 0,
             f"num_attention_heads {heads} must be a multiple of num_key_value_heads {kv_heads}",
         )
         fields.finish()
         return config
+
+
+def _read_rope_parameters(fields: ConfigFields) -> None:
+    """Settings of the rotation as transformers 5 writes them, in the place where the released files have them."""
+    rope = fields.values.get("rope_parameters")
+    if rope is None:
+        return
+    if not isinstance(rope, dict):
+        fields.faults.append(f"rope_parameters is {rope!r}, must be a JSON object")
+        return
+    if (kind := rope.get("rope_type", "default")) != "default":
+        fields.faults.append(f"rope_parameters.rope_type is {kind!r}, only 'default' is supported")
+    if (theta := rope.get("rope_theta")) is None:
+        return
+    stated = fields.values.get("rope_theta")
+    if stated is not None and stated != theta:
+        fields.faults.append(f"rope_theta is {stated!r} but rope_parameters.rope_theta is {theta!r}, must be the same")
+    fields.values = {**fields.values, "rope_theta": theta}
 
 
 _SPEECH_TOKENIZER_REQUIRED = (
