@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -183,3 +184,12 @@ def test_only_empty_new_folders_of_environments_are_removed(tmp_path: Path, monk
     assert (tmp_path / "python_env_empty").exists(), "it is older than the start"
     remove_environments(time.time())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["another", "python_env_file", "python_env_used"]
+
+
+def test_what_a_server_has_goes_with_its_processes(place: Path) -> None:
+    own = Belongings()
+    (place / f"{own.prefix}region").touch()
+    with subprocess.Popen(["sleep", "1000"], env={MARK: own.prefix}, start_new_session=True) as process:
+        own.remove()
+        assert process.wait(5) == -signal.SIGKILL
+    assert list(place.iterdir()) == []
