@@ -25,6 +25,7 @@ from vita_audio.checkpoint.configs import (
 )
 from vita_audio.checkpoint.language_model import language_model_shapes, load_language_model
 from vita_audio.checkpoint.speech_tokenizer import load_speech_tokenizer
+from vita_audio.checkpoint.weight_files import open_torch_file
 from vita_audio.contract.errors import CheckpointError
 from vita_audio.models.flow import Flow
 from vita_audio.models.speech_tokenizer import SpeechTokenizer
@@ -415,6 +416,31 @@ def test_truncated_and_missing_torch_files(audio_decoder: Path) -> None:
     fault(load_flow, audio_decoder, "flow.pt", "holds a list")
 
 
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n", "a Git LFS pointer"),
+        (b"<!DOCTYPE html>\n<html>not found</html>", "not a torch file, it begins with b'<!DOCTYPE html>"),
+        (b"just words", "not a torch file, it begins with b'just words'"),
+    ],
+)
+def test_what_a_download_left_in_place_of_a_torch_file(audio_decoder: Path, content: bytes, told: str) -> None:
+    for name, load in (("flow.pt", load_flow), ("hift.pt", load_vocoder)):
+        (audio_decoder / name).write_bytes(content)
+        text = fault(load, audio_decoder, name, told)
+        assert "more than tensors" not in text
+
+
+def test_torch_files_of_the_older_form_that_were_cut(audio_decoder: Path) -> None:
+    path = audio_decoder / "cut.pt"
+    torch.save({"weight": torch.zeros(30)}, path, _use_new_zipfile_serialization=False)
+    whole = path.read_bytes()
+    assert open_torch_file(path).shapes == {"weight": (30,)}
+    for size in range(len(whole)):
+        path.write_bytes(whole[:size])
+        fault(open_torch_file, path, "cut.pt", "download")
+
+
 class _Code:
     """Unpickling this would create a file."""
 
@@ -428,7 +454,8 @@ class _Code:
 def test_torch_file_with_code_is_refused_and_not_run(audio_decoder: Path) -> None:
     marker = audio_decoder / "executed"
     torch.save({"weight": _Code(marker)}, audio_decoder / "hift.pt")
-    fault(load_vocoder, audio_decoder, "hift.pt", "more than tensors")
+    text = fault(load_vocoder, audio_decoder, "hift.pt", "more than tensors", "Unsupported global")
+    assert "weights_only" not in text, "advice to run the code"
     assert not marker.exists()
 
 

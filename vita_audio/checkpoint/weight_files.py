@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +23,12 @@ Shapes = dict[str, tuple[int, ...]]
 
 INDEX_NAME, SINGLE_NAME = "model.safetensors.index.json", "model.safetensors"
 LISTED = 8  # names an error shows for each kind of fault
+_START_BYTES = 24  # tell what a file is
+#: What `torch.load` raises for files that are damaged, cut or hold code; the last four for cut files of the older form.
+_TORCH_LOAD_ERRORS = (
+    pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError,
+    struct.error, IndexError, TypeError, AssertionError,
+)  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -127,15 +134,16 @@ def open_torch_file(path: Path) -> Weights:
     """Weights of a torch file (`.pt`). Only tensors are unpickled; a file with code in it is refused, never run."""
     weights = Weights(str(path))
     try:
+        with path.open("rb") as file:
+            _check_start(path, file.read(_START_BYTES))
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: file is missing; give the folder of a complete checkpoint") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except _TORCH_LOAD_ERRORS as error:
         refused = "weights only" in str(error).lower() or "unsupported" in str(error).lower()
         reason = "it holds more than tensors and is not loaded" if refused else "truncated or not a torch file"
-        raise CheckpointError(
-            f"{path}: {reason} ({_one_line(error)[:120]}); download the released file again"
-        ) from error
+        found = _one_line(error).rpartition("WeightsUnpickler error: ")[2]  # before it PyTorch says how to run the code
+        raise CheckpointError(f"{path}: {reason} ({found[:120]}); download the released file again") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a state dict; use the released file")
     if strangers := [str(key) for key, value in content.items() if not isinstance(value, Tensor)]:
@@ -144,6 +152,14 @@ def open_torch_file(path: Path) -> Weights:
         if isinstance(value, Tensor):
             weights.add(str(key), value.shape, value.detach)
     return weights
+
+
+def _check_start(path: Path, start: bytes) -> None:
+    """Raises CheckpointError for what a download left in place of a torch file. An empty file is torch's to refuse."""
+    if start.startswith(b"version https://git-lfs"):
+        raise CheckpointError(f"{path}: a Git LFS pointer, not the file it stands for; run git lfs pull there")
+    if start and not start.startswith((b"PK", b"\x80")):  # a zip archive, or the pickle of older files
+        raise CheckpointError(f"{path}: not a torch file, it begins with {start!r}; download the released file again")
 
 
 def module_shapes(module: type[nn.Module], config: object) -> Shapes:
