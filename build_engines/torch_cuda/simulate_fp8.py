@@ -35,8 +35,11 @@ def simulate_fp8(checkpoint: Path, out: Path, parts: Fp8Parts) -> None:
 
     Raises:
         CheckpointError: the checkpoint is incomplete.
-        EngineError: `out` is not empty, or a weight is not finite, or the head is tied and shall be rounded alone.
+        EngineError: `out` is not empty or lies in the checkpoint, or a weight is not finite, or the head is tied and
+            shall be rounded alone.
     """
+    if out.resolve().is_relative_to(checkpoint.resolve()):
+        raise EngineError(f"--out: {out} lies in {checkpoint}, which would be copied into itself; take another folder")
     source = open_language_model(checkpoint / LANGUAGE_MODEL)
     config = source.config
     if parts.mctp_head and config.tie_word_embeddings:

@@ -20,6 +20,7 @@ from gpu_machines import CONTAINER
 from vita_audio.checkpoint.check import check_checkpoint
 from vita_audio.checkpoint.language_model import ReleasedCheckpoint, load_language_model
 from vita_audio.checkpoint.sizes import TINY
+from vita_audio.contract.errors import EngineError
 from vita_audio.engines.gpu_machine import Gpu, GpuMachine
 from vita_audio.engines.manifest import check_manifest
 from vita_audio.engines.registry import open_language_model
@@ -95,6 +96,16 @@ def test_simulated_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
     module = f"model.layers.{config.backbone_layers}.mlp.down_proj.weight"
     for key in (module, "lm_head.weight", "mtp_projs.0.weight", "model.norm.weight"):
         assert torch.equal(after[key], before[key]), key
+
+
+def test_a_checkpoint_is_not_copied_into_itself(checkpoint: Path, tmp_path: Path) -> None:
+    inside = tmp_path / "link" / "simulated"
+    (tmp_path / "link").symlink_to(checkpoint)
+    before = sorted(checkpoint.rglob("*"))
+    for out in (checkpoint / "simulated", inside, checkpoint):
+        with pytest.raises(EngineError, match="which would be copied into itself"):
+            simulate_fp8(checkpoint, out, Fp8Parts(backbone=True))
+    assert sorted(checkpoint.rglob("*")) == before
 
 
 @pytest.mark.parametrize(
