@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from math import prod
+from math import inf, prod
 from pathlib import Path
 from typing import Annotated
 
@@ -35,6 +35,7 @@ from build_engines.options import GpuOptions
 from build_engines.sizes import Sizes, read_sizes, released_sizes
 from build_engines.tensorrt_llm.formats import FORMATS
 from build_engines.tensorrt_llm.layout import Part
+from build_engines.tensorrt_llm.networks.options import TOKENS_PER_BLOCK
 from build_engines.tensorrt_llm.plan import Plan
 from build_engines.torch_cuda.formats import Fp8Parts, outline
 from vita_audio.checkpoint.sizes import SpeechInput
@@ -147,7 +148,15 @@ def plan_build(sizes: Sizes, options: GpuOptions, context: int) -> GpuPlan:
 
 
 def check_mctp(sizes: Sizes, options: GpuOptions) -> None:
-    """Raises CheckpointError where an MCTP engine is asked for and K = 0, EngineError where its head is too small."""
+    """Do the options fit the model's K MCTP modules and its head?
+
+    Raises:
+        CheckpointError: an MCTP engine is asked for and K = 0.
+        EngineError: a step takes fewer tokens than one burst begins with, or the head is too small.
+    """
+    rows = sizes.language_model.mctp_modules + 1  # that the scheduler needs of a prompt to begin a cascade
+    if options.step_tokens < rows:
+        raise EngineError(f"--step-tokens: {options.step_tokens} is not valid: at least K + 1 = {rows}")
     if options.engine == TENSORRT_LLM and not sizes.language_model.mctp_modules:
         raise CheckpointError(
             f"{sizes.source}: num_nextn_predict_layers is 0: there are no MCTP modules for an MCTP engine; "
@@ -156,6 +165,15 @@ def check_mctp(sizes: Sizes, options: GpuOptions) -> None:
     rows = sizes.language_model.vocab_size - options.head_first_id(sizes.pattern, sizes.text_tokens)
     if options.engine == TENSORRT_LLM and rows < options.candidates:
         raise EngineError(f"--candidates: {options.candidates} is not valid: the MCTP head has {rows} rows")
+
+
+def _check_figures(context_tokens: int, memory: Iterable[float]) -> None:
+    """Raises EngineError for a length that no build takes, or a size that no GPU has."""
+    if context_tokens < TOKENS_PER_BLOCK:
+        raise EngineError(f"--context-tokens: {context_tokens} is not valid: at least {TOKENS_PER_BLOCK}")
+    for gib in memory:
+        if not 0 < gib < inf:
+            raise EngineError(f"--memory: {gib:g} is not valid: a finite number of GiB above 0")
 
 
 def language_model_plans(sizes: Sizes, options: GpuOptions) -> dict[Part, Plan]:
@@ -291,6 +309,7 @@ def main(
     )
     with errors_reported():
         options.check()
+        _check_figures(context_tokens, memory or ())
         if checkpoint is not None and speech_input != SpeechInput.speech_tokenizer:
             raise EngineError("--speech-input: --checkpoint says it; leave it out")
         sizes = released_sizes(speech_input.value) if checkpoint is None else read_sizes(checkpoint)

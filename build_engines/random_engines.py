@@ -28,7 +28,7 @@ from build_engines.machine import check_gpu, check_gpu_memory, check_host, machi
 from build_engines.manifest import make_manifest
 from build_engines.options import GpuOptions
 from build_engines.pipeline import Build
-from build_engines.plan import GpuPlan, plan_build
+from build_engines.plan import GpuPlan, check_mctp, plan_build
 from build_engines.sizes import Sizes
 from build_engines.torch_cuda.formats import Fp8Parts, encode, outline
 from vita_audio.checkpoint.check import CheckpointSizes
@@ -142,6 +142,7 @@ def _networks(
 def _checked_plan(build: Build, sizes: Sizes, device: torch.device, machine: GpuMachine) -> GpuPlan:
     """Checked as a build checks it, but that engines drawn on a CPU may be for no GPU."""
     build.gpu.check()
+    check_mctp(sizes, build.gpu)
     plan = plan_build(sizes, build.gpu, build.context_tokens)
     if device.type != "cpu":
         check_gpu(build.gpu, machine)

@@ -40,6 +40,8 @@ pytestmark = pytest.mark.usefixtures("machine")
             replace(LLM, format="fp8"),
             "fp8 needs compute capability 8.9 (Ada), NVIDIA A100 has 8.0; take w4a16 or bf16, or --engine torch_cuda",
         ),
+        ({}, replace(LLM, step_tokens=10), "--step-tokens: 10 is not valid: at least K + 1 = 11"),
+        ({}, replace(TORCH, step_tokens=10), "--step-tokens: 10 is not valid: at least K + 1 = 11"),
         ({}, replace(LLM, candidates=1000), "--candidates: 1000 is not valid: the MCTP head has"),
     ],
 )

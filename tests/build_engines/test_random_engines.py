@@ -211,6 +211,9 @@ def test_refusals_leave_nothing_behind(engines: Path, tmp_path: Path) -> None:
         write_random_engines(random_build(engines), MODEL, device=CPU, machine=CONTAINER)
     with pytest.raises(EngineError, match="no GPU"):
         write_random_engines(random_build(tmp_path / "out"), MODEL, device=torch.device("cuda:0"), machine=nothing)
+    build = replace(random_build(tmp_path / "out"), gpu=replace(GPU, step_tokens=10))
+    with pytest.raises(EngineError, match=r"--step-tokens: 10 is not valid: at least K \+ 1 = 11"):
+        write_random_engines(build, MODEL, device=CPU, machine=CONTAINER)
     assert list(tmp_path.iterdir()) == []
 
 
