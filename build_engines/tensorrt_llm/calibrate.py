@@ -36,8 +36,9 @@ from build_engines.tensorrt_llm.formats import (
     quantise_int4,
 )
 from build_engines.tensorrt_llm.layout import EMBEDDING, Part
-from build_engines.tensorrt_llm.plan import KV_CACHE
-from build_engines.tensorrt_llm.scales import save_scales
+from build_engines.tensorrt_llm.plan import KV_CACHE, Plan
+from build_engines.tensorrt_llm.scales import check_scales_file, save_scales
+from vita_audio.checkpoint.configs import LanguageModelConfig
 from vita_audio.checkpoint.language_model import ReleasedCheckpoint, open_language_model
 from vita_audio.contract.errors import EngineError
 from vita_audio.models.language_model import DecoderLayer, RMSNorm, rotary_table
@@ -239,15 +240,27 @@ def main(
     console = Console(highlight=False)
     with errors_reported():
         formats = {Part.BACKBONE: format_named(backbone, "--backbone"), Part.MCTP: format_named(mctp, "--mctp")}
+        if not any(form.algorithm for form in formats.values()):
+            raise EngineError("--backbone, --mctp: both are none: there is nothing to calibrate")
+        check_scales_file(out)
         source, sequences = open_language_model(checkpoint), read_sequences(tokens)
+        _check_formats(source.config, formats)
         columns = (TextColumn("decoder layers"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=console) as progress:
             task = progress.add_task("", total=source.config.num_hidden_layers)
             scales = calibrate(source, sequences, formats, lambda: progress.advance(task))
-        if not scales:
-            raise EngineError("--backbone, --mctp: both are none: there is nothing to calibrate")
         save_scales(out, scales)
     console.print(f"{out}: {len(scales)} scales", markup=False, soft_wrap=True)
+
+
+def _check_formats(config: LanguageModelConfig, formats: Mapping[Part, Format]) -> None:
+    """Raises EngineError for what a conversion would refuse after the run: widths, and modules that are not there."""
+    for part, form in formats.items():
+        if form.algorithm is None:
+            continue
+        if part is Part.MCTP and not config.mctp_modules:
+            raise EngineError(f"--mctp: {form.name} is for MCTP modules and this checkpoint has none; leave it out")
+        Plan(part, config, linear_format=form).check()
 
 
 def read_sequences(path: Path) -> list[list[int]]:

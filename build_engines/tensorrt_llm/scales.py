@@ -72,13 +72,30 @@ def load_scales(path: Path | None, plans: Iterable[Plan]) -> dict[str, Tensor]:
 
 
 def save_scales(path: Path, scales: Mapping[str, Tensor]) -> None:
-    """Write a scales file, JSON or safetensors by the end of its name. Raises EngineError for another one."""
-    if path.suffix == ".json":
-        path.write_text(json.dumps({name: value.tolist() for name, value in scales.items()}, indent=1) + "\n")
-    elif path.suffix == ".safetensors":
-        save_file({name: value.clone() for name, value in scales.items()}, path)  # shared ones are refused
-    else:
+    """Write a scales file, JSON or safetensors by the end of its name.
+
+    Raises:
+        EngineError: it has another end, or cannot be written.
+    """
+    check_scales_file(path)
+    try:
+        if path.suffix == ".json":
+            path.write_text(json.dumps({name: value.tolist() for name, value in scales.items()}, indent=1) + "\n")
+        else:
+            save_file({name: value.clone() for name, value in scales.items()}, path)  # shared ones are refused
+    except (OSError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise EngineError(f"{path}: cannot be written ({reason}); free space, or name another file") from error
+
+
+def check_scales_file(path: Path) -> None:
+    """Raises EngineError where no scales file can be written: another end of the name, or no folder to hold it."""
+    if path.suffix not in (".json", ".safetensors"):
         raise EngineError(f"{path}: a scales file ends with .safetensors or .json")
+    if path.is_dir():
+        raise EngineError(f"{path}: is a folder; name a file")
+    if not path.parent.is_dir():
+        raise EngineError(f"{path}: there is no folder {path.parent}; make it, or name another file")
 
 
 def _check_shared(path: Path, plan: Plan, scales: Mapping[str, Tensor]) -> None:

@@ -18,10 +18,12 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from build_engines.tensorrt_llm import calibrate, convert, verify
+from build_engines.tensorrt_llm import scales as scales_module
 from build_engines.tensorrt_llm.config_file import check_part, read_plan
 from build_engines.tensorrt_llm.convert import Options
 from build_engines.tensorrt_llm.convert import convert as convert_checkpoint
 from build_engines.tensorrt_llm.layout import Part
+from build_engines.tensorrt_llm.scales import save_scales
 from tensorrt_llm_checkpoints import SMALL, change_config, sequences, write_released, write_shards
 from vita_audio.checkpoint.tensor_file import RankFile
 from vita_audio.contract.errors import CheckpointError, EngineError, VitaError
@@ -162,6 +164,40 @@ def test_commands(released: Path, tmp_path: Path) -> None:
     assert text.count("largest relative error of a quantised weight 0.0") == 2
     code, text = run(verify, "--checkpoint", released, "--converted", tmp_path)
     assert (code, "convert first" in text) == (1, True)
+
+
+def test_calibrating_is_refused_before_the_run(released: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes hours for the released model: no bad option may cost them."""
+    monkeypatch.setattr(calibrate, "calibrate", lambda *_: pytest.fail("it ran"))
+    (tmp_path / "folder.json").mkdir()
+    tokens, file = tmp_path / "tokens.jsonl", tmp_path / "scales.json"
+    tokens.write_text("".join(f"{json.dumps(ids)}\n" for ids in sequences(SMALL)))
+
+    def told(out: Path, *options: str, checkpoint: Path = released) -> str:
+        code, text = run(calibrate, "--checkpoint", checkpoint, "--tokens", tokens, "--out", out, *options)
+        assert code == 1
+        assert text.count("error: ") == 1, text
+        return text
+
+    none = tmp_path / "none"  # files and formats are looked at before the checkpoint
+    assert "both are none: there is nothing to calibrate" in told(file, checkpoint=none)
+    fp8 = ("--backbone", "fp8")
+    assert "scales.bin: a scales file ends with" in told(tmp_path / "scales.bin", *fp8, checkpoint=none)
+    assert "there is no folder" in told(tmp_path / "missing" / "scales.json", *fp8, checkpoint=none)
+    assert "folder.json: is a folder" in told(tmp_path / "folder.json", *fp8, checkpoint=none)
+    wide = "64 x 32 must be a multiple of 128 both ways for w4a16_awq"
+    assert wide in told(file, "--backbone", "w4a16_awq")
+    assert "must be a multiple of 128" in told(file, "--backbone", "fp8", "--mctp", "w4a16_awq")
+    write_released(tmp_path / "vanilla", replace(SMALL, num_nextn_predict_layers=0))
+    assert "--mctp: fp8 is for MCTP modules" in told(file, "--mctp", "fp8", checkpoint=tmp_path / "vanilla")
+
+
+@pytest.mark.parametrize("name", ["scales.json", "scales.safetensors"])
+def test_scales_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(scales_module, "check_scales_file", lambda path: None)  # the folder went after it
+    with pytest.raises(EngineError, match=f"{name}: cannot be written") as caught:
+        save_scales(tmp_path / "gone" / name, {"scale": torch.ones(1)})
+    assert "\n" not in str(caught.value)
 
 
 # Kills, leftovers and damage
