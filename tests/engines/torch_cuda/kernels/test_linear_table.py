@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from vita_audio.checkpoint.configs import LanguageModelConfig
 from vita_audio.checkpoint.language_model import language_model_shapes
 from vita_audio.engines.torch_cuda.fp8 import Fp8Matrix, Matrix, quantise
 from vita_audio.engines.torch_cuda.kernels import linear, linear_table
+from vita_audio.engines.torch_cuda.kernels.linear import Launches
 from vita_audio.engines.torch_cuda.kernels.linear_tiling import FEW_ROWS, Product, Tiling, few_rows
 from vita_audio.engines.torch_cuda.weights import load_weights
 
@@ -31,11 +33,14 @@ class Gpu:
         self.seconds, self.timed = seconds, 0
         self.wrong: set[Tiling | None] = set()
         self.broken: set[Tiling | None] = set()
+        self.full = False
 
     def multiply(
         self, product: Product, x: Tensor, weight: Matrix, residual: Tensor | None, tiling: Tiling | None
     ) -> Tensor:
         assert x.dtype == torch.bfloat16
+        if self.full:
+            raise torch.OutOfMemoryError("CUDA out of memory")
         if tiling in self.broken:
             raise RuntimeError("no such\ninstruction")
         self.last = product, len(x), tiling
@@ -198,6 +203,27 @@ def test_a_tiling_that_is_wrong_or_does_not_run_is_not_taken(folder: Path, caplo
     assert "no such instruction" in broken
     gpu.wrong = set(few_rows(GATED, PROCESSORS))
     assert table(gpu, folder, GATED) == {GATED: None}
+
+
+def test_an_fp8_product_without_a_right_tiling_takes_its_reference(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    gpu, fp8 = Gpu(second_is_best), PLAIN._replace(fp8=True)
+    tilings = few_rows(fp8, PROCESSORS)
+    gpu.wrong, gpu.broken = set(tilings[1:]), {tilings[0]}
+    made = table(gpu, folder, fp8)
+    assert made == {fp8: None}
+    assert "no tiling that is right" in caplog.text
+    launches = replace(Launches.on(torch.device("cpu"), PROCESSORS, 90), tilings=made)
+    assert launches.tiling(fp8, 1) is None
+    gpu.wrong, gpu.broken = set(), set()
+    assert table(gpu, folder, fp8) == {fp8: tilings[1]}, "measured again at the next start"
+
+
+def test_memory_that_runs_out_says_nothing_of_a_product(folder: Path) -> None:
+    gpu, fp8 = Gpu(second_is_best), PLAIN._replace(fp8=True)
+    gpu.full = True
+    assert table(gpu, folder, fp8) == {}
 
 
 def test_the_measurement_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

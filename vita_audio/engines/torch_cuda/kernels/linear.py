@@ -74,7 +74,8 @@ class Launches:
     Attributes:
         processors, capability: of the GPU.
         arrived: int32 [MAX_SPLIT_TILES], all zero between launches: blocks of a tile that are done.
-        tilings: of products of few rows; None: cuBLAS is faster. One that is not here takes the first of `few_rows`.
+        tilings: of products of few rows; None: cuBLAS is faster, or no tiling is right. One that is not here takes the
+            first of `few_rows`.
     """
 
     processors: int

@@ -3,7 +3,7 @@
 cuBLAS and each tiling multiply matrices of a kind one after the other, captured as one CUDA graph, so that weights come
 from memory as they do in a program, and launches cost what they cost there. What a kind takes is chosen by its time
 with 1 row and with FEW_ROWS together: one choice for both, so that a row is the same alone and in company. A tiling
-whose numbers are off, or that does not run, is never taken.
+whose numbers are off, or that does not run, is never taken; where none is left the reference is, until the next start.
 
 A measurement takes some milliseconds; compiling what is measured takes up to half a minute in all, once, since the
 GPU language Triton keeps it. After BUDGET_S the kinds that are left take the first tiling until the next start. The
@@ -45,7 +45,7 @@ _REPEATS = 5
 #: Rows of a matrix that a tiling is compared on.
 _COMPARED = 2048
 
-Table = dict[Product, Tiling | None]  # None: cuBLAS
+Table = dict[Product, Tiling | None]  # None: the reference, which is cuBLAS
 #: x times a matrix, with what follows it, by cuBLAS (None) or a tiling.
 Multiply = Callable[[Product, Tensor, Matrix, Tensor | None, Tiling | None], Tensor]
 #: Seconds that the GPU takes for what a function launches.
@@ -125,7 +125,10 @@ def measure(
     timer: Timer,
     clock: Callable[[], float] = time.monotonic,
 ) -> Table:
-    """The fastest for each kind that is reached within BUDGET_S."""
+    """The fastest for each kind that is reached within BUDGET_S.
+
+    A kind without any tiling that is right takes the reference. Where memory ran out nothing is known of it.
+    """
     found: Table = {}
     end = clock() + BUDGET_S
     for product, of_kind in matrices.items():
@@ -133,6 +136,7 @@ def measure(
             break
         taken = _taken(of_kind)
         seconds: dict[Tiling | None, float] = {}
+        memory_lacked = False
         for choice in choices(product, processors):
             try:
                 fault = _fault(product, taken[0], choice, multiply) if choice else ""
@@ -141,10 +145,14 @@ def measure(
                     seconds[choice] = sum(times)
             except Exception as error:  # noqa: BLE001 - whatever a compiler or a driver raises: the others are left
                 fault = " ".join(str(error).split())[:300]
+                memory_lacked |= "out of memory" in fault.lower()  # of PyTorch's allocator, or of the driver
             if fault:
                 logger.warning("%s is not multiplied by %s: %s", product, choice or "cuBLAS", fault)
         if seconds:
             found[product] = min(seconds, key=lambda choice: seconds[choice])
+        elif not memory_lacked:
+            logger.warning("%s has no tiling that is right: its reference runs, which is slower", product)
+            found[product] = None
     return found
 
 
