@@ -29,7 +29,7 @@ from vita_audio.checkpoint.speech_input import speech_input_of
 from vita_audio.checkpoint.weight_files import Weights
 from vita_audio.contract.errors import CheckpointError
 from vita_audio.models.sensevoice import SenseVoice
-from vita_audio.text.vocabulary import PLUS, Vocabulary
+from vita_audio.text.vocabulary import Vocabulary
 
 #: K = 0.
 VANILLA = replace(
@@ -189,13 +189,14 @@ def test_released_size(modules: int, tensors: int, parameters: int) -> None:
 
 
 def test_ids_of_the_released_layout(tmp_path: Path) -> None:
-    controls = control_tokens(PLUS.text_tokens, plus=True)
-    assert PLUS.text_tokens + controls.index("<|context_of_audio|>") == PLUS.context_of_audio
-    assert PLUS.text_tokens + controls.index("<|audio|>") == PLUS.audio_placeholder
-    assert PLUS.text_tokens + len(controls) == PLUS.audio_offset
+    text_tokens, context_of_audio = 151_643, 151_676  # docs/audio.md 7
+    controls = control_tokens(text_tokens, plus=True)
+    assert text_tokens + controls.index("<|context_of_audio|>") == context_of_audio
+    assert text_tokens + controls.index("<|audio|>") == 151_685
+    assert text_tokens + len(controls) == 151_686
     write_tokenizer(tmp_path, 100, 8, 0, text_tokens=400, plus=True)
     made = Vocabulary.from_tokenizer(tmp_path / "tokenizer.json")
-    assert made.context_of_audio == 400 + PLUS.context_of_audio - PLUS.text_tokens  # type: ignore[operator]
+    assert made.context_of_audio == 400 + context_of_audio - text_tokens
 
 
 def test_a_base_checkpoint_with_plus_files(base: Path, plus: Path) -> None:

@@ -12,9 +12,11 @@ import pytest
 
 from vita_audio.checkpoint.random_weights.tokenizer import write_tokenizer
 from vita_audio.contract.errors import CheckpointError
-from vita_audio.text.vocabulary import BASE, PLUS, Vocabulary
+from vita_audio.text.vocabulary import BASE, Vocabulary
 
 RELEASED_ROWS = 168_072
+#: Released Plus checkpoints: <|context_of_audio|> after <|end_of_audio|> moves all later ids by one (2 padding rows).
+PLUS = replace(BASE, audio_placeholder=151_685, audio_offset=151_686, tokens=168_070, context_of_audio=151_676)
 
 
 def test_released_layouts() -> None:

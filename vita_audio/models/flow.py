@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vita_audio.checkpoint.configs import FlowConfig
-from vita_audio.contract.rates import mel_frames
 from vita_audio.models.flow_estimator import Estimator
 from vita_audio.models.token_encoder import LengthRegulator, TokenEncoder
 
@@ -89,21 +88,3 @@ class Flow(nn.Module):
         for start, stop in pairwise(times):
             x = x + (stop - start) * self.velocity(x, mu, cond, x.new_tensor([start]), spks)
         return x
-
-    def inference(self, tokens: Tensor, prompt_tokens: Tensor, prompt_mel: Tensor, noise: Tensor, steps: int) -> Tensor:
-        """One-shot decoding as the released `flow.inference` does it.
-
-        Args:
-            tokens, prompt_tokens: int64 [B, N] and [B, P].
-            prompt_mel: [B, M, mels], the prompt's frames.
-            noise: [B, mels, frames of P + N tokens].
-            steps: Euler steps.
-
-        Returns:
-            Mel of the frames after the prompt, [B, mels, frames - M].
-        """
-        window = torch.cat((prompt_tokens, tokens), dim=1)
-        frames, known = mel_frames(window.shape[1]), prompt_mel.shape[1]
-        mu = self.condition(window, offline_frame_map(window.shape[1], frames).to(window.device))
-        cond = F.pad(prompt_mel.transpose(1, 2), (0, frames - known))
-        return self.sample(mu, cond, noise, steps)[:, :, known:]

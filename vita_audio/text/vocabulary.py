@@ -139,18 +139,3 @@ BASE = Vocabulary(
     audio_codes=16_384,
     tokens=168_069,
 )
-
-#: Released Plus checkpoints: <|context_of_audio|> after <|end_of_audio|> moves all later ids by one (2 padding rows).
-PLUS = Vocabulary(
-    text_tokens=151_643,
-    end_of_text=151_643,
-    im_start=151_644,
-    im_end=151_645,
-    begin_of_audio=151_674,
-    end_of_audio=151_675,
-    audio_placeholder=151_685,
-    audio_offset=151_686,
-    audio_codes=16_384,
-    tokens=168_070,
-    context_of_audio=151_676,
-)
