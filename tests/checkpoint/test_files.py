@@ -158,6 +158,13 @@ def test_shards_missing_and_truncated(tmp_path: Path) -> None:
     fault(load_language_model, tmp_path, "model-00001-of-00003", "model-00002-of-00003", "truncated", "missing tensors")
 
 
+def test_shards_of_a_clone_without_git_lfs(tmp_path: Path) -> None:
+    write_language_model(tmp_path, shards=3)
+    name = "model-00002-of-00003.safetensors"
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n")
+    fault(load_language_model, tmp_path, f"{name} is a Git LFS pointer, not the file: run git lfs pull")
+
+
 def test_shard_that_contradicts_its_index(tmp_path: Path) -> None:
     write_language_model(tmp_path, shards=2)
     index = tmp_path / "model.safetensors.index.json"

@@ -24,6 +24,7 @@ Shapes = dict[str, tuple[int, ...]]
 INDEX_NAME, SINGLE_NAME = "model.safetensors.index.json", "model.safetensors"
 LISTED = 8  # names an error shows for each kind of fault
 _START_BYTES = 24  # tell what a file is
+_POINTER = b"version https://git-lfs"  # how what a clone without git-lfs has in place of a large file begins
 #: What `torch.load` raises for files that are damaged, cut or hold code; the last four for cut files of the older form.
 _TORCH_LOAD_ERRORS = (
     pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError,
@@ -120,6 +121,9 @@ def open_safetensors(files: Mapping[Path, set[str] | None], source: str) -> Iter
             try:
                 reader = stack.enter_context(safe_open(path, framework="pt"))
             except (SafetensorError, OSError) as error:
+                if _is_pointer(path):
+                    weights.faults.append(f"{path.name} is a Git LFS pointer, not the file: run git lfs pull there")
+                    continue
                 weights.faults.append(f"{path.name} is missing, truncated or not safetensors ({_one_line(error)})")
                 continue
             keys = set(reader.keys())
@@ -154,9 +158,17 @@ def open_torch_file(path: Path) -> Weights:
     return weights
 
 
+def _is_pointer(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(_START_BYTES).startswith(_POINTER)
+    except OSError:
+        return False
+
+
 def _check_start(path: Path, start: bytes) -> None:
     """Raises CheckpointError for what a download left in place of a torch file. An empty file is torch's to refuse."""
-    if start.startswith(b"version https://git-lfs"):
+    if start.startswith(_POINTER):
         raise CheckpointError(f"{path}: a Git LFS pointer, not the file it stands for; run git lfs pull there")
     if start and not start.startswith((b"PK", b"\x80")):  # a zip archive, or the pickle of older files
         raise CheckpointError(f"{path}: not a torch file, it begins with {start!r}; download the released file again")
