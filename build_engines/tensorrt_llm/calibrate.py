@@ -266,10 +266,10 @@ def _check_formats(config: LanguageModelConfig, formats: Mapping[Part, Format]) 
 def read_sequences(path: Path) -> list[list[int]]:
     """Token ids, one JSON list on each line. Raises EngineError naming the first line that is none."""
     sequences = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
             ids = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):  # no JSON, or no UTF-8
             ids = None
         if not isinstance(ids, list) or not all(type(token) is int for token in ids):
             raise EngineError(f"{path}: line {number} is not a JSON list of token ids")

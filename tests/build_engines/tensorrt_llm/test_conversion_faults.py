@@ -149,6 +149,8 @@ def test_commands(released: Path, tmp_path: Path) -> None:
         1,
         f"error: {tokens}: line 1 is not a JSON list of token ids",
     )
+    tokens.write_bytes(b"[1, 2]\n\xff\xff\n")
+    assert "line 2 is not a JSON list of token ids" in run(calibrate, *measure, "--backbone", "fp8")[1]
     tokens.write_text("".join(f"{json.dumps(ids)}\n" for ids in sequences(SMALL)))
     assert "nothing to calibrate" in run(calibrate, *measure)[1]
     code, text = run(calibrate, *measure, "--backbone", "fp8", "--mctp", "fp8")
