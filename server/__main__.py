@@ -12,6 +12,7 @@ from types import FrameType
 
 from server.errors import CannotStart, refusals_named
 from server.front import Front, find_front
+from server.memory import take_few_pools
 from server.options import FRONT_AUTO, FRONT_OFF, MPS, MPS_AUTO, PROFILES, ServerOptions, TlsFiles
 from server.ports import claim_ports, is_loopback
 from server.remains import sweep
@@ -151,6 +152,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> tuple[ServerOptions
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run until a signal, or until it fails too often. Returns the exit status: 0 after a drain that lost no stream."""
     options, log_file = parse_options(arguments)
+    take_few_pools()
     asked: list[int] = []
 
     def on_signal(number: int, frame: FrameType | None) -> None:

@@ -6,6 +6,7 @@ launcher perhaps. So the launcher ends Triton first, at once: to drain would mea
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import time
@@ -22,6 +23,22 @@ ABOVE_IN_A_ROW = 2
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(?:(%)|([KMGT]?)(?:i?B)?)", re.IGNORECASE | re.ASCII)
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+#: Of glibc's `mallopt`: how many pools of memory (arenas) there may be.
+_M_ARENA_MAX = -8
+
+
+def take_few_pools() -> bool:
+    """Have this process take memory from two pools at most; False where the C library has no such setting.
+
+    glibc gives each thread that starts a pool of its own, up to eight for each core, and keeps them: each start of a
+    Triton, which has a thread, would leave the launcher a MiB larger. To be called before there are threads.
+    """
+    try:
+        return bool(ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2))
+    except (OSError, AttributeError):
+        return False
 
 
 class MemoryWatch:

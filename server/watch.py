@@ -69,6 +69,7 @@ class Watch:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._closing.close()
+        self.checks.clear()  # they have it, and it has the files of the incarnation: one that is over goes at once
 
     def _ended(self) -> str | None:
         ended = self._missing | {part for pid, part in self._parts.items() if not is_alive(pid)}

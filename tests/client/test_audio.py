@@ -240,3 +240,14 @@ def test_other_channels_are(channels: list[float]) -> None:
     speech = tone(16_000)
     mixed = load_speech(np.stack([c * speech for c in channels], axis=1), 16_000)
     np.testing.assert_allclose(mixed, np.mean(channels) * speech, atol=1e-6)
+
+
+def test_a_file_that_may_not_be_read_is_named_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "secret.wav").touch()
+    monkeypatch.setattr(soundfile, "SoundFile", refused)
+    whole = r"^AUDIO: '.* is not valid: it may not be read; check its permissions$"
+    with pytest.raises(InvalidRequest, match=whole):
+        load_speech(tmp_path / "secret.wav")

@@ -268,3 +268,12 @@ def test_a_conversation_that_is_left_reads_nothing_more(double: ProtocolDouble) 
             talk.stop_reading()
 
     asyncio.run(talk())
+
+
+def test_every_request_of_a_conversation_has_its_headers(client: Any, double: ProtocolDouble) -> None:
+    talk = client.conversation(headers={"who": "ada"})
+    talk.append_text("turn 1")
+    talk.append_audio(np.tile(SECOND, 5))
+    until(lambda: len(double.inputs) == 1)
+    talk.respond().collect()
+    assert [headers["who"] for headers in double.headers] == ["ada"] * 2

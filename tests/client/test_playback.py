@@ -129,7 +129,8 @@ def test_no_package_and_no_device(monkeypatch: pytest.MonkeyPatch) -> None:
         raise PortAudioError("no default output device")
 
     monkeypatch.setattr(sys.modules["sounddevice"], "OutputStream", refuse)
-    with pytest.raises(InvalidRequest, match="no default output device"):
+    whole = r"^play: True is not valid: no output device \(no default output device\); write a file with -o$"
+    with pytest.raises(InvalidRequest, match=whole):
         Player()
     monkeypatch.setitem(sys.modules, "sounddevice", None)
     with pytest.raises(InvalidRequest, match="extra 'play'"):

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from client_command import ended, start, wait_for
 from client_protocol_double import ProtocolDouble, chunk_pcm
-from vita_client import Client, cli
+from vita_client import Client, InvalidRequest, cli
 from vita_client.microphone import from_microphone
 from vita_client.talk import _answer
 from vita_client.terminal import View
@@ -219,3 +219,21 @@ def test_a_microphone_is_open_for_a_turn(double: ProtocolDouble, monkeypatch: py
             assert talk.seconds == pytest.approx(seconds)
         assert next(turns, None) is None
     assert [device.calls for device in Microphone.opened] == [["stop", "close"]] * 2
+
+
+def test_a_microphone_that_is_not_there_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing:
+        PortAudioError = OSError
+
+        @staticmethod
+        def InputStream(**_: object) -> None:
+            raise OSError("no default input device")
+
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n\n")))
+    for package, words in (
+        (None, "there is none to speak into .*; install the extra 'play'"),
+        (Failing, "no input device"),
+    ):
+        monkeypatch.setitem(sys.modules, "sounddevice", package)  # type: ignore[arg-type]
+        with pytest.raises(InvalidRequest, match=f"^microphone: True is not valid: {words}"):
+            next(from_microphone())(None)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import platform
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from foreground import foreground
 from server.errors import CannotStart
 from server.launch import TritonServer
 from server.memory import PERIOD_S, MemoryWatch, available_bytes, held_bytes, parse_limit
+from server.options import ROOT
 
 MIB = 1 << 20
 
@@ -175,3 +179,39 @@ def test_a_server_above_its_limit_is_started_again(engines: Path, tmp_path: Path
         server.url()
         assert "of --memory-limit (2 failures in a row): see" in server.line()
         assert server.process.wait(30) == 1
+
+
+THREADS = """
+import ctypes, sys, threading
+from server.memory import take_few_pools
+assert take_few_pools() or "few" not in sys.argv
+if "few" not in sys.argv:
+    ctypes.CDLL(None).mallopt(-8, 64)
+barrier = threading.Barrier(12)
+malloc = ctypes.CDLL(None).malloc
+malloc.restype, malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+pools = set()
+
+def take():
+    barrier.wait()
+    pools.add(malloc(50_000) >> 26)  # an arena that is not the first begins at a multiple of 64 MiB
+    barrier.wait()
+
+threads = [threading.Thread(target=take) for _ in range(12)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+print(len(pools))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's")
+def test_threads_take_memory_from_few_pools() -> None:
+    def pools(*arguments: str) -> int:
+        command = [sys.executable, "-c", THREADS, *arguments]
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC")}
+        return int(
+            subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+        )
+
+    assert pools() > 5
+    assert pools("few") <= 2

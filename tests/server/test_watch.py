@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -62,6 +64,22 @@ def test_a_death_is_seen_and_named(server: Incarnation) -> None:
         assert watched.fault() is None
         server.process.kill()
         assert first_fault(watched, 20) == "tritonserver has ended (status -9)"
+
+
+def test_a_watch_that_is_over_holds_no_file_of_its_incarnation(server: Incarnation) -> None:
+    """At once, not when the interpreter next looks for cycles: one comes with every restart."""
+    Heartbeats(server.heartbeats / "prompt_0_1")
+    files = len(os.listdir("/proc/self/fd"))
+    gc.disable()
+    try:
+        watched = Watch(server, 3600)  # type: ignore[arg-type]
+        with watched:
+            assert len(os.listdir("/proc/self/fd")) > files
+            gone = weakref.ref(watched)
+        del watched
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_a_model_process_that_ended_before_the_watch_began_is_missing(server: Incarnation) -> None:
