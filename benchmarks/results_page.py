@@ -163,7 +163,8 @@ def _soak(record: Record) -> str:
         [name, str(row["first_mib"]), str(row["last_mib"]), f"{row['share']:+.1%}"]
         for name, row in record["memory"].items()
     )
-    return text + markdown_table("process|first quarter MiB|last quarter MiB|growth", rows)
+    note = f"\n{record['note']}\n" if record.get("note") else ""
+    return text + markdown_table("process|first quarter MiB|last quarter MiB|growth", rows) + note
 
 
 def _scale_out(record: Record) -> str:

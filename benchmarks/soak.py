@@ -242,6 +242,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--longest", type=int, default=10, help="longest questions that each place is asked before")
     parser.add_argument("--prebuffer-ms", type=float, default=60.0, help="how long the callers' players wait")
     parser.add_argument("--kill-every", type=float, metavar="SECONDS", help="kill a random process so often")
+    parser.add_argument("--note", default="", help="what a reader has to know of this run, as other work beside it")
     parser.add_argument("--out", type=Path, default=Path("out/soak/soak.json"), help="figures; pictures beside it")
     options = parser.parse_args(arguments)
     console = Console(soft_wrap=True)
@@ -282,6 +283,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(f"error: {error}", markup=False)
         return 1
     results.save(
+        note=options.note,
         exit_code_of_the_load=load.returncode,
         exit_code_of_the_server=status,
         **summary,
