@@ -191,5 +191,8 @@ def test_what_a_server_has_goes_with_its_processes(place: Path) -> None:
     (place / f"{own.prefix}region").touch()
     with subprocess.Popen(["sleep", "1000"], env={MARK: own.prefix}, start_new_session=True) as process:
         own.remove()
-        assert process.wait(5) == -signal.SIGKILL
+        try:
+            assert process.wait(5) == -signal.SIGKILL
+        finally:
+            process.kill()
     assert list(place.iterdir()) == []
