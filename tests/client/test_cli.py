@@ -10,6 +10,7 @@ import select
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -357,3 +358,17 @@ def test_the_live_view_shows_the_end_of_a_long_text() -> None:
     view.stop()
     assert screen.getvalue().count("[bold]end") >= 1
     assert numbers(metrics) == "first audio 50 ms | 0.3 s of sound | real-time factor 0.30 | 120 tokens/s"
+
+
+def test_what_is_shown_ends_before_the_line_that_says_what_failed(
+    double: ProtocolDouble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    ended: list[bool] = []
+    monkeypatch.setattr(cli, "choose_view", lambda *_: SimpleNamespace(stop=lambda: ended.append(True)))
+    monkeypatch.setattr(cli, "run_stream", full)
+    result = vita("say", "chunks 1", "-o", str(tmp_path / "out.wav"), "-u", double.url)
+    assert (result.exit_code, ended) == (4, [True])
+    assert "No space left on device" in result.stderr
