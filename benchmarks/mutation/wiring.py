@@ -29,11 +29,19 @@ def _is_positional(argument: Any) -> bool:
     return argument.type != "argument"
 
 
+def _in_any_order(node: Any) -> bool:
+    """Whether these are the arguments of `min` or `max`."""
+    called = node.parent.get_previous_sibling()
+    return called is not None and called.type == "name" and called.value in ("min", "max")
+
+
 class SwapArguments(Operator):
-    """Two positional arguments that follow each other, swapped."""
+    """Two positional arguments that follow each other, swapped; not those of `min` and `max`."""
 
     def _pairs(self, node: Any) -> list[tuple[Any, Any]]:
         given = _arguments(node)
+        if given and _in_any_order(node):
+            return []
         return [
             (first, second)
             for first, second in pairwise(given)
@@ -56,7 +64,11 @@ class SwapArguments(Operator):
 
     @classmethod
     def examples(cls) -> tuple[Example, ...]:
-        return Example("f(a, b, c=1)", "f(b, a, c=1)"), Example("f(a, g(b), c)", "f(a, c, g(b))", occurrence=1)
+        return (
+            Example("f(a, b, c=1)", "f(b, a, c=1)"),
+            Example("f(a, g(b), c)", "f(a, c, g(b))", occurrence=1),
+            Example("f(max(a, b), c)", "f(c, max(a, b))"),
+        )
 
 
 class DropKeywordArgument(Operator):
