@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import signal
@@ -157,10 +158,15 @@ def test_names_of_other_processes_do_not_matter(tmp_path: Path, prefix: str, odd
     assert is_alive(odd_name.pid)
     assert _dead_children(os.getpid()) == []
     arguments = [sys.executable, "-c", LAUNCHER, FAMILY, str(tmp_path / "log"), prefix]
-    with subprocess.Popen(arguments, cwd=ROOT) as launcher:
+    launcher = subprocess.Popen(arguments, cwd=ROOT, start_new_session=True)
+    try:
         assert until(lambda: (tmp_path / "log").exists() and "begun" in (tmp_path / "log").read_text())
         launcher.kill()
-    assert nothing_left(prefix)
+        launcher.wait()
+        assert nothing_left(prefix)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(launcher.pid, signal.SIGKILL)  # what it forked
 
 
 def test_a_killed_guard_takes_its_command_along(tmp_path: Path, prefix: str) -> None:
